@@ -1,0 +1,209 @@
+"""Every name on disk through which the stages meet, with its reader and its writer.
+
+Names are relative to the project's folder, in which every stage runs. A file or folder appears under its final name
+only when it is whole (``replacing``).
+"""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.ground.errors import UserError
+
+PREPARED = Path("data/prepared")
+FEATURES = Path("data/features")
+PROBE = Path("models/probe")
+FINETUNE = Path("models/finetune")
+EXPORT = Path("export")
+REPORTS = Path("reports")
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+MANIFEST_COLUMNS = (
+    "id", "source", "label", "split", "group", "sha256", "width", "height", "shard", "offset", "stored_width", "stored_height",
+)  # fmt: skip
+
+
+@contextmanager
+def replacing(final: Path) -> Iterator[Path]:
+    """Give a name beside ``final`` to write a file or a folder under; it takes the final name if all went well."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    try:
+        yield aside
+        if final.is_dir() and not final.is_symlink():
+            shutil.rmtree(final)
+        aside.replace(final)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON for people to read; NaN and infinity are refused."""
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read what ``write_json`` wrote; raises UserError where it is missing."""
+    return json.loads(existing(path).read_text())
+
+
+def write_report(stage: str, content: dict[str, Any]) -> None:
+    """Write ``reports/<stage>.json``, a stage's figures."""
+    write_json(REPORTS / f"{stage}.json", content)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterator[Sequence[Any]] | Sequence[Sequence[Any]]) -> None:
+    """Write a CSV table."""
+    with replacing(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read a small CSV table whole."""
+    with existing(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def existing(path: Path) -> Path:
+    """Give the path back; raises UserError where nothing is there."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run `dvc repro`, which makes what a stage reads")
+    return path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The packed pictures that ``prepare`` wrote, memory-mapped, without their labels.
+
+    Rows stand in the manifest's order. A row's pixels are at the backbone's evaluation resize, before its crop.
+    About 30 bytes a picture are held in memory.
+
+    Attributes:
+        folder: where the pictures are.
+        classes: the names of the classes, in the order of the classifier's outputs.
+        input: timm's data config for the backbone: ``input_size`` (3, height, width), ``interpolation``, ``mean``,
+            ``std``, ``crop_pct``, ``crop_mode``.
+        ids: uint64 (n,), a picture's name for the random numbers of its augmentation.
+        splits: int8 (n,), indices into ``SPLITS``.
+        places: int64 (n, 4): shard, offset in bytes, stored height, stored width.
+    """
+
+    folder: Path
+    classes: list[str]
+    input: dict[str, Any]
+    ids: NDArray[np.uint64]
+    splits: NDArray[np.int8]
+    places: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, folder: Path = PREPARED) -> "Prepared":
+        """Open the folder that ``prepare`` wrote; raises UserError where it is missing."""
+        dataset = read_json(folder / "dataset.json")
+        count = dataset["pictures"]
+        ids, splits = np.empty(count, np.uint64), np.empty(count, np.int8)
+        places = np.empty((count, 4), np.int64)
+        for i, row in enumerate(manifest_rows(folder)):
+            ids[i], splits[i] = int(row["id"], 16), SPLITS.index(row["split"])  # type: ignore[arg-type]
+            places[i] = [int(row[name]) for name in ("shard", "offset", "stored_height", "stored_width")]
+        return cls(folder, dataset["classes"], dataset["input"], ids, splits, places)
+
+    def rows(self, split: Split) -> NDArray[np.int64]:
+        """Give the row numbers of a split."""
+        return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def pixels(self, row: int) -> NDArray[np.uint8]:
+        """Give one picture, uint8 (height, width, 3), a read-only view of the file."""
+        shard, offset, height, width = (int(value) for value in self.places[row])
+        view = self._shards[shard][offset : offset + height * width * 3].reshape(height, width, 3)
+        return view
+
+    @cached_property
+    def _shards(self) -> list[NDArray[np.uint8]]:
+        count = int(self.places[:, 0].max()) + 1 if len(self.places) else 0
+        return [np.memmap(existing(shard_path(self.folder, i)), dtype=np.uint8, mode="r") for i in range(count)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open files out: a worker process opens its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_shards"}
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Name a file of packed pixels."""
+    return folder / f"pixels-{shard:05d}.bin"
+
+
+def manifest_rows(folder: Path = PREPARED) -> Iterator[dict[str, str]]:
+    """Stream the manifest, the only truth on which pictures there are and on splits and labels."""
+    with existing(folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        yield from csv.DictReader(file)
+
+
+def read_labels(split: Split, folder: Path = PREPARED) -> NDArray[np.int64]:
+    """Read the class numbers of a split's pictures, in the order of ``Prepared.rows(split)``.
+
+    Only ``evaluate`` reads those of the test split.
+    """
+    number = {name: i for i, name in enumerate(read_json(folder / "dataset.json")["classes"])}
+    return np.array([number[row["label"]] for row in manifest_rows(folder) if row["split"] == split], np.int64)
+
+
+def write_features(features: NDArray[Any], about: dict[str, Any]) -> None:
+    """Write one feature row a picture, in the manifest's order, and what made them."""
+    with replacing(FEATURES) as aside:
+        aside.mkdir()
+        np.save(aside / "features.npy", features)
+        write_json(aside / "features.json", about)
+
+
+def read_features(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Read the feature rows of the given pictures, float32 (n, width)."""
+    features = np.load(existing(FEATURES / "features.npy"), mmap_mode="r")
+    return np.asarray(features[rows], np.float32)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head: ``weight`` float32 (classes, width), ``bias`` float32 (classes,), and the λ that it was found at."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    l2: float
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Give X·Wᵀ + b, float32 (n, classes)."""
+        return np.asarray(features @ self.weight.T + self.bias, np.float32)
+
+
+def write_head(head: Head, folder: Path = PROBE) -> None:
+    """Write the probe's head."""
+    from safetensors.numpy import save_file  # noqa: PLC0415  (a door that only reads JSON shall not need it)
+
+    with replacing(folder) as aside:
+        aside.mkdir()
+        save_file({"weight": head.weight, "bias": head.bias}, aside / "head.safetensors")
+        write_json(aside / "head.json", {"l2": head.l2})
+
+
+def read_head(folder: Path = PROBE) -> Head:
+    """Read the probe's head."""
+    from safetensors.numpy import load_file  # noqa: PLC0415
+
+    tensors = load_file(existing(folder / "head.safetensors"))
+    return Head(tensors["weight"], tensors["bias"], read_json(folder / "head.json")["l2"])

@@ -1,0 +1,268 @@
+"""The typed schema of ``params.yaml``.
+
+The file lists every key, so nothing here has a default: what is written there is what runs. It is parsed as DVC parses
+it (YAML 1.2, so that ``1e-4`` is a number), checked whole before anything starts, and immutable afterwards.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
+
+from headstart.ground.errors import UserError
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of ``params.yaml``: strict types, unknown keys refused, immutable."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Refuse a key that the stage did not declare: DVC would not know that the stage depends on it."""
+            if name in type(self).model_fields:
+                raise AttributeError(f"the stage uses {type(self).__name__.lower()}.{name} but does not declare it")
+            return super().__getattr__(name)
+
+
+class Split(Section):
+    """Shares of pictures drawn for splits that the source does not bring."""
+
+    validation: Share
+    test: Share
+
+
+class Prepare(Section):
+    """Where the pictures come from."""
+
+    source: Annotated[str, Field(pattern=r"^(digits|imagefolder|csv:.+|torchvision:\w+)$")]
+    path: Annotated[str, Field(min_length=1)]
+    on_bad_image: Literal["error", "skip"]
+    split: Split
+
+
+class Backbone(Section):
+    """The timm model whose features are transferred."""
+
+    name: Annotated[str, Field(min_length=1)]
+    pretrained: bool
+    image_size: Annotated[int, Field(ge=8)] | None
+    drop_rate: Probability
+    drop_path_rate: Probability
+    args: dict[str, Any]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Features(Section):
+    """How the frozen backbone's features are computed and kept."""
+
+    batch_size: Count
+    dtype: Literal["float32", "float16"]
+
+
+class Probe(Section):
+    """The linear head on the features."""
+
+    l2: Annotated[list[Positive], Field(min_length=1)]
+
+
+class Groups(Section):
+    """One number for each parameter group."""
+
+    backbone: NonNegative
+    head: NonNegative
+
+
+class EarlyStopping(Section):
+    """When to stop: no improvement of ``monitor`` by ``min_delta`` for ``patience`` epochs."""
+
+    monitor: Literal["val_loss", "val_accuracy"]
+    patience: Count
+    min_delta: NonNegative
+
+
+class Augment(Section):
+    """Random crops and flips of the training pictures."""
+
+    scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)]
+    ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    hflip: Annotated[float, Field(ge=0, le=1)]
+
+
+class Finetune(Section):
+    """The training of backbone and head together."""
+
+    epochs: Count
+    batch_size: Count
+    optimizer: Literal["sgd", "adamw"]
+    lr: Groups
+    momentum: Probability
+    l2: Groups
+    l2_on_biases_and_norms: bool
+    warmup_epochs: NonNegative
+    frozen_epochs: Annotated[int, Field(ge=0)]
+    head_start: Literal["probe", "zero"]
+    batch_norm: Literal["auto", "frozen", "train"]
+    early_stopping: EarlyStopping
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    clip: Positive | None
+    accumulate: Count
+    label_smoothing: Probability
+    class_weights: Literal["none", "balanced"]
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+    augment: Augment
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.frozen_epochs >= self.epochs:
+            raise ValueError(f"frozen_epochs ({self.frozen_epochs}) must be less than epochs ({self.epochs})")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate ({self.accumulate}) must not exceed batch_size ({self.batch_size})")
+        return self
+
+
+class Evaluate(Section):
+    """How the models are compared on the test split."""
+
+    batch_size: Count
+    top_k: Annotated[int, Field(ge=2)]
+
+
+class Export(Section):
+    """The model as others load it."""
+
+    pictures: Count
+    tolerance: Positive
+    license: str
+
+
+class Run(Section):
+    """Where and how fast: changes no result, so no DVC stage depends on it."""
+
+    devices: Literal["auto"] | Count
+    nodes: Count
+    accelerator: Literal["auto", "cpu", "gpu", "mps"]
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)]
+    cache: str | None
+    resume: bool
+    tracking: Literal["offline", "online", "disabled"]
+
+
+class Params(Section):
+    """The whole of ``params.yaml``."""
+
+    prepare: Prepare
+    backbone: Backbone
+    features: Features
+    probe: Probe
+    finetune: Finetune
+    evaluate: Evaluate
+    export: Export
+    run: Run
+
+    def declared(self, keys: Iterable[str]) -> Self:
+        """Keep the declared keys and ``run``; using any other raises an AttributeError that says so.
+
+        Args:
+            keys: dotted keys, a whole section (``"prepare"``) or one key of it (``"backbone.name"``), as a stage's
+                ``params`` in ``dvc.yaml`` lists them.
+        """
+        sections: dict[str, Any] = {"run": self.run}
+        partial: dict[str, dict[str, Any]] = {}
+        for key in keys:
+            section, _, name = key.partition(".")
+            if name:
+                partial.setdefault(section, {})[name] = getattr(getattr(self, section), name)
+            else:
+                sections[section] = getattr(self, section)
+        for section, values in partial.items():
+            sections[section] = type(getattr(self, section)).model_construct(**values)
+        return self.model_construct(**sections)
+
+
+def load_params(path: Path) -> Params:
+    """Read and check ``params.yaml``.
+
+    Raises:
+        UserError: the file is missing or is not YAML, or a key is missing, unknown or has a value that is not allowed;
+            all of them are listed, each with what stood there, what is allowed and, for a typo, the nearest key.
+    """
+    try:
+        content = YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run this in the project's folder") from None
+    except YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    return parse_params(content, str(path))
+
+
+def parse_params(content: Any, name: str = "params.yaml") -> Params:
+    """Check the content of ``params.yaml``; raises UserError as ``load_params`` does."""
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        lines = [_explained(problem, content) for problem in _without_union_branches(error)]
+        raise UserError("\n".join([f"{name}:", *lines])) from error
+
+
+def _without_union_branches(error: ValidationError) -> list[Mapping[str, Any]]:
+    """Merge the problems that pydantic lists for each member of a union into one a key."""
+    merged: dict[str, dict[str, Any]] = {}
+    for problem in error.errors():
+        key = _key(problem["loc"])
+        if key in merged:
+            merged[key]["msg"] += f"; or {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        else:
+            merged[key] = {**problem}
+    return list(merged.values())
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """Give the dotted key of a pydantic location, without the names of union members, which are no keys."""
+    names: list[str] = []
+    section: Any = Params
+    for part in location:
+        if isinstance(part, int):
+            names.append(str(part))
+            continue
+        fields = getattr(section, "model_fields", None)
+        if fields is None:
+            break
+        names.append(part)
+        section = fields[part].annotation if part in fields else None
+    return ".".join(names)
+
+
+def _explained(problem: Mapping[str, Any], content: Any) -> str:
+    """Write one problem for a user."""
+    key = _key(problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        parent, _, name = key.rpartition(".")
+        known = Params.model_fields if not parent else _fields(parent)
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known keys: {', '.join(known)}"
+        return f"  {key}: unknown key{hint}"
+    if problem["type"] == "missing":
+        return f"  {key}: missing; add it (the project's params.yaml shows every key with a comment)"
+    shown = "" if content is None or isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
+    return f"  {key or 'the file'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _fields(parent: str) -> Mapping[str, Any]:
+    """Give the fields of a dotted section."""
+    section: Any = Params
+    for part in parent.split("."):
+        section = section.model_fields[part].annotation
+    fields: Mapping[str, Any] = section.model_fields
+    return fields
