@@ -51,15 +51,24 @@ def replacing(final: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
+def cache_folder(cache: str | None) -> Path:
+    """Give the folder that outlives a stage's outputs and is shared by clones: ``run.cache``, or the user's own."""
+    if cache is not None:
+        return Path(cache).expanduser()
+    from platformdirs import user_cache_path  # noqa: PLC0415  (only training installs it)
+
+    return user_cache_path("headstart")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON for people to read; NaN and infinity are refused."""
     with replacing(path) as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
     """Read what ``write_json`` wrote; raises UserError where it is missing."""
-    return json.loads(existing(path).read_text())
+    return json.loads(existing(path).read_text(encoding="utf-8"))
 
 
 def write_report(stage: str, content: dict[str, Any]) -> None:
@@ -69,7 +78,7 @@ def write_report(stage: str, content: dict[str, Any]) -> None:
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterator[Sequence[Any]] | Sequence[Sequence[Any]]) -> None:
     """Write a CSV table."""
-    with replacing(path) as aside, aside.open("w", newline="") as file:
+    with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
@@ -77,7 +86,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterator[Sequence[Any]
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Read a small CSV table whole."""
-    with existing(path).open(newline="") as file:
+    with existing(path).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -164,11 +173,14 @@ def read_labels(split: Split, folder: Path = PREPARED) -> NDArray[np.int64]:
     return np.array([number[row["label"]] for row in manifest_rows(folder) if row["split"] == split], np.int64)
 
 
-def write_features(features: NDArray[Any], about: dict[str, Any]) -> None:
-    """Write one feature row a picture, in the manifest's order, and what made them."""
+def write_features(rows: Iterator[NDArray[Any]], shape: tuple[int, int], dtype: str, about: dict[str, Any]) -> None:
+    """Write one feature row a picture, in the manifest's order, and what made them; one row is in memory at a time."""
     with replacing(FEATURES) as aside:
         aside.mkdir()
-        np.save(aside / "features.npy", features)
+        features = np.lib.format.open_memmap(aside / "features.npy", mode="w+", dtype=np.dtype(dtype), shape=shape)
+        for place, row in zip(features, rows, strict=True):
+            place[:] = row
+        features.flush()
         write_json(aside / "features.json", about)
 
 

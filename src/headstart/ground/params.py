@@ -41,6 +41,12 @@ class Split(Section):
     validation: Share
     test: Share
 
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test must leave a share to train on")
+        return self
+
 
 class Prepare(Section):
     """Where the pictures come from."""
@@ -209,6 +215,8 @@ def load_params(path: Path) -> Params:
 
 def parse_params(content: Any, name: str = "params.yaml") -> Params:
     """Check the content of ``params.yaml``; raises UserError as ``load_params`` does."""
+    if not isinstance(content, dict):
+        raise UserError(f"{name} must hold the sections {', '.join(Params.model_fields)}")
     try:
         return Params.model_validate(content)
     except ValidationError as error:

@@ -1,0 +1,94 @@
+"""The inference loop that features, evaluate and export share.
+
+Batches are full and of one size, the last one padded: with most libraries a picture's last bits depend on the size of
+the batch that it is in, and here equal pictures give equal bytes.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headstart.ground.artifacts import Prepared
+from headstart.ground.errors import UserError
+from headstart.ground.params import Run
+from headstart.libraries.backbone import evaluation_transform
+from headstart.libraries.progress import Progress
+
+
+def device_of(run: Run) -> torch.device:
+    """Choose the device of a stage that uses one; raises UserError where ``run.accelerator`` isn't there."""
+    found = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if run.accelerator == "auto":
+        chosen = next(name for name, there in found.items() if there)
+    elif found[run.accelerator]:
+        chosen = run.accelerator
+    else:
+        raise UserError(f"run.accelerator: no {run.accelerator} on this machine; use auto or cpu")
+    return torch.device("cuda" if chosen == "gpu" else chosen)
+
+
+class Normalize(nn.Module):
+    """Uint8 pixels (batch, height, width, 3) to the float32 that a backbone reads, (batch, 3, height, width) in channels_last."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        """Keep timm's mean and standard deviation, given for pixels in [0, 1]."""
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(config["mean"]), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise, as timm's own transform does: to [0, 1] first."""
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return ((pixels.to(mean.dtype) / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def evaluation_pixels(prepared: Prepared, rows: NDArray[np.int64]) -> Tensor:
+    """Read pictures as evaluation sees them: uint8 (n, height, width, 3), cropped by timm's own crop."""
+    _, crop = evaluation_transform(prepared.input)
+    _, height, width = prepared.input["input_size"]
+    pixels = torch.empty(len(rows), height, width, 3, dtype=torch.uint8)
+    for place, row in zip(pixels, rows, strict=True):
+        picture = prepared.pixels(int(row))
+        if picture.shape[:2] == (height, width):
+            np.copyto(place.numpy(), picture)
+        else:
+            place.copy_(crop(torch.tensor(picture).permute(2, 0, 1)).permute(1, 2, 0))
+    return pixels
+
+
+@torch.inference_mode()
+def infer(
+    function: Callable[[Tensor], Tensor],
+    prepared: Prepared,
+    rows: NDArray[np.int64],
+    *,
+    batch_size: int,
+    device: torch.device,
+    label: str,
+) -> Iterator[NDArray[np.float32]]:
+    """Apply a function to pictures, batch after batch, showing progress.
+
+    Args:
+        function: from float32 (batch_size, 3, height, width), normalised, in channels_last, on the device, to
+            (batch_size, width).
+        prepared: the packed pictures.
+        rows: which of them, in which order.
+        batch_size: pictures a call; the last call is padded with the last picture.
+        device: where the function's parameters are.
+        label: what is being done, for the progress.
+
+    Yields:
+        float32 (n, width): the outputs of the next ``n <= batch_size`` rows.
+    """
+    normalize = Normalize(prepared.input).to(device)
+    with Progress(label, len(rows)) as progress:
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size]
+            padded = np.pad(chosen, (0, batch_size - len(chosen)), mode="edge")
+            outputs = function(normalize(evaluation_pixels(prepared, padded).to(device)))
+            yield outputs[: len(chosen)].float().cpu().numpy()
+            progress.advance(len(chosen))

@@ -1,0 +1,33 @@
+"""What every stage's program does around its ``run``: arguments, params, one clear error, the exit code."""
+
+import argparse
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from headstart.ground.errors import UserError
+from headstart.ground.params import Params, load_params
+
+
+def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
+    """Run a stage as a program: exit code 0 on success, 1 with one message on stderr where the user can mend it.
+
+    Args:
+        run: the stage; it sees only the params that it declares, and ``run``.
+        declared: the keys of ``params.yaml`` that the stage uses, as ``dvc.yaml`` lists them.
+    """
+    module = inspect.getmodule(run)
+    parser = argparse.ArgumentParser(
+        description=module.__doc__ if module else None, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
+    args = parser.parse_args()
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    for ours in ("headstart", "__main__"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    try:
+        run(load_params(args.params).declared(declared))
+    except UserError as error:
+        sys.exit(f"error: {error}")

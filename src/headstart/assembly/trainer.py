@@ -1,0 +1,214 @@
+"""Runs the phases of a fine-tuning with Lightning's Trainer, each from the last state, and picks the best epoch."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from headstart.assembly.classifier import Classifier, HistoryRow
+from headstart.assembly.data import Pictures
+from headstart.assembly.run_folder import RunFolder
+from headstart.ground.artifacts import read_json, write_json
+from headstart.ground.errors import UserError
+from headstart.ground.params import Finetune, Run
+
+logger = logging.getLogger(__name__)
+
+Weights = dict[str, Tensor]
+
+
+class EpochReport(Callback):
+    """Prints each epoch, and hands its history row over, once the saved state contains it."""
+
+    def __init__(self, hand_over: Callable[[list[HistoryRow]], None], epochs: int) -> None:
+        """Keep where the rows go and how many epochs there are."""
+        self._hand_over, self._epochs, self._printed = hand_over, epochs, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave out what an earlier start printed."""
+        assert isinstance(pl_module, Classifier)
+        self._printed = len(pl_module.history)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the epochs that are over: Lightning has saved the state since."""
+        assert isinstance(pl_module, Classifier)
+        if not trainer.is_global_zero:
+            return
+        for row in pl_module.history[self._printed :]:
+            logger.info(
+                f"epoch {row['epoch']:>3} of {self._epochs}  loss {row['train_loss']:.4f}  penalty {row['penalty']:.4f}  "
+                f"validation {row['val_loss']:.4f}  accuracy {row['val_accuracy']:.4f}  {row['seconds']:.1f} s"
+            )
+        self._printed = len(pl_module.history)
+        self._hand_over(pl_module.history)
+
+    on_train_end = on_train_epoch_start
+
+
+def check_hardware(finetune: Finetune, run: Run) -> None:
+    """Refuse a precision that the hardware lacks, before Lightning silently takes another.
+
+    Raises:
+        UserError: with what to use instead.
+    """
+    cuda = torch.cuda.is_available() and run.accelerator in {"auto", "gpu"}
+    if finetune.precision == "16-mixed" and not cuda:
+        raise UserError("finetune.precision: 16-mixed needs a CUDA GPU, and none is used here; use 32-true or bf16-mixed")
+    if finetune.precision == "bf16-mixed" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("finetune.precision: this GPU has no bfloat16; use 16-mixed or 32-true")
+
+
+def fit(
+    classifier: Classifier,
+    pictures: Pictures,
+    finetune: Finetune,
+    run: Run,
+    folder: RunFolder,
+    hand_over: Callable[[list[HistoryRow]], None],
+) -> HistoryRow:
+    """Train phase after phase, going on from ``folder`` where it has a state.
+
+    Args:
+        classifier: freshly built; ends with the weights of the last state.
+        pictures: the data module.
+        finetune: the section of params.
+        run: the section of params.
+        folder: where the states are.
+        hand_over: gets the history, on rank 0, when the saved state contains it.
+
+    Returns:
+        The figures before the first step, as a history row of epoch 0.
+
+    Raises:
+        UserError: the loss was not finite.
+        SystemExit: 128 + the signal's number after SIGTERM or Ctrl-C; the next start goes on.
+    """
+    report = EpochReport(hand_over, finetune.epochs)
+    phases = [(True, finetune.frozen_epochs)] if finetune.frozen_epochs else []
+    phases.append((False, finetune.epochs))
+    done, stopped = _progress(folder)
+    try:
+        if folder.start.exists():
+            start: HistoryRow = read_json(folder.start)
+        else:
+            start = _validated(_trainer(finetune, run, folder, [], finetune.epochs), classifier, pictures)
+        for frozen, last_epoch in phases:
+            if stopped or done >= last_epoch:
+                continue
+            classifier.freeze_backbone(frozen=frozen)
+            trainer = _trainer(finetune, run, folder, [report, *_callbacks(finetune, folder, frozen=frozen)], last_epoch)
+            if trainer.is_global_zero and not folder.start.exists():
+                write_json(folder.start, start)
+            state = folder.last if folder.last.exists() else None
+            trainer.fit(classifier, pictures, ckpt_path=state, weights_only=True)
+            stopped = trainer.should_stop
+    except SIGTERMException:
+        logger.info("stopped by SIGTERM: start again, and it goes on after the last whole epoch")
+        sys.exit(128 + 15)
+    except (KeyboardInterrupt, SystemExit):
+        logger.info("stopped: start again, and it goes on after the last whole epoch")
+        sys.exit(128 + 2)
+    return start
+
+
+def _progress(folder: RunFolder) -> tuple[int, bool]:
+    """Give the epochs that the saved state contains, and whether the early stop has come."""
+    if not folder.last.exists():
+        return 0, False
+    state = torch.load(folder.last, weights_only=True, mmap=True, map_location="cpu")
+    done = len(state["history"])
+    logger.info("finetune: going on after epoch %d", done)
+    return done, state["stopped"]
+
+
+def _validated(trainer: Trainer, classifier: Classifier, pictures: Pictures) -> HistoryRow:
+    (figures,) = trainer.validate(classifier, pictures, verbose=False)
+    return {"epoch": 0, "val_loss": figures["val_loss"], "val_accuracy": figures["val_accuracy"]}
+
+
+def mode_of(monitor: str) -> Literal["min", "max"]:
+    """Say whether less or more of a monitored figure is better."""
+    return "min" if monitor.endswith("loss") else "max"
+
+
+def _callbacks(finetune: Finetune, folder: RunFolder, *, frozen: bool) -> list[Callback]:
+    stopping = finetune.early_stopping
+    mode = mode_of(stopping.monitor)
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            dirpath=folder.path,
+            filename="best",
+            monitor=stopping.monitor,
+            mode=mode,
+            save_last=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+    ]
+    if finetune.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=finetune.ema))
+    # A frozen phase only prepares the next one: its plateau is no reason to leave that out.
+    patience = sys.maxsize if frozen else stopping.patience
+    callbacks.append(
+        EarlyStopping(stopping.monitor, min_delta=stopping.min_delta, patience=patience, mode=mode, verbose=False)
+    )
+    return callbacks
+
+
+def _trainer(finetune: Finetune, run: Run, folder: RunFolder, callbacks: list[Callback], last_epoch: int) -> Trainer:
+    # What Lightning says on info level (which devices there are, a tip of the day) is not about the user's run.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Whole batches are made vectorised; and srun may be on the PATH without the user meaning it.
+    for message in (r".*does not have many workers", r".*The `srun` command is available", r".*Checkpoint directory .* exists"):
+        warnings.filterwarnings("ignore", message)
+    on_cpu = run.accelerator == "cpu" or (run.accelerator == "auto" and not torch.cuda.is_available())
+    devices: Any = 1 if run.devices == "auto" and on_cpu else run.devices
+    several = run.nodes > 1 or (devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1))
+    return Trainer(
+        accelerator="cpu" if on_cpu and run.accelerator == "auto" else run.accelerator,
+        devices=devices,
+        num_nodes=run.nodes,
+        strategy="ddp" if several else "auto",
+        precision=finetune.precision,
+        max_epochs=last_epoch,
+        accumulate_grad_batches=finetune.accumulate,
+        gradient_clip_val=finetune.clip,
+        sync_batchnorm=several and not on_cpu,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        default_root_dir=folder.path,
+        log_every_n_steps=1,
+    )
+
+
+def best_epoch(folder: RunFolder, start: HistoryRow, monitor: str) -> tuple[HistoryRow, Weights | None, Weights | None]:
+    """Give the best epoch, the start counted as epoch 0.
+
+    Returns:
+        Its history row; its weights, None for the start; and where an average is kept, which the weights then are, the
+        raw weights beside it.
+    """
+    state = torch.load(folder.best, weights_only=True, map_location="cpu")
+    best = state["history"][-1]
+    sign = 1 if mode_of(monitor) == "min" else -1
+    if sign * start[monitor] <= sign * best[monitor]:
+        return start, None, None
+    raw = state.get("current_model_state")
+    return best, _of_model(state["state_dict"]), None if raw is None else _of_model(raw)
+
+
+def _of_model(weights: Weights) -> Weights:
+    """Take the backbone's and head's weights out of the LightningModule's."""
+    return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}

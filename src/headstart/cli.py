@@ -1,0 +1,39 @@
+"""The ``headstart`` command: one lazy table of subcommands, so that ``headstart --help`` answers at once.
+
+``headstart STAGE`` is ``python -m headstart.stages.STAGE``.
+"""
+
+import runpy
+import sys
+
+COMMANDS = {
+    "prepare": ("headstart.stages.prepare", "decode every picture once, draw the splits, pack the pixels"),
+    "features": ("headstart.stages.features", "cache the frozen backbone's features"),
+    "probe": ("headstart.stages.probe", "find the linear head on the features, along a path of λ"),
+    "finetune": ("headstart.stages.finetune", "fine-tune backbone and head with an L2 per group and early stopping"),
+    "evaluate": ("headstart.stages.evaluate", "compare the models on the test split"),
+    "export": ("headstart.stages.export", "write the model as timm and ONNX Runtime load it, parity proven first"),
+    "leaderboard": ("headstart.leaderboard", "print the figures of the last run and where its results lie"),
+}
+USAGE = "\n".join(
+    [
+        "usage: headstart COMMAND [--help]",
+        "",
+        "The first six are the stages of `dvc repro`, in its order.",
+        "",
+        *(f"  {name:<13}{does}" for name, (_, does) in COMMANDS.items()),
+    ]
+)
+
+
+def main() -> None:
+    """Run a command's module as a program."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        module, _ = COMMANDS[arguments[0]]
+        sys.argv = [f"headstart {arguments[0]}", *arguments[1:]]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    elif arguments in (["--help"], ["-h"]):
+        print(USAGE)  # noqa: T201  (help is for stdout)
+    else:
+        sys.exit(f"{USAGE}\n\nerror: {f'no command {arguments[0]!r}' if arguments else 'no command given'}")

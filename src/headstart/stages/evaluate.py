@@ -1,0 +1,102 @@
+"""Compare the models on the test split, the only time that its labels are read.
+
+reads:   data/prepared (pictures and labels of test), data/features, models/probe, models/finetune
+writes:  reports/evaluate.json (the leaderboard), reports/evaluate/predictions.csv (every test picture),
+         reports/evaluate/confusion_probe.csv, reports/evaluate/confusion_finetune.csv
+params:  evaluate
+
+A model's seconds are those of its own work on the test split: the probe's features are there already.
+"""
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from headstart.assembly.inference import device_of, infer
+from headstart.assembly.program import main
+from headstart.assembly.tracking import summarise
+from headstart.ground import artifacts
+from headstart.ground.artifacts import Prepared, manifest_rows, read_features, read_head, read_labels
+from headstart.ground.params import Params
+from headstart.libraries.metrics import classification_figures, leaderboard
+
+PARAMS = ("evaluate",)
+READS = (artifacts.PREPARED, artifacts.FEATURES, artifacts.PROBE, artifacts.FINETUNE)
+TABLES = artifacts.REPORTS / "evaluate"
+PREDICTIONS = TABLES / "predictions.csv"
+CONFUSION = {name: TABLES / f"confusion_{name}.csv" for name in ("probe", "finetune")}
+WRITES = (PREDICTIONS, *CONFUSION.values())
+
+logger = logging.getLogger(__name__)
+
+
+def run(params: Params) -> None:
+    """Compute each model's logits, then its figures and tables."""
+    prepared = Prepared.open()
+    labels = read_labels("test")
+    logits, models = {}, {}
+    for name, compute in (("probe", _probe_logits), ("finetune", _finetune_logits)):
+        began = time.perf_counter()
+        logits[name] = compute(prepared, params)
+        seconds = round(time.perf_counter() - began, 3)
+        figures = classification_figures(logits[name], labels, prepared.classes, params.evaluate.top_k)
+        models[name] = {**figures, "seconds": seconds}
+
+    _write_tables(prepared.classes, labels, logits)
+    report = {"pictures": len(labels), "classes": prepared.classes, "models": models}
+    artifacts.write_report("evaluate", report)
+    summarise(params.run, _scalars(models))
+    logger.info("evaluate: %d test pictures of %d classes\n%s", len(labels), len(prepared.classes), leaderboard(report))
+
+
+def _probe_logits(prepared: Prepared, _params: Params) -> NDArray[np.float32]:
+    """Apply the probe's head to the cached features of the test split: (n, classes)."""
+    return read_head().logits(read_features(prepared.rows("test")))
+
+
+def _finetune_logits(prepared: Prepared, params: Params) -> NDArray[np.float32]:
+    """Apply the fine-tuned model to the pictures of the test split: (n, classes)."""
+    device = device_of(params.run)
+    model: nn.Module = timm.create_model(f"local-dir:{artifacts.existing(artifacts.FINETUNE)}", pretrained=True)
+    model = model.eval().to(device).to(memory_format=torch.channels_last)
+    batches = infer(
+        model, prepared, prepared.rows("test"), batch_size=params.evaluate.batch_size, device=device, label="evaluate"
+    )
+    return np.concatenate(list(batches))
+
+
+def _write_tables(classes: list[str], labels: NDArray[np.int64], logits: dict[str, NDArray[np.float32]]) -> None:
+    """Write every test picture's predictions, and for each model the table that DVC draws its confusion matrix from."""
+    chosen = {name: outputs.argmax(1) for name, outputs in logits.items()}
+    probability = {name: torch.from_numpy(outputs).softmax(1).amax(1).numpy() for name, outputs in logits.items()}
+    pictures = (row for row in manifest_rows() if row["split"] == "test")
+    columns = ["id", "source", "label", *(column for name in logits for column in (name, f"{name}_probability"))]
+    rows = (
+        [row["id"], row["source"], row["label"]]
+        + [value for name in logits for value in (classes[chosen[name][i]], f"{probability[name][i]:.6f}")]
+        for i, row in enumerate(pictures)
+    )
+    artifacts.write_table(PREDICTIONS, columns, rows)
+    for name, path in CONFUSION.items():
+        pairs = [(classes[label], classes[choice]) for label, choice in zip(labels, chosen[name], strict=True)]
+        artifacts.write_table(path, ("actual", "predicted"), pairs)
+
+
+def _scalars(models: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Name the figures of all models for one tracked run: ``probe/accuracy`` ..."""
+    return {
+        f"{name}/{key}": value
+        for name, figures in models.items()
+        for key, value in figures.items()
+        if isinstance(value, float)
+    }
+
+
+if __name__ == "__main__":
+    main(run, PARAMS)

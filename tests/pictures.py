@@ -1,0 +1,114 @@
+"""Invented data for tests: params, packed pictures, and what the stages before the tested one would have written.
+
+All of it is written under the working directory, as in a project's folder.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from ruamel.yaml import YAML
+from timm.models import save_for_hf
+from torch import nn
+
+from headstart.ground.artifacts import (
+    FINETUNE,
+    MANIFEST_COLUMNS,
+    PREPARED,
+    SPLITS,
+    Head,
+    Prepared,
+    manifest_rows,
+    replacing,
+    shard_path,
+    write_features,
+    write_head,
+    write_json,
+    write_table,
+)
+from headstart.ground.params import Params, parse_params
+from headstart.libraries.backbone import features_of
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ("cat", "dog", "owl", "yak")
+PICTURES = {"train": 12, "validation": 10, "test": 9}
+INPUT = {
+    "input_size": [3, 32, 32],
+    "interpolation": "bilinear",
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.25, 0.3],
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+STORED = 36  # 32 / 0.875: pictures are stored before the crop
+
+
+def params(changes: Mapping[str, Any] | None = None) -> Params:
+    """The project's own params.yaml, on the CPU and untracked, with changes by dotted key."""
+    content = YAML(typ="safe").load(ROOT / "params.yaml")
+    quiet = {"run.accelerator": "cpu", "run.tracking": "disabled", "run.workers": 0}
+    for key, value in {**quiet, **(changes or {})}.items():
+        section, *path, name = key.split(".")
+        place = content[section]
+        for part in path:
+            place = place[part]
+        place[name] = value
+    return parse_params(content)
+
+
+def write_prepared(pictures: Mapping[str, int] = PICTURES, classes: tuple[str, ...] = CLASSES) -> Prepared:
+    """data/prepared: noise whose brightness goes with its class; classes in turn, the splits mixed."""
+    generator = np.random.default_rng(0)
+    PREPARED.mkdir(parents=True)
+    order = generator.permutation([split for split in SPLITS for _ in range(pictures[split])])
+    size = STORED * STORED * 3
+    rows = []
+    with shard_path(PREPARED, 0).open("wb") as shard:
+        for i, split in enumerate(order):
+            label = i % len(classes)
+            shard.write(generator.integers(50 * label, 50 * label + 100, size, dtype=np.uint8).tobytes())
+            content = {
+                "id": f"{i:016x}",
+                "source": f"{classes[label]}/{i}.png",
+                "label": classes[label],
+                "split": split,
+            }
+            place = {"shard": 0, "offset": i * size, "stored_width": STORED, "stored_height": STORED}
+            row = {**content, **place, "group": "", "sha256": f"{i:064x}", "width": STORED, "height": STORED}
+            rows.append([row[column] for column in MANIFEST_COLUMNS])
+    write_table(PREPARED / "manifest.csv", MANIFEST_COLUMNS, rows)
+    dataset = {"pictures": len(rows), "classes": list(classes), "input": INPUT, "shards": 1}
+    write_json(PREPARED / "dataset.json", dataset)
+    return Prepared.open()
+
+
+def write_finetune(classes: tuple[str, ...] = CLASSES) -> nn.Module:
+    """models/finetune: a small untrained timm model whose BatchNorm has seen data, so that its two modes differ."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: nn.Module = timm.create_model("test_resnet", num_classes=len(classes))
+        nn.init.normal_(model.get_classifier().weight)  # type: ignore[operator]
+        with torch.no_grad():
+            model(torch.randn(8, 3, 32, 32) + 0.5)
+    model_config = {"label_names": list(classes), "pretrained_cfg": INPUT}
+    with replacing(FINETUNE) as aside:
+        save_for_hf(model, str(aside), model_config=model_config, safe_serialization=True)
+    return model.eval()
+
+
+def write_probe(prepared: Prepared, model: nn.Module) -> None:
+    """data/features and models/probe: the model's features of every picture, and its classifier a little changed."""
+    head = model.get_classifier()  # type: ignore[operator]
+    with torch.inference_mode():
+        features = features_of(model, torch.randn(len(prepared.ids), 3, 32, 32)).numpy()
+        weight, bias = head.weight.numpy() + 0.1, head.bias.numpy()
+    write_features(iter(features), features.shape, "float32", {})
+    write_head(Head(weight, bias, 1e-3))
+
+
+def sources(prepared: Prepared) -> list[str]:
+    """Every picture's source, by row."""
+    return [row["source"] for row in manifest_rows(prepared.folder)]
