@@ -25,7 +25,7 @@ from headstart.ground.artifacts import (
     replacing,
     shard_path,
     write_features,
-    write_head,
+    write_heads,
     write_json,
     write_table,
 )
@@ -106,7 +106,7 @@ def write_probe(prepared: Prepared, model: nn.Module) -> None:
         features = features_of(model, torch.randn(len(prepared.ids), 3, 32, 32)).numpy()
         weight, bias = head.weight.numpy() + 0.1, head.bias.numpy()
     write_features(iter(features), features.shape, "float32", {})
-    write_head(Head(weight, bias, 1e-3))
+    write_heads([Head(weight, bias, 1e-3)], 0)
 
 
 def sources(prepared: Prepared) -> list[str]:

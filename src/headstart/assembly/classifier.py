@@ -64,7 +64,8 @@ class Classifier(LightningModule):
         self.frozen_backbone = False
         self.history: list[HistoryRow] = []
         self.penalty_in_loss = not fused(finetune)
-        self._batch_size, self._steps_per_epoch, self._freeze_statistics = batch_size, steps_per_epoch, freeze_statistics
+        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
+        self._freeze_statistics = freeze_statistics
         self.register_buffer(
             "class_weights", None if class_weights is None else torch.from_numpy(class_weights), persistent=False
         )
@@ -110,7 +111,7 @@ class Classifier(LightningModule):
         if self.class_weights is not None:
             losses = losses * self.get_buffer("class_weights")[labels]
         shares = self.trainer.world_size * self.finetune.accumulate
-        loss = losses.sum() * (shares / self._batch_size)
+        loss = losses.sum() * (shares / self.batch_size)
         if not torch.isfinite(loss):
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise UserError(
@@ -178,8 +179,8 @@ class Classifier(LightningModule):
             optimizer = torch.optim.AdamW(groups)
         schedule = partial(
             warmup_cosine,
-            warmup=round(self.finetune.warmup_epochs * self._steps_per_epoch),
-            total=self.finetune.epochs * self._steps_per_epoch,
+            warmup=round(self.finetune.warmup_epochs * self.steps_per_epoch),
+            total=self.finetune.epochs * self.steps_per_epoch,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

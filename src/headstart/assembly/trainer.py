@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -76,7 +77,7 @@ def fit(
     """Train phase after phase, going on from ``folder`` where it has a state.
 
     Args:
-        classifier: freshly built; ends with the weights of the last state.
+        classifier: freshly built.
         pictures: the data module.
         finetune: the section of params.
         run: the section of params.
@@ -91,15 +92,13 @@ def fit(
         SystemExit: 128 + the signal's number after SIGTERM or Ctrl-C; the next start goes on.
     """
     report = EpochReport(hand_over, finetune.epochs)
-    phases = [(True, finetune.frozen_epochs)] if finetune.frozen_epochs else []
-    phases.append((False, finetune.epochs))
     done, stopped = _progress(folder)
     try:
         if folder.start.exists():
             start: HistoryRow = read_json(folder.start)
         else:
             start = _validated(_trainer(finetune, run, folder, [], finetune.epochs), classifier, pictures)
-        for frozen, last_epoch in phases:
+        for frozen, last_epoch in ((True, finetune.frozen_epochs), (False, finetune.epochs)):
             if stopped or done >= last_epoch:
                 continue
             classifier.freeze_backbone(frozen=frozen)
@@ -118,11 +117,22 @@ def fit(
     return start
 
 
+def saved_history(folder: RunFolder) -> list[HistoryRow]:
+    """Give the history that the last state contains."""
+    history: list[HistoryRow] = _load(folder.last)["history"]
+    return history
+
+
+def _load(state: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(state, weights_only=True, mmap=True, map_location="cpu")
+    return loaded
+
+
 def _progress(folder: RunFolder) -> tuple[int, bool]:
     """Give the epochs that the saved state contains, and whether the early stop has come."""
     if not folder.last.exists():
         return 0, False
-    state = torch.load(folder.last, weights_only=True, mmap=True, map_location="cpu")
+    state = _load(folder.last)
     done = len(state["history"])
     logger.info("finetune: going on after epoch %d", done)
     return done, state["stopped"]
@@ -141,33 +151,35 @@ def mode_of(monitor: str) -> Literal["min", "max"]:
 def _callbacks(finetune: Finetune, folder: RunFolder, *, frozen: bool) -> list[Callback]:
     stopping = finetune.early_stopping
     mode = mode_of(stopping.monitor)
+    # Not ModelCheckpoint(save_last=True): that leaves out the epochs that are not the best (Lightning 2.6).
+    always: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
     callbacks: list[Callback] = [
-        ModelCheckpoint(
-            dirpath=folder.path,
-            filename="best",
-            monitor=stopping.monitor,
-            mode=mode,
-            save_last=True,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
+        ModelCheckpoint(folder.path, folder.best.stem, monitor=stopping.monitor, mode=mode, **always),
+        ModelCheckpoint(folder.path, folder.last.stem, **always),
     ]
     if finetune.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=finetune.ema))
     # A frozen phase only prepares the next one: its plateau is no reason to leave that out.
-    patience = sys.maxsize if frozen else stopping.patience
-    callbacks.append(
-        EarlyStopping(stopping.monitor, min_delta=stopping.min_delta, patience=patience, mode=mode, verbose=False)
-    )
+    if not frozen:
+        callbacks.append(
+            EarlyStopping(stopping.monitor, min_delta=stopping.min_delta, patience=stopping.patience, mode=mode)
+        )
     return callbacks
 
 
 def _trainer(finetune: Finetune, run: Run, folder: RunFolder, callbacks: list[Callback], last_epoch: int) -> Trainer:
     # What Lightning says on info level (which devices there are, a tip of the day) is not about the user's run.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Whole batches are made vectorised; and srun may be on the PATH without the user meaning it.
-    for message in (r".*does not have many workers", r".*The `srun` command is available", r".*Checkpoint directory .* exists"):
-        warnings.filterwarnings("ignore", message)
+    # A loader without workers, srun on the PATH, a folder that is gone on with and modules that are frozen are all
+    # meant; the last is Lightning's own affair with torch.
+    for message in (
+        "does not have many workers",
+        "The `srun` command",
+        "Checkpoint directory",
+        "in eval mode at the start",
+        "isinstance.treespec",
+    ):
+        warnings.filterwarnings("ignore", f".*{message}")
     on_cpu = run.accelerator == "cpu" or (run.accelerator == "auto" and not torch.cuda.is_available())
     devices: Any = 1 if run.devices == "auto" and on_cpu else run.devices
     several = run.nodes > 1 or (devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1))
@@ -189,7 +201,8 @@ def _trainer(finetune: Finetune, run: Run, folder: RunFolder, callbacks: list[Ca
         enable_model_summary=False,
         enable_progress_bar=sys.stderr.isatty(),
         default_root_dir=folder.path,
-        log_every_n_steps=1,
+        # The metrics of the validation before the first step are updated again in training.
+        inference_mode=False,
     )
 
 
@@ -200,7 +213,7 @@ def best_epoch(folder: RunFolder, start: HistoryRow, monitor: str) -> tuple[Hist
         Its history row; its weights, None for the start; and where an average is kept, which the weights then are, the
         raw weights beside it.
     """
-    state = torch.load(folder.best, weights_only=True, map_location="cpu")
+    state = _load(folder.best)
     best = state["history"][-1]
     sign = 1 if mode_of(monitor) == "min" else -1
     if sign * start[monitor] <= sign * best[monitor]:

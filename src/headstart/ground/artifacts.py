@@ -203,19 +203,22 @@ class Head:
         return np.asarray(features @ self.weight.T + self.bias, np.float32)
 
 
-def write_head(head: Head, folder: Path = PROBE) -> None:
-    """Write the probe's head."""
+def write_heads(path: Sequence[Head], chosen: int) -> None:
+    """Write the heads along the probe's path of λ, and which of them was chosen."""
     from safetensors.numpy import save_file  # noqa: PLC0415  (a door that only reads JSON shall not need it)
 
-    with replacing(folder) as aside:
+    tensors = {name: np.stack([getattr(head, name) for head in path]) for name in ("weight", "bias")}
+    with replacing(PROBE) as aside:
         aside.mkdir()
-        save_file({"weight": head.weight, "bias": head.bias}, aside / "head.safetensors")
-        write_json(aside / "head.json", {"l2": head.l2})
+        save_file(tensors, aside / "heads.safetensors")
+        write_json(aside / "heads.json", {"l2": [head.l2 for head in path], "chosen": chosen})
 
 
-def read_head(folder: Path = PROBE) -> Head:
-    """Read the probe's head."""
+def read_head(l2: float | None = None) -> Head:
+    """Read the probe's chosen head, or the one whose λ is nearest to ``l2`` on a logarithmic scale."""
     from safetensors.numpy import load_file  # noqa: PLC0415
 
-    tensors = load_file(existing(folder / "head.safetensors"))
-    return Head(tensors["weight"], tensors["bias"], read_json(folder / "head.json")["l2"])
+    about = read_json(PROBE / "heads.json")
+    tensors = load_file(existing(PROBE / "heads.safetensors"))
+    i = int(np.abs(np.log(about["l2"]) - np.log(l2)).argmin()) if l2 else about["chosen"]
+    return Head(tensors["weight"][i], tensors["bias"][i], about["l2"][i])

@@ -11,17 +11,19 @@ from contextlib import contextmanager
 from importlib import resources
 from typing import Any
 
-import httpx
 import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from timm.data import create_transform, resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, PILToTensor, ToPILImage
 
 from headstart.ground.errors import UserError
 
 BUNDLED = "bundled"
+# httpx2's, httpx's or requests', whichever the installed huggingface_hub is built on.
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 def build(
@@ -51,7 +53,7 @@ def build(
         torch.manual_seed(seed)
         model: nn.Module = timm.create_model(timm_name(name), pretrained=pretrained, **args)
         if image_size is not None and hasattr(model, "set_input_size"):
-            model.set_input_size(img_size=image_size)
+            model.set_input_size(img_size=image_size)  # type: ignore[operator]
         if num_classes is not None:
             model.reset_classifier(num_classes)  # type: ignore[operator]
             head = classifier(model)
@@ -69,16 +71,22 @@ def classifier(model: nn.Module) -> nn.Linear:
     """Give timm's classifier; raises UserError where it is not one linear layer with a bias."""
     head = model.get_classifier()  # type: ignore[operator]
     if isinstance(head, tuple | list | nn.ModuleList):
-        raise UserError("backbone.name: this model has several classifiers (distilled ones do); choose one with a single classifier")
+        raise UserError(
+            "backbone.name: this model has several classifiers (distilled ones do); choose one with a single classifier"
+        )
     if not isinstance(head, nn.Linear) or head.bias is None:
-        raise UserError(f"backbone.name: this model's classifier is a {type(head).__name__}, not a linear layer with a bias; choose another model")
+        raise UserError(
+            f"backbone.name: this model's classifier is a {type(head).__name__}, not a linear layer with a bias; "
+            "choose another model"
+        )
     return head
 
 
 def classifier_name(model: nn.Module) -> str:
     """Give the classifier's module name, such as ``fc`` or ``head.fc``."""
     head = classifier(model)
-    return next(name for name, module in model.named_modules() if module is head)
+    modules: Iterator[tuple[str, nn.Module]] = model.named_modules()
+    return next(name for name, module in modules if module is head)
 
 
 def features_of(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -94,7 +102,7 @@ def input_config(model: nn.Module, image_size: int | None = None) -> dict[str, A
     Returns:
         ``input_size`` [3, height, width], ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
     """
-    config = resolve_data_config({"img_size": image_size}, model=model)
+    config: dict[str, Any] = resolve_data_config({"img_size": image_size}, model=model)  # type: ignore[no-untyped-call]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
 
 
@@ -112,9 +120,11 @@ def evaluation_transform(config: dict[str, Any]) -> tuple[Compose, Any]:
         config: ``input_config``'s.
 
     Returns:
-        The resize of a PIL image, and the crop of a PIL image or a tensor (..., height, width).
+        The resize of a PIL image, and the crop of a tensor, uint8 (3, height, width).
     """
     *resize, crop, _to_tensor, _normalize = create_transform(**config, is_training=False).transforms
+    if config["crop_mode"] == "border":  # it pads with a colour, which torchvision does for PIL images alone
+        crop = Compose([ToPILImage(), crop, PILToTensor()])
     return Compose(resize), crop
 
 
@@ -134,18 +144,18 @@ def _explaining(name: str) -> Iterator[None]:
     """Turn what timm and the hub raise into what a user can do."""
     try:
         yield
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, ConnectionError) as error:
+    except (OSError, HTTP_ERROR) as error:
+        if isinstance(error, FileNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise UserError(f"backbone.name: {name}: {error}") from error
         raise UserError(
-            f"backbone.name: the weights of {name} can't be fetched ({type(error).__name__}). You can\n"
+            f"backbone.name: the weights of {name} can't be fetched ({type(error).__name__}: {error}). You can\n"
             "  1. run once where the hub is in reach (it keeps them in HF_HOME), and copy that folder here;\n"
             "  2. save the model as a folder with timm's save_for_hf and use backbone.name: local-dir:/that/folder;\n"
             "  3. use backbone.name: bundled, or backbone.pretrained: false."
         ) from error
-    except FileNotFoundError as error:
-        raise UserError(f"backbone.name: {name}: {error}") from error
     except TypeError as error:
         raise UserError(f"backbone.args: timm does not build {name} with them: {error}") from error
     except (RuntimeError, ValueError) as error:
-        nearest = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        nearest = difflib.get_close_matches(name.split(".", maxsplit=1)[0], timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(nearest)}?" if "Unknown model" in str(error) and nearest else ""
         raise UserError(f"backbone.name: {name}: {error}{hint}") from error

@@ -10,10 +10,12 @@ computes only theirs. Killed and started again, it goes on where it was.
 
 import logging
 import time
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from headstart.assembly.feature_cache import FeatureCache, picture_key
 from headstart.assembly.inference import device_of, evaluation_pixels, infer
@@ -21,7 +23,7 @@ from headstart.assembly.program import main
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared
 from headstart.ground.params import Params
-from headstart.libraries.backbone import build, features_of, weights_sha256
+from headstart.libraries.backbone import build, classifier, features_of, weights_sha256
 
 PARAMS = (
     "backbone.name",
@@ -52,36 +54,21 @@ def run(params: Params) -> None:
         num_classes=len(prepared.classes),
     )
     model = model.eval().requires_grad_(requires_grad=False).to(device, memory_format=torch.channels_last)
-    with torch.inference_mode():
-        _, height, width = prepared.input["input_size"]
-        dim = features_of(model, torch.zeros(1, 3, height, width, device=device)).shape[1]
     about = {"weights": weights_sha256(model), "input": prepared.input, "dtype": params.features.dtype}
+    shape = len(prepared.ids), classifier(model).in_features
 
-    cache = FeatureCache(artifacts.cache_folder(params.run.cache) / "features", about, dim, params.features.dtype)
-    keys = [picture_key(evaluation_pixels(prepared, row[None])[0]) for row in np.arange(len(prepared.ids))]
+    cache = FeatureCache(artifacts.cache_folder(params.run.cache) / "features", about, shape[1], params.features.dtype)
+    keys = [picture_key(evaluation_pixels(prepared, row[None])[0]) for row in np.arange(shape[0])]
     todo = _first_of_each(keys, list(cache.missing(keys)))
-    began_inference = time.perf_counter()
-    done = 0
-    for rows in infer(
-        lambda inputs: features_of(model, inputs),
-        prepared,
-        todo,
-        batch_size=params.features.batch_size,
-        device=device,
-        label="features",
-    ):
-        cache.add([keys[row] for row in todo[done : done + len(rows)]], rows)
-        done += len(rows)
-    inference_seconds = time.perf_counter() - began_inference
-
-    artifacts.write_features(map(cache.row, keys), (len(keys), dim), params.features.dtype, about)
+    rate = _compute(todo, keys, prepared, model, cache, batch_size=params.features.batch_size, device=device)
+    artifacts.write_features(map(cache.row, keys), shape, params.features.dtype, about)
     cache.close()
     report = {
-        "pictures": len(keys),
-        "width": dim,
+        "pictures": shape[0],
+        "width": shape[1],
         "computed": len(todo),
-        "reused": len(keys) - len(todo),
-        "images_per_second": round(len(todo) / inference_seconds, 1) if len(todo) else None,
+        "reused": shape[0] - len(todo),
+        "images_per_second": rate,
         "seconds": round(time.perf_counter() - began, 2),
     }
     artifacts.write_report("features", report)
@@ -89,6 +76,26 @@ def run(params: Params) -> None:
         "features: %d rows of %d values; %d computed (%s images/s), %d from the cache",
         *(report[name] for name in ("pictures", "width", "computed", "images_per_second", "reused")),
     )
+
+
+def _compute(
+    todo: NDArray[np.int64],
+    keys: list[bytes],
+    prepared: Prepared,
+    model: nn.Module,
+    cache: FeatureCache,
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> float | None:
+    """Compute rows into the cache, batch by batch; give the images a second, None where there was nothing to do."""
+    began, done = time.perf_counter(), 0
+    for rows in infer(
+        partial(features_of, model), prepared, todo, batch_size=batch_size, device=device, label="features"
+    ):
+        cache.add([keys[row] for row in todo[done : done + len(rows)]], rows)
+        done += len(rows)
+    return round(done / (time.perf_counter() - began), 1) if done else None
 
 
 def _first_of_each(keys: list[bytes], missing: list[bool]) -> NDArray[np.int64]:

@@ -25,10 +25,10 @@ from headstart.assembly.data import Pictures, global_batch_size
 from headstart.assembly.program import main
 from headstart.assembly.run_folder import RunFolder, open_run_folder, run_key
 from headstart.assembly.tracking import Tracker
-from headstart.assembly.trainer import best_epoch, check_hardware, fit
+from headstart.assembly.trainer import Weights, best_epoch, check_hardware, fit, saved_history
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared, read_head
-from headstart.ground.params import Backbone, Params
+from headstart.ground.params import Backbone, Finetune, Params
 from headstart.libraries.backbone import build, classifier, classifier_name
 from headstart.libraries.objective import balanced_weights
 from headstart.libraries.param_groups import Group, default_rules, group_parameters, table
@@ -47,7 +47,7 @@ def run(params: Params) -> None:
     prepared = Prepared.open()
     key = run_key(
         {"backbone": params.backbone.model_dump(), "finetune": params.finetune.model_dump()},
-        [prepared.folder / "manifest.csv", prepared.folder / "dataset.json", artifacts.PROBE / "head.safetensors"],
+        [prepared.folder / "manifest.csv", prepared.folder / "dataset.json", artifacts.PROBE / "heads.safetensors"],
     )
     cache = artifacts.cache_folder(params.run.cache)
     if rank_zero_only.rank:
@@ -60,65 +60,81 @@ def run(params: Params) -> None:
 
 def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
     began = time.perf_counter()
-    finetune = params.finetune
-    model = _starting_model(params.backbone, prepared, head_start=finetune.head_start)
-    groups = _groups(model, params)
-    pictures = Pictures(prepared, finetune, params.run)
-    count, batch_size = len(pictures.train), global_batch_size(len(pictures.train), finetune)
-    balanced = finetune.class_weights == "balanced"
-    module = Classifier(
-        model,
-        groups,
-        finetune,
-        config=prepared.input,
-        class_weights=balanced_weights(pictures.train.labels, len(prepared.classes)) if balanced else None,
-        batch_size=batch_size,
-        steps_per_epoch=count // batch_size,
-        freeze_statistics=finetune.batch_norm == "frozen" or (finetune.batch_norm == "auto" and params.backbone.pretrained),
-    )
-    initial = copy.deepcopy(model.state_dict())
+    pictures = Pictures(prepared, params.finetune, params.run)
+    module = _module(params, prepared, pictures)
+    initial = copy.deepcopy(module.model.state_dict())
+    groups = table(module.groups)
     tracker = None
     if params.run.tracking != "disabled" and not rank_zero_only.rank:
-        tracker = Tracker(params.run, folder.tracking, {**params.model_dump(), "groups": table(groups)})
-    start = fit(module, pictures, finetune, params.run, folder, tracker.log if tracker else lambda _: None)
+        tracker = Tracker(params.run, folder.tracking, {**params.model_dump(), "groups": groups})
+    start = fit(module, pictures, params.finetune, params.run, folder, tracker.log if tracker else lambda _: None)
     if rank_zero_only.rank:
         return
 
-    history: list[HistoryRow] = [start, *torch.load(folder.last, weights_only=True, mmap=True)["history"]]
-    best, weights, raw = best_epoch(folder, start, finetune.early_stopping.monitor)
+    best, weights, raw = best_epoch(folder, start, params.finetune.early_stopping.monitor)
     with artifacts.replacing(artifacts.FINETUNE) as aside:
-        model.load_state_dict(initial if weights is None else weights)
-        _save(model, prepared, aside)
+        _save(module.model, initial if weights is None else weights, prepared, aside)
         if raw is not None:
-            model.load_state_dict(raw)
-            _save(model, prepared, aside / "raw")
+            _save(module.model, raw, prepared, aside / "raw")
         if tracker:
             artifacts.write_json(aside / "tracking.json", {"id": tracker.id})
-    training_seconds = sum(row["seconds"] for row in history[1:])
-    report = {
-        "best_epoch": best["epoch"],
-        "epochs": len(history) - 1,
-        "stopped_early": len(history) - 1 < finetune.epochs,
-        "val_loss": best["val_loss"],
-        "val_accuracy": best["val_accuracy"],
-        "start": {"val_loss": start["val_loss"], "val_accuracy": start["val_accuracy"]},
-        "images_per_second": round((len(history) - 1) * (count // batch_size) * batch_size / training_seconds, 1),
-        "training_seconds": round(training_seconds, 2),
-        "seconds": round(time.perf_counter() - began, 2),
-    }
+    history = [start, *saved_history(folder)]
     columns = list(history[-1])
     artifacts.write_table(HISTORY, columns, [[row.get(name, "") for name in columns] for row in history])
-    artifacts.write_report("finetune", {**report, "groups": table(groups)})
+    report = _figures(history, best, pictures_an_epoch=module.steps_per_epoch * module.batch_size)
+    report |= {"stopped_early": len(history) - 1 < params.finetune.epochs}
+    report |= {"seconds": round(time.perf_counter() - began, 2)}
+    artifacts.write_report("finetune", {**report, "groups": groups})
     if tracker:
-        tracker.finish({f"finetune/{name}": value for name, value in report.items() if isinstance(value, int | float)})
+        tracker.finish({f"finetune/{name}": value for name, value in report.items()})
     logger.info(
         "finetune: best epoch %d of %d, validation loss %.4f, accuracy %.4f",
         *(report[name] for name in ("best_epoch", "epochs", "val_loss", "val_accuracy")),
     )
 
 
-def _starting_model(backbone: Backbone, prepared: Prepared, *, head_start: str) -> nn.Module:
-    """Build the backbone with timm's own head, which starts from the probe's or from zero."""
+def _figures(history: list[HistoryRow], best: HistoryRow, *, pictures_an_epoch: int) -> dict[str, int | float]:
+    """Sum a history up for the report."""
+    seconds = sum(row["seconds"] for row in history[1:])
+    return {
+        "best_epoch": best["epoch"],
+        "epochs": len(history) - 1,
+        "val_loss": best["val_loss"],
+        "val_accuracy": best["val_accuracy"],
+        "start_val_loss": history[0]["val_loss"],
+        "start_val_accuracy": history[0]["val_accuracy"],
+        "images_per_second": round((len(history) - 1) * pictures_an_epoch / seconds, 1),
+        "training_seconds": round(seconds, 2),
+    }
+
+
+def _module(params: Params, prepared: Prepared, pictures: Pictures) -> Classifier:
+    """Build what is trained, as it is before the first step."""
+    finetune = params.finetune
+    model = _starting_model(params.backbone, finetune, prepared)
+    weights = None
+    if finetune.class_weights == "balanced":
+        weights = balanced_weights(pictures.train.labels, len(prepared.classes))
+    batch_size = global_batch_size(len(pictures.train), finetune)
+    by_default = finetune.batch_norm == "auto" and params.backbone.pretrained
+    return Classifier(
+        model,
+        _groups(model, params),
+        finetune,
+        config=prepared.input,
+        class_weights=weights,
+        batch_size=batch_size,
+        steps_per_epoch=len(pictures.train) // batch_size,
+        freeze_statistics=finetune.batch_norm == "frozen" or by_default,
+    )
+
+
+def _starting_model(backbone: Backbone, finetune: Finetune, prepared: Prepared) -> nn.Module:
+    """Build the backbone with timm's own head, which starts from the probe's or from zero.
+
+    Of the probe's heads it is the one at the λ of fine-tuning's head: the minimum of the very objective that goes on.
+    (The chosen one may be far steeper: at λ = 3e-6 on the digits its ‖W‖ was 86, and the first steps diverged.)
+    """
     args: dict[str, Any] = {**backbone.args}
     # Only where asked: not every timm model takes them.
     args |= {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(backbone, name))}
@@ -130,8 +146,8 @@ def _starting_model(backbone: Backbone, prepared: Prepared, *, head_start: str) 
         seed=backbone.seed,
         num_classes=len(prepared.classes),
     )
-    if head_start == "probe":
-        head, linear = read_head(), classifier(model)
+    if finetune.head_start == "probe":
+        head, linear = read_head(finetune.l2.head), classifier(model)
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(head.weight))
             linear.bias.copy_(torch.from_numpy(head.bias))
@@ -155,13 +171,14 @@ def _groups(model: nn.Module, params: Params) -> list[Group]:
     return groups
 
 
-def _save(model: nn.Module, prepared: Prepared, folder: Path) -> None:
-    """Write the model as ``timm.create_model("local-dir:folder", pretrained=True)`` loads it."""
+def _save(model: nn.Module, weights: Weights, prepared: Prepared, folder: Path) -> None:
+    """Write the model with these weights as ``timm.create_model("local-dir:folder", pretrained=True)`` loads it."""
     config = {
         "label_names": prepared.classes,
         # A source with as many classes would leave its own names here.
         "pretrained_cfg": {"label_names": prepared.classes, "label_descriptions": None},
     }
+    model.load_state_dict(weights)
     save_for_hf(model, str(folder), model_config=config, safe_serialization=True, data_config=prepared.input)
 
 

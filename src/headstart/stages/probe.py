@@ -1,10 +1,10 @@
 """Find the linear head on the cached features: CE + λ‖W‖² along a path of λ.
 
 reads:   data/prepared (labels of train and validation), data/features
-writes:  models/probe (the head with the lowest validation loss), reports/probe.json, reports/probe/l2_path.csv
+writes:  models/probe (the heads along the path, and which has the lowest validation loss), reports/probe.json, reports/probe/l2_path.csv
 params:  probe
 
-It is the baseline that fine-tuning has to beat, and the head that it starts from.
+The chosen head is the baseline that fine-tuning has to beat; the one at fine-tuning's own λ is where that starts.
 """
 
 import logging
@@ -48,7 +48,7 @@ def run(params: Params) -> None:
     l2, train_loss, _, val_loss, val_accuracy = table[best]
     if len(table) > 1 and best in {0, len(table) - 1}:
         logger.info("probe: the best λ, %.1e, is at the end of the path: extend probe.l2 beyond it", l2)
-    artifacts.write_head(heads[best])
+    artifacts.write_heads(heads, best)
     # DVC's plots have linear axes only.
     columns = ("log10_l2", "l2", "train_loss", "squared_norm", "val_loss", "val_accuracy")
     artifacts.write_table(L2_PATH, columns, [(math.log10(row[0]), *row) for row in table])

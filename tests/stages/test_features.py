@@ -1,0 +1,103 @@
+"""The features stage: equal to the model's own, cached by content, gone on with after a kill."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pictures import params, write_prepared
+from torch import nn
+
+from headstart.assembly.inference import Normalize, evaluation_pixels
+from headstart.ground.artifacts import FEATURES, Prepared, read_features
+from headstart.libraries.backbone import build, classifier
+from headstart.stages import features
+
+SMALL = {"backbone.name": "test_resnet", "backbone.pretrained": False, "features.batch_size": 4, "run.cache": "cache"}
+
+
+def report() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path("reports/features.json").read_text())
+    return content
+
+
+def stored() -> bytes:
+    return (FEATURES / "features.npy").read_bytes()
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prepared]:
+    monkeypatch.chdir(tmp_path)
+    yield write_prepared()
+
+
+def run(**changes: Any) -> None:
+    features.run(params({**SMALL, **changes}).declared(features.PARAMS))
+
+
+def test_logits_from_cached_features_are_the_models_own(prepared: Prepared) -> None:
+    run()
+    model = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).eval()
+    nn.init.normal_(classifier(model).weight)
+    rows = np.arange(len(prepared.ids))
+    with torch.inference_mode():
+        expected = model(Normalize(prepared.input)(evaluation_pixels(prepared, rows)))
+        found = classifier(model)(torch.from_numpy(read_features(rows)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_run_computes_nothing_and_gives_the_same_bytes(prepared: Prepared) -> None:
+    run()
+    first = stored()
+    assert report()["computed"] == len(prepared.ids)
+    run()
+    assert report() | {"seconds": 0} == report() | {"computed": 0, "reused": len(prepared.ids), "seconds": 0}
+    assert stored() == first
+
+
+def test_other_weights_are_other_rows_and_going_back_computes_nothing(prepared: Prepared) -> None:
+    run()
+    first = stored()
+    run(**{"backbone.seed": 1})
+    assert report()["reused"] == 0
+    assert stored() != first
+    run()
+    assert report()["computed"] == 0
+    assert stored() == first
+
+
+def test_a_killed_run_goes_on(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = features.infer
+
+    def killed_after_two_batches(*args: Any, **options: Any) -> Iterator[NDArray[np.float32]]:
+        batches = real(*args, **options)
+        yield next(batches)
+        yield next(batches)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, "infer", killed_after_two_batches)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert not FEATURES.exists()
+    monkeypatch.setattr(features, "infer", real)
+    run()
+    assert report()["reused"] == 8
+    interrupted = stored()
+    run(**{"run.cache": "another cache"})
+    assert report()["reused"] == 0
+    assert stored() == interrupted
+    assert len(prepared.ids) == report()["pictures"]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_half_precision_rows_are_near(prepared: Prepared) -> None:
+    run()
+    rows = np.arange(len(prepared.ids))
+    full = read_features(rows)
+    run(**{"features.dtype": "float16"})
+    assert np.load(FEATURES / "features.npy").dtype == np.float16
+    np.testing.assert_allclose(read_features(rows), full, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,257 @@
+"""Fine-tuning: its promises on a small model and invented pictures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from pictures import params, write_prepared
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+from torch import Tensor
+
+from headstart.assembly.trainer import check_hardware
+from headstart.ground.artifacts import FINETUNE, Head, Prepared, read_table, write_heads
+from headstart.ground.errors import UserError
+from headstart.libraries.backbone import build
+from headstart.stages import finetune
+
+SMALL = {
+    "backbone.name": "test_resnet",
+    "backbone.pretrained": False,
+    "run.cache": "cache",
+    "finetune.epochs": 3,
+    "finetune.batch_size": 8,
+    "finetune.batch_norm": "frozen",
+    "finetune.lr": {"backbone": 0.05, "head": 0.05},
+    "finetune.augment": {"scale": [0.6, 1.0], "ratio": [0.75, 1.3333], "hflip": 0.5},
+}
+
+
+@pytest.fixture(autouse=True)
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    monkeypatch.chdir(tmp_path)
+    prepared = write_prepared({"train": 35, "validation": 13, "test": 4})
+    write_heads([Head(np.zeros((4, 96), np.float32), np.zeros(4, np.float32), 1e-3)], 0)
+    return prepared
+
+
+def run(changes: dict[str, Any] | None = None) -> dict[str, Tensor]:
+    finetune.run(params({**SMALL, **(changes or {})}).declared(finetune.PARAMS))
+    return load_file(FINETUNE / "model.safetensors")
+
+
+def history() -> list[dict[str, str]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_table(finetune.HISTORY)]
+
+
+def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def program(changes: dict[str, Any], **environment: str) -> "subprocess.Popen[str]":
+    """The stage as a user starts it."""
+    YAML().dump(params({**SMALL, **changes}).model_dump(), Path("params.yaml"))
+    return subprocess.Popen(
+        [sys.executable, "-m", "headstart.stages.finetune"],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_the_result_loads_in_timm_and_is_the_best_epoch_of_the_history() -> None:
+    run()
+    report = json.loads(Path("reports/finetune.json").read_text())
+    rows = history()
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
+    losses = [float(row["val_loss"]) for row in rows]
+    assert report["best_epoch"] == int(np.argmin(losses))
+    assert report["val_loss"] == min(losses)
+    model = timm.create_model(f"local-dir:{FINETUNE}", pretrained=True)
+    assert model.num_classes == 4
+    assert model.pretrained_cfg["label_names"] == ["cat", "dog", "owl", "yak"]
+    assert losses[-1] < losses[0]
+
+
+def test_the_penalty_in_the_loss_and_in_the_optimiser_are_the_same() -> None:
+    l2 = {"finetune.l2": {"backbone": 0.01, "head": 0.1}}
+    fused = run(l2)
+    unpenalised = run({"finetune.l2": {"backbone": 0.0, "head": 0.0}})
+    # A bound that never binds leaves the gradients alone, and puts the penalty in the loss.
+    written_out = run({**l2, "finetune.clip": 1e6})
+    assert largest_difference(fused, written_out) < 1e-5
+    assert largest_difference(fused, unpenalised) > 1e-3
+
+
+def test_accumulated_parts_give_the_same_weights() -> None:
+    assert largest_difference(run(), run({"finetune.accumulate": 3})) < 1e-5
+
+
+def test_two_processes_give_the_same_weights_as_one() -> None:
+    changes = {"finetune.frozen_epochs": 1, "finetune.accumulate": 2, "finetune.clip": 1.0}
+    one = run(changes)
+    rows = history()
+    with program({**changes, "run.devices": 2, "run.cache": "another"}) as two:
+        output, _ = two.communicate(timeout=600)
+    assert two.returncode == 0, output
+    assert largest_difference(one, load_file(FINETUNE / "model.safetensors")) < 1e-5
+    for a, b in zip(rows, history(), strict=True):
+        assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), rel=1e-4)
+        assert float(a["val_accuracy"]) == pytest.approx(float(b["val_accuracy"]), abs=1e-6)
+
+
+def test_frozen_means_frozen() -> None:
+    """With a frozen phase of all epochs but one, and a last epoch at learning rate zero for the backbone."""
+    start = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
+    changes = {"finetune.frozen_epochs": 2, "finetune.lr": {"backbone": 0.0, "head": 0.05}, "finetune.batch_norm": "frozen"}
+    weights = run({**changes, "finetune.l2": {"backbone": 0.1, "head": 0.1}})
+    moved = {name for name in start if not torch.equal(start[name], weights[name])}
+    assert moved == {"fc.weight", "fc.bias"}
+
+
+def test_training_statistics_move() -> None:
+    start = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
+    weights = run({"finetune.batch_norm": "train"})
+    assert not torch.equal(start["layer1.0.bn1.running_mean"], weights["layer1.0.bn1.running_mean"])
+
+
+def test_gone_on_after_an_interruption_is_the_same_as_never_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"finetune.frozen_epochs": 1, "finetune.epochs": 4, "backbone.drop_rate": 0.2, "finetune.ema": 0.9}
+    uninterrupted = run(changes)
+    rows = history()
+    real = finetune.Classifier.training_step
+
+    def interrupted(self: Any, batch: Any, batch_idx: int) -> Tensor:
+        if self.current_epoch == 2 and batch_idx == 1:
+            raise KeyboardInterrupt
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(finetune.Classifier, "training_step", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run({**changes, "run.cache": "another"})
+    assert stopped.value.code == 130
+    monkeypatch.setattr(finetune.Classifier, "training_step", real)
+    resumed = run({**changes, "run.cache": "another"})
+    assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
+    assert history() == rows
+
+
+def test_sigterm_stops_with_its_exit_code_and_the_next_start_goes_on() -> None:
+    changes = {"finetune.epochs": 400, "finetune.early_stopping": {"monitor": "val_loss", "patience": 400, "min_delta": 0.0}}
+    with program(changes) as running:
+        assert running.stdout is not None
+        lines = []
+        for line in running.stdout:
+            lines.append(line)
+            if line.startswith("epoch   2"):
+                running.send_signal(signal.SIGTERM)
+                break
+        rest = running.stdout.read()
+        assert running.wait(timeout=120) == 143, "".join(lines) + rest
+    assert "start again" in rest
+    assert not FINETUNE.exists()
+    with program(changes) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith("finetune: going on after epoch"):
+                assert int(line.split()[-1]) >= 2
+                break
+        else:
+            pytest.fail("it did not go on")
+        running.kill()
+
+
+def test_an_early_stop_is_kept() -> None:
+    changes = {
+        "finetune.epochs": 30,
+        "finetune.lr": {"backbone": 0.0, "head": 1e-9},
+        "finetune.early_stopping": {"monitor": "val_loss", "patience": 2, "min_delta": 0.01},
+    }
+    first = run(changes)
+    report = json.loads(Path("reports/finetune.json").read_text())
+    assert report["stopped_early"]
+    assert report["epochs"] == 3
+    again = run(changes)
+    assert json.loads(Path("reports/finetune.json").read_text())["epochs"] == 3
+    assert largest_difference(first, again) == 0
+
+
+def test_without_resume_it_trains_anew() -> None:
+    run()
+    (state,) = Path("cache/runs").glob("*/last.ckpt")
+    before = state.stat().st_mtime_ns
+    run()
+    assert state.stat().st_mtime_ns == before
+    run({"run.resume": False})
+    assert state.stat().st_mtime_ns > before
+
+
+def test_the_average_is_kept_with_the_raw_weights_beside_it() -> None:
+    averaged = run({"finetune.ema": 0.9, "finetune.early_stopping": {"monitor": "val_loss", "patience": 9, "min_delta": 0.0}})
+    raw = load_file(FINETUNE / "raw" / "model.safetensors")
+    assert 1e-4 < largest_difference(averaged, raw) < 1
+
+
+def test_a_start_that_training_only_makes_worse_is_what_is_kept(prepared: Prepared) -> None:
+    changes = {"finetune.lr": {"backbone": 0.0, "head": 30.0}, "finetune.epochs": 1, "finetune.warmup_epochs": 0}
+    weights = run(changes)
+    report = json.loads(Path("reports/finetune.json").read_text())
+    assert report["best_epoch"] == 0
+    assert report["val_accuracy"] == report["start_val_accuracy"]
+    assert float(weights["fc.weight"].abs().max()) == 0
+    assert len(prepared.classes) == 4
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_learning_rate() -> None:
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+ .*learning rate"):
+        run({"finetune.lr": {"backbone": 1e12, "head": 1e12}, "finetune.warmup_epochs": 0})
+    assert not FINETUNE.exists()
+
+
+def test_balanced_weights_smoothing_and_adamw_train() -> None:
+    changes = {"finetune.class_weights": "balanced", "finetune.label_smoothing": 0.1, "finetune.optimizer": "adamw"}
+    run({**changes, "finetune.lr": {"backbone": 1e-3, "head": 1e-2}})
+    losses = [float(row["val_loss"]) for row in history()]
+    assert min(losses[1:]) < losses[0]
+
+
+def test_a_precision_that_the_hardware_lacks_is_refused() -> None:
+    wanted = params({"finetune.precision": "16-mixed"})
+    with pytest.raises(UserError, match="16-mixed needs a CUDA GPU"):
+        check_hardware(wanted.finetune, wanted.run)
+
+
+def test_bfloat16_trains_near_float32() -> None:
+    full = run()
+    half = run({"finetune.precision": "bf16-mixed"})
+    assert 0 < largest_difference(full, half) < 0.1
+
+
+def test_the_wandb_run_has_the_curves_and_the_leaderboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    from headstart.assembly.tracking import summarise  # noqa: PLC0415
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    changes = {"run.tracking": "offline"}
+    run(changes)
+    summarise(params(changes).run, {"finetune/accuracy": 0.5})
+    files = sorted(Path("wandb").glob("offline-run-*"))
+    run_id = json.loads((FINETUNE / "tracking.json").read_text())["id"]
+    assert files
+    assert all(file.name.endswith(run_id) for file in files)
+
+
+def test_models_with_two_classifiers_are_refused() -> None:
+    with pytest.raises(UserError, match="several classifiers"):
+        build(
+            "deit_tiny_distilled_patch16_224", pretrained=False, image_size=None, args={"depth": 1}, num_classes=2
+        )

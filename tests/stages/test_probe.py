@@ -1,0 +1,48 @@
+"""The probe: chosen on validation, blind to test labels, kept along the whole path."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import params, write_prepared
+
+from headstart.ground.artifacts import Prepared, read_head, read_labels, read_table, write_features
+from headstart.libraries.linear import cross_entropy
+from headstart.stages import probe
+
+PATH = [1.0, 0.1, 0.01]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    """Features that tell the class, but for noise."""
+    monkeypatch.chdir(tmp_path)
+    prepared = write_prepared({"train": 40, "validation": 24, "test": 8})
+    generator = np.random.default_rng(1)
+    features = generator.normal(size=(len(prepared.ids), 6)).astype(np.float32)
+    for split in ("train", "validation"):
+        rows, labels = prepared.rows(split), read_labels(split)
+        features[rows, labels] += 1.5
+    write_features(iter(features), features.shape, "float32", {})
+    return prepared
+
+
+def test_the_lowest_validation_loss_is_chosen_and_reported(prepared: Prepared) -> None:
+    probe.run(params({"probe.l2": PATH}).declared(probe.PARAMS))
+    table = read_table(Path("reports/probe/l2_path.csv"))
+    assert [float(row["l2"]) for row in table] == PATH
+    losses = [float(row["val_loss"]) for row in table]
+    chosen = read_head()
+    report = json.loads(Path("reports/probe.json").read_text())
+    assert chosen.l2 == report["l2"] == PATH[int(np.argmin(losses))]
+    features = np.load("data/features/features.npy")[prepared.rows("validation")]
+    assert cross_entropy(chosen.logits(features), read_labels("validation")) == pytest.approx(min(losses))
+    assert report["val_accuracy"] > 0.6
+
+
+@pytest.mark.usefixtures("prepared")
+def test_the_head_nearest_to_a_given_l2_can_be_had() -> None:
+    probe.run(params({"probe.l2": PATH}).declared(probe.PARAMS))
+    assert [read_head(l2).l2 for l2 in (7.0, 0.04, 0.02, 1e-9)] == [1.0, 0.1, 0.01, 0.01]
+    assert np.linalg.norm(read_head(1.0).weight) < np.linalg.norm(read_head(0.01).weight)
