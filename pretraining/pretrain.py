@@ -5,7 +5,8 @@ Reads a folder of class folders, ``DATA/{train,val}/<wnid>/*.JPEG`` of 64 x 64 p
 label names. The weights written are the exponential moving average after the last epoch: the validation pictures choose
 nothing, they only give the figure.
 
-    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 python pretraining/pretrain.py DATA src/headstart/pretrained/resnet18d_64
+    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
+    python pretraining/pretrain.py DATA src/headstart/pretrained/resnet18d_64
 
 Expected: see README.md beside this file. Killed and started again, it goes on from its last whole epoch.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import timm
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from timm.models import save_for_hf
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
@@ -103,7 +104,9 @@ def decoded(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
     dataset = ImageFolder(str(folder))
     images = torch.empty(len(dataset), 3, SIZE, SIZE, dtype=torch.uint8)
     for i, (picture, _) in enumerate(dataset):
-        images[i] = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(SIZE, SIZE, 3).permute(2, 0, 1)
+        images[i] = (
+            torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(SIZE, SIZE, 3).permute(2, 0, 1)
+        )
     return images, torch.tensor(dataset.targets), dataset.classes
 
 

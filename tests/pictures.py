@@ -29,7 +29,8 @@ from headstart.ground.artifacts import (
     write_json,
     write_table,
 )
-from headstart.ground.params import Params, parse_params
+from headstart.ground.params import Params
+from headstart.ground.params_file import parse_params
 from headstart.libraries.backbone import features_of
 
 ROOT = Path(__file__).parent.parent

@@ -31,9 +31,9 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
         module, _ = COMMANDS[arguments[0]]
-        sys.argv = [f"headstart {arguments[0]}", *arguments[1:]]
+        sys.argv[1:] = arguments[1:]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     elif arguments in (["--help"], ["-h"]):
-        print(USAGE)  # noqa: T201  (help is for stdout)
+        print(USAGE)
     else:
         sys.exit(f"{USAGE}\n\nerror: {f'no command {arguments[0]!r}' if arguments else 'no command given'}")

@@ -3,6 +3,7 @@
 reads:  reports/evaluate.json
 """
 
+import argparse
 import sys
 
 from headstart.ground.artifacts import EXPORT, REPORTS, read_json
@@ -11,14 +12,19 @@ from headstart.ground.errors import UserError
 
 def main() -> None:
     """Print what a user looks at first."""
-    from headstart.libraries.metrics import leaderboard  # noqa: PLC0415  (brings torch, which an early error needs not)
-
+    argparse.ArgumentParser(
+        prog="headstart leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     try:
         report = read_json(REPORTS / "evaluate.json")
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(leaderboard(report))  # noqa: T201  (what the command is for)
-    print(f"\nreports: {REPORTS}/*.json, tables in {REPORTS}/*/   model: {EXPORT}/ (README.md there says how to load it)")  # noqa: T201
+    from headstart.libraries.metrics import leaderboard  # noqa: PLC0415  (brings torch, which an error needs not)
+
+    print(leaderboard(report))
+    print(
+        f"\nreports: {REPORTS}/*.json, tables in {REPORTS}/*/   model: {EXPORT}/ (README.md there says how to load it)"
+    )
 
 
 if __name__ == "__main__":

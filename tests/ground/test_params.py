@@ -6,7 +6,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from headstart.ground.errors import UserError
-from headstart.ground.params import Params, load_params, parse_params
+from headstart.ground.params import Params
+from headstart.ground.params_file import load_params, parse_params
 
 COMMITTED = Path(__file__).parents[2] / "params.yaml"
 

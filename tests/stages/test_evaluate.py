@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import CLASSES, INPUT, params, write_finetune, write_prepared, write_probe
 
 from headstart.ground import artifacts
 from headstart.ground.params import Run
 from headstart.stages import evaluate
+from pictures import CLASSES, INPUT, params, write_finetune, write_prepared, write_probe
 
 
 @pytest.fixture

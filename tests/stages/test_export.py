@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 from onnx import numpy_helper
-from pictures import CLASSES, INPUT, params, sources, write_finetune, write_prepared
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
@@ -22,6 +21,7 @@ from headstart.ground.errors import UserError
 from headstart.libraries.backbone import input_config
 from headstart.libraries.onnx_export import onnx_model
 from headstart.stages import export
+from pictures import CLASSES, INPUT, params, sources, write_finetune, write_prepared
 
 FIGURES = {"accuracy": 0.75, "balanced_accuracy": 0.5, "macro_f1": 0.25, "nll": 1.125}
 EVALUATION = {"pictures": 9, "classes": list(CLASSES), "models": {"probe": FIGURES, "finetune": FIGURES}}

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from pictures import params, write_prepared
 from torch import nn
 
 from headstart.assembly.inference import Normalize, evaluation_pixels
 from headstart.ground.artifacts import FEATURES, Prepared, read_features
 from headstart.libraries.backbone import build, classifier
 from headstart.stages import features
+from pictures import params, write_prepared
 
 SMALL = {"backbone.name": "test_resnet", "backbone.pretrained": False, "features.batch_size": 4, "run.cache": "cache"}
 
@@ -30,9 +30,9 @@ def stored() -> bytes:
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prepared]:
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     monkeypatch.chdir(tmp_path)
-    yield write_prepared()
+    return write_prepared()
 
 
 def run(**changes: Any) -> None:
@@ -55,11 +55,13 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bytes(prepared: Prepar
     first = stored()
     assert report()["computed"] == len(prepared.ids)
     run()
-    assert report() | {"seconds": 0} == report() | {"computed": 0, "reused": len(prepared.ids), "seconds": 0}
+    assert report()["computed"] == 0
+    assert report()["reused"] == len(prepared.ids)
     assert stored() == first
 
 
-def test_other_weights_are_other_rows_and_going_back_computes_nothing(prepared: Prepared) -> None:
+@pytest.mark.usefixtures("prepared")
+def test_other_weights_are_other_rows_and_going_back_computes_nothing() -> None:
     run()
     first = stored()
     run(**{"backbone.seed": 1})
@@ -93,7 +95,6 @@ def test_a_killed_run_goes_on(prepared: Prepared, monkeypatch: pytest.MonkeyPatc
     assert len(prepared.ids) == report()["pictures"]
 
 
-@pytest.mark.usefixtures("prepared")
 def test_half_precision_rows_are_near(prepared: Prepared) -> None:
     run()
     rows = np.arange(len(prepared.ids))

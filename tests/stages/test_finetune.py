@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from pictures import params, write_prepared
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from headstart.ground.artifacts import FINETUNE, Head, Prepared, read_table, wri
 from headstart.ground.errors import UserError
 from headstart.libraries.backbone import build
 from headstart.stages import finetune
+from pictures import params, write_prepared
 
 SMALL = {
     "backbone.name": "test_resnet",
@@ -113,7 +113,11 @@ def test_two_processes_give_the_same_weights_as_one() -> None:
 def test_frozen_means_frozen() -> None:
     """With a frozen phase of all epochs but one, and a last epoch at learning rate zero for the backbone."""
     start = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
-    changes = {"finetune.frozen_epochs": 2, "finetune.lr": {"backbone": 0.0, "head": 0.05}, "finetune.batch_norm": "frozen"}
+    changes = {
+        "finetune.frozen_epochs": 2,
+        "finetune.lr": {"backbone": 0.0, "head": 0.05},
+        "finetune.batch_norm": "frozen",
+    }
     weights = run({**changes, "finetune.l2": {"backbone": 0.1, "head": 0.1}})
     moved = {name for name in start if not torch.equal(start[name], weights[name])}
     assert moved == {"fc.weight", "fc.bias"}
@@ -147,7 +151,10 @@ def test_gone_on_after_an_interruption_is_the_same_as_never_interrupted(monkeypa
 
 
 def test_sigterm_stops_with_its_exit_code_and_the_next_start_goes_on() -> None:
-    changes = {"finetune.epochs": 400, "finetune.early_stopping": {"monitor": "val_loss", "patience": 400, "min_delta": 0.0}}
+    changes = {
+        "finetune.epochs": 400,
+        "finetune.early_stopping": {"monitor": "val_loss", "patience": 400, "min_delta": 0.0},
+    }
     with program(changes) as running:
         assert running.stdout is not None
         lines = []
@@ -197,7 +204,9 @@ def test_without_resume_it_trains_anew() -> None:
 
 
 def test_the_average_is_kept_with_the_raw_weights_beside_it() -> None:
-    averaged = run({"finetune.ema": 0.9, "finetune.early_stopping": {"monitor": "val_loss", "patience": 9, "min_delta": 0.0}})
+    averaged = run(
+        {"finetune.ema": 0.9, "finetune.early_stopping": {"monitor": "val_loss", "patience": 9, "min_delta": 0.0}}
+    )
     raw = load_file(FINETUNE / "raw" / "model.safetensors")
     assert 1e-4 < largest_difference(averaged, raw) < 1
 
@@ -252,6 +261,4 @@ def test_the_wandb_run_has_the_curves_and_the_leaderboard(monkeypatch: pytest.Mo
 
 def test_models_with_two_classifiers_are_refused() -> None:
     with pytest.raises(UserError, match="several classifiers"):
-        build(
-            "deit_tiny_distilled_patch16_224", pretrained=False, image_size=None, args={"depth": 1}, num_classes=2
-        )
+        build("deit_tiny_distilled_patch16_224", pretrained=False, image_size=None, args={"depth": 1}, num_classes=2)

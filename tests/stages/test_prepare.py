@@ -14,7 +14,8 @@ from damaged import make_damaged
 from headstart.assembly import store
 from headstart.ground.artifacts import MANIFEST_COLUMNS, PREPARED, Prepared, manifest_rows, read_json, read_labels
 from headstart.ground.errors import UserError
-from headstart.ground.params import Params, parse_params
+from headstart.ground.params import Params
+from headstart.ground.params_file import parse_params
 from headstart.libraries.backbone import evaluation_transform
 from headstart.libraries.images import Decoder
 from headstart.stages import prepare

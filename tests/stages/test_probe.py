@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import params, write_prepared
 
 from headstart.ground.artifacts import Prepared, read_head, read_labels, read_table, write_features
 from headstart.libraries.linear import cross_entropy
 from headstart.stages import probe
+from pictures import params, write_prepared
 
 PATH = [1.0, 0.1, 0.01]
 

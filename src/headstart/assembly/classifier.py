@@ -74,7 +74,7 @@ class Classifier(LightningModule):
         self._began = 0.0
 
     def freeze_backbone(self, *, frozen: bool) -> None:
-        """Freeze everything but the classifier, or thaw it. Before ``fit``: DDP takes only what needs a gradient then."""
+        """Freeze all but the classifier, or thaw it. Before ``fit``: DDP takes only what needs a gradient then."""
         self.frozen_backbone = frozen
         self.model.requires_grad_(not frozen)
         classifier(self.model).requires_grad_(requires_grad=True)
@@ -96,18 +96,17 @@ class Classifier(LightningModule):
         return logits
 
     def on_train_epoch_start(self) -> None:
-        """Seed what draws within the step (dropout, stochastic depth) by (seed, epoch, rank)."""
+        """Set the modes, which validation has changed, and start the clock."""
         self.train()
-        entropy = np.random.SeedSequence((self.finetune.seed, self.current_epoch, self.global_rank))
-        torch.manual_seed(int(entropy.generate_state(1)[0]))
         self._began = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Give this rank's part of the objective, so that the average over ranks and parts is the global batch's."""
+        # What draws within the step (dropout, stochastic depth) follows from (seed, epoch, batch, rank).
+        entropy = np.random.SeedSequence((self.finetune.seed, self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
         pixels, labels = batch
-        losses = F.cross_entropy(
-            self(pixels), labels, reduction="none", label_smoothing=self.finetune.label_smoothing
-        )
+        losses = F.cross_entropy(self(pixels), labels, reduction="none", label_smoothing=self.finetune.label_smoothing)
         if self.class_weights is not None:
             losses = losses * self.get_buffer("class_weights")[labels]
         shares = self.trainer.world_size * self.finetune.accumulate

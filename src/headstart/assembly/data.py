@@ -45,7 +45,13 @@ class GlobalBatches(Sampler[tuple[int, Rows]]):
         Raises:
             UserError: a process would have no picture in some part of a batch.
         """
-        self._count, self._seed, self._parts, self._rank, self._world = count, finetune.seed, finetune.accumulate, rank, world
+        self._count, self._seed, self._parts, self._rank, self._world = (
+            count,
+            finetune.seed,
+            finetune.accumulate,
+            rank,
+            world,
+        )
         self.batch_size = global_batch_size(count, finetune)
         self._epoch = 0
         if self.batch_size < world * self._parts:

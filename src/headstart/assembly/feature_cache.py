@@ -8,6 +8,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,30 +36,40 @@ class FeatureCache:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.path, self._width, self._dtype = folder / f"{name[:32]}.sqlite", width, np.dtype(dtype)
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._file = sqlite3.connect(self.path, timeout=SECONDS_TO_WAIT_FOR_A_LOCK)
+        self._file = sqlite3.connect(self.path, timeout=SECONDS_TO_WAIT_FOR_A_LOCK)
+        with self._explaining():
             self._file.execute("CREATE TABLE IF NOT EXISTS rows (picture BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID")
-        except sqlite3.DatabaseError as error:
-            raise UserError(f"{self.path} can't be used ({error}): delete it, or set run.cache to another folder") from error
 
     def missing(self, pictures: Iterable[bytes]) -> Iterator[bool]:
         """Say of each picture whether it has no row yet."""
-        for picture in pictures:
-            yield self._file.execute("SELECT 1 FROM rows WHERE picture = ?", (picture,)).fetchone() is None
+        with self._explaining():
+            for picture in pictures:
+                yield self._file.execute("SELECT 1 FROM rows WHERE picture = ?", (picture,)).fetchone() is None
 
     def add(self, pictures: list[bytes], rows: NDArray[Any]) -> None:
         """Keep the rows (n, width) of n pictures, all or none."""
         values = np.ascontiguousarray(rows, self._dtype)
-        with self._file:
+        with self._explaining(), self._file:
             pairs = zip(pictures, (row.tobytes() for row in values), strict=True)
             self._file.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?)", pairs)
 
     def row(self, picture: bytes) -> NDArray[Any]:
         """Give one row (width,); raises UserError where it is damaged."""
-        found = self._file.execute("SELECT row FROM rows WHERE picture = ?", (picture,)).fetchone()
+        with self._explaining():
+            found = self._file.execute("SELECT row FROM rows WHERE picture = ?", (picture,)).fetchone()
         if found is None or len(found[0]) != self._width * self._dtype.itemsize:
             raise UserError(f"{self.path} is damaged: delete it, and the features are computed again")
         return np.frombuffer(found[0], self._dtype)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            self._file.close()
+            raise UserError(
+                f"{self.path} can't be used ({error}): delete it, or set run.cache to another folder"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -32,7 +32,7 @@ def device_of(run: Run) -> torch.device:
 
 
 class Normalize(nn.Module):
-    """Uint8 pixels (batch, height, width, 3) to the float32 that a backbone reads, (batch, 3, height, width) in channels_last."""
+    """Uint8 pixels (n, height, width, 3) to the float32 (n, 3, height, width), channels_last, that a backbone reads."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         """Keep timm's mean and standard deviation, given for pixels in [0, 1]."""

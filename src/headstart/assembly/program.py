@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from headstart.ground.errors import UserError
-from headstart.ground.params import Params, load_params
+from headstart.ground.params import Params
+from headstart.ground.params_file import load_params
 
 
 def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
@@ -20,7 +21,9 @@ def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
     """
     module = inspect.getmodule(run)
     parser = argparse.ArgumentParser(
-        description=module.__doc__ if module else None, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"headstart {Path(sys.argv[0]).stem}",
+        description=module.__doc__ if module else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     args = parser.parse_args()

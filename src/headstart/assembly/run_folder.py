@@ -55,7 +55,9 @@ class RunFolder:
 
 def run_key(content: dict[str, Any], files: list[Path]) -> str:
     """Hash what a run depends on: params, the bytes of small files that name its inputs, the package, the format."""
-    digest = hashlib.sha256(json.dumps({**content, "format": STATE_FORMAT, "version": version("headstart")}, sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps({**content, "format": STATE_FORMAT, "version": version("headstart")}, sort_keys=True).encode()
+    )
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:24]

@@ -54,7 +54,7 @@ def summarise(run: Run, figures: dict[str, float]) -> None:
 
 
 def _wandb_run(run: Run, run_id: str, config: dict[str, Any]) -> Any:
-    import wandb  # noqa: PLC0415  (half a second, and not wanted at all where tracking is disabled)
+    import wandb  # noqa: PLC0415  (not needed where tracking is disabled)
 
     assert run.tracking != "disabled"
     return wandb.init(

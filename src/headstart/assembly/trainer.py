@@ -32,7 +32,7 @@ class EpochReport(Callback):
         """Keep where the rows go and how many epochs there are."""
         self._hand_over, self._epochs, self._printed = hand_over, epochs, 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
         """Leave out what an earlier start printed."""
         assert isinstance(pl_module, Classifier)
         self._printed = len(pl_module.history)
@@ -44,8 +44,8 @@ class EpochReport(Callback):
             return
         for row in pl_module.history[self._printed :]:
             logger.info(
-                f"epoch {row['epoch']:>3} of {self._epochs}  loss {row['train_loss']:.4f}  penalty {row['penalty']:.4f}  "
-                f"validation {row['val_loss']:.4f}  accuracy {row['val_accuracy']:.4f}  {row['seconds']:.1f} s"
+                f"epoch {row['epoch']:>3} of {self._epochs}  loss {row['train_loss']:.4f}  "
+                f"penalty {row['penalty']:.4f}  validation {row['val_loss']:.4f}  accuracy {row['val_accuracy']:.4f}  {row['seconds']:.1f} s"
             )
         self._printed = len(pl_module.history)
         self._hand_over(pl_module.history)
@@ -61,7 +61,9 @@ def check_hardware(finetune: Finetune, run: Run) -> None:
     """
     cuda = torch.cuda.is_available() and run.accelerator in {"auto", "gpu"}
     if finetune.precision == "16-mixed" and not cuda:
-        raise UserError("finetune.precision: 16-mixed needs a CUDA GPU, and none is used here; use 32-true or bf16-mixed")
+        raise UserError(
+            "finetune.precision: 16-mixed needs a CUDA GPU, and none is used here; use 32-true or bf16-mixed"
+        )
     if finetune.precision == "bf16-mixed" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("finetune.precision: this GPU has no bfloat16; use 16-mixed or 32-true")
 
@@ -69,6 +71,7 @@ def check_hardware(finetune: Finetune, run: Run) -> None:
 def fit(
     classifier: Classifier,
     pictures: Pictures,
+    *,
     finetune: Finetune,
     run: Run,
     folder: RunFolder,
@@ -102,7 +105,9 @@ def fit(
             if stopped or done >= last_epoch:
                 continue
             classifier.freeze_backbone(frozen=frozen)
-            trainer = _trainer(finetune, run, folder, [report, *_callbacks(finetune, folder, frozen=frozen)], last_epoch)
+            trainer = _trainer(
+                finetune, run, folder, [report, *_callbacks(finetune, folder, frozen=frozen)], last_epoch
+            )
             if trainer.is_global_zero and not folder.start.exists():
                 write_json(folder.start, start)
             state = folder.last if folder.last.exists() else None

@@ -6,7 +6,6 @@ only when it is whole (``replacing``).
 
 import csv
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,8 @@ REPORTS = Path("reports")
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 MANIFEST_COLUMNS = (
-    "id", "source", "label", "split", "group", "sha256", "width", "height", "shard", "offset", "stored_width", "stored_height",
+    "id", "source", "label", "split", "group", "sha256", "width", "height",
+    "shard", "offset", "stored_width", "stored_height",
 )  # fmt: skip
 
 
@@ -38,17 +38,22 @@ MANIFEST_COLUMNS = (
 def replacing(final: Path) -> Iterator[Path]:
     """Give a name beside ``final`` to write a file or a folder under; it takes the final name if all went well."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    aside = final.with_name(f".{final.name}.partial")
+    _remove(aside)  # a killed process left it: no two runs of a stage write at once, DVC sees to that
     try:
         yield aside
-        if final.is_dir() and not final.is_symlink():
-            shutil.rmtree(final)
+        if final.is_dir():
+            _remove(final)
         aside.replace(final)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def cache_folder(cache: str | None) -> Path:
@@ -140,8 +145,7 @@ class Prepared:
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """Give one picture, uint8 (height, width, 3), a read-only view of the file."""
         shard, offset, height, width = (int(value) for value in self.places[row])
-        view = self._shards[shard][offset : offset + height * width * 3].reshape(height, width, 3)
-        return view
+        return self._shards[shard][offset : offset + height * width * 3].reshape(height, width, 3)
 
     @cached_property
     def _shards(self) -> list[NDArray[np.uint8]]:
@@ -192,7 +196,7 @@ def read_features(rows: NDArray[np.int64]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head: ``weight`` float32 (classes, width), ``bias`` float32 (classes,), and the λ that it was found at."""
+    """A linear head: ``weight`` float32 (classes, width), ``bias`` float32 (classes,), and the λ of its penalty."""
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]

@@ -1,18 +1,12 @@
 """The typed schema of ``params.yaml``.
 
-The file lists every key, so nothing here has a default: what is written there is what runs. It is parsed as DVC parses
-it (YAML 1.2, so that ``1e-4`` is a number), checked whole before anything starts, and immutable afterwards.
+The file lists every key, so nothing here has a default: what is written there is what runs. ``params_file`` reads it.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML, YAMLError
-
-from headstart.ground.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -104,6 +98,14 @@ class Augment(Section):
     ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)]
     hflip: Annotated[float, Field(ge=0, le=1)]
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in ("scale", "ratio"):
+            least, largest = getattr(self, name)
+            if least > largest:
+                raise ValueError(f"{name} is [least, largest], and {least} is more than {largest}")
+        return self
+
 
 class Finetune(Section):
     """The training of backbone and head together."""
@@ -133,6 +135,8 @@ class Finetune(Section):
     def _consistent(self) -> Self:
         if self.frozen_epochs >= self.epochs:
             raise ValueError(f"frozen_epochs ({self.frozen_epochs}) must be less than epochs ({self.epochs})")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate ({self.accumulate}) must not exceed batch_size ({self.batch_size})")
         return self
@@ -195,82 +199,3 @@ class Params(Section):
         for section, values in partial.items():
             sections[section] = type(getattr(self, section)).model_construct(**values)
         return self.model_construct(**sections)
-
-
-def load_params(path: Path) -> Params:
-    """Read and check ``params.yaml``.
-
-    Raises:
-        UserError: the file is missing or is not YAML, or a key is missing, unknown or has a value that is not allowed;
-            all of them are listed, each with what stood there, what is allowed and, for a typo, the nearest key.
-    """
-    try:
-        content = YAML(typ="safe").load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: run this in the project's folder") from None
-    except YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
-    return parse_params(content, str(path))
-
-
-def parse_params(content: Any, name: str = "params.yaml") -> Params:
-    """Check the content of ``params.yaml``; raises UserError as ``load_params`` does."""
-    if not isinstance(content, dict):
-        raise UserError(f"{name} must hold the sections {', '.join(Params.model_fields)}")
-    try:
-        return Params.model_validate(content)
-    except ValidationError as error:
-        lines = [_explained(problem, content) for problem in _without_union_branches(error)]
-        raise UserError("\n".join([f"{name}:", *lines])) from error
-
-
-def _without_union_branches(error: ValidationError) -> list[Mapping[str, Any]]:
-    """Merge the problems that pydantic lists for each member of a union into one a key."""
-    merged: dict[str, dict[str, Any]] = {}
-    for problem in error.errors():
-        key = _key(problem["loc"])
-        if key in merged:
-            merged[key]["msg"] += f"; or {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-        else:
-            merged[key] = {**problem}
-    return list(merged.values())
-
-
-def _key(location: tuple[int | str, ...]) -> str:
-    """Give the dotted key of a pydantic location, without the names of union members, which are no keys."""
-    names: list[str] = []
-    section: Any = Params
-    for part in location:
-        if isinstance(part, int):
-            names.append(str(part))
-            continue
-        fields = getattr(section, "model_fields", None)
-        if fields is None:
-            break
-        names.append(part)
-        section = fields[part].annotation if part in fields else None
-    return ".".join(names)
-
-
-def _explained(problem: Mapping[str, Any], content: Any) -> str:
-    """Write one problem for a user."""
-    key = _key(problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        parent, _, name = key.rpartition(".")
-        known = Params.model_fields if not parent else _fields(parent)
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known keys: {', '.join(known)}"
-        return f"  {key}: unknown key{hint}"
-    if problem["type"] == "missing":
-        return f"  {key}: missing; add it (the project's params.yaml shows every key with a comment)"
-    shown = "" if content is None or isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
-    return f"  {key or 'the file'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
-
-
-def _fields(parent: str) -> Mapping[str, Any]:
-    """Give the fields of a dotted section."""
-    section: Any = Params
-    for part in parent.split("."):
-        section = section.model_fields[part].annotation
-    fields: Mapping[str, Any] = section.model_fields
-    return fields

@@ -22,6 +22,7 @@ from headstart.assembly.inference import device_of, evaluation_pixels, infer
 from headstart.assembly.program import main
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared
+from headstart.ground.errors import UserError
 from headstart.ground.params import Params
 from headstart.libraries.backbone import build, classifier, features_of, weights_sha256
 
@@ -93,6 +94,8 @@ def _compute(
     for rows in infer(
         partial(features_of, model), prepared, todo, batch_size=batch_size, device=device, label="features"
     ):
+        if not np.isfinite(rows).all():
+            raise UserError("backbone.name: this backbone gives features that are not finite; its weights are damaged")
         cache.add([keys[row] for row in todo[done : done + len(rows)]], rows)
         done += len(rows)
     return round(done / (time.perf_counter() - began), 1) if done else None

@@ -67,7 +67,14 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
     tracker = None
     if params.run.tracking != "disabled" and not rank_zero_only.rank:
         tracker = Tracker(params.run, folder.tracking, {**params.model_dump(), "groups": groups})
-    start = fit(module, pictures, params.finetune, params.run, folder, tracker.log if tracker else lambda _: None)
+    start = fit(
+        module,
+        pictures,
+        finetune=params.finetune,
+        run=params.run,
+        folder=folder,
+        hand_over=tracker.log if tracker else lambda _: None,
+    )
     if rank_zero_only.rank:
         return
 
@@ -167,7 +174,9 @@ def _groups(model: nn.Module, params: Params) -> list[Group]:
     for row in table(groups):
         logger.info("group %(group)-13s %(tensors)4d tensors %(parameters)11d parameters  λ %(l2).1e  lr %(lr).1e", row)
     if not fused(finetune) and any(group.l2 for group in groups):
-        logger.info("the L2 is written out in the loss (%s)", "clipped with it" if finetune.clip else finetune.optimizer)
+        logger.info(
+            "the L2 is written out in the loss (%s)", "clipped with it" if finetune.clip else finetune.optimizer
+        )
     return groups
 
 

@@ -1,10 +1,10 @@
 """Decode every picture once, resize it as the backbone's evaluation does, and decide on the splits.
 
-reads   prepare.path (digits and torchvision: the package, or the cache folder), and data/prepared of the run before,
+reads:  prepare.path (digits and torchvision: the package, or the cache folder), and data/prepared of the run before,
         so that only new pictures are decoded
-writes  data/prepared: the packed pixels, manifest.csv, dataset.json
+writes: data/prepared: the packed pixels, manifest.csv, dataset.json
         reports/prepare.json
-params  prepare, backbone.name, backbone.image_size, backbone.args, run
+params: prepare, backbone.name, backbone.image_size, backbone.args
 """
 
 import logging

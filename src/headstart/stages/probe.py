@@ -1,7 +1,8 @@
 """Find the linear head on the cached features: CE + λ‖W‖² along a path of λ.
 
 reads:   data/prepared (labels of train and validation), data/features
-writes:  models/probe (the heads along the path, and which has the lowest validation loss), reports/probe.json, reports/probe/l2_path.csv
+writes:  models/probe (the heads along the path, and which has the lowest validation loss), reports/probe.json,
+         reports/probe/l2_path.csv
 params:  probe
 
 The chosen head is the baseline that fine-tuning has to beat; the one at fine-tuning's own λ is where that starts.
