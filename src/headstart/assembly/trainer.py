@@ -44,8 +44,10 @@ class EpochReport(Callback):
             return
         for row in pl_module.history[self._printed :]:
             logger.info(
-                f"epoch {row['epoch']:>3} of {self._epochs}  loss {row['train_loss']:.4f}  "
-                f"penalty {row['penalty']:.4f}  validation {row['val_loss']:.4f}  accuracy {row['val_accuracy']:.4f}  {row['seconds']:.1f} s"
+                "epoch %3d of %d  loss %.4f  penalty %.4f  validation %.4f  accuracy %.4f  %.1f s",
+                row["epoch"],
+                self._epochs,
+                *(row[name] for name in ("train_loss", "penalty", "val_loss", "val_accuracy", "seconds")),
             )
         self._printed = len(pl_module.history)
         self._hand_over(pl_module.history)
