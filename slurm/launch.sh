@@ -1,5 +1,5 @@
 #!/bin/sh
-# Starts one stage for dvc.yaml: with srun inside a Slurm allocation where the stage uses many devices, else directly.
+# Starts one stage for dvc.yaml, with the environment's Python wherever that is: $VIRTUAL_ENV, .venv or python3.
 # usage: sh slurm/launch.sh STAGE
 set -eu
 if [ -n "${VIRTUAL_ENV:-}" ]; then

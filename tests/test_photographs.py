@@ -1,0 +1,37 @@
+"""Real photographs, where HEADSTART_PICTURES names a folder of class folders: stored as timm's evaluation sees them."""
+
+import os
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from pictures import params
+from timm.data.transforms_factory import create_transform
+
+from headstart.assembly.inference import Normalize, evaluation_pixels
+from headstart.ground.artifacts import Prepared, manifest_rows
+from headstart.stages import prepare
+
+PICTURES = os.environ.get("HEADSTART_PICTURES")
+
+
+@pytest.mark.skipif(PICTURES is None, reason="HEADSTART_PICTURES is not set")
+def test_prepared_photographs_are_what_timms_own_transform_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert PICTURES is not None
+    for label in islice(sorted(path for path in Path(PICTURES).iterdir() if path.is_dir()), 3):
+        (tmp_path / "raw" / label.name).mkdir(parents=True)
+        for picture in islice(sorted(label.rglob("*.JPEG")), 20):
+            (tmp_path / "raw" / label.name / picture.name).symlink_to(picture)
+    monkeypatch.chdir(tmp_path)
+    prepare.run(params({"prepare.source": "imagefolder", "prepare.path": "raw"}).declared(prepare.PARAMS))
+    prepared = Prepared.open()
+    transform = create_transform(**prepared.input, is_training=False)
+    ours = Normalize(prepared.input)(evaluation_pixels(prepared, np.arange(len(prepared.ids))))
+    for row, found in zip(manifest_rows(), ours, strict=True):
+        picture = ImageOps.exif_transpose(Image.open(Path("raw") / row["source"])).convert("RGB")
+        torch.testing.assert_close(found, transform(picture), rtol=0, atol=1e-6)
