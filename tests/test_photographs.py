@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from pictures import params
 from timm.data.transforms_factory import create_transform
 
 from headstart.assembly.inference import Normalize, evaluation_pixels
 from headstart.ground.artifacts import Prepared, manifest_rows
 from headstart.stages import prepare
+from pictures import params
 
 PICTURES = os.environ.get("HEADSTART_PICTURES")
 
