@@ -18,19 +18,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from timm.models import save_for_hf
-from timm.optim import param_groups_weight_decay
-from timm.utils import ModelEmaV3
+from timm.optim._param_groups import param_groups_weight_decay
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
 ARCHITECTURE = "resnet18d"
 # The usual widths by two fifths, and a thinner last stage, so that fp16 weights stay under 4 MB.
-MODEL_ARGS = {"channels": [32, 64, 128, 184], "stem_width": 16, "stem_type": "deep_tiered"}
+MODEL_ARGS: dict[str, Any] = {"channels": [32, 64, 128, 184], "stem_width": 16, "stem_type": "deep_tiered"}
 SIZE = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH, PEAK_LR, WEIGHT_DECAY, LABEL_SMOOTHING, EMA_DECAY = 128, 0.12, 5e-4, 0.1, 0.998
@@ -62,7 +63,7 @@ def main() -> None:
     images, labels, wnids = decoded(args.data / "train")
     val_images, val_labels, _ = decoded(args.data / "val")
     model = timm.create_model(ARCHITECTURE, num_classes=len(wnids), **MODEL_ARGS)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     ema = ModelEmaV3(model, decay=EMA_DECAY, use_warmup=True)
     optimizer = torch.optim.SGD(
         param_groups_weight_decay(model, WEIGHT_DECAY), lr=PEAK_LR, momentum=0.9, nesterov=True, foreach=True
@@ -72,7 +73,8 @@ def main() -> None:
     first, seconds = 0, 0.0
     if args.state.exists():
         state = torch.load(args.state, map_location=device, weights_only=True)
-        for part, saved in zip((model, ema, optimizer, schedule), state["parts"], strict=True):
+        parts: tuple[Any, ...] = (model, ema, optimizer, schedule)
+        for part, saved in zip(parts, state["parts"], strict=True):
             part.load_state_dict(saved)
         first, seconds = state["epoch"], state["seconds"]
 
@@ -86,14 +88,15 @@ def main() -> None:
         if (epoch + 1) % 4 == 0 or epoch + 1 == EPOCHS:
             line += f"  val top-1 {accuracy(ema.module, val_images, val_labels, device):.4f}"
         print(line, flush=True)
-        parts = [part.state_dict() for part in (model, ema, optimizer, schedule)]
+        states = [part.state_dict() for part in (model, ema, optimizer, schedule)]
         aside = args.state.with_suffix(".tmp")
-        torch.save({"parts": parts, "epoch": epoch + 1, "seconds": seconds}, aside)
+        torch.save({"parts": states, "epoch": epoch + 1, "seconds": seconds}, aside)
         aside.rename(args.state)
 
     words = dict(line.split("\t") for line in (args.data / "classes.tsv").read_text().splitlines())
     write(ema.module, wnids, words, args.out)
-    shipped = timm.create_model(f"local-dir:{args.out}", pretrained=True).to(device, memory_format=torch.channels_last)
+    shipped = timm.create_model(f"local-dir:{args.out}", pretrained=True).to(device)
+    shipped = shipped.to(memory_format=torch.channels_last)
     top1 = accuracy(shipped, val_images, val_labels, device)
     size = (args.out / "model.safetensors").stat().st_size
     print(json.dumps({"top1": top1, "val_images": len(val_labels), "seconds": round(seconds), "bytes": size}))
@@ -120,10 +123,10 @@ def stage_of(epoch: int) -> Stage:
 
 
 def learning_rate(epoch: float) -> float:
-    """Give the factor on PEAK_LR: a one-cycle of HORIZON epochs (Smith 2018), left at TURN on a line to zero; then a restart.
+    """Give the factor on PEAK_LR: a one-cycle of HORIZON epochs (Smith 2018), from TURN a line to zero; then a restart.
 
-    Neither the cut nor the restart (Loshchilov and Hutter 2017) is a discovery: the first brought a run that was planned
-    for 40 epochs to its end within the time there was, and the second used what time was left.
+    Neither the cut nor the restart (Loshchilov and Hutter 2017) is a discovery: the first brought a run planned for 40
+    epochs to its end within the time there was, and the second used what time was left.
     """
     if epoch < WARMUP:
         return 0.52 - 0.48 * math.cos(math.pi * epoch / WARMUP)
@@ -172,7 +175,7 @@ def train_one_epoch(
     for inputs, targets in data:
         loss = F.cross_entropy(model(inputs), targets, label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         ema.update(model, step=schedule.last_epoch)
@@ -186,7 +189,8 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, device: torch.dev
     """Give the top-1 accuracy at 64 px, whole pictures, no test-time augmentation."""
     model.eval()
     right = 0
-    for pixels, targets in zip(images.split(500), labels.split(500), strict=True):
+    for start in range(0, len(images), 500):
+        pixels, targets = images[start : start + 500], labels[start : start + 500]
         right += int((model(normalised(pixels.to(device))).argmax(1).cpu() == targets).sum())
     return right / len(labels)
 
@@ -207,7 +211,7 @@ def write(model: nn.Module, wnids: list[str], words: dict[str, str], out: Path) 
         },
     }
     # safetensors takes no channels_last.
-    model = model.half().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model = model.half().cpu().to(memory_format=torch.contiguous_format)
     save_for_hf(model, str(out), model_config=config, model_args=MODEL_ARGS, safe_serialization=True)
 
 

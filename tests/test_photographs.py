@@ -23,10 +23,10 @@ def test_prepared_photographs_are_what_timms_own_transform_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert PICTURES is not None
-    for label in islice(sorted(path for path in Path(PICTURES).iterdir() if path.is_dir()), 3):
-        (tmp_path / "raw" / label.name).mkdir(parents=True)
-        for picture in islice(sorted(label.rglob("*.JPEG")), 20):
-            (tmp_path / "raw" / label.name / picture.name).symlink_to(picture)
+    for folder in islice(sorted(path for path in Path(PICTURES).iterdir() if path.is_dir()), 3):
+        (tmp_path / "raw" / folder.name).mkdir(parents=True)
+        for file in islice(sorted(folder.rglob("*.JPEG")), 20):
+            (tmp_path / "raw" / folder.name / file.name).symlink_to(file)
     monkeypatch.chdir(tmp_path)
     prepare.run(params({"prepare.source": "imagefolder", "prepare.path": "raw"}).declared(prepare.PARAMS))
     prepared = Prepared.open()

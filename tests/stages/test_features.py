@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from headstart.assembly.inference import Normalize, evaluation_pixels
+from headstart.assembly.inference import Normalize, evaluation_pixels, infer
 from headstart.ground.artifacts import FEATURES, Prepared, read_features
 from headstart.libraries.backbone import build, classifier
 from headstart.stages import features
@@ -73,7 +73,7 @@ def test_other_weights_are_other_rows_and_going_back_computes_nothing() -> None:
 
 
 def test_a_killed_run_goes_on(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = features.infer
+    real = infer
 
     def killed_after_two_batches(*args: Any, **options: Any) -> Iterator[NDArray[np.float32]]:
         batches = real(*args, **options)

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import Tensor
 
+from headstart.assembly.classifier import Classifier
 from headstart.assembly.trainer import check_hardware
 from headstart.ground.artifacts import FINETUNE, Head, Prepared, read_table, write_heads
 from headstart.ground.errors import UserError
@@ -78,8 +79,9 @@ def test_the_result_loads_in_timm_and_is_the_best_epoch_of_the_history() -> None
     assert report["best_epoch"] == int(np.argmin(losses))
     assert report["val_loss"] == min(losses)
     model = timm.create_model(f"local-dir:{FINETUNE}", pretrained=True)
+    config: Any = model.pretrained_cfg
     assert model.num_classes == 4
-    assert model.pretrained_cfg["label_names"] == ["cat", "dog", "owl", "yak"]
+    assert config["label_names"] == ["cat", "dog", "owl", "yak"]
     assert losses[-1] < losses[0]
 
 
@@ -133,18 +135,18 @@ def test_gone_on_after_an_interruption_is_the_same_as_never_interrupted(monkeypa
     changes = {"finetune.frozen_epochs": 1, "finetune.epochs": 4, "backbone.drop_rate": 0.2, "finetune.ema": 0.9}
     uninterrupted = run(changes)
     rows = history()
-    real = finetune.Classifier.training_step
+    real = Classifier.training_step
 
     def interrupted(self: Any, batch: Any, batch_idx: int) -> Tensor:
         if self.current_epoch == 2 and batch_idx == 1:
             raise KeyboardInterrupt
         return real(self, batch, batch_idx)
 
-    monkeypatch.setattr(finetune.Classifier, "training_step", interrupted)
+    monkeypatch.setattr(Classifier, "training_step", interrupted)
     with pytest.raises(SystemExit) as stopped:
         run({**changes, "run.cache": "another"})
     assert stopped.value.code == 130
-    monkeypatch.setattr(finetune.Classifier, "training_step", real)
+    monkeypatch.setattr(Classifier, "training_step", real)
     resumed = run({**changes, "run.cache": "another"})
     assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
     assert history() == rows

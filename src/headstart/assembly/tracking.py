@@ -22,8 +22,9 @@ class Tracker:
             config: what to show as the run's config.
         """
         self._record = record
-        kept = read_json(record) if record.exists() else {"id": new_run_id(), "rows": 0}
-        self.id, self._rows = kept["id"], kept["rows"]
+        kept: dict[str, Any] = read_json(record) if record.exists() else {"id": new_run_id(), "rows": 0}
+        self.id: str = kept["id"]
+        self._rows: int = kept["rows"]
         self._run = _wandb_run(run, self.id, config)
         self._keep()
 

@@ -134,7 +134,7 @@ class Prepared:
         ids, splits = np.empty(count, np.uint64), np.empty(count, np.int8)
         places = np.empty((count, 4), np.int64)
         for i, row in enumerate(manifest_rows(folder)):
-            ids[i], splits[i] = int(row["id"], 16), SPLITS.index(row["split"])  # type: ignore[arg-type]
+            ids[i], splits[i] = int(row["id"], 16), SPLITS.index(row["split"])
             places[i] = [int(row[name]) for name in ("shard", "offset", "stored_height", "stored_width")]
         return cls(folder, dataset["classes"], dataset["input"], ids, splits, places)
 

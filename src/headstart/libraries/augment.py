@@ -45,7 +45,7 @@ class CropAndFlip:
         """
         top, left, height, width = crop_box(picture.shape[0], picture.shape[1], draws, self.scale, self.ratio)
         crop = torch.tensor(picture[top : top + height, left : left + width])
-        resized = F.resize(
+        resized: Tensor = F.resize(
             crop.permute(2, 0, 1), list(self.size), interpolation=InterpolationMode(self.interpolation), antialias=True
         )
         if draws[-1] < self.hflip:

@@ -82,7 +82,7 @@ def default_rules(
     penalised = [Rule(head, "head", l2["head"], lr["head"]), Rule(".*", "backbone", l2["backbone"], lr["backbone"])]
     if l2_on_biases_and_norms:
         return penalised
-    no_decay = getattr(model, "no_weight_decay", set)()
+    no_decay: set[str] = getattr(model, "no_weight_decay", set)()
     free = [name for name, parameter in model.named_parameters() if parameter.ndim <= 1 or name in no_decay]
     free_in_head = [name for name in free if re.fullmatch(head, name)]
     return [

@@ -25,7 +25,7 @@ def uniform(count: int, *key: ArrayLike) -> NDArray[np.float64]:
     for part in key:
         state = _mixed(state ^ _mixed(np.atleast_1d(np.asarray(part, np.uint64)) + _GAMMA))
     draws = _mixed(state[:, None] + _GAMMA * np.arange(1, count + 1, dtype=np.uint64))
-    return (draws >> np.uint64(11)) * 2.0**-53
+    return np.asarray((draws >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
 def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -54,7 +54,7 @@ def run(params: Params) -> None:
         seed=backbone.seed,
         num_classes=len(prepared.classes),
     )
-    model = model.eval().requires_grad_(requires_grad=False).to(device, memory_format=torch.channels_last)
+    model = model.eval().requires_grad_(requires_grad=False).to(device).to(memory_format=torch.channels_last)
     about = {"weights": weights_sha256(model), "input": prepared.input, "dtype": params.features.dtype}
     shape = len(prepared.ids), classifier(model).in_features
 

@@ -50,12 +50,17 @@ def run(params: Params) -> None:
         [prepared.folder / "manifest.csv", prepared.folder / "dataset.json", artifacts.PROBE / "heads.safetensors"],
     )
     cache = artifacts.cache_folder(params.run.cache)
-    if rank_zero_only.rank:
+    if _rank():
         logging.getLogger("headstart").setLevel(logging.WARNING)
         _train(params, prepared, RunFolder(cache / "runs" / key))
         return
     with open_run_folder(cache, key, resume=params.run.resume) as folder:
         _train(params, prepared, folder)
+
+
+def _rank() -> int:
+    """Give this process's number among all that train, as their launcher's environment has it; 0 where it is alone."""
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
@@ -65,7 +70,7 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
     initial = copy.deepcopy(module.model.state_dict())
     groups = table(module.groups)
     tracker = None
-    if params.run.tracking != "disabled" and not rank_zero_only.rank:
+    if params.run.tracking != "disabled" and _rank() == 0:
         tracker = Tracker(params.run, folder.tracking, {**params.model_dump(), "groups": groups})
     start = fit(
         module,
@@ -75,7 +80,7 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
         folder=folder,
         hand_over=tracker.log if tracker else lambda _: None,
     )
-    if rank_zero_only.rank:
+    if _rank():
         return
 
     best, weights, raw = best_epoch(folder, start, params.finetune.early_stopping.monitor)
@@ -118,7 +123,7 @@ def _figures(history: list[HistoryRow], best: HistoryRow, *, pictures_an_epoch: 
 def _module(params: Params, prepared: Prepared, pictures: Pictures) -> Classifier:
     """Build what is trained, as it is before the first step."""
     finetune = params.finetune
-    model = _starting_model(params.backbone, finetune, prepared)
+    model = _starting_model(params.backbone, finetune, prepared).to(memory_format=torch.channels_last)
     weights = None
     if finetune.class_weights == "balanced":
         weights = balanced_weights(pictures.train.labels, len(prepared.classes))
@@ -188,6 +193,7 @@ def _save(model: nn.Module, weights: Weights, prepared: Prepared, folder: Path) 
         "pretrained_cfg": {"label_names": prepared.classes, "label_descriptions": None},
     }
     model.load_state_dict(weights)
+    model = model.to(memory_format=torch.contiguous_format)  # safetensors takes no other
     save_for_hf(model, str(folder), model_config=config, safe_serialization=True, data_config=prepared.input)
 
 
