@@ -5,6 +5,7 @@ from typing import Any
 
 from headstart.assembly.run_folder import new_run_id
 from headstart.ground.artifacts import FINETUNE, read_json, write_json
+from headstart.ground.errors import UserError
 from headstart.ground.params import Run
 
 PROJECT = "headstart"
@@ -58,11 +59,14 @@ def _wandb_run(run: Run, run_id: str, config: dict[str, Any]) -> Any:
     import wandb  # noqa: PLC0415  (not needed where tracking is disabled)
 
     assert run.tracking != "disabled"
-    return wandb.init(
-        project=PROJECT,
-        id=run_id,
-        config=config,
-        resume="allow",
-        mode=run.tracking,
-        settings=wandb.Settings(silent=True, console="off", x_disable_stats=False),
-    )
+    try:
+        return wandb.init(
+            project=PROJECT,
+            id=run_id,
+            config=config,
+            resume="allow",
+            mode=run.tracking,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.errors.Error as error:
+        raise UserError(f"run.tracking: {error}: `wandb login` first, or use offline or disabled") from error

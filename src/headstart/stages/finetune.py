@@ -91,6 +91,8 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
         if tracker:
             artifacts.write_json(aside / "tracking.json", {"id": tracker.id})
     history = [start, *saved_history(folder)]
+    if tracker:
+        tracker.log(history[1:])
     columns = list(history[-1])
     artifacts.write_table(HISTORY, columns, [[row.get(name, "") for name in columns] for row in history])
     report = _figures(history, best, pictures_an_epoch=module.steps_per_epoch * module.batch_size)
