@@ -1,9 +1,11 @@
 """Runs the phases of a fine-tuning with Lightning's Trainer, each from the last state, and picks the best epoch."""
 
 import logging
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +100,7 @@ def fit(
     """
     report = EpochReport(hand_over, finetune.epochs)
     done, stopped = _progress(folder)
-    try:
+    with _exit_codes():
         if folder.start.exists():
             start: HistoryRow = read_json(folder.start)
         else:
@@ -107,21 +109,27 @@ def fit(
             if stopped or done >= last_epoch:
                 continue
             classifier.freeze_backbone(frozen=frozen)
-            trainer = _trainer(
-                finetune, run, folder, [report, *_callbacks(finetune, folder, frozen=frozen)], last_epoch
-            )
+            callbacks = [report, *_callbacks(finetune, folder, frozen=frozen)]
+            trainer = _trainer(finetune, run, folder, callbacks, last_epoch)
             if trainer.is_global_zero and not folder.start.exists():
                 write_json(folder.start, start)
             state = folder.last if folder.last.exists() else None
             trainer.fit(classifier, pictures, ckpt_path=state, weights_only=True)
             stopped = trainer.should_stop
+    return start
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """End with 128 + the signal's number, where Lightning would end with 0 after SIGTERM and 1 after Ctrl-C."""
+    try:
+        yield
     except SIGTERMException:
         logger.info("stopped by SIGTERM: start again, and it goes on after the last whole epoch")
-        sys.exit(128 + 15)
+        sys.exit(128 + signal.SIGTERM)
     except (KeyboardInterrupt, SystemExit):
         logger.info("stopped: start again, and it goes on after the last whole epoch")
-        sys.exit(128 + 2)
-    return start
+        sys.exit(128 + signal.SIGINT)
 
 
 def saved_history(folder: RunFolder) -> list[HistoryRow]:
