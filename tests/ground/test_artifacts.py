@@ -173,14 +173,14 @@ def test_heads_are_read_as_they_were_written() -> None:
         for l2 in (1.0, 1e-2, 3e-5)
     ]
     artifacts.write_heads(written, chosen=1)
-    for l2, expected in (
-        (None, written[1]),
-        (1.0, written[0]),
-        (5.0, written[0]),
+    for least_l2, expected in (
+        (0.0, written[1]),
+        (1e-6, written[1]),
+        (1e-2, written[1]),
         (0.2, written[0]),
-        (1e-6, written[2]),
+        (5.0, written[0]),
     ):
-        head = artifacts.read_head() if l2 is None else artifacts.read_head(l2)
+        head = artifacts.read_head(least_l2)
         assert head.weight.dtype == head.bias.dtype == np.float32
         assert np.array_equal(head.weight, expected.weight)
         assert np.array_equal(head.bias, expected.bias)

@@ -218,11 +218,13 @@ def write_heads(path: Sequence[Head], chosen: int) -> None:
         write_json(aside / "heads.json", {"l2": [head.l2 for head in path], "chosen": chosen})
 
 
-def read_head(l2: float | None = None) -> Head:
-    """Read the probe's chosen head, or the one whose λ is nearest to ``l2`` on a logarithmic scale."""
+def read_head(least_l2: float = 0.0) -> Head:
+    """Read the probe's chosen head, or if its λ is below ``least_l2`` the one whose λ is nearest to that."""
     from safetensors.numpy import load_file  # noqa: PLC0415
 
     about = read_json(PROBE / "heads.json")
     tensors = load_file(existing(PROBE / "heads.safetensors"))
-    i = int(np.abs(np.log(about["l2"]) - np.log(l2)).argmin()) if l2 else about["chosen"]
+    i = about["chosen"]
+    if about["l2"][i] < least_l2:
+        i = int(np.abs(np.log(about["l2"]) - np.log(least_l2)).argmin())
     return Head(tensors["weight"][i], tensors["bias"][i], about["l2"][i])

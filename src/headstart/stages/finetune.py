@@ -146,8 +146,8 @@ def _module(params: Params, prepared: Prepared, pictures: Pictures) -> Classifie
 def _starting_model(backbone: Backbone, finetune: Finetune, prepared: Prepared) -> nn.Module:
     """Build the backbone with timm's own head, which starts from the probe's or from zero.
 
-    Of the probe's heads it is the one at the λ of fine-tuning's head: the minimum of the very objective that goes on.
-    (The chosen one may be far steeper: at λ = 3e-6 on the digits its ‖W‖ was 86, and the first steps diverged.)
+    A chosen head of a smaller λ than fine-tuning's would start far from its objective's minimum, and steep: at λ = 3e-6
+    on the digits ‖W‖ was 86, and the first steps diverged. Then it is the head at fine-tuning's own λ.
     """
     args: dict[str, Any] = {**backbone.args}
     # Only where asked: not every timm model takes them.

@@ -5,7 +5,8 @@ writes:  models/probe (the heads along the path, and which has the lowest valida
          reports/probe/l2_path.csv
 params:  probe
 
-The chosen head is the baseline that fine-tuning has to beat; the one at fine-tuning's own λ is where that starts.
+The chosen head is the baseline that fine-tuning has to beat; that starts from it, or from the one at its own λ where
+that is larger.
 """
 
 import logging
