@@ -59,7 +59,7 @@ def run(params: Params) -> None:
     shape = len(prepared.ids), classifier(model).in_features
 
     cache = FeatureCache(artifacts.cache_folder(params.run.cache) / "features", about, shape[1], params.features.dtype)
-    keys = [picture_key(evaluation_pixels(prepared, row[None])[0]) for row in np.arange(shape[0])]
+    keys = [picture_key(evaluation_pixels(prepared, np.array([row]))[0]) for row in range(shape[0])]
     todo = _first_of_each(keys, list(cache.missing(keys)))
     rate = _compute(todo, keys, prepared, model, cache, batch_size=params.features.batch_size, device=device)
     artifacts.write_features(map(cache.row, keys), shape, params.features.dtype, about)
