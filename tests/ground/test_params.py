@@ -90,7 +90,10 @@ def test_the_item_of_a_list_is_named(content: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"finetune.frozen_epochs": 20}, "  finetune: frozen_epochs (20) must be less than epochs (20)"),
+        (
+            {"finetune.frozen_epochs": 20, "finetune.epochs": 20},
+            "  finetune: frozen_epochs (20) must be less than epochs (20)",
+        ),
         ({"finetune.accumulate": 65}, "  finetune: accumulate (65) must not exceed batch_size (64)"),
         (
             {"prepare.split.validation": 0.5, "prepare.split.test": 0.5},
