@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export DVC_NO_ANALYTICS := 1
-# Every stage is a process that imports torch: 13 s without byte code, 4 s with it. Python writes what is used.
+# Every stage is a process that imports torch, which is slow without byte code. Python writes what is used.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 

@@ -144,10 +144,10 @@ class Pictures(LightningDataModule):
     def _loader(self, pictures: Dataset[Batch], batches: "Sampler[tuple[int, Rows]] | list[Rows]") -> DataLoader[Batch]:
         """Load whole batches: ``batch_size=None`` hands a batch's places to the data set as they are."""
         assert self.trainer is not None
-        on_gpu = self.trainer.accelerator.auto_device_count() > 0 and self.trainer.strategy.root_device.type == "cuda"
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
         workers = self._run.workers
         if workers == "auto":
-            # On a CPU a loading process takes a core from the step; measured on 2 cores, none is the fastest.
+            # On a CPU a loading process takes a core from the step.
             workers = WORKERS_A_GPU if on_gpu else 0
         return DataLoader(
             pictures,
