@@ -24,7 +24,7 @@ CHANGES = {
     "probe.l2": [0.1, 0.01],
     "finetune.epochs": 2,
     "finetune.batch_size": 16,
-    "finetune.head_start": "zero",  # so that some epoch is better than the start
+    "finetune.recipe": "full",  # so that some epoch is better than the start
     "evaluate.batch_size": 16,
     "evaluate.top_k": 2,
     "export.pictures": 8,

@@ -37,8 +37,9 @@ def refusal(content: Any) -> str:
 
 
 def test_the_committed_file_is_complete_and_its_numbers_are_numbers(params: Params) -> None:
-    assert params.finetune.l2.backbone == 1e-4  # PyYAML would read the text "1e-4"
-    assert (type(params.finetune.l2.backbone), type(params.probe.l2[-1])) == (float, float)
+    l2 = params.finetune.l2.by_group
+    assert l2 == {"backbone": 1e-4, "head": 1e-3}  # PyYAML would read the text "1e-4"
+    assert (type(l2["backbone"]), type(params.probe.l2[-1])) == (float, float)
     assert (params.prepare.source, params.run.resume, params.finetune.clip) == ("digits", True, None)
 
 
@@ -49,14 +50,18 @@ def test_the_committed_file_is_complete_and_its_numbers_are_numbers(params: Para
         ("finetune.epochs", 0, ["greater than or equal to 1", "got 0"]),
         ("finetune.epochs", True, ["valid integer", "True"]),
         ("finetune.epochs", 2.5, ["valid integer", "2.5"]),
-        ("finetune.optimizer", "adam", ["'sgd' or 'adamw'", "'adam'"]),
+        ("finetune.optimizer", "rmsprop", ["'sgd', 'adam' or 'adamw'", "'rmsprop'"]),
+        ("finetune.recipe", "freeze", ["'lp_ft', 'full', 'head_first' or 'gradual'", "'freeze'"]),
+        ("finetune.l2.kind", "sp", ["'l2', 'l2_sp', 'decoupled' or 'none'", "'sp'"]),
+        ("finetune.l2.head", "1e-3", ["valid number", "'1e-3'"]),
         ("finetune.early_stopping.monitor", "loss", ["'val_loss' or 'val_accuracy'", "'loss'"]),
         ("finetune.l2.head", float("nan"), ["finite number", "nan"]),
         ("finetune.l2.head", -1e-3, ["greater than or equal to 0", "-0.001"]),
         ("finetune.ema", 1.0, ["less than 1", "1.0"]),
         ("finetune.augment.scale", [0.5], ["at least 2 items", "[0.5]"]),
         ("finetune.lr", 0.01, ["0.01"]),
-        ("finetune.l2_on_biases_and_norms", 1, ["valid boolean", "got 1"]),
+        ("finetune.layer_decay", 1.5, ["less than or equal to 1", "1.5"]),
+        ("finetune.groups", [], ["at least 1 item", "[]"]),
         ("backbone.image_size", 4, ["greater than or equal to 8", "got 4"]),
         ("backbone.name", 50, ["valid string", "50"]),
         ("backbone.args", "none", ["valid dictionary", "'none'"]),
@@ -91,8 +96,34 @@ def test_the_item_of_a_list_is_named(content: Any) -> None:
     ("changes", "said"),
     [
         (
-            {"finetune.frozen_epochs": 20, "finetune.epochs": 20},
-            "  finetune: frozen_epochs (20) must be less than epochs (20)",
+            {"finetune.recipe": "head_first", "finetune.phase_epochs": 20, "finetune.epochs": 20},
+            "  finetune: phase_epochs (20) must be less than epochs (20)",
+        ),
+        ({"finetune.momentum": 0.0}, "  finetune: nesterov looks ahead along the momentum, which is 0"),
+        ({"finetune.l2.haed": 1e-3}, "  finetune: l2.haed: no such group; finetune.groups names backbone, head"),
+        ({"finetune.l2.head": None}, "  finetune: l2.head: missing; each of the groups (backbone, head) needs one"),
+        ({"finetune.lr": {"head": 0.1}}, "  finetune: lr.backbone: missing"),
+        ({"finetune.l2.kind": "decoupled"}, "  finetune: l2.backbone: decoupled decay is no λ and has its own unit"),
+        ({"finetune.decay.head": 0.1}, "  finetune: decay.head: only l2.kind: decoupled reads it, and that is l2"),
+        (
+            {"finetune.l2": {"kind": "decoupled"}, "finetune.decay": {"head": 0.1}},
+            "  finetune: decay.backbone: missing",
+        ),
+        (
+            {"finetune.l2": {"kind": "decoupled"}, "finetune.optimizer": "adam"},
+            "  finetune: l2.kind: Adam has no decoupled decay; use optimizer: adamw",
+        ),
+        (
+            {"finetune.l2.kind": "l2_sp", "backbone.pretrained": False},
+            "l2_sp stays near pretrained weights: set backbone.pretrained: true",
+        ),
+        (
+            {"finetune.groups": [{"name": "kind", "match": ".*", "biases_and_norms": "in"}]},
+            "  finetune: groups: kind is taken",
+        ),
+        (
+            {"finetune.groups": [{"name": "all", "match": "(", "biases_and_norms": "in"}]},
+            "is no regular expression: missing )",
         ),
         ({"finetune.accumulate": 65}, "  finetune: accumulate (65) must not exceed batch_size (64)"),
         (
@@ -155,7 +186,7 @@ def test_all_problems_are_listed_at_once(content: Any) -> None:
 
 def test_a_whole_number_is_a_number(content: Any) -> None:
     content["finetune"]["lr"]["head"] = 1
-    assert parse_params(content).finetune.lr.head == 1.0
+    assert parse_params(content).finetune.lr["head"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -183,7 +214,7 @@ def test_params_are_immutable(params: Params) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         params.finetune.epochs = 1
     with pytest.raises(ValidationError, match="frozen"):
-        params.finetune.l2.head = 1.0
+        params.finetune.l2.kind = "none"
 
 
 def test_declared_gives_what_is_declared_and_run(params: Params) -> None:

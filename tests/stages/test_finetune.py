@@ -14,6 +14,7 @@ import timm
 import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
+from timm.models import save_for_hf
 from torch import Tensor
 
 from headstart.assembly.classifier import Classifier
@@ -22,7 +23,7 @@ from headstart.ground.artifacts import FINETUNE, Head, Prepared, read_table, wri
 from headstart.ground.errors import UserError
 from headstart.libraries.backbone import build
 from headstart.stages import finetune
-from pictures import params, write_prepared
+from pictures import INPUT, params, write_prepared
 
 SMALL = {
     "backbone.name": "test_resnet",
@@ -86,9 +87,9 @@ def test_the_result_loads_in_timm_and_is_the_best_epoch_of_the_history() -> None
 
 
 def test_the_penalty_in_the_loss_and_in_the_optimiser_are_the_same() -> None:
-    l2 = {"finetune.l2": {"backbone": 0.01, "head": 0.1}}
+    l2 = {"finetune.l2": {"kind": "l2", "backbone": 0.01, "head": 0.1}}
     fused = run(l2)
-    unpenalised = run({"finetune.l2": {"backbone": 0.0, "head": 0.0}})
+    unpenalised = run({"finetune.l2.kind": "none"})
     # A bound that never binds leaves the gradients alone, and puts the penalty in the loss.
     written_out = run({**l2, "finetune.clip": 1e6})
     assert largest_difference(fused, written_out) < 1e-5
@@ -100,7 +101,7 @@ def test_accumulated_parts_give_the_same_weights() -> None:
 
 
 def test_two_processes_give_the_same_weights_as_one() -> None:
-    changes = {"finetune.frozen_epochs": 1, "finetune.accumulate": 2, "finetune.clip": 1.0}
+    changes = {"finetune.recipe": "gradual", "finetune.epochs": 7, "finetune.accumulate": 2, "finetune.clip": 1.0}
     one = run(changes)
     rows = history()
     with program({**changes, "run.devices": 2, "run.cache": "another"}) as two:
@@ -113,14 +114,15 @@ def test_two_processes_give_the_same_weights_as_one() -> None:
 
 
 def test_frozen_means_frozen() -> None:
-    """With a frozen phase of all epochs but one, and a last epoch at learning rate zero for the backbone."""
+    """With a phase of the head alone of all epochs but one, and a last epoch at the backbone's learning rate zero."""
     start = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
     changes = {
-        "finetune.frozen_epochs": 2,
+        "finetune.recipe": "head_first",
+        "finetune.phase_epochs": 2,
         "finetune.lr": {"backbone": 0.0, "head": 0.05},
         "finetune.batch_norm": "frozen",
     }
-    weights = run({**changes, "finetune.l2": {"backbone": 0.1, "head": 0.1}})
+    weights = run({**changes, "finetune.l2": {"kind": "l2", "backbone": 0.1, "head": 0.1}})
     moved = {name for name in start if not torch.equal(start[name], weights[name])}
     assert moved == {"fc.weight", "fc.bias"}
 
@@ -131,15 +133,15 @@ def test_training_statistics_move() -> None:
     assert not torch.equal(start["layer1.0.bn1.running_mean"], weights["layer1.0.bn1.running_mean"])
 
 
-@pytest.mark.parametrize(("frozen_epochs", "tolerance"), [(0, 0.0), (1, 1e-6)])
+@pytest.mark.parametrize("recipe", ["lp_ft", "head_first"])
 def test_gone_on_after_an_interruption_is_the_same_as_never_interrupted(
-    monkeypatch: pytest.MonkeyPatch, frozen_epochs: int, tolerance: float
+    monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
-    """Bit for bit in one phase; after a frozen phase the average's last bit was seen to differ (3e-8)."""
-    changes: dict[str, Any] = {"finetune.frozen_epochs": frozen_epochs, "finetune.epochs": 4}
+    """Bit for bit: weights, losses and ledger."""
+    changes: dict[str, Any] = {"finetune.recipe": recipe, "finetune.epochs": 4}
     changes |= {"backbone.drop_rate": 0.2, "finetune.ema": 0.9}
     uninterrupted = run(changes)
-    rows = history()
+    rows, books = history(), read_table(finetune.LEDGER)
     real = Classifier.training_step
 
     def interrupted(self: Any, batch: Any, batch_idx: int) -> Tensor:
@@ -153,8 +155,9 @@ def test_gone_on_after_an_interruption_is_the_same_as_never_interrupted(
     assert stopped.value.code == 130
     monkeypatch.setattr(Classifier, "training_step", real)
     resumed = run({**changes, "run.cache": "another"})
-    assert largest_difference(uninterrupted, resumed) <= tolerance
-    assert [row["train_loss"] for row in history()] == [row["train_loss"] for row in rows]
+    assert largest_difference(uninterrupted, resumed) == 0
+    assert history() == rows
+    assert read_table(finetune.LEDGER) == books
 
 
 def test_sigterm_stops_with_its_exit_code_and_the_next_start_goes_on() -> None:
@@ -198,6 +201,107 @@ def test_an_early_stop_is_kept() -> None:
     again = run(changes)
     assert json.loads(Path("reports/finetune.json").read_text())["epochs"] == 3
     assert largest_difference(first, again) == 0
+
+
+VAL_LOSSES = [1.0, 0.8, 0.9, 0.85, 0.81, 0.82, 0.5]
+
+
+@pytest.mark.parametrize("interrupted_at", [None, 2, 4])
+def test_it_stops_when_the_best_epoch_is_patience_epochs_ago(
+    monkeypatch: pytest.MonkeyPatch, interrupted_at: int | None
+) -> None:
+    """The board's rule, ep - best_ep >= es: with the best epoch 2 and a patience of 3 after epoch 5, stopped or not."""
+
+    def scripted(self: Any) -> None:
+        self.log("val_loss", VAL_LOSSES[self.current_epoch] if self.trainer.state.fn == "fit" else 9.0)
+        self.log("val_accuracy", 0.5)
+        self.val_loss.reset()
+
+    real = Classifier.training_step
+
+    def interrupted(self: Any, batch: Any, batch_idx: int) -> Tensor:
+        if self.current_epoch == interrupted_at:
+            raise KeyboardInterrupt
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_end", scripted)
+    changes = {
+        "finetune.epochs": len(VAL_LOSSES),
+        "finetune.early_stopping": {"monitor": "val_loss", "patience": 3, "min_delta": 0.0},
+    }
+    if interrupted_at is not None:
+        monkeypatch.setattr(Classifier, "training_step", interrupted)
+        with pytest.raises(SystemExit):
+            run(changes)
+        monkeypatch.setattr(Classifier, "training_step", real)
+    run(changes)
+    report = json.loads(Path("reports/finetune.json").read_text())
+    assert (report["best_epoch"], report["epochs"], report["stopped_early"]) == (2, 5, True)
+
+
+def test_gradual_unfreezing_moves_each_stage_from_its_phase_on() -> None:
+    """After each phase, what has moved is what has trained; with every group in the optimiser from the first step."""
+    start = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
+    moved, real = [], Classifier.on_train_epoch_start
+    for epochs in range(1, 7):
+        seen: dict[str, Any] = {}
+
+        def keep(self: Any, seen: dict[str, Any] = seen) -> None:
+            real(self)
+            seen |= {name: value.detach().clone() for name, value in self.model.named_parameters()}
+            seen["groups"] = len(self.trainer.optimizers[0].param_groups)
+            if self.current_epoch == epochs:  # noqa: B023  (called in this round of the loop only)
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Classifier, "on_train_epoch_start", keep)
+            with pytest.raises(SystemExit):
+                run({"finetune.recipe": "gradual", "finetune.epochs": 7, "run.cache": f"cache{epochs}"})
+        assert seen.pop("groups") == 4
+        moved.append({name.split(".")[0] for name, value in seen.items() if not torch.equal(value, start[name])})
+    assert moved[0] == {"fc"}
+    assert moved[1] == {"fc", "layer4"}
+    assert moved[4] == {"fc", "layer4", "layer3", "layer2", "layer1"}
+    assert {"conv1", "bn1"} & moved[5]
+
+
+def test_l2_sp_stays_nearer_to_the_start_than_l2() -> None:
+    """With λ so large that it decides; from weights that count as pretrained."""
+    weights = {}
+    noise = np.random.default_rng(0).normal(0, 0.1, (4, 96)).astype(np.float32)
+    write_heads([Head(noise, np.zeros(4, np.float32), 1e-3)], 0)
+    model = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4)
+    start = model.state_dict()
+    save_for_hf(model, "pretrained", safe_serialization=True, model_config={"pretrained_cfg": INPUT})
+    for kind in ("l2", "l2_sp", "none"):
+        strong = {"kind": kind, "backbone": 1.0, "head": 1e-3}
+        weights[kind] = run(
+            {
+                "finetune.l2": strong,
+                "finetune.lr": {"backbone": 0.01, "head": 0.01},
+                "backbone.name": "local-dir:pretrained",
+                "backbone.pretrained": True,
+            }
+        )
+    convolutions = [name for name, value in start.items() if value.ndim == 4]
+    distance = {
+        kind: sum(float((found[name] - start[name]).square().sum()) for name in convolutions) ** 0.5
+        for kind, found in weights.items()
+    }
+    assert distance["l2_sp"] < 0.9 * distance["none"]
+    assert distance["none"] < 0.5 * distance["l2"]
+
+
+def test_the_ledger_is_in_the_report_and_in_its_table() -> None:
+    run()
+    report, rows = json.loads(Path("reports/finetune.json").read_text()), read_table(finetune.LEDGER)
+    assert {row["group"] for row in report["ledger"]} == {"head", "head_free", "backbone", "backbone_free"}
+    assert len(rows) == 3 * 4
+    kept = [row for row in rows if int(row["epoch"]) == report["best_epoch"]]
+    assert [float(row["norm"]) for row in kept] == [row["norm"] for row in report["ledger"]]
+    penalties = [sum(float(row["penalty"]) for row in rows if row["epoch"] == str(epoch)) for epoch in (1, 2, 3)]
+    assert penalties == pytest.approx([float(row["penalty"]) for row in history()[1:]])
+    assert {group["group"]: group["expected_shrink"] for group in report["groups"]}["backbone"] > 0
 
 
 def test_without_resume_it_trains_anew() -> None:

@@ -1,5 +1,6 @@
-"""The LightningModule: a timm backbone with timm's own head, trained on ``CE + Σ_g λ_g ‖W_g‖²``."""
+"""The LightningModule: a timm backbone with timm's own head, trained on ``CE + Σ_g λ_g ‖W_g‖²`` phase by phase."""
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -19,19 +20,25 @@ from headstart.assembly.inference import Normalize
 from headstart.ground.errors import UserError
 from headstart.ground.params import Finetune
 from headstart.libraries.backbone import classifier
-from headstart.libraries.objective import squared_norm_penalty, warmup_cosine
+from headstart.libraries.ledger import Ledger, Row
+from headstart.libraries.objective import warmup_cosine
 from headstart.libraries.param_groups import Group
+from headstart.libraries.regularisation import make_optimizer, penalty, place_of
 
 HistoryRow = dict[str, int | float]
+ADAM_BETA_1 = 0.9  # torch's own
+BATCH_NORM = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  (torch's only common base)
 
 
 class Classifier(LightningModule):
-    """Trains all of a model, or its classifier alone on a backbone that is frozen in every respect.
+    """Trains all of a model, or some of its parameters while the rest is frozen in every respect.
 
     Attributes:
         model: timm's.
-        history: one row an epoch, kept with the state: epoch (from 1; 0 is before training), lr of the head,
+        phases: names of the parameters that train in each phase; the last one has all.
+        history: one row an epoch, kept with the state: epoch (from 1; 0 is before training), lr of the first group,
             train_loss (without the penalty), penalty, val_loss, val_accuracy, seconds.
+        ledger: one row an epoch and group, kept with the state (``libraries/ledger.py``).
     """
 
     def __init__(
@@ -40,6 +47,8 @@ class Classifier(LightningModule):
         groups: Sequence[Group],
         finetune: Finetune,
         *,
+        phases: Sequence[set[str]],
+        anchored: set[str],
         config: dict[str, Any],
         class_weights: NDArray[Any] | None,
         batch_size: int,
@@ -52,6 +61,8 @@ class Classifier(LightningModule):
             model: timm's, with as many outputs as classes.
             groups: every parameter of the model, once.
             finetune: the section of params.
+            phases: see above.
+            anchored: names of the parameters that ``l2_sp`` keeps near their present values.
             config: timm's data config, for the normalisation.
             class_weights: float32 (classes,), or None.
             batch_size: pictures an optimiser step, over all processes.
@@ -59,35 +70,51 @@ class Classifier(LightningModule):
             freeze_statistics: whether BatchNorm's running statistics stay as they are.
         """
         super().__init__()
-        self.model, self.groups, self.finetune = model, groups, finetune
+        self.model, self.groups, self.finetune, self.phases = model, groups, finetune, phases
         self.normalize = Normalize(config)
-        self.frozen_backbone = False
         self.history: list[HistoryRow] = []
-        self.penalty_in_loss = not fused(finetune)
+        self.ledger: list[Row] = []
+        place = place_of(finetune.l2.kind, finetune.optimizer, clipped=finetune.clip is not None)
+        self.penalty_in_loss = place == "loss"
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self._freeze_statistics = freeze_statistics
-        self.register_buffer(
-            "class_weights", None if class_weights is None else torch.from_numpy(class_weights), persistent=False
+        self._start = {name: value.detach().clone() for name, value in model.named_parameters()}
+        self._anchors = {name: self._start[name] for name in anchored}
+        self._books = Ledger(
+            groups,
+            finetune.l2.kind,
+            start=self._start,
+            anchors=self._anchors,
+            first_phase={name: i for i, names in reversed(list(enumerate(phases))) for name in names},
+            momentum=finetune.momentum if finetune.optimizer == "sgd" else ADAM_BETA_1,
+            nesterov=finetune.nesterov,
         )
+        self._schedule = partial(
+            warmup_cosine,
+            warmup=round(finetune.warmup_epochs * steps_per_epoch),
+            total=finetune.epochs * steps_per_epoch,
+        )
+        self._phase, self._began = len(phases) - 1, 0.0
+        # No buffer: an average of the weights averages buffers too, and rounds them.
+        self._class_weights = None if class_weights is None else torch.from_numpy(class_weights)
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.val_accuracy = MulticlassAccuracy(classifier(model).out_features, average="micro")
-        self._began = 0.0
 
-    def freeze_backbone(self, *, frozen: bool) -> None:
-        """Freeze all but the classifier, or thaw it. Before ``fit``: DDP takes only what needs a gradient then."""
-        self.frozen_backbone = frozen
-        self.model.requires_grad_(not frozen)
-        classifier(self.model).requires_grad_(requires_grad=True)
+    def enter(self, phase: int) -> None:
+        """Let this phase's parameters train, no others. Before ``fit``: DDP takes only what needs a gradient then."""
+        self._phase = phase
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in self.phases[phase])
 
     def train(self, mode: bool = True) -> "Classifier":  # noqa: FBT001, FBT002  (nn.Module's signature)
         """Set training mode, except where frozen: dropout off and statistics still."""
         super().train(mode)
-        if self.frozen_backbone:
-            self.model.eval()
-        elif self._freeze_statistics:
-            for module in self.model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  (torch's only common base)
-                    module.eval()
+        for module in self.model.modules():
+            parameters = list(module.parameters())
+            frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
+            still = self._freeze_statistics and isinstance(module, BATCH_NORM)
+            if frozen or still:
+                module.eval()
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -95,9 +122,21 @@ class Classifier(LightningModule):
         logits: Tensor = self.model(self.normalize(pixels))
         return logits
 
+    def on_fit_start(self) -> None:
+        """Have what is no parameter where the weights are."""
+        if self._class_weights is not None:
+            self._class_weights = self._class_weights.to(self.device)
+        for kept in (self._start, self._anchors):
+            kept.update({name: value.to(self.device) for name, value in kept.items()})
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.trainer.optimizers[0]
+
     def on_train_epoch_start(self) -> None:
         """Set the modes, which validation has changed, and start the clock."""
         self.train()
+        self._books.open_epoch(self._optimizer)
         self._began = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -107,18 +146,31 @@ class Classifier(LightningModule):
         torch.manual_seed(int(entropy.generate_state(1)[0]))
         pixels, labels = batch
         losses = F.cross_entropy(self(pixels), labels, reduction="none", label_smoothing=self.finetune.label_smoothing)
-        if self.class_weights is not None:
-            losses = losses * self.get_buffer("class_weights")[labels]
+        if self._class_weights is not None:
+            losses = losses * self._class_weights[labels]
         shares = self.trainer.world_size * self.finetune.accumulate
         loss = losses.sum() * (shares / self.batch_size)
         if not torch.isfinite(loss):
-            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            lr = self._optimizer.param_groups[0]["lr"]
             raise UserError(
                 f"the loss is {loss.item()} at step {self.global_step + 1} (epoch {self.current_epoch + 1}, batch "
                 f"{batch_idx + 1}), at learning rate {lr:.3g}: lower finetune.lr, set finetune.clip, or use 32-true"
             )
         self.train_loss.update(losses.detach())
-        return loss + squared_norm_penalty(self.groups) if self.penalty_in_loss else loss
+        return loss + penalty(self.groups, self._anchors) if self.penalty_in_loss else loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,  # noqa: ARG002  (Lightning's signature)
+    ) -> None:
+        """Clip by the norm, and note the step: Lightning calls this once before each, whether it clips or not."""
+        clipped = 1.0
+        if gradient_clip_val is not None:
+            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            clipped = min(1.0, gradient_clip_val / max(float(norm), 1e-12))
+        self._books.step(self._schedule(self.trainer.global_step), clipped, self._phase, optimizer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  (Lightning's signature)
         """Count plain cross-entropy and accuracy: neither penalty, nor smoothing, nor class weights."""
@@ -136,14 +188,15 @@ class Classifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Close the epoch's row before the state is saved."""
         metrics = self.trainer.callback_metrics
-        with torch.no_grad():
-            penalty = float(squared_norm_penalty(self.groups))
+        loss = float(self.train_loss.compute())
+        rows = self._books.close_epoch(self.current_epoch + 1, loss, self._optimizer)
+        self.ledger.extend(rows)
         self.history.append(
             {
                 "epoch": self.current_epoch + 1,
-                "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
-                "train_loss": float(self.train_loss.compute()),
-                "penalty": penalty,
+                "lr": self._optimizer.param_groups[0]["lr"],
+                "train_loss": loss,
+                "penalty": math.fsum(float(row["penalty"] or 0) for row in rows),
                 "val_loss": float(metrics["val_loss"]),
                 "val_accuracy": float(metrics["val_accuracy"]),
                 "seconds": round(time.perf_counter() - self._began, 2),
@@ -154,40 +207,23 @@ class Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history, and whether the early stop has come: a stopped run that is started again stays stopped."""
         checkpoint["history"], checkpoint["stopped"] = self.history, self.trainer.should_stop
+        checkpoint["ledger"], checkpoint["books"] = self.ledger, self._books.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the history up again."""
-        self.history = checkpoint["history"]
+        self.history, self.ledger = checkpoint["history"], checkpoint["ledger"]
+        self._books.load_state_dict(checkpoint["books"])
 
     def configure_optimizers(self) -> Any:
         """Give the optimiser, every group in it from the first step, and its schedule."""
-        groups = [
-            {
-                "params": list(group.parameters.values()),
-                "lr": group.lr,
-                "weight_decay": 0.0 if self.penalty_in_loss else 2 * group.l2,
-                "name": group.name,
-            }
-            for group in self.groups
-        ]
-        optimizer: torch.optim.Optimizer
-        if self.finetune.optimizer == "sgd":
-            momentum = self.finetune.momentum
-            optimizer = torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0)
-        else:
-            optimizer = torch.optim.AdamW(groups)
-        schedule = partial(
-            warmup_cosine,
-            warmup=round(self.finetune.warmup_epochs * self.steps_per_epoch),
-            total=self.finetune.epochs * self.steps_per_epoch,
+        finetune = self.finetune
+        optimizer = make_optimizer(
+            self.groups,
+            finetune.optimizer,
+            finetune.l2.kind,
+            clipped=finetune.clip is not None,
+            momentum=finetune.momentum,
+            nesterov=finetune.nesterov,
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def fused(finetune: Finetune) -> bool:
-    """Say whether ``weight_decay = 2λ`` in the optimiser is exactly the penalty: plain SGD, not clipped.
-
-    Clipping would bound the gradient before the decay joins it, and AdamW's decay is another thing.
-    """
-    return finetune.optimizer == "sgd" and finetune.clip is None

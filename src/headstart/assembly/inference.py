@@ -37,13 +37,18 @@ class Normalize(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         """Keep timm's mean and standard deviation, given for pixels in [0, 1]."""
         super().__init__()
-        self.register_buffer("mean", torch.tensor(config["mean"]), persistent=False)
-        self.register_buffer("std", torch.tensor(config["std"]), persistent=False)
+        # No buffers: an average of a model's weights averages its buffers too, and rounds them.
+        self.mean, self.std = torch.tensor(config["mean"]), torch.tensor(config["std"])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Normalize":  # noqa: FBT001, FBT002
+        """Go where the module goes, as buffers would."""
+        self.mean, self.std = fn(self.mean), fn(self.std)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise, as timm's own transform does: to [0, 1] first."""
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        return ((pixels.to(mean.dtype) / 255 - mean) / std).permute(0, 3, 1, 2)
+        return ((pixels.to(self.mean.dtype) / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
 def evaluation_pixels(prepared: Prepared, rows: NDArray[np.int64]) -> Tensor:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from headstart.ground.artifacts import read_json, write_json
 from headstart.ground.errors import UserError
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 """Raised whenever a state of an earlier version can't be gone on from."""
 
 

@@ -21,6 +21,7 @@ from headstart.assembly.run_folder import RunFolder
 from headstart.ground.artifacts import read_json, write_json
 from headstart.ground.errors import UserError
 from headstart.ground.params import Finetune, Run
+from headstart.libraries.ledger import Row, curves
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class EpochReport(Callback):
                 *(row[name] for name in ("train_loss", "penalty", "val_loss", "val_accuracy", "seconds")),
             )
         self._printed = len(pl_module.history)
-        self._hand_over(pl_module.history)
+        self._hand_over(tracked(pl_module.history, pl_module.ledger))
 
     on_train_end = on_train_epoch_start
 
@@ -105,11 +106,13 @@ def fit(
             start: HistoryRow = read_json(folder.start)
         else:
             start = _validated(_trainer(finetune, run, folder, [], finetune.epochs), classifier, pictures)
-        for frozen, last_epoch in ((True, finetune.frozen_epochs), (False, finetune.epochs)):
+        for phase in range(len(classifier.phases)):
+            last = phase == len(classifier.phases) - 1
+            last_epoch = finetune.epochs if last else (phase + 1) * finetune.phase_epochs
             if stopped or done >= last_epoch:
                 continue
-            classifier.freeze_backbone(frozen=frozen)
-            callbacks = [report, *_callbacks(finetune, folder, frozen=frozen)]
+            classifier.enter(phase)
+            callbacks = [report, *_callbacks(finetune, folder, last_phase=last)]
             trainer = _trainer(finetune, run, folder, callbacks, last_epoch)
             if trainer.is_global_zero and not folder.start.exists():
                 write_json(folder.start, start)
@@ -132,10 +135,16 @@ def _exit_codes() -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
-def saved_history(folder: RunFolder) -> list[HistoryRow]:
-    """Give the history that the last state contains."""
-    history: list[HistoryRow] = _load(folder.last)["history"]
-    return history
+def saved_history(folder: RunFolder) -> tuple[list[HistoryRow], list[Row]]:
+    """Give the history and the ledger that the last state contains."""
+    state = _load(folder.last)
+    return state["history"], state["ledger"]
+
+
+def tracked(history: list[HistoryRow], ledger: list[Row]) -> list[HistoryRow]:
+    """Give the history with each epoch's ledger in it, as a tracker logs it."""
+    flat = curves(ledger)
+    return [{**row, **flat[int(row["epoch"])]} for row in history]
 
 
 def _load(state: Path) -> dict[str, Any]:
@@ -163,7 +172,7 @@ def mode_of(monitor: str) -> Literal["min", "max"]:
     return "min" if monitor.endswith("loss") else "max"
 
 
-def _callbacks(finetune: Finetune, folder: RunFolder, *, frozen: bool) -> list[Callback]:
+def _callbacks(finetune: Finetune, folder: RunFolder, *, last_phase: bool) -> list[Callback]:
     stopping = finetune.early_stopping
     mode = mode_of(stopping.monitor)
     # Not ModelCheckpoint(save_last=True): that leaves out the epochs that are not the best (Lightning 2.6).
@@ -174,8 +183,8 @@ def _callbacks(finetune: Finetune, folder: RunFolder, *, frozen: bool) -> list[C
     ]
     if finetune.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=finetune.ema))
-    # A frozen phase only prepares the next one: its plateau is no reason to leave that out.
-    if not frozen:
+    # An earlier phase only prepares the next one: its plateau is no reason to leave that out.
+    if last_phase:
         callbacks.append(
             EarlyStopping(stopping.monitor, min_delta=stopping.min_delta, patience=stopping.patience, mode=mode)
         )

@@ -1,32 +1,9 @@
-"""The objective of fine-tuning: ``Loss = CE + Σ_g λ_g ‖W_g‖²``; gradient of the penalty ``2 λ_g W_g``.
-
-The sum runs over a group's elements: no mean, no ½.
-"""
+"""The weights of the classes in the loss, and the schedule of the learning rate."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-from headstart.libraries.param_groups import Group
-
-
-def squared_norm_penalty(groups: Sequence[Group]) -> Tensor:
-    """Write the penalty out: ``Σ_g λ_g ‖W_g‖²``, a float32 scalar (float64 for float64 parameters)."""
-    terms = [
-        group.l2 * sum(_wide(parameter).square().sum() for parameter in group.parameters.values())
-        for group in groups
-        if group.l2
-    ]
-    return torch.as_tensor(sum(terms))
-
-
-def _wide(parameter: Tensor) -> Tensor:
-    """Give at least float32: a sum of squares in fewer bits loses the small ones."""
-    return parameter if parameter.dtype == torch.float64 else parameter.float()
 
 
 def balanced_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:

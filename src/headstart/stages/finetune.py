@@ -1,8 +1,9 @@
-"""Fine-tune backbone and head: CE + Σ λ ‖W‖², early stopping on validation, the best epoch kept.
+"""Fine-tune backbone and head: CE + Σ λ ‖W‖² or another regulariser, early stopping, the best epoch kept.
 
 reads:   data/prepared (train and validation), models/probe (the head that it starts from), the backbone's weights
 writes:  models/finetune (the model in timm's local-dir format; with finetune.ema the averaged weights, and raw/ beside
-         them), reports/finetune.json, reports/finetune/history.csv
+         them), reports/finetune.json, reports/finetune/history.csv, reports/finetune/ledger.csv (what the
+         regulariser and the data did to each group's weights)
 params:  backbone, finetune
 
 Stopped by Ctrl-C, SIGTERM or a crash and started again, it goes on after the last whole epoch, to the same weights as
@@ -13,30 +14,31 @@ import copy
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from timm.models import save_for_hf
 from torch import nn
 
-from headstart.assembly.classifier import Classifier, HistoryRow, fused
+from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures, global_batch_size
 from headstart.assembly.program import main
+from headstart.assembly.recipe import anchored, describe, groups_of, phases_of, starting_model
 from headstart.assembly.run_folder import RunFolder, open_run_folder, run_key
 from headstart.assembly.tracking import Tracker
-from headstart.assembly.trainer import Weights, best_epoch, check_hardware, fit, saved_history
+from headstart.assembly.trainer import Weights, best_epoch, check_hardware, fit, saved_history, tracked
 from headstart.ground import artifacts
-from headstart.ground.artifacts import Prepared, read_head
-from headstart.ground.params import Backbone, Finetune, Params
-from headstart.libraries.backbone import build, classifier, classifier_name
+from headstart.ground.artifacts import Prepared
+from headstart.ground.params import Params
+from headstart.libraries.ledger import COLUMNS, Row
+from headstart.libraries.ledger import table as ledger_table
 from headstart.libraries.objective import balanced_weights
-from headstart.libraries.param_groups import Group, default_rules, group_parameters, table
 
 PARAMS = ("backbone", "finetune")
 READS = (artifacts.PREPARED, artifacts.PROBE)
 HISTORY = artifacts.REPORTS / "finetune" / "history.csv"
-WRITES = (artifacts.FINETUNE, HISTORY)
+LEDGER = artifacts.REPORTS / "finetune" / "ledger.csv"
+WRITES = (artifacts.FINETUNE, HISTORY, LEDGER)
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
     pictures = Pictures(prepared, params.finetune, params.run)
     module = _module(params, prepared, pictures)
     initial = copy.deepcopy(module.model.state_dict())
-    groups = table(module.groups)
+    groups = describe(module.groups, module.phases, params.finetune, module.steps_per_epoch)
     tracker = None
     if params.run.tracking != "disabled" and _rank() == 0:
         tracker = Tracker(params.run, folder.tracking, {**params.model_dump(), "groups": groups})
@@ -90,21 +92,30 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
             _save(module.model, raw, prepared, aside / "raw")
         if tracker:
             artifacts.write_json(aside / "tracking.json", {"id": tracker.id})
-    history = [start, *saved_history(folder)]
+    epochs, ledger = saved_history(folder)
     if tracker:
-        tracker.log(history[1:])
-    columns = list(history[-1])
-    artifacts.write_table(HISTORY, columns, [[row.get(name, "") for name in columns] for row in history])
+        tracker.log(tracked(epochs, ledger))
+    history = [start, *epochs]
+    _write_tables(history, ledger)
+    kept = [row for row in ledger if row["epoch"] == (best["epoch"] or len(epochs))]
     report = _figures(history, best, pictures_an_epoch=module.steps_per_epoch * module.batch_size)
     report |= {"stopped_early": len(history) - 1 < params.finetune.epochs}
     report |= {"seconds": round(time.perf_counter() - began, 2)}
-    artifacts.write_report("finetune", {**report, "groups": groups})
+    artifacts.write_report("finetune", {**report, "groups": groups, "ledger": kept})
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})
+    logger.info("the weights after epoch %d:\n%s", kept[0]["epoch"], ledger_table(kept))
     logger.info(
         "finetune: best epoch %d of %d, validation loss %.4f, accuracy %.4f",
         *(report[name] for name in ("best_epoch", "epochs", "val_loss", "val_accuracy")),
     )
+
+
+def _write_tables(history: list[HistoryRow], ledger: list[Row]) -> None:
+    columns = list(history[-1])
+    artifacts.write_table(HISTORY, columns, [[row.get(name, "") for name in columns] for row in history])
+    rows = [["" if row[name] is None else row[name] for name in COLUMNS] for row in ledger]
+    artifacts.write_table(LEDGER, COLUMNS, rows)
 
 
 def _figures(history: list[HistoryRow], best: HistoryRow, *, pictures_an_epoch: int) -> dict[str, int | float]:
@@ -125,66 +136,24 @@ def _figures(history: list[HistoryRow], best: HistoryRow, *, pictures_an_epoch: 
 def _module(params: Params, prepared: Prepared, pictures: Pictures) -> Classifier:
     """Build what is trained, as it is before the first step."""
     finetune = params.finetune
-    model = _starting_model(params.backbone, finetune, prepared).to(memory_format=torch.channels_last)
+    model = starting_model(params.backbone, finetune, len(prepared.classes))
     weights = None
     if finetune.class_weights == "balanced":
         weights = balanced_weights(pictures.train.labels, len(prepared.classes))
     batch_size = global_batch_size(len(pictures.train), finetune)
-    by_default = finetune.batch_norm == "auto" and params.backbone.pretrained
+    by_default = finetune.batch_norm == "auto" and params.backbone.pretrained and finetune.recipe != "full"
     return Classifier(
         model,
-        _groups(model, params),
+        groups_of(model, finetune),
         finetune,
+        phases=phases_of(model, finetune),
+        anchored=anchored(model) if finetune.l2.kind == "l2_sp" else set(),
         config=prepared.input,
         class_weights=weights,
         batch_size=batch_size,
         steps_per_epoch=len(pictures.train) // batch_size,
         freeze_statistics=finetune.batch_norm == "frozen" or by_default,
     )
-
-
-def _starting_model(backbone: Backbone, finetune: Finetune, prepared: Prepared) -> nn.Module:
-    """Build the backbone with timm's own head, which starts from the probe's or from zero.
-
-    A chosen head of a smaller λ than fine-tuning's would start far from its objective's minimum, and steep: at λ = 3e-6
-    on the digits ‖W‖ was 86, and the first steps diverged. Then it is the head at fine-tuning's own λ.
-    """
-    args: dict[str, Any] = {**backbone.args}
-    # Only where asked: not every timm model takes them.
-    args |= {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(backbone, name))}
-    model = build(
-        backbone.name,
-        pretrained=backbone.pretrained,
-        image_size=backbone.image_size,
-        args=args,
-        seed=backbone.seed,
-        num_classes=len(prepared.classes),
-    )
-    if finetune.head_start == "probe":
-        head, linear = read_head(finetune.l2.head), classifier(model)
-        with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(head.weight))
-            linear.bias.copy_(torch.from_numpy(head.bias))
-    return model
-
-
-def _groups(model: nn.Module, params: Params) -> list[Group]:
-    finetune = params.finetune
-    rules = default_rules(
-        model,
-        classifier_name(model),
-        l2=finetune.l2.model_dump(),
-        lr=finetune.lr.model_dump(),
-        l2_on_biases_and_norms=finetune.l2_on_biases_and_norms,
-    )
-    groups = group_parameters(model, rules)
-    for row in table(groups):
-        logger.info("group %(group)-13s %(tensors)4d tensors %(parameters)11d parameters  λ %(l2).1e  lr %(lr).1e", row)
-    if not fused(finetune) and any(group.l2 for group in groups):
-        logger.info(
-            "the L2 is written out in the loss (%s)", "clipped with it" if finetune.clip else finetune.optimizer
-        )
-    return groups
 
 
 def _save(model: nn.Module, weights: Weights, prepared: Prepared, folder: Path) -> None:
