@@ -11,6 +11,7 @@ import numpy as np
 import timm
 import torch
 from ruamel.yaml import YAML
+from scipy.special import log_softmax
 from timm.models import save_for_hf
 from torch import nn
 
@@ -27,8 +28,10 @@ from headstart.ground.artifacts import (
     write_features,
     write_heads,
     write_json,
+    write_report,
     write_table,
 )
+from headstart.ground.baselines import write_baselines
 from headstart.ground.params import Params
 from headstart.ground.params_file import parse_params
 from headstart.libraries.backbone import features_of
@@ -48,9 +51,9 @@ STORED = 36  # 32 / 0.875: pictures are stored before the crop
 
 
 def params(changes: Mapping[str, Any] | None = None) -> Params:
-    """The project's own params.yaml, on the CPU and untracked, with changes by dotted key."""
+    """The project's own params.yaml, on the CPU, untracked, without classical heads, with changes by dotted key."""
     content = YAML(typ="safe").load(ROOT / "params.yaml")
-    quiet = {"run.accelerator": "cpu", "run.tracking": "disabled", "run.workers": 0}
+    quiet = {"run.accelerator": "cpu", "run.tracking": "disabled", "run.workers": 0, "probe.heads": []}
     for key, value in {**quiet, **(changes or {})}.items():
         section, *path, name = key.split(".")
         place = content[section]
@@ -70,7 +73,8 @@ def write_prepared(pictures: Mapping[str, int] = PICTURES, classes: tuple[str, .
     with shard_path(PREPARED, 0).open("wb") as shard:
         for i, split in enumerate(order):
             label = i % len(classes)
-            shard.write(generator.integers(50 * label, 50 * label + 100, size, dtype=np.uint8).tobytes())
+            darkest = 150 * label // (len(classes) - 1)
+            shard.write(generator.integers(darkest, darkest + 100, size, dtype=np.uint8).tobytes())
             content = {
                 "id": f"{i:016x}",
                 "source": f"{classes[label]}/{i}.png",
@@ -87,7 +91,7 @@ def write_prepared(pictures: Mapping[str, int] = PICTURES, classes: tuple[str, .
 
 
 def write_finetune(classes: tuple[str, ...] = CLASSES) -> nn.Module:
-    """models/finetune: a small untrained timm model whose BatchNorm has seen data, so that its two modes differ."""
+    """models/finetune and its report: a small untrained timm model whose BatchNorm saw data, so its modes differ."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: nn.Module = timm.create_model("test_resnet", num_classes=len(classes))
@@ -97,17 +101,23 @@ def write_finetune(classes: tuple[str, ...] = CLASSES) -> nn.Module:
     model_config = {"label_names": list(classes), "pretrained_cfg": INPUT}
     with replacing(FINETUNE) as aside:
         save_for_hf(model, str(aside), model_config=model_config, safe_serialization=True)
+    write_report("finetune", {"training_seconds": 12.5})
     return model.eval()
 
 
 def write_probe(prepared: Prepared, model: nn.Module) -> None:
-    """data/features and models/probe: the model's features of every picture, and its classifier a little changed."""
+    """What features and probe write: the model's features, its classifier a little changed, and one baseline, drawn."""
     head = model.get_classifier()  # type: ignore[operator]
     with torch.inference_mode():
         features = features_of(model, torch.randn(len(prepared.ids), 3, 32, 32)).numpy()
         weight, bias = head.weight.numpy() + 0.1, head.bias.numpy()
     write_features(iter(features), features.shape, "float32", {})
     write_heads([Head(weight, bias, 1e-3)], 0)
+    outside_train = np.setdiff1d(np.arange(len(prepared.ids)), prepared.rows("train"))
+    scores = np.random.default_rng(0).normal(size=(len(outside_train), len(prepared.classes)))
+    write_baselines(outside_train, {"knn": np.asarray(log_softmax(scores, axis=1), np.float32)})
+    figures = {"fit_seconds": 2.5, "predict_seconds": 0.25}
+    write_report("probe", {"fit_seconds": 1.5, "heads": {"knn": figures}})
 
 
 def sources(prepared: Prepared) -> list[str]:

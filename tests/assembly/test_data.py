@@ -13,7 +13,7 @@ from headstart.assembly.data import Batch, GlobalBatches, Pictures, global_batch
 from headstart.assembly.inference import evaluation_pixels
 from headstart.ground.artifacts import Prepared, read_labels
 from headstart.ground.errors import UserError
-from headstart.ground.params import Finetune
+from headstart.ground.finetune import Finetune
 from pictures import PICTURES, params, write_prepared
 
 COUNT = 23

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from headstart.assembly import run_folder
-from headstart.assembly.run_folder import RunFolder, new_run_id, open_run_folder, run_key
+from headstart.assembly.run_folder import RunFolder, open_run_folder, run_key
 from headstart.ground.errors import UserError
 
 
@@ -78,9 +78,3 @@ def test_a_run_is_named_by_all_that_it_depends_on(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(run_folder, "version", lambda _: "another")
     keys.append(run_key(content, [one, other]))
     assert len(set(keys)) == len(keys)
-
-
-def test_run_ids_differ_and_are_what_wandb_takes() -> None:
-    ids = {new_run_id() for _ in range(100)}
-    assert len(ids) == 100
-    assert all(len(name) == 8 and name.isalnum() for name in ids)

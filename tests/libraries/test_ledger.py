@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
-from headstart.libraries.ledger import COLUMNS, Ledger, curves, table
+from headstart.libraries.ledger import COLUMNS, Ledger, table, with_curves
 from headstart.libraries.param_groups import Group
 from headstart.libraries.regularisation import expected_shrink, make_optimizer, penalty
 
@@ -182,10 +182,9 @@ def test_what_does_not_train_yet_is_not_shrunk() -> None:
 
 def test_curves_and_table_show_the_rows() -> None:
     rows, _ = Fit("l2", ("sgd", 0.9, True), None).epoch(0)
-    flat = curves(rows)
-    assert set(flat) == {1}
-    assert flat[1]["backbone/norm"] == rows[0]["norm"]
-    assert len(flat[1]) == 3 * (len(COLUMNS) - 2)
+    (flat,) = with_curves([{"epoch": 1, "val_loss": 0.5}], rows)
+    assert (flat["val_loss"], flat["backbone/norm"]) == (0.5, rows[0]["norm"])
+    assert len(flat) == 2 + 3 * (len(COLUMNS) - 2)
     lines = table(rows).splitlines()
     assert len(lines) == 4
     assert lines[1].split()[0] == "backbone"

@@ -67,10 +67,10 @@ def test_two_classes_one_absent_and_logits_that_are_sure_give_json_without_nan()
 
 
 def test_leaderboard_is_aligned_and_sorted() -> None:
-    figures = {"accuracy": 0.5, "balanced_accuracy": 0.25, "macro_f1": 0.125, "nll": 12.3}
-    report = {"models": {"probe": figures, "finetune": {**figures, "accuracy": 0.75}}}
+    figures = {"accuracy": 0.5, "balanced_accuracy": 0.25, "macro_f1": 0.125, "nll": 12.3, "fit_seconds": 0.04}
+    report = {"models": {"probe": figures, "finetune": {**figures, "accuracy": 0.75, "fit_seconds": 1234.56}}}
     assert leaderboard(report).splitlines() == [
-        "model     accuracy  balanced accuracy  macro F1      NLL",
-        "finetune    0.7500             0.2500    0.1250  12.3000",
-        "probe       0.5000             0.2500    0.1250  12.3000",
+        "model     accuracy  balanced accuracy  macro F1      NLL  fitted in",
+        "finetune    0.7500             0.2500    0.1250  12.3000   1234.6 s",
+        "probe       0.5000             0.2500    0.1250  12.3000      0.0 s",
     ]

@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from headstart.assembly import inference
 from headstart.assembly.inference import Normalize, evaluation_pixels, infer
 from headstart.ground.artifacts import FEATURES, Prepared, read_features
-from headstart.libraries.backbone import build, classifier
+from headstart.ground.baselines import read_own_classifier
+from headstart.libraries.backbone import BUNDLED, build, classifier, evaluation_transform
 from headstart.stages import features
 from pictures import params, write_prepared
 
@@ -102,3 +104,37 @@ def test_half_precision_rows_are_near(prepared: Prepared) -> None:
     run(**{"features.dtype": "float16"})
     assert np.load(FEATURES / "features.npy").dtype == np.float16
     np.testing.assert_allclose(read_features(rows), full, rtol=1e-3, atol=1e-3)
+
+
+def test_the_pretrained_classifier_is_kept_and_reads_the_features(prepared: Prepared) -> None:
+    run(**{"backbone.name": BUNDLED, "backbone.pretrained": True})
+    model = build(BUNDLED, pretrained=True, image_size=None, args={}).eval()
+    own = read_own_classifier()
+    assert own is not None
+    rows = np.arange(len(prepared.ids))
+    with torch.inference_mode():
+        expected = model(Normalize(prepared.input)(evaluation_pixels(prepared, rows))).numpy()
+    np.testing.assert_allclose(read_features(rows) @ own.weight.T + own.bias, expected, rtol=1e-4, atol=1e-4)
+    assert own.names[:1] == ["n01443537"]
+    assert own.descriptions[:1] == ["goldfish, Carassius auratus"]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_drawn_weights_have_no_classifier_of_their_own_nor_keep_anothers() -> None:
+    run(**{"backbone.name": BUNDLED, "backbone.pretrained": True})
+    run()
+    assert read_own_classifier() is None
+    assert sorted(path.name for path in FEATURES.iterdir()) == ["features.json", "features.npy"]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_timms_crop_is_not_built_for_every_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def counted(config: dict[str, Any]) -> Any:
+        built.append(config)
+        return evaluation_transform(config)
+
+    monkeypatch.setattr(inference, "evaluation_transform", counted)
+    run(**{"features.batch_size": 31})
+    assert len(built) == 2  # all 31 pictures are named in one batch, and computed in one

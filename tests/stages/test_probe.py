@@ -2,22 +2,29 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from headstart.ground.artifacts import Prepared, read_head, read_labels, read_table, write_features
+from headstart.ground.artifacts import PROBE, Prepared, read_head, read_labels, read_table, write_features
+from headstart.ground.baselines import OwnClassifier, read_baselines, write_own_classifier
+from headstart.ground.errors import UserError
+from headstart.libraries import classical
 from headstart.libraries.linear import cross_entropy
 from headstart.stages import probe
-from pictures import params, write_prepared
+from pictures import CLASSES, params, write_prepared
 
 PATH = [1.0, 0.1, 0.01]
+HEADS = ["ridge", "knn", "tree", "forest", "boosting"]
 
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     """Features that tell the class, but for noise."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(classical, "FOREST_TREES", 20)
+    monkeypatch.setattr(classical, "ITERATIONS", 5)
     prepared = write_prepared({"train": 40, "validation": 24, "test": 8})
     generator = np.random.default_rng(1)
     features = generator.normal(size=(len(prepared.ids), 6)).astype(np.float32)
@@ -49,3 +56,84 @@ def test_a_head_of_at_least_a_given_l2_can_be_had() -> None:
     assert read_head(chosen.l2 / 2).l2 == chosen.l2
     assert read_head(7.0).l2 == 1
     assert np.linalg.norm(read_head(7.0).weight) < np.linalg.norm(chosen.weight)
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    """Run the stage; gives its report."""
+    changed = {f"probe.{key}": value for key, value in {"l2": PATH, **changes}.items()}
+    probe.run(params(changed).declared(probe.PARAMS))
+    report: dict[str, Any] = json.loads(Path("reports/probe.json").read_text())
+    return report
+
+
+def test_every_head_is_asked_about_the_pictures_outside_train(prepared: Prepared) -> None:
+    report = run(heads=HEADS)
+    assert list(report["heads"]) == HEADS
+    assert report["skipped"] == {}
+    rows, labels = prepared.rows("validation"), read_labels("validation")
+    outputs = read_baselines(rows)
+    for name, figures in report["heads"].items():
+        assert cross_entropy(outputs[name], labels) == pytest.approx(figures["val_loss"], rel=1e-5)
+        assert np.mean(outputs[name].argmax(1) == labels) == figures["val_accuracy"] > 0.3
+        assert figures["settings"]
+        assert figures["fit_seconds"] > 0
+    others = np.flatnonzero(~np.isin(np.arange(len(prepared.ids)), prepared.rows("train")))
+    assert all(values.shape == (32, 4) for values in read_baselines(others).values())
+
+
+@pytest.mark.usefixtures("prepared")
+def test_other_heads_leave_the_one_that_fine_tuning_starts_from_as_it_is() -> None:
+    """Byte for byte, so that DVC has nothing to train again."""
+    kept = []
+    for heads in ([], ["ridge", "tree"]):
+        assert list(run(heads=heads)["heads"]) == heads
+        kept.append({path.name: path.read_bytes() for path in PROBE.iterdir()})
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_head_that_does_not_pay_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classical, "MOST_CLASSES", {"boosting": 3})
+    report = run(heads=["boosting", "ridge"])
+    assert list(report["heads"]) == ["ridge"]
+    assert report["skipped"] == {"boosting": "4 classes: its time grows with them, and beyond 3 it is skipped"}
+
+
+def test_the_backbones_own_classes_are_summed(prepared: Prepared) -> None:
+    weight = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    write_own_classifier(OwnClassifier(weight, np.zeros(6, np.float32), list("uvwxyz"), []))
+    sets = dict(zip(CLASSES, (["U", 3], ["v"], ["w"], "rest"), strict=True))
+    report = run(class_map=sets)
+    assert report["heads"]["zero_shot"]["settings"] == dict(zip(CLASSES, ([0, 3], [1], [2], "rest"), strict=True))
+    rows = prepared.rows("validation")
+    odds = np.exp(np.load("data/features/features.npy")[rows] @ weight.T)
+    expected = np.column_stack([odds[:, [0, 3]].sum(1), odds[:, 1], odds[:, 2], odds[:, 4:].sum(1)])
+    found = np.exp(read_baselines(rows)["zero_shot"])
+    np.testing.assert_allclose(found, expected / expected.sum(1, keepdims=True), rtol=1e-4)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_wrong_map_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "l2_path", None)
+    sets = {name: [i] for i, name in enumerate(CLASSES)}
+    with pytest.raises(UserError, match=r"probe\.class_map: this backbone came without a linear classifier"):
+        run(class_map=sets)
+    write_own_classifier(OwnClassifier(np.zeros((3, 6), np.float32), np.zeros(3, np.float32), [], []))
+    with pytest.raises(UserError, match="yak: the backbone has no class 3; they are 0 to 2"):
+        run(class_map=sets)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({0: [1]}, "write the class 0 in quotes"),
+        ({"cat": "tabby"}, "cat needs a list of the backbone's classes, names or indices, or the word rest"),
+        ({"cat": []}, "cat needs a list"),
+        ({"cat": [1, 2.5]}, "cat needs a list"),
+        ({"cat": [True]}, "cat needs a list"),
+        ([0], "valid dictionary"),
+    ],
+)
+def test_what_is_no_map_is_refused_in_plain_words(sets: Any, message: str) -> None:
+    with pytest.raises(UserError, match=rf"probe\.class_map: .*{message}"):
+        params({"probe.class_map": sets})

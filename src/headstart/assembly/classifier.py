@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from headstart.assembly.data import Batch
 from headstart.assembly.inference import Normalize
 from headstart.ground.errors import UserError
-from headstart.ground.params import Finetune
+from headstart.ground.finetune import Finetune
 from headstart.libraries.backbone import classifier
 from headstart.libraries.ledger import Ledger, Row
 from headstart.libraries.objective import warmup_cosine
@@ -80,15 +80,7 @@ class Classifier(LightningModule):
         self._freeze_statistics = freeze_statistics
         self._start = {name: value.detach().clone() for name, value in model.named_parameters()}
         self._anchors = {name: self._start[name] for name in anchored}
-        self._books = Ledger(
-            groups,
-            finetune.l2.kind,
-            start=self._start,
-            anchors=self._anchors,
-            first_phase={name: i for i, names in reversed(list(enumerate(phases))) for name in names},
-            momentum=finetune.momentum if finetune.optimizer == "sgd" else ADAM_BETA_1,
-            nesterov=finetune.nesterov,
-        )
+        self._books = self._open_books()
         self._schedule = partial(
             warmup_cosine,
             warmup=round(finetune.warmup_epochs * steps_per_epoch),
@@ -99,6 +91,18 @@ class Classifier(LightningModule):
         self._class_weights = None if class_weights is None else torch.from_numpy(class_weights)
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.val_accuracy = MulticlassAccuracy(classifier(model).out_features, average="micro")
+
+    def _open_books(self) -> Ledger:
+        finetune = self.finetune
+        return Ledger(
+            self.groups,
+            finetune.l2.kind,
+            start=self._start,
+            anchors=self._anchors,
+            first_phase={name: i for i, names in reversed(list(enumerate(self.phases))) for name in names},
+            momentum=finetune.momentum if finetune.optimizer == "sgd" else ADAM_BETA_1,
+            nesterov=finetune.nesterov,
+        )
 
     def enter(self, phase: int) -> None:
         """Let this phase's parameters train, no others. Before ``fit``: DDP takes only what needs a gradient then."""

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from headstart.assembly.inference import evaluation_pixels
 from headstart.ground.artifacts import Prepared, read_labels
 from headstart.ground.errors import UserError
-from headstart.ground.params import Finetune, Run
+from headstart.ground.finetune import Finetune
+from headstart.ground.params import Run
 from headstart.libraries.augment import DRAWS, CropAndFlip
 from headstart.libraries.randomness import uniform
 

@@ -19,7 +19,8 @@ from torch import nn
 
 from headstart.ground.artifacts import read_head
 from headstart.ground.errors import UserError
-from headstart.ground.params import Backbone, Finetune
+from headstart.ground.finetune import Finetune
+from headstart.ground.params import Backbone
 from headstart.libraries.backbone import build, classifier, classifier_name
 from headstart.libraries.objective import warmup_cosine
 from headstart.libraries.param_groups import BACKBONE, Group, Rule, group_parameters, rule_names, stages, table

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -89,8 +88,3 @@ def open_run_folder(cache: Path, key: str, *, resume: bool) -> Iterator[RunFolde
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-
-
-def new_run_id() -> str:
-    """Draw a name for a run; wandb takes 8 letters and digits."""
-    return secrets.token_hex(4)

@@ -1,9 +1,9 @@
 """The seam to wandb: the only module that imports it, and only when ``run.tracking`` asks for it."""
 
+import secrets
 from pathlib import Path
 from typing import Any
 
-from headstart.assembly.run_folder import new_run_id
 from headstart.ground.artifacts import FINETUNE, read_json, write_json
 from headstart.ground.errors import UserError
 from headstart.ground.params import Run
@@ -23,7 +23,7 @@ class Tracker:
             config: what to show as the run's config.
         """
         self._record = record
-        kept: dict[str, Any] = read_json(record) if record.exists() else {"id": new_run_id(), "rows": 0}
+        kept: dict[str, Any] = read_json(record) if record.exists() else {"id": secrets.token_hex(4), "rows": 0}
         self.id: str = kept["id"]
         self._rows: int = kept["rows"]
         self._run = _wandb_run(run, self.id, config)

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures
+from headstart.assembly.inference import device_of
 from headstart.assembly.run_folder import RunFolder
 from headstart.ground.artifacts import read_json, write_json
 from headstart.ground.errors import UserError
-from headstart.ground.params import Finetune, Run
-from headstart.libraries.ledger import Row, curves
+from headstart.ground.finetune import Finetune
+from headstart.ground.params import Run
+from headstart.libraries.ledger import Row, with_curves
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class EpochReport(Callback):
                 *(row[name] for name in ("train_loss", "penalty", "val_loss", "val_accuracy", "seconds")),
             )
         self._printed = len(pl_module.history)
-        self._hand_over(tracked(pl_module.history, pl_module.ledger))
+        self._hand_over(with_curves(pl_module.history, pl_module.ledger))
 
     on_train_end = on_train_epoch_start
 
@@ -64,7 +66,7 @@ def check_hardware(finetune: Finetune, run: Run) -> None:
     Raises:
         UserError: with what to use instead.
     """
-    cuda = torch.cuda.is_available() and run.accelerator in {"auto", "gpu"}
+    cuda = device_of(run).type == "cuda"
     if finetune.precision == "16-mixed" and not cuda:
         raise UserError(
             "finetune.precision: 16-mixed needs a CUDA GPU, and none is used here; use 32-true or bf16-mixed"
@@ -141,15 +143,8 @@ def saved_history(folder: RunFolder) -> tuple[list[HistoryRow], list[Row]]:
     return state["history"], state["ledger"]
 
 
-def tracked(history: list[HistoryRow], ledger: list[Row]) -> list[HistoryRow]:
-    """Give the history with each epoch's ledger in it, as a tracker logs it."""
-    flat = curves(ledger)
-    return [{**row, **flat[int(row["epoch"])]} for row in history]
-
-
-def _load(state: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(state, weights_only=True, mmap=True, map_location="cpu")
-    return loaded
+def _load(state: Path) -> Any:
+    return torch.load(state, weights_only=True, mmap=True, map_location="cpu")
 
 
 def _progress(folder: RunFolder) -> tuple[int, bool]:
@@ -204,11 +199,11 @@ def _trainer(finetune: Finetune, run: Run, folder: RunFolder, callbacks: list[Ca
         "isinstance.treespec",
     ):
         warnings.filterwarnings("ignore", f".*{message}")
-    on_cpu = run.accelerator == "cpu" or (run.accelerator == "auto" and not torch.cuda.is_available())
-    devices: Any = 1 if run.devices == "auto" and on_cpu else run.devices
+    device = device_of(run).type
+    devices: Any = 1 if run.devices == "auto" and device != "cuda" else run.devices
     several = run.nodes > 1 or (devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1))
     return Trainer(
-        accelerator="cpu" if on_cpu and run.accelerator == "auto" else run.accelerator,
+        accelerator="gpu" if device == "cuda" else device,
         devices=devices,
         num_nodes=run.nodes,
         strategy="ddp" if several else "auto",
@@ -216,7 +211,7 @@ def _trainer(finetune: Finetune, run: Run, folder: RunFolder, callbacks: list[Ca
         max_epochs=last_epoch,
         accumulate_grad_batches=finetune.accumulate,
         gradient_clip_val=finetune.clip,
-        sync_batchnorm=several and not on_cpu,
+        sync_batchnorm=several and device == "cuda",
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         callbacks=callbacks,

@@ -22,6 +22,7 @@ from headstart.ground.errors import UserError
 PREPARED = Path("data/prepared")
 FEATURES = Path("data/features")
 PROBE = Path("models/probe")
+BASELINES = Path("models/baselines")
 FINETUNE = Path("models/finetune")
 EXPORT = Path("export")
 REPORTS = Path("reports")

@@ -4,29 +4,12 @@ The file lists every key, so nothing here has a default: what is written there i
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A part of ``params.yaml``: strict types, unknown keys refused, immutable."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            """Refuse a key that the stage did not declare: DVC would not know that the stage depends on it."""
-            if name in type(self).model_fields:
-                raise AttributeError(f"the stage uses {type(self).__name__.lower()}.{name} but does not declare it")
-            return super().__getattr__(name)
+from headstart.ground.finetune import Finetune
+from headstart.ground.section import Count, Positive, Probability, Section, Share
 
 
 class Split(Section):
@@ -71,75 +54,23 @@ class Features(Section):
 
 
 class Probe(Section):
-    """The linear head on the features."""
+    """The linear head on the features, and what it is compared with."""
 
     l2: Annotated[list[Positive], Field(min_length=1)]
+    heads: list[Literal["ridge", "knn", "tree", "forest", "boosting"]]
+    class_map: dict[str, list[int | str] | Literal["rest"]] | None
 
-
-class Groups(Section):
-    """One number for each parameter group."""
-
-    backbone: NonNegative
-    head: NonNegative
-
-
-class EarlyStopping(Section):
-    """When to stop: no improvement of ``monitor`` by ``min_delta`` for ``patience`` epochs."""
-
-    monitor: Literal["val_loss", "val_accuracy"]
-    patience: Count
-    min_delta: NonNegative
-
-
-class Augment(Section):
-    """Random crops and flips of the training pictures."""
-
-    scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)]
-    ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)]
-    hflip: Annotated[float, Field(ge=0, le=1)]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        for name in ("scale", "ratio"):
-            least, largest = getattr(self, name)
-            if least > largest:
-                raise ValueError(f"{name} is [least, largest], and {least} is more than {largest}")
-        return self
-
-
-class Finetune(Section):
-    """The training of backbone and head together."""
-
-    epochs: Count
-    batch_size: Count
-    optimizer: Literal["sgd", "adamw"]
-    lr: Groups
-    momentum: Probability
-    l2: Groups
-    l2_on_biases_and_norms: bool
-    warmup_epochs: NonNegative
-    frozen_epochs: Annotated[int, Field(ge=0)]
-    head_start: Literal["probe", "zero"]
-    batch_norm: Literal["auto", "frozen", "train"]
-    early_stopping: EarlyStopping
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
-    clip: Positive | None
-    accumulate: Count
-    label_smoothing: Probability
-    class_weights: Literal["none", "balanced"]
-    ema: Annotated[float, Field(gt=0, lt=1)] | None
-    augment: Augment
-    seed: Annotated[int, Field(ge=0)]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.frozen_epochs >= self.epochs:
-            raise ValueError(f"frozen_epochs ({self.frozen_epochs}) must be less than epochs ({self.epochs})")
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})")
-        if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate ({self.accumulate}) must not exceed batch_size ({self.batch_size})")
-        return self
+    @field_validator("class_map", mode="before")
+    @classmethod
+    def _sets(cls, class_map: Any) -> Any:
+        """Say what is wrong in fewer words than a union of types has."""
+        for name, entries in class_map.items() if isinstance(class_map, dict) else ():
+            if not isinstance(name, str):
+                raise ValueError(f"write the class {name!r} in quotes")
+            listed = isinstance(entries, list) and entries and {type(entry) for entry in entries} <= {int, str}
+            if not listed and entries != "rest":
+                raise ValueError(f"{name} needs a list of the backbone's classes, names or indices, or the word rest")
+        return class_map
 
 
 class Evaluate(Section):
@@ -180,6 +111,12 @@ class Params(Section):
     evaluate: Evaluate
     export: Export
     run: Run
+
+    @model_validator(mode="after")
+    def _there_are_weights_to_stay_near(self) -> Self:
+        if self.finetune.l2.kind == "l2_sp" and not self.backbone.pretrained:
+            raise ValueError("finetune.l2.kind: l2_sp stays near pretrained weights: set backbone.pretrained: true")
+        return self
 
     def declared(self, keys: Iterable[str]) -> Self:
         """Keep the declared keys and ``run``; using any other raises an AttributeError that says so.

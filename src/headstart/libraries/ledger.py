@@ -1,12 +1,12 @@
 """What the regulariser and the data did to each group's weights, epoch by epoch.
 
-A step is linear in the gradient, so an epoch's change of the weights is a part of the regulariser's and the rest, the
-data's. The regulariser's is ``−2λ τ_g F D``: D is its pull per unit of λ, W − A (A = 0, or W₀ for L2-SP; under Adam
+A step is linear in the gradient, so an epoch's change of the weights is the regulariser's part and a rest, the data's.
+The regulariser's is ``−2λ τ_g F D``: D is its pull per unit of λ, W − A (A = 0, or W₀ for L2-SP; under Adam
 divided by ``√v̂ + ε``), averaged over the epoch's two ends, and F sums the schedule's factors, each times what momentum
 makes of a constant push (``1/(1 − μ)`` in the long run) and of clipping. The weights are looked at twice an epoch and
 not at each step: that W moves in a line between is all that is assumed. Against the split of every step that was right
-to 8 % (``tests/libraries/test_ledger.py``), but for L2-SP's first two epochs, in which W leaves W₀ in a curve: there its
-shrink was up to 2.7 times too large.
+to 8 % (``tests/libraries/test_ledger.py``), but for L2-SP's first two epochs, in which W leaves W₀ in a curve: there
+its shrink was up to 2.7 times too large.
 """
 
 from collections import defaultdict
@@ -194,15 +194,15 @@ def _squares(value: Tensor) -> Tensor:
     return value.square().sum(dtype=torch.float64)
 
 
-def curves(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
-    """Give the figures of each epoch under one flat name each, such as ``backbone/norm``, for a tracker."""
-    flat: dict[int, dict[str, float]] = defaultdict(dict)
+def with_curves(history: Sequence[dict[str, int | float]], rows: Sequence[Row]) -> list[dict[str, int | float]]:
+    """Give a training's history, a row an epoch, with the ledger's figures in it, such as ``backbone/norm``."""
+    flat: dict[int, dict[str, int | float]] = {int(row["epoch"]): {**row} for row in history}
     for row in rows:
         for name in COLUMNS[2:]:
             value = row[name]
             if value is not None:
                 flat[int(row["epoch"] or 0)][f"{row['group']}/{name}"] = float(value)
-    return flat
+    return list(flat.values())
 
 
 def table(rows: Sequence[Row]) -> str:

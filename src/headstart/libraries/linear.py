@@ -1,11 +1,14 @@
 """The linear head on fixed features: multinomial logistic regression with an L2 penalty, along a path of λ.
 
 ``Loss(W, b) = 1/n Σ_i CE(x_i·Wᵀ + b, y_i) + λ ‖W‖²``, the bias unpenalised: the objective of fine-tuning's head.
+scikit-learn's ``LogisticRegression`` minimises ``C Σ_i CE_i + ½ ‖W‖²``, the same with ``C = 1 / (2 λ n)``. For two
+classes it has one row, the difference of ours, which are ± half of it, so that there ``C = 1 / (λ n)``.
 
-Features of a network are strongly correlated and a small λ leaves the objective almost flat, so that gradients alone
-take thousands of steps. Newton's method with conjugate gradients (scipy's ``trust-ncg``) takes a few, in coordinates
-whose curvature is near 1: the features are rotated to their principal axes, once for all λ, and each coordinate is
-divided by the root of the Hessian's diagonal at the solution before.
+Newton's method with conjugate gradients (Nocedal and Wright 2006, "Numerical Optimization", algorithm 7.1), in
+coordinates whose curvature is near 1. Böhning 1992, "Multinomial logistic regression algorithm": the Hessian of the
+cross-entropy is at most ``½ (I - 11ᵀ/C) ⊗ XᵀX/n`` (C the number of classes). The bound's factor for the features is
+diagonal in their principal axes, which are found once for all λ; its factor for the classes is replaced by the mean of
+p(1 - p), which is what the ½ stands above, and is the same for all classes so that W keeps summing to zero over them.
 """
 
 import logging
@@ -13,12 +16,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
+from scipy.sparse.linalg import LinearOperator, cg
+from scipy.special import log_softmax
 
 MAX_ITERATIONS = 100
-GRADIENT_TOLERANCE = 1e-6
-"""Of the gradient's norm in the scaled coordinates; the objective is then within 1e-6 of its minimum, relatively."""
+TOLERANCE = 1e-9
+"""Of the decrease that the last Newton step promises, relative to the objective; what then is left is far less."""
+CG_TOLERANCE = 0.1
+"""Of the residual's norm in a Newton step. A smaller one costs more than the Newton steps that it saves."""
+MAX_PRODUCTS = 500
+MAX_HALVINGS = 40
 LEAST_CURVATURE = 1e-12
 
 Matrix = NDArray[np.float64]
@@ -42,62 +49,109 @@ def l2_path(
     Yields:
         λ, W float64 (classes, width), b float64 (classes,).
     """
-    mean = features.mean(axis=0, dtype=np.float64)
-    centred = features - mean
-    _, axes = np.linalg.eigh(centred.T @ centred / len(centred))
-    inputs, one_hot = centred @ axes, np.eye(classes)[labels]
-    head = np.zeros((classes, features.shape[1] + 1))  # the last column is the bias
+    mean, centred, variances, axes = principal_axes(features)
+    objective = _Objective(centred @ axes, variances, labels)
+    del centred
+    head = np.zeros((classes, features.shape[1] + 1))
     for l2 in sorted(l2s, reverse=True):
-        probabilities = softmax(_logits(head, inputs), axis=1)
-        variance = probabilities * (1 - probabilities) / len(inputs)
-        diagonal = np.column_stack([variance.T @ inputs**2 + 2 * l2, variance.sum(axis=0)])
-        scale = 1 / np.sqrt(np.maximum(diagonal, LEAST_CURVATURE))
-        solution = minimize(
-            _loss_and_gradient,
-            (head / scale).ravel(),
-            args=(inputs, one_hot, l2, scale),
-            jac=True,
-            hessp=_hessian_product,
-            method="trust-ncg",
-            options={"gtol": GRADIENT_TOLERANCE, "maxiter": MAX_ITERATIONS},
-        )
-        # Rounding may end the search a little above the tolerance.
-        if (norm := np.linalg.norm(solution.jac)) > 10 * GRADIENT_TOLERANCE:
-            logger.warning("the head at λ = %g is not quite at its minimum: the gradient's norm is %.1e", l2, norm)
-        head = solution.x.reshape(head.shape) * scale
-        head -= head.mean(axis=0)  # what all classes share changes no probability and only costs penalty
+        head = _minimum(objective, head, l2)
         weight = head[:, :-1] @ axes.T
         yield l2, weight, head[:, -1] - weight @ mean
 
 
-def _loss_and_gradient(
-    point: Matrix, inputs: Matrix, one_hot: Matrix, l2: float, scale: Matrix
-) -> tuple[float, Matrix]:
-    """Give the objective and its gradient at the head ``point · scale``, as flat arrays."""
-    head = point.reshape(scale.shape) * scale
-    log_probabilities = log_softmax(_logits(head, inputs), axis=1)
-    loss = -(one_hot * log_probabilities).sum() / len(inputs) + l2 * (head[:, :-1] ** 2).sum()
-    return float(loss), _pulled_back(np.exp(log_probabilities) - one_hot, head, inputs, l2, scale)
+def principal_axes(features: NDArray[np.floating]) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+    """Decompose the features' covariance.
+
+    Args:
+        features: float (n, width).
+
+    Returns:
+        All float64: the mean (width,), the features less it (n, width), the variances along the principal axes
+        (width,) and the axes (width, width), one a column.
+    """
+    mean = features.mean(axis=0, dtype=np.float64)
+    centred = features - mean
+    variances, axes = np.linalg.eigh(centred.T @ centred / len(centred))
+    return mean, centred, np.maximum(variances, 0), axes
 
 
-def _hessian_product(
-    point: Matrix, direction: Matrix, inputs: Matrix, _one_hot: Matrix, l2: float, scale: Matrix
-) -> Matrix:
-    """Give the objective's Hessian at a point times a direction."""
-    probabilities = softmax(_logits(point.reshape(scale.shape) * scale, inputs), axis=1)
-    change = direction.reshape(scale.shape) * scale
-    product = probabilities * _logits(change, inputs)
-    return _pulled_back(product - probabilities * product.sum(axis=1, keepdims=True), change, inputs, l2, scale)
+class _Objective:
+    """The objective of heads (classes, width + 1) in the principal axes, the last column the bias.
+
+    Values and gradients are float64, so the minimum is too. Products with the Hessian, which are most of the time and
+    only lead there, are float32, unless rounding keeps them from it: then float64 from there on.
+    """
+
+    def __init__(self, features: Matrix, variances: Matrix, labels: NDArray[np.int64]) -> None:
+        self.inputs = np.column_stack([features, np.ones(len(features))])
+        self.quick_inputs: NDArray[np.floating] = self.inputs.astype(np.float32)
+        self.variances = np.append(variances, 1)
+        self.penalised = np.append(np.ones(len(variances)), 0)
+        self.of_labels = np.arange(len(labels)), labels
+
+    def value(self, head: Matrix, l2: float) -> tuple[float, Matrix]:
+        """Give the objective and the probabilities (n, classes)."""
+        logits = self.inputs @ head.T
+        logits -= logits.max(axis=1, keepdims=True)
+        picked = logits[self.of_labels]
+        probabilities = np.exp(logits, out=logits)
+        totals = probabilities.sum(axis=1, keepdims=True)
+        probabilities /= totals
+        return float((np.log(totals[:, 0]) - picked).mean() + l2 * (head**2 @ self.penalised).sum()), probabilities
+
+    def gradient(self, head: Matrix, probabilities: Matrix, l2: float) -> Matrix:
+        """Give the derivative by each entry of the head."""
+        residual = probabilities.copy()
+        residual[self.of_labels] -= 1
+        return np.asarray(residual.T @ self.inputs / len(residual) + 2 * l2 * self.penalised * head)
+
+    def newton_step(self, gradient: Matrix, probabilities: Matrix, l2: float) -> Matrix:
+        """Solve ``Hessian · step = -gradient`` to CG_TOLERANCE."""
+        dtype = self.quick_inputs.dtype
+        count, classes = probabilities.shape
+        variance = (1 - np.vdot(probabilities, probabilities) / count) / classes  # the mean of p (1 - p)
+        curvature = variance * self.variances + 2 * l2 * self.penalised
+        scale = (1 / np.sqrt(np.maximum(curvature, LEAST_CURVATURE))).astype(dtype)
+        penalty, quick_probabilities = (2 * l2 * self.penalised).astype(dtype), probabilities.astype(dtype)
+
+        def product(direction: NDArray[np.floating]) -> NDArray[np.floating]:
+            change = direction.reshape(gradient.shape) * scale
+            by_logits = self.quick_inputs @ change.T
+            by_logits *= quick_probabilities
+            by_logits -= quick_probabilities * by_logits.sum(axis=1, keepdims=True)
+            return np.asarray(
+                ((by_logits.T @ self.quick_inputs / dtype.type(count) + penalty * change) * scale).ravel()
+            )
+
+        hessian = LinearOperator((gradient.size, gradient.size), matvec=product, dtype=dtype)
+        right = -(gradient * scale).astype(dtype).ravel()
+        step, failed = cg(hessian, right, rtol=CG_TOLERANCE, maxiter=MAX_PRODUCTS)
+        if failed and dtype == np.float32:
+            self.quick_inputs = self.inputs
+            return self.newton_step(gradient, probabilities, l2)
+        return np.asarray(step.reshape(gradient.shape) * scale, np.float64)
 
 
-def _logits(head: Matrix, inputs: Matrix) -> Matrix:
-    return np.asarray(inputs @ head[:, :-1].T + head[:, -1])
-
-
-def _pulled_back(by_logits: Matrix, head: Matrix, inputs: Matrix, l2: float, scale: Matrix) -> Matrix:
-    """Turn a derivative by each picture's logits into one by the point, and add the penalty's."""
-    by_weight = by_logits.T @ inputs / len(inputs) + 2 * l2 * head[:, :-1]
-    return np.asarray((np.column_stack([by_weight, by_logits.mean(axis=0)]) * scale).ravel())
+def _minimum(objective: _Objective, head: Matrix, l2: float) -> Matrix:
+    """Go from a head to the minimum: Newton steps, each halved until the objective falls (Armijo's rule)."""
+    value, probabilities = objective.value(head, l2)
+    decrease = np.inf
+    for _ in range(MAX_ITERATIONS):
+        gradient = objective.gradient(head, probabilities, l2)
+        step = objective.newton_step(gradient, probabilities, l2)
+        decrease = -float((gradient * step).sum()) / 2
+        for size in 0.5 ** np.arange(MAX_HALVINGS):
+            new_value, new_probabilities = objective.value(head + size * step, l2)
+            if new_value <= value - 1e-4 * size * decrease:
+                break
+        else:
+            break  # rounding hides any further decrease
+        head, value, probabilities = head + size * step, new_value, new_probabilities
+        if decrease <= TOLERANCE * value:
+            break
+    if decrease > TOLERANCE * value:
+        logger.warning("the head at λ = %g is not quite at its minimum: the last step promised %.1e less", l2, decrease)
+    return np.asarray(head - head.mean(axis=0))  # what all classes share changes no probability
 
 
 def cross_entropy(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:

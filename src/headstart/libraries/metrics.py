@@ -15,6 +15,8 @@ from torchmetrics.functional.classification import (
     multiclass_stat_scores,
 )
 
+from headstart.libraries.text_table import text_table
+
 LEADERBOARD = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "nll": "NLL"}
 
 
@@ -69,14 +71,19 @@ def classification_figures(
 
 
 def leaderboard(report: dict[str, Any]) -> str:
-    """Write the content of ``reports/evaluate.json`` as an aligned table, the most accurate model first."""
+    """Write the content of ``reports/evaluate.json`` as an aligned table, the most accurate model first.
+
+    The last column is the time that its training took, in seconds, choosing its settings included.
+    """
     models = sorted(report["models"].items(), key=lambda model: model[1]["accuracy"], reverse=True)
     table = [
-        ["model", *LEADERBOARD.values()],
-        *([name, *(f"{figures[key]:.4f}" for key in LEADERBOARD)] for name, figures in models),
+        ["model", *LEADERBOARD.values(), "fitted in"],
+        *(
+            [name, *(f"{figures[key]:.4f}" for key in LEADERBOARD), f"{figures['fit_seconds']:.1f} s"]
+            for name, figures in models
+        ),
     ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table)
+    return text_table(table)
 
 
 def _rounded(figure: Tensor) -> float:

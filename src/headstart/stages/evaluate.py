@@ -1,15 +1,19 @@
 """Compare the models on the test split, the only time that its labels are read.
 
-reads:   data/prepared (pictures and labels of test), data/features, models/probe, models/finetune
+reads:   data/prepared (pictures and labels of test), data/features, models/probe, models/baselines, models/finetune,
+         reports/probe.json and reports/finetune.json (the time that fitting took)
 writes:  reports/evaluate.json (the leaderboard), reports/evaluate/predictions.csv (every test picture),
          reports/evaluate/confusion_probe.csv, reports/evaluate/confusion_finetune.csv
 params:  evaluate
 
-A model's seconds are those of its own work on the test split: the probe's features are there already.
+A model's fit_seconds are those of its training and the choice of its settings, its seconds those of its own work on the
+test split: the features are there already. The baselines are asked by the probe, which does not see the labels.
 """
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,12 +26,22 @@ from headstart.assembly.inference import device_of, infer
 from headstart.assembly.program import main
 from headstart.assembly.tracking import summarise
 from headstart.ground import artifacts
-from headstart.ground.artifacts import Prepared, manifest_rows, read_features, read_head, read_labels
+from headstart.ground.artifacts import Prepared, manifest_rows, read_features, read_head, read_json, read_labels
+from headstart.ground.baselines import read_baselines
 from headstart.ground.params import Params
 from headstart.libraries.metrics import classification_figures, leaderboard
 
 PARAMS = ("evaluate",)
-READS = (artifacts.PREPARED, artifacts.FEATURES, artifacts.PROBE, artifacts.FINETUNE)
+PROBE_REPORT, FINETUNE_REPORT = (artifacts.REPORTS / f"{stage}.json" for stage in ("probe", "finetune"))
+READS = (
+    artifacts.PREPARED,
+    artifacts.FEATURES,
+    artifacts.PROBE,
+    artifacts.BASELINES,
+    artifacts.FINETUNE,
+    PROBE_REPORT,
+    FINETUNE_REPORT,
+)
 TABLES = artifacts.REPORTS / "evaluate"
 PREDICTIONS = TABLES / "predictions.csv"
 CONFUSION = {name: TABLES / f"confusion_{name}.csv" for name in ("probe", "finetune")}
@@ -40,13 +54,11 @@ def run(params: Params) -> None:
     """Compute each model's logits, then its figures and tables."""
     prepared = Prepared.open()
     labels = read_labels("test")
-    logits, models = {}, {}
-    for name, compute in (("probe", _probe_logits), ("finetune", _finetune_logits)):
-        began = time.perf_counter()
-        logits[name] = compute(prepared, params)
-        seconds = round(time.perf_counter() - began, 3)
-        figures = classification_figures(logits[name], labels, prepared.classes, params.evaluate.top_k)
-        models[name] = {**figures, "seconds": seconds}
+    logits, times = _logits_and_times(prepared, params)
+    models = {
+        name: classification_figures(outputs, labels, prepared.classes, params.evaluate.top_k) | times[name]
+        for name, outputs in logits.items()
+    }
 
     _write_tables(prepared.classes, labels, logits)
     report = {"pictures": len(labels), "classes": prepared.classes, "models": models}
@@ -55,7 +67,28 @@ def run(params: Params) -> None:
     logger.info("evaluate: %d test pictures of %d classes\n%s", len(labels), len(prepared.classes), leaderboard(report))
 
 
-def _probe_logits(prepared: Prepared, _params: Params) -> NDArray[np.float32]:
+def _logits_and_times(
+    prepared: Prepared, params: Params
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, dict[str, float]]]:
+    """Give each model's logits of the test split, and its fit_seconds and seconds."""
+    probe, finetune = read_json(PROBE_REPORT), read_json(FINETUNE_REPORT)
+    baselines = read_baselines(prepared.rows("test"))
+    logits, times = {}, {}
+
+    def compute(name: str, fit_seconds: float, function: Callable[[], NDArray[np.float32]]) -> None:
+        began = time.perf_counter()
+        logits[name] = function()
+        times[name] = {"fit_seconds": fit_seconds, "seconds": round(time.perf_counter() - began, 3)}
+
+    compute("probe", probe["fit_seconds"], partial(_probe_logits, prepared))
+    for name, figures in probe["heads"].items():
+        logits[name] = baselines[name]
+        times[name] = {"fit_seconds": figures["fit_seconds"], "seconds": figures["predict_seconds"]}
+    compute("finetune", finetune["training_seconds"], partial(_finetune_logits, prepared, params))
+    return logits, times
+
+
+def _probe_logits(prepared: Prepared) -> NDArray[np.float32]:
     """Apply the probe's head to the cached features of the test split: (n, classes)."""
     return read_head().logits(read_features(prepared.rows("test")))
 

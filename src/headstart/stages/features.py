@@ -1,7 +1,8 @@
 """Cache the frozen backbone's features: what its classifier reads, one row a picture.
 
 reads:   data/prepared, the backbone's weights
-writes:  data/features (features.npy, features.json), reports/features.json
+writes:  data/features (features.npy, features.json; of pretrained backbones also the classifier that they came with and
+         the names of its classes: classifier.safetensors, classifier.json), reports/features.json
 params:  backbone (without drop rates, which do nothing in a frozen backbone), features
 
 Rows are kept by content under run.cache: going back to an earlier backbone or data set reads them, and adding pictures
@@ -22,9 +23,11 @@ from headstart.assembly.inference import device_of, evaluation_pixels, infer
 from headstart.assembly.program import main
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared
+from headstart.ground.baselines import write_own_classifier
 from headstart.ground.errors import UserError
 from headstart.ground.params import Params
 from headstart.libraries.backbone import build, classifier, features_of, weights_sha256
+from headstart.libraries.class_map import own_classifier
 
 PARAMS = (
     "backbone.name",
@@ -52,18 +55,21 @@ def run(params: Params) -> None:
         image_size=backbone.image_size,
         args=backbone.args,
         seed=backbone.seed,
-        num_classes=len(prepared.classes),
     )
+    own = own_classifier(model) if backbone.pretrained else None
+    model.reset_classifier(len(prepared.classes))  # type: ignore[operator]
     model = model.eval().requires_grad_(requires_grad=False).to(device).to(memory_format=torch.channels_last)
     about = {"weights": weights_sha256(model), "input": prepared.input, "dtype": params.features.dtype}
     shape = len(prepared.ids), classifier(model).in_features
 
     cache = FeatureCache(artifacts.cache_folder(params.run.cache) / "features", about, shape[1], params.features.dtype)
-    keys = [picture_key(evaluation_pixels(prepared, np.array([row]))[0]) for row in range(shape[0])]
+    keys = _keys(prepared, params.features.batch_size)
     todo = _first_of_each(keys, list(cache.missing(keys)))
     rate = _compute(todo, keys, prepared, model, cache, batch_size=params.features.batch_size, device=device)
     artifacts.write_features(map(cache.row, keys), shape, params.features.dtype, about)
     cache.close()
+    if own is not None:
+        write_own_classifier(own)
     report = {
         "pictures": shape[0],
         "width": shape[1],
@@ -77,6 +83,13 @@ def run(params: Params) -> None:
         "features: %d rows of %d values; %d computed (%s images/s), %d from the cache",
         *(report[name] for name in ("pictures", "width", "computed", "images_per_second", "reused")),
     )
+
+
+def _keys(prepared: Prepared, batch_size: int) -> list[bytes]:
+    """Name every picture by its pixels; by the batch, for which timm's crop is built once."""
+    rows = np.arange(len(prepared.ids))
+    batches = (evaluation_pixels(prepared, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size))
+    return [picture_key(pixels) for batch in batches for pixels in batch]
 
 
 def _compute(

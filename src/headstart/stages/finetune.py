@@ -26,11 +26,11 @@ from headstart.assembly.program import main
 from headstart.assembly.recipe import anchored, describe, groups_of, phases_of, starting_model
 from headstart.assembly.run_folder import RunFolder, open_run_folder, run_key
 from headstart.assembly.tracking import Tracker
-from headstart.assembly.trainer import Weights, best_epoch, check_hardware, fit, saved_history, tracked
+from headstart.assembly.trainer import Weights, best_epoch, check_hardware, fit, saved_history
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared
 from headstart.ground.params import Params
-from headstart.libraries.ledger import COLUMNS, Row
+from headstart.libraries.ledger import COLUMNS, Row, with_curves
 from headstart.libraries.ledger import table as ledger_table
 from headstart.libraries.objective import balanced_weights
 
@@ -94,7 +94,7 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
             artifacts.write_json(aside / "tracking.json", {"id": tracker.id})
     epochs, ledger = saved_history(folder)
     if tracker:
-        tracker.log(tracked(epochs, ledger))
+        tracker.log(with_curves(epochs, ledger))
     history = [start, *epochs]
     _write_tables(history, ledger)
     kept = [row for row in ledger if row["epoch"] == (best["epoch"] or len(epochs))]
