@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("headstart.stages.evaluate", "compare the models on the test split"),
     "export": ("headstart.stages.export", "write the model as timm and ONNX Runtime load it, parity proven first"),
     "leaderboard": ("headstart.leaderboard", "print the figures of the last run and where its results lie"),
+    "study": ("headstart.study", "draw what the mathematics says: early stopping as an L2, gradients by differences"),
 }
 USAGE = "\n".join(
     [

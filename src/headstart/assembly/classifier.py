@@ -81,11 +81,8 @@ class Classifier(LightningModule):
         self._start = {name: value.detach().clone() for name, value in model.named_parameters()}
         self._anchors = {name: self._start[name] for name in anchored}
         self._books = self._open_books()
-        self._schedule = partial(
-            warmup_cosine,
-            warmup=round(finetune.warmup_epochs * steps_per_epoch),
-            total=finetune.epochs * steps_per_epoch,
-        )
+        warmup, total = round(finetune.warmup_epochs * steps_per_epoch), finetune.epochs * steps_per_epoch
+        self._schedule = partial(warmup_cosine, warmup=warmup, total=total)
         self._phase, self._began = len(phases) - 1, 0.0
         # No buffer: an average of the weights averages buffers too, and rounds them.
         self._class_weights = None if class_weights is None else torch.from_numpy(class_weights)
