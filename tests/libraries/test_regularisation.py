@@ -13,9 +13,24 @@ import pytest
 import torch
 from torch import nn
 
+from headstart.libraries import oracle
 from headstart.libraries.param_groups import Group
 from headstart.libraries.regularisation import expected_shrink, make_optimizer, penalty, place_of, strength_of
-from regularised import KINDS, OPTIMIZERS, STRENGTH, Setting, all_settings, difference, product, written_out
+from regularised import (
+    CLASSES,
+    CONFIG,
+    KINDS,
+    OPTIMIZERS,
+    STEPS,
+    STRENGTH,
+    Batches,
+    Model,
+    Setting,
+    all_settings,
+    difference,
+    product,
+    written_out,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +93,25 @@ def test_a_wrong_factor_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         wrong = product(setting)
         assert max(float((wrong[name] - right[name]).abs().max()) for name in right) > 1e-3
         monkeypatch.undo()
+
+
+def test_the_products_training_is_the_oracles_plain_loop() -> None:
+    """Ten steps of the LightningModule, a λ and a rate for each group, against the head written by hand in NumPy."""
+    setting = Setting("l2", "sgd")
+    named = {name: value.detach().double().numpy() for name, value in Model().named_parameters()}
+    # The oracle's W is (inputs, outputs), torch's the other way round.
+    parameters = [named["layer.weight"].T, named["layer.bias"], named["fc.weight"].T, named["fc.bias"]]
+    rates, l2s = (0.1, 0.1, 0.2, 0.2), (STRENGTH["backbone"], STRENGTH["head"])
+    mean, std = (np.float32(CONFIG[key]).astype(np.float64) for key in ("mean", "std"))
+    for step, (pixels, labels) in enumerate(Batches(1).parts):
+        inputs = ((pixels.numpy() / 255 - mean) / std).transpose(0, 3, 1, 2).reshape(len(labels), -1)
+        by_parameter = oracle.gradients(parameters, inputs, np.eye(CLASSES)[labels.numpy()], l2s)
+        factor = (step + 1) / STEPS  # one epoch, all of it warm-up
+        parameters = [p - rate * factor * by for p, rate, by in zip(parameters, rates, by_parameter, strict=True)]
+    trained = product(setting)
+    for name, value in zip(("layer.weight", "layer.bias", "fc.weight", "fc.bias"), parameters, strict=True):
+        assert trained[name].numpy() == pytest.approx(value.T, abs=1e-10)
+        assert not np.allclose(trained[name].numpy(), named[name], atol=1e-3)
 
 
 def test_where_it_acts() -> None:
