@@ -1,9 +1,11 @@
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator, cg
 from sklearn.linear_model import LogisticRegression
 
 from headstart.libraries import linear
@@ -66,6 +68,49 @@ def test_the_path_goes_from_the_largest_to_the_smallest(data: Data) -> None:
     norms = [(weight**2).sum() for _, weight, _ in heads]
     assert norms == sorted(norms)
     assert all((weight.shape, bias.shape) == ((3, 12), (3,)) for _, weight, bias in heads)
+
+
+def test_many_correlated_features_and_rare_classes_reach_the_minimum_in_few_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The products with the Hessian are the time; without good coordinates they are thousands."""
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(2000, 60)) / np.arange(1, 61) @ generator.normal(size=(60, 60))
+    features = np.maximum(features, 0)
+    logits = features @ generator.normal(size=(60, 5))
+    labels = (2 * logits / logits.std() + generator.gumbel(size=(2000, 5)) - np.arange(5)).argmax(1)
+    products = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        def count(_: Any) -> None:
+            nonlocal products
+            products += 1
+
+        return cg(*args, **kwargs, callback=count)
+
+    monkeypatch.setattr(linear, "cg", counted)
+    for l2, weight, bias in l2_path(features, labels, 5, PATH):
+        found = objective(weight, bias, features, labels, l2)
+        assert found == pytest.approx(objective(*reference(features, labels, l2), features, labels, l2), rel=1e-9)
+    assert 20 < products < 300
+
+
+def test_perfectly_separated_classes_of_large_features_converge_though_float32_does_not(
+    data: Data, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    features, _ = data(3)
+    labels = features[:, :3].argmax(1)
+    types = set()
+
+    def watched(hessian: LinearOperator, right: Array, **kwargs: Any) -> Any:
+        types.add(str(right.dtype))
+        return cg(hessian, right, **kwargs)
+
+    monkeypatch.setattr(linear, "cg", watched)
+    for l2, weight, bias in l2_path(features * 1e5, labels, 3, [1.0, 1e-2]):
+        assert scaled_gradient(weight, bias, features * 1e5, labels, l2) < 1e-8
+    assert types == {"float32", "float64"}
+    assert not caplog.records
 
 
 def test_where_the_path_comes_from_does_not_matter(data: Data) -> None:

@@ -7,8 +7,8 @@ classes it has one row, the difference of ours, which are ± half of it, so that
 Newton's method with conjugate gradients (Nocedal and Wright 2006, "Numerical Optimization", algorithm 7.1), in
 coordinates whose curvature is near 1. Böhning 1992, "Multinomial logistic regression algorithm": the Hessian of the
 cross-entropy is at most ``½ (I - 11ᵀ/C) ⊗ XᵀX/n`` (C the number of classes). The bound's factor for the features is
-diagonal in their principal axes, which are found once for all λ; its factor for the classes is replaced by the mean of
-p(1 - p), which is what the ½ stands above, and is the same for all classes so that W keeps summing to zero over them.
+diagonal in their principal axes, which are found once for all λ; its ½ is replaced by what it stands above, the class's
+own mean of p(1 - p), which is far smaller for a rare class or one of many.
 """
 
 import logging
@@ -105,12 +105,12 @@ class _Objective:
         residual[self.of_labels] -= 1
         return np.asarray(residual.T @ self.inputs / len(residual) + 2 * l2 * self.penalised * head)
 
-    def newton_step(self, gradient: Matrix, probabilities: Matrix, l2: float) -> Matrix:
-        """Solve ``Hessian · step = -gradient`` to CG_TOLERANCE."""
+    def newton_step(self, gradient: Matrix, probabilities: Matrix, l2: float) -> tuple[Matrix, bool]:
+        """Solve ``Hessian · step = -gradient`` to CG_TOLERANCE, and say whether MAX_PRODUCTS sufficed."""
         dtype = self.quick_inputs.dtype
-        count, classes = probabilities.shape
-        variance = (1 - np.vdot(probabilities, probabilities) / count) / classes  # the mean of p (1 - p)
-        curvature = variance * self.variances + 2 * l2 * self.penalised
+        count = len(probabilities)
+        variance = probabilities.mean(axis=0) - np.einsum("ij,ij->j", probabilities, probabilities) / count
+        curvature = np.outer(variance, self.variances) + 2 * l2 * self.penalised
         scale = (1 / np.sqrt(np.maximum(curvature, LEAST_CURVATURE))).astype(dtype)
         penalty, quick_probabilities = (2 * l2 * self.penalised).astype(dtype), probabilities.astype(dtype)
 
@@ -119,9 +119,8 @@ class _Objective:
             by_logits = self.quick_inputs @ change.T
             by_logits *= quick_probabilities
             by_logits -= quick_probabilities * by_logits.sum(axis=1, keepdims=True)
-            return np.asarray(
-                ((by_logits.T @ self.quick_inputs / dtype.type(count) + penalty * change) * scale).ravel()
-            )
+            by_head = by_logits.T @ self.quick_inputs / dtype.type(count) + penalty * change
+            return np.asarray((by_head * scale).ravel())
 
         hessian = LinearOperator((gradient.size, gradient.size), matvec=product, dtype=dtype)
         right = -(gradient * scale).astype(dtype).ravel()
@@ -129,16 +128,17 @@ class _Objective:
         if failed and dtype == np.float32:
             self.quick_inputs = self.inputs
             return self.newton_step(gradient, probabilities, l2)
-        return np.asarray(step.reshape(gradient.shape) * scale, np.float64)
+        change = np.asarray(step.reshape(gradient.shape) * scale, np.float64)
+        # What all classes share changes no probability and only costs penalty: the minimum has none of it.
+        return change - change.mean(axis=0), not failed
 
 
 def _minimum(objective: _Objective, head: Matrix, l2: float) -> Matrix:
     """Go from a head to the minimum: Newton steps, each halved until the objective falls (Armijo's rule)."""
     value, probabilities = objective.value(head, l2)
-    decrease = np.inf
     for _ in range(MAX_ITERATIONS):
         gradient = objective.gradient(head, probabilities, l2)
-        step = objective.newton_step(gradient, probabilities, l2)
+        step, solved = objective.newton_step(gradient, probabilities, l2)
         decrease = -float((gradient * step).sum()) / 2
         for size in 0.5 ** np.arange(MAX_HALVINGS):
             new_value, new_probabilities = objective.value(head + size * step, l2)
@@ -149,9 +149,9 @@ def _minimum(objective: _Objective, head: Matrix, l2: float) -> Matrix:
         head, value, probabilities = head + size * step, new_value, new_probabilities
         if decrease <= TOLERANCE * value:
             break
-    if decrease > TOLERANCE * value:
+    if not solved or decrease > TOLERANCE * value:
         logger.warning("the head at λ = %g is not quite at its minimum: the last step promised %.1e less", l2, decrease)
-    return np.asarray(head - head.mean(axis=0))  # what all classes share changes no probability
+    return head
 
 
 def cross_entropy(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:

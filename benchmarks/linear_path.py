@@ -1,0 +1,118 @@
+"""Measure the probe's solver against scikit-learn's LogisticRegression (lbfgs, tol=1e-8) on invented features.
+
+    python benchmarks/linear_path.py
+    python benchmarks/linear_path.py --width 2048 --classes 1000 --l2 1e-2 1e-3 1e-4 --only-ours
+
+Both go from the largest λ to the smallest, each from the solution before it, and both get the same float64 features.
+A line a λ: the objectives (CE + λ‖W‖², in float64), their relative difference (ours - theirs), and the seconds; a star
+marks where scikit-learn warned that it had not converged. The peak is the whole process's, the features included.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from headstart.libraries.linear import cross_entropy, l2_path
+
+PATH = [1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6]  # params.yaml's
+BLOCK = 5000
+
+
+def main() -> None:
+    """Invent the features, solve the path by both, print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=50_000)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--classes", type=int, default=10, help="at least 3")
+    parser.add_argument("--l2", type=float, nargs="+", default=PATH)
+    parser.add_argument("--only-ours", action="store_true")
+    args = parser.parse_args()
+    features, labels = invented(args.pictures, args.width, args.classes)
+    theirs = None if args.only_ours else scikit_learns(features, labels, sorted(args.l2, reverse=True))
+
+    totals = [0.0, 0.0]
+    began = time.perf_counter()
+    for l2, weight, bias in l2_path(features, labels, args.classes, args.l2):
+        seconds = time.perf_counter() - began
+        value = objective(weight, bias, features, labels, l2)
+        line = f"λ {l2:.0e}  ours {value:.10f}  {seconds:7.2f} s"
+        totals[0] += seconds
+        if theirs:
+            their_weight, their_bias, their_seconds, iterations, mark = next(theirs)
+            their_value = objective(their_weight, their_bias, features, labels, l2)
+            line += f"  scikit-learn {their_value:.10f}  {their_seconds:7.2f} s  {iterations:5} iterations{mark:1}"
+            line += f"  difference {value / their_value - 1:+.1e}"
+            totals[1] += their_seconds
+        print(line, flush=True)
+        began = time.perf_counter()
+
+    figures = {"pictures": args.pictures, "width": args.width, "classes": args.classes, "cores": os.cpu_count()}
+    figures["seconds"] = round(totals[0], 1)
+    if theirs:
+        figures |= {"scikit_learn_seconds": round(totals[1], 1), "ratio": round(totals[1] / totals[0], 1)}
+    print(json.dumps(figures | {"peak_mb": peak_mb()}))
+
+
+def invented(count: int, width: int, classes: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Draw features as after a ReLU, whose spectrum falls by a power law, and the labels of a noisy linear teacher."""
+    generator = np.random.default_rng(0)
+    mix = generator.normal(size=(width, width)) / np.arange(1, width + 1)[:, None]
+    mix *= 0.5 / np.sqrt((mix**2).sum(axis=0).mean())
+    teacher = generator.normal(size=(width, classes))
+    features, labels = np.empty((count, width)), np.empty(count, np.int64)
+    for start in range(0, count, BLOCK):
+        block = slice(start, min(start + BLOCK, count))
+        features[block] = np.maximum(generator.normal(size=(len(labels[block]), width)) @ mix, 0)
+        if start == 0:
+            mean = features[block].mean(axis=0)
+            teacher *= 3 / ((features[block] - mean) @ teacher).std()
+        logits = (features[block] - mean) @ teacher
+        labels[block] = (logits + generator.gumbel(size=logits.shape)).argmax(axis=1)
+    return features, labels
+
+
+def scikit_learns(
+    features: NDArray[np.float64], labels: NDArray[np.int64], l2s: list[float]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], float, int, str]]:
+    """Yield, for each λ, W, b, seconds, iterations and a star where it warned."""
+    model = LogisticRegression(tol=1e-8, max_iter=100_000, warm_start=True)
+    for l2 in l2s:
+        model.set_params(C=1 / (2 * l2 * len(labels)))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            began = time.perf_counter()
+            model.fit(features, labels)
+            seconds = time.perf_counter() - began
+        mark = "*" if any(issubclass(warning.category, ConvergenceWarning) for warning in caught) else ""
+        yield model.coef_, model.intercept_, seconds, int(model.n_iter_[0]), mark
+
+
+def objective(
+    weight: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    features: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    l2: float,
+) -> float:
+    """Give CE + λ‖W‖²."""
+    return cross_entropy(features @ weight.T + bias, labels) + l2 * float((weight**2).sum())
+
+
+def peak_mb() -> int:
+    """Give the most memory that this process had (Linux counts it in KiB, macOS in bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+if __name__ == "__main__":
+    main()
