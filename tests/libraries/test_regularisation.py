@@ -102,7 +102,7 @@ def test_the_products_training_is_the_oracles_plain_loop() -> None:
     # The oracle's W is (inputs, outputs), torch's the other way round.
     parameters = [named["layer.weight"].T, named["layer.bias"], named["fc.weight"].T, named["fc.bias"]]
     rates, l2s = (0.1, 0.1, 0.2, 0.2), (STRENGTH["backbone"], STRENGTH["head"])
-    mean, std = (np.float32(CONFIG[key]).astype(np.float64) for key in ("mean", "std"))
+    mean, std = (np.array(CONFIG[key], np.float32).astype(np.float64) for key in ("mean", "std"))
     for step, (pixels, labels) in enumerate(Batches(1).parts):
         inputs = ((pixels.numpy() / 255 - mean) / std).transpose(0, 3, 1, 2).reshape(len(labels), -1)
         by_parameter = oracle.gradients(parameters, inputs, np.eye(CLASSES)[labels.numpy()], l2s)
