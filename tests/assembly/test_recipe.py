@@ -131,3 +131,23 @@ def test_a_group_that_trains_later_is_expected_to_shrink_less() -> None:
     )
     assert later["head"] == together["head"]
     assert later["backbone"] < 0.6 * together["backbone"]
+
+
+def test_a_group_whose_parameters_are_all_free_needs_no_warning() -> None:
+    norms = {"name": "norms", "match": r"backbone\..*bn\d\..*", "biases_and_norms": "out"}
+    rest = {"name": "rest", "match": ".*", "biases_and_norms": "out"}
+    numbers = {"norms": 0.01, "rest": 0.01}
+    rows = described({"groups": [norms, rest], "lr": numbers, "l2": {"kind": "l2", **numbers}})
+    assert {row["group"] for row in rows} == {"norms_free", "rest", "rest_free"}
+
+
+def test_l2_sp_warns_of_the_distance(caplog: pytest.LogCaptureFixture) -> None:
+    wanted = settings({})
+    finetune = wanted.finetune.model_copy(
+        update={"l2": type(wanted.finetune.l2)(kind="l2_sp", backbone=1e-7, head=0.0)}
+    )
+    model = starting_model(wanted.backbone, finetune, CLASSES)
+    with caplog.at_level(logging.WARNING):
+        describe(groups_of(model, finetune), phases_of(model, finetune), finetune, 20)
+    (record,) = caplog.records
+    assert "off the distance from the pretrained weights" in record.getMessage()

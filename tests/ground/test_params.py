@@ -122,6 +122,10 @@ def test_the_item_of_a_list_is_named(content: Any) -> None:
             "  finetune: groups: kind is taken",
         ),
         (
+            {"finetune.groups": [{"name": "a_free", "match": ".*", "biases_and_norms": "in"}]},
+            "  finetune: groups: a_free: _free ends the names",
+        ),
+        (
             {"finetune.groups": [{"name": "all", "match": "(", "biases_and_norms": "in"}]},
             "is no regular expression: missing )",
         ),

@@ -127,8 +127,10 @@ def describe(
         reason = kind if kind == "l2_sp" else "clipped with it" if finetune.clip else finetune.optimizer
         logger.info("the penalty is written out in the loss (%s)", reason)
     for name in dict.fromkeys(rule.name for rule in finetune.groups):
-        fastest = max((group for group in groups if group.name == name), key=lambda group: group.lr)
-        _warn_if_inert(fastest, finetune, _factors(fastest, phases, finetune, steps_per_epoch))
+        layers = [group for group in groups if group.name == name]
+        if layers:  # a group of biases and norms alone, all of them free, has no penalty
+            fastest = max(layers, key=lambda group: group.lr)
+            _warn_if_inert(fastest, finetune, _factors(fastest, phases, finetune, steps_per_epoch))
     return rows
 
 
@@ -140,8 +142,10 @@ def _warn_if_inert(group: Group, finetune: Finetune, factors: NDArray[np.float64
         matters = strength_of(NOTICEABLE, kind, group.lr, factors, momentum)
         logger.warning(
             "finetune.%s.%s: %.1e has no effect to speak of: in %d steps at learning rates up to %.1e it takes %.2g %% "
-            "off the weights; about %.1e would take %g %%",
-            *(key, group.name, strength, len(factors), group.lr, 100 * shrink, matters, 100 * NOTICEABLE),
+            "off %s; about %.1e would take %g %%",
+            *(key, group.name, strength, len(factors), group.lr, 100 * shrink),
+            "the distance from the pretrained weights" if kind == "l2_sp" else "the weights",
+            *(matters, 100 * NOTICEABLE),
         )
 
 

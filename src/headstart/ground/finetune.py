@@ -111,6 +111,8 @@ class Finetune(Section):
     @model_validator(mode="after")
     def _each_group_has_its_numbers(self) -> Self:
         names = {rule.name for rule in self.groups}
+        if reserved := [name for name in sorted(names) if name.endswith("_free")]:
+            raise ValueError(f"groups: {reserved[0]}: _free ends the names of what is outside a group's penalty")
         if "kind" in names:
             raise ValueError("groups: kind is taken, since finetune.l2.kind says what the penalty is; choose another")
         _one_a_group("lr", self.lr, names)

@@ -207,7 +207,7 @@ def with_curves(history: Sequence[dict[str, int | float]], rows: Sequence[Row]) 
 
 def table(rows: Sequence[Row]) -> str:
     """Write one epoch's rows for a terminal."""
-    lines = [("group", "‖W‖", "‖W − W₀‖", "share of loss", "shrunk by it", "moved by data", "early stop ≙ λ")]
+    lines = [("group", "‖W‖", "‖W − W₀‖", "share of loss", "shrunk by it", "moved by data in it", "early stop ≙ λ")]
     for row in rows:
         figures = {name: float(row[name] or 0) for name in COLUMNS[2:]}
         lines.append(

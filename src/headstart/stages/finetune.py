@@ -97,14 +97,16 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
         tracker.log(with_curves(epochs, ledger))
     history = [start, *epochs]
     _write_tables(history, ledger)
-    kept = [row for row in ledger if row["epoch"] == (best["epoch"] or len(epochs))]
+    shown = best["epoch"] or len(epochs)  # the start has no row
+    last_rows = [row for row in ledger if row["epoch"] == shown]
     report = _figures(history, best, pictures_an_epoch=module.steps_per_epoch * module.batch_size)
     report |= {"stopped_early": len(history) - 1 < params.finetune.epochs}
     report |= {"seconds": round(time.perf_counter() - began, 2)}
-    artifacts.write_report("finetune", {**report, "groups": groups, "ledger": kept})
+    artifacts.write_report("finetune", {**report, "groups": groups, "ledger": last_rows})
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})
-    logger.info("the weights after epoch %d:\n%s", kept[0]["epoch"], ledger_table(kept))
+    which = "the last" if best["epoch"] == 0 else "the best"
+    logger.info("the trained weights after epoch %d, %s:\n%s", shown, which, ledger_table(last_rows))
     logger.info(
         "finetune: best epoch %d of %d, validation loss %.4f, accuracy %.4f",
         *(report[name] for name in ("best_epoch", "epochs", "val_loss", "val_accuracy")),
