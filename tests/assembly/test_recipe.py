@@ -143,9 +143,8 @@ def test_a_group_whose_parameters_are_all_free_needs_no_warning() -> None:
 
 def test_l2_sp_warns_of_the_distance(caplog: pytest.LogCaptureFixture) -> None:
     wanted = settings({})
-    finetune = wanted.finetune.model_copy(
-        update={"l2": type(wanted.finetune.l2)(kind="l2_sp", backbone=1e-7, head=0.0)}
-    )
+    weak = type(wanted.finetune.l2).model_validate({"kind": "l2_sp", "backbone": 1e-7, "head": 0.0})
+    finetune = wanted.finetune.model_copy(update={"l2": weak})
     model = starting_model(wanted.backbone, finetune, CLASSES)
     with caplog.at_level(logging.WARNING):
         describe(groups_of(model, finetune), phases_of(model, finetune), finetune, 20)
