@@ -6,6 +6,7 @@ All of it is written under the working directory, as in a project's folder.
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import timm
@@ -24,7 +25,6 @@ from headstart.ground.artifacts import (
     Prepared,
     manifest_rows,
     replacing,
-    shard_path,
     write_features,
     write_heads,
     write_json,
@@ -34,6 +34,7 @@ from headstart.ground.artifacts import (
 from headstart.ground.baselines import write_baselines
 from headstart.ground.params import Params
 from headstart.ground.params_file import parse_params
+from headstart.ground.shards import checksum, shard_path, write_index
 from headstart.libraries.backbone import features_of
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,7 @@ def params(changes: Mapping[str, Any] | None = None) -> Params:
     """The project's own params.yaml, on the CPU, untracked, without classical heads, with changes by dotted key."""
     content = YAML(typ="safe").load(ROOT / "params.yaml")
     quiet = {"run.accelerator": "cpu", "run.tracking": "disabled", "run.workers": 0, "probe.heads": []}
+    quiet |= {"finetune.precision": "32-true"}
     for key, value in {**quiet, **(changes or {})}.items():
         section, *path, name = key.split(".")
         place = content[section]
@@ -68,25 +70,23 @@ def write_prepared(pictures: Mapping[str, int] = PICTURES, classes: tuple[str, .
     generator = np.random.default_rng(0)
     PREPARED.mkdir(parents=True)
     order = generator.permutation([split for split in SPLITS for _ in range(pictures[split])])
-    size = STORED * STORED * 3
-    rows = []
+    manifest, index = [], []
     with shard_path(PREPARED, 0).open("wb") as shard:
         for i, split in enumerate(order):
             label = i % len(classes)
             darkest = 150 * label // (len(classes) - 1)
-            shard.write(generator.integers(darkest, darkest + 100, size, dtype=np.uint8).tobytes())
-            content = {
-                "id": f"{i:016x}",
-                "source": f"{classes[label]}/{i}.png",
-                "label": classes[label],
-                "split": split,
-            }
-            place = {"shard": 0, "offset": i * size, "stored_width": STORED, "stored_height": STORED}
-            row = {**content, **place, "group": "", "sha256": f"{i:064x}", "width": STORED, "height": STORED}
-            rows.append([row[column] for column in MANIFEST_COLUMNS])
-    write_table(PREPARED / "manifest.csv", MANIFEST_COLUMNS, rows)
-    dataset = {"pictures": len(rows), "classes": list(classes), "input": INPUT, "shards": 1}
-    write_json(PREPARED / "dataset.json", dataset)
+            pixels = generator.integers(darkest, darkest + 100, (STORED, STORED, 3), dtype=np.uint8).tobytes()
+            place = shard.tell(), len(pixels), crc32(pixels), 0
+            index.append((i, *place, label, STORED, STORED, SPLITS.index(split)))
+            source = f"{classes[label]}/{i}.png"
+            manifest.append([f"{i:016x}", source, classes[label], split, "", f"{i:064x}", STORED, STORED])
+            shard.write(pixels)
+    write_table(PREPARED / "manifest.csv", MANIFEST_COLUMNS, manifest)
+    write_index(PREPARED, index, len(index))
+    dataset = {"pictures": len(index), "classes": list(classes), "input": INPUT, "store": "raw"}
+    sizes = {"shard_bytes": [shard_path(PREPARED, 0).stat().st_size]}
+    checksums = {name: checksum(PREPARED / name) for name in ("manifest.csv", "index.npy")}
+    write_json(PREPARED / "dataset.json", dataset | sizes | {"crc32": checksums})
     return Prepared.open()
 
 

@@ -1,13 +1,17 @@
+import io
 import json
 import pickle
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Head, Prepared, replacing
 from headstart.ground.errors import UserError
+from headstart.ground.shards import INDEX, Shards, packed, read_index, shard_path
 from pictures import CLASSES, INPUT, PICTURES, STORED, write_prepared
 
 
@@ -92,7 +96,7 @@ def test_a_table_keeps_commas_lines_and_quotes(project: Path) -> None:
 
 def test_prepared_gives_the_pixels_that_were_stored_and_the_splits() -> None:
     prepared = write_prepared()
-    stored = np.fromfile(artifacts.shard_path(artifacts.PREPARED, 0), np.uint8).reshape(-1, STORED, STORED, 3)
+    stored = np.fromfile(shard_path(artifacts.PREPARED, 0), np.uint8).reshape(-1, STORED, STORED, 3)
     assert len(prepared.ids) == len(stored) == sum(PICTURES.values())
     for row, picture in enumerate(stored):
         assert np.array_equal(prepared.pixels(row), picture)
@@ -116,7 +120,7 @@ def test_prepared_is_sent_to_another_process_without_its_pixels() -> None:
     prepared = write_prepared()
     before = prepared.pixels(3).copy()
     sent = pickle.dumps(prepared)
-    assert len(sent) < before.nbytes < artifacts.shard_path(artifacts.PREPARED, 0).stat().st_size
+    assert len(sent) < before.nbytes < shard_path(artifacts.PREPARED, 0).stat().st_size
     assert np.array_equal(pickle.loads(sent).pixels(3), before)  # noqa: S301  (our own bytes)
 
 
@@ -137,13 +141,86 @@ def test_what_is_missing_is_named() -> None:
     ):
         with pytest.raises(UserError, match=name):
             read()
+
+
+def test_what_a_failed_run_leaves_to_the_next_stays_beside(project: Path) -> None:
+    def write(*, fail: bool) -> None:
+        with replacing(project / "out", resumable=True) as aside:
+            aside.mkdir(exist_ok=not fail)
+            if fail:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(fail=True)
+    assert [path.name for path in project.iterdir()] == [".out.partial"]
+    write(fail=False)
+    assert [path.name for path in project.iterdir()] == ["out"]
+
+
+REMEDY = r"`chmod u\+w (\S+); touch \1`.*`dvc checkout --force data/prepared`.*`rm -f \1`.*`dvc repro -f prepare`"
+
+
+def change(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_shard_that_is_missing_or_cut_off_is_named_on_opening() -> None:
     prepared = write_prepared()
-    artifacts.shard_path(artifacts.PREPARED, 0).unlink()
-    with pytest.raises(UserError, match=r"pixels-00000\.bin"):
-        prepared.pixels(0)
-    (artifacts.PREPARED / "manifest.csv").unlink()
-    with pytest.raises(UserError, match=r"manifest\.csv"):
+    shard = shard_path(artifacts.PREPARED, 0)
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"data/prepared/pixels-00000\.bin is missing, or not of .* bytes.*{REMEDY}"):
         Prepared.open()
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"data/prepared/pixels-00000\.bin is missing.*{REMEDY}"):
+        Prepared.open()
+    with pytest.raises(UserError, match=rf"data/prepared/pixels-00000\.bin is damaged.*{REMEDY}"):
+        prepared.pixels(0)  # opened before
+
+
+def test_a_flipped_bit_is_found_where_the_picture_is_read_for_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = write_prepared()
+    size = STORED * STORED * 3
+    change(shard_path(artifacts.PREPARED, 0), 7 * size + 100)
+    prepared.pixels(6)
+    source = list(artifacts.manifest_rows())[7]["source"]
+    for opened in (prepared, Prepared.open(), pickle.loads(pickle.dumps(prepared))):  # noqa: S301  (our own bytes)
+        with pytest.raises(UserError, match=rf"pixels-00000\.bin is damaged: the picture {source} is not.*{REMEDY}"):
+            opened.pixels(7)
+    monkeypatch.setattr("zlib.crc32", lambda _: pytest.fail("checked again"))
+    prepared.pixels(6)
+
+
+def test_an_index_that_is_missing_or_damaged_is_named() -> None:
+    write_prepared()
+    change(artifacts.PREPARED / "index.npy", 200)
+    with pytest.raises(UserError, match=rf"index\.npy is missing or damaged.*{REMEDY}"):
+        Prepared.open()
+    (artifacts.PREPARED / "index.npy").unlink()
+    with pytest.raises(UserError, match=r"index\.npy is missing"):
+        Prepared.open()
+
+
+def test_the_index_takes_few_bytes_a_picture() -> None:
+    prepared = write_prepared()
+    index, flags, permutation = read_index(artifacts.PREPARED).itemsize, 1 + prepared.splits.itemsize, 8
+    rows_and_labels = 2 * 8
+    assert index + flags + permutation + rows_and_labels <= 100
+
+
+def test_jpegs_are_read_as_pillow_reads_them() -> None:
+    x, y = np.meshgrid(np.arange(60), np.arange(40))
+    smooth = np.stack([x * 4, y * 5, 100 + x + y], axis=2).astype(np.uint8)
+    row = packed(Image.fromarray(smooth), "jpeg")
+    assert len(row) < smooth.nbytes / 2
+    shard_path(Path(), 0).write_bytes(b"before" + row)
+    index = np.array([(0, 6, len(row), crc32(row), 0, 0, 40, 60, 0)], INDEX)
+    pixels = Shards(Path(), "jpeg", index).pixels(0)
+    assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(row))))
+    assert np.abs(pixels.astype(int) - smooth).mean() < 1
+    with pytest.raises(ValueError, match="read-only"):
+        pixels[0, 0, 0] = 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

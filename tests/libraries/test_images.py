@@ -1,5 +1,6 @@
 """Every mode becomes the right RGB, and what is no picture gets a reason."""
 
+import hashlib
 import io
 from typing import Any
 
@@ -7,7 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.libraries.images import BadImageError, Decoder, LabelledImage, decode, to_rgb
+from headstart.libraries.images import (
+    BadImageError,
+    LabelledImage,
+    TrainingResize,
+    content_sha256,
+    decode,
+    size_of,
+    to_image,
+    to_rgb,
+)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -134,28 +144,41 @@ def test_float_pixels_are_bad() -> None:
         decode(encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
 
 
-def test_decoder_decodes_only_what_is_new() -> None:
-    contents = {
-        "a": encoded(Image.new("RGB", (6, 4), "red")),
-        "b": encoded(Image.new("RGB", (6, 4), "blue")),
-        "c": b"?",
-    }
-    decoder = Decoder(contents.__getitem__, lambda image: image.resize((3, 2)), frozenset())
-    red, blue, bad = decoder(["a", "b", "c"])
-    assert (red.width, red.height, red.label, red.problem) == (6, 4, None, None)
-    assert red.pixels is not None
-    assert red.pixels.shape == (2, 3, 3)
-    assert bad.problem == "not a picture that Pillow can read"
-    again = Decoder(contents.__getitem__, lambda image: image, frozenset({red.sha256}))(["a", "b"])
-    assert again[0].sha256 == red.sha256
-    assert again[0].pixels is None
-    assert again[1].pixels is not None
-    assert blue.sha256 == again[1].sha256
-
-
 def test_a_picture_without_a_file_is_hashed_with_mode_and_size() -> None:
-    images = {"a": Image.new("L", (4, 2)), "b": Image.new("L", (2, 4)), "c": Image.new("P", (4, 2))}
-    decoder = Decoder(lambda source: LabelledImage(images[source], "x"), lambda image: image, frozenset())
-    outcomes = decoder(list(images))
-    assert len({outcome.sha256 for outcome in outcomes}) == 3
-    assert outcomes[0].label == "x"
+    images = [Image.new("L", (4, 2)), Image.new("L", (2, 4)), Image.new("P", (4, 2)), Image.new("L", (4, 2))]
+    hashes = [content_sha256(LabelledImage(image, "x")) for image in images]
+    assert len(set(hashes)) == 3
+    assert hashes[0] == hashes[3]
+    assert content_sha256(b"abc") == hashlib.sha256(b"abc").digest()
+
+
+def test_a_file_and_a_picture_of_a_data_set_become_rgb_alike() -> None:
+    image = pixels("LA", (0, 255), (100, 51))
+    assert to_image(encoded(image)) == to_image(LabelledImage(image, "x")) == decode(encoded(image))
+
+
+def test_the_size_is_the_headers() -> None:
+    content = encoded(Image.new("RGB", (60, 40)))
+    assert (
+        size_of(content) == size_of(content[:-20]) == size_of(LabelledImage(Image.new("L", (60, 40)), "x")) == (60, 40)
+    )
+    for bad in (b"", b"?", encoded(Image.new("RGB", (2100, 100)))):
+        with pytest.raises(BadImageError):
+            size_of(bad)
+
+
+@pytest.mark.parametrize("size", [(100, 60), (60, 100), (33, 200)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_training_pictures_keep_their_aspect(size: tuple[int, int], interpolation: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    image = Image.fromarray(noise)
+    resized = TrainingResize(30, interpolation)(image)
+    assert min(resized.size) == 30
+    assert max(resized.size) == int(30 * max(size) / min(size))
+    assert resized == image.resize(resized.size, getattr(Image.Resampling, interpolation.upper()))
+
+
+@pytest.mark.parametrize("side", [60, 61, None])
+def test_training_pictures_are_never_enlarged(side: int | None) -> None:
+    image = Image.new("RGB", (100, 60))
+    assert TrainingResize(side, "bilinear")(image) is image

@@ -14,6 +14,9 @@ from headstart.libraries.splits import (
     complete_splits,
     count_duplicates,
     joined_units,
+    placed,
+    shares_to_draw,
+    unit_number,
 )
 
 SHARES = {"validation": 0.2, "test": 0.1}
@@ -42,6 +45,32 @@ def test_shares_are_met_and_additions_move_nothing() -> None:
 def test_fixed_thresholds() -> None:
     splits = drawn(np.zeros(5, np.int32), at(0, 0.0999, 0.1001, 0.2999, 0.3001))
     assert splits.tolist() == [TEST, TEST, VALIDATION, VALIDATION, TRAIN]
+
+
+@pytest.mark.parametrize(
+    ("given", "drawn_ones"),
+    [
+        ([NOT_GIVEN], {TEST: 0.1, VALIDATION: 0.2}),
+        ([TRAIN], {TEST: 0.1, VALIDATION: 0.2}),
+        ([TRAIN, VALIDATION], {VALIDATION: 0.2}),
+        ([TRAIN, TEST], {VALIDATION: 0.2}),
+        ([TRAIN, VALIDATION, TEST], {}),
+    ],
+)
+def test_the_split_of_a_picture_can_be_foreseen(given: list[int], drawn_ones: dict[int, float]) -> None:
+    shares, of = shares_to_draw(given, **SHARES), units(3000)
+    assert shares == drawn_ones
+    labels, of_source = np.zeros(3000, np.int32), np.resize(given, 3000).astype(np.int8)
+    splits = complete_splits(of_source, labels, of, ["a"], **SHARES)
+    foreseen = np.isin(of_source, [TRAIN, NOT_GIVEN])
+    np.testing.assert_array_equal(splits[foreseen], placed(of[foreseen], shares))
+    assert not (splits[~foreseen] == TRAIN).any()
+
+
+def test_a_units_number_is_its_groups_or_its_contents() -> None:
+    content = bytes.fromhex("00000000000000ff") + bytes(24)
+    assert unit_number(None, content) == unit_number("", content) == 255
+    assert unit_number("a", content) == unit_number("a", bytes(32)) != unit_number("b", content)
 
 
 def test_a_class_lends_the_picture_with_the_nearest_hash() -> None:

@@ -1,57 +1,65 @@
-"""Work in other processes gives what work here gives, in order, and takes no more chunks than it can hold."""
+"""Work in other processes gives what work here gives, in order, takes no more tasks than it can hold, and ends."""
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
+from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from headstart.libraries import workers
-from headstart.libraries.images import Decoder
-from headstart.libraries.sources import ImageFolder
 from headstart.libraries.workers import in_order
 
 
-def halved(image: Image.Image) -> Image.Image:
-    return image.resize((image.width // 2, image.height // 2))
+def wait_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let only the first task be done here."""
+    start = workers.server_started
+
+    def start_and_wait(*arguments: Any) -> Event:
+        ready = start(*arguments)
+        ready.wait()
+        return ready
+
+    monkeypatch.setattr(workers, "server_started", start_and_wait)
 
 
 def process_of(_: int) -> int:
     return os.getpid()
 
 
-def test_workers_decode_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "SECONDS_BEFORE_WORKERS", 0.0)
-    (tmp_path / "a").mkdir()
-    names = [f"a/{i}.png" for i in range(30)]
-    for i, name in enumerate(names):
-        Image.new("RGB", (8, 6), (i, 2 * i, 3 * i)).save(tmp_path / name)
-    (tmp_path / "a/7.png").write_bytes(b"")
-    decoder = Decoder(ImageFolder(tmp_path).read, halved, frozenset())
-    chunks = [names[i : i + 4] for i in range(0, 30, 4)]
-    there = [each for outcomes in in_order(decoder, chunks, workers=2, preload=["PIL.Image"]) for each in outcomes]
-    here = decoder(names)
-    assert [each.source for each in there] == names
-    assert there[7].problem == "the file is empty"
-    for one, other in zip(there, here, strict=True):
-        assert (one.sha256, one.width, one.problem) == (other.sha256, other.width, other.problem)
-        np.testing.assert_array_equal(one.pixels, other.pixels)
+def slowly_doubled(number: int) -> int:
+    time.sleep(0.02 * (number % 3))
+    return 2 * number
 
 
-def test_chunks_are_taken_as_results_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "SECONDS_BEFORE_WORKERS", 0.0)
+def failing(number: int) -> int:
+    if number == 7:
+        raise ValueError("seven")
+    time.sleep(20 if number > 7 else 0)
+    return number
+
+
+def test_results_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_workers(monkeypatch)
+    assert list(in_order(slowly_doubled, range(30), workers=2, preload=["json"])) == list(range(0, 60, 2))
+
+
+def test_tasks_are_taken_as_results_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_workers(monkeypatch)
     taken = 0
 
-    def chunks() -> Iterator[int]:
+    def tasks() -> Iterator[int]:
         nonlocal taken
         while taken < 40:
             taken += 1
             yield taken
 
     processes = set()
-    for done, process in enumerate(in_order(process_of, chunks(), workers=2, preload=["PIL.Image"]), start=1):
+    for done, process in enumerate(in_order(process_of, tasks(), workers=2, preload=["json"]), start=1):
         assert taken <= done + 4
         processes.add(process)
     assert done == 40
@@ -59,4 +67,42 @@ def test_chunks_are_taken_as_results_are(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_little_work_is_done_here() -> None:
-    assert set(in_order(process_of, range(5), workers=4, preload=["PIL.Image"])) == {os.getpid()}
+    """Importing torch takes longer than it."""
+    assert set(in_order(process_of, range(5), workers=4, preload=["torch"])) == {os.getpid()}
+    assert list(in_order(process_of, [], workers=4, preload=["json"])) == []
+
+
+def test_a_failure_does_not_wait_for_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_workers(monkeypatch)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="seven"):
+        list(in_order(failing, range(12), workers=2, preload=["json"]))
+    assert time.monotonic() - began < 15
+
+
+KILLED = """
+import os, signal, sys, time
+sys.path.insert(0, {folder!r})
+import test_workers
+from pytest import MonkeyPatch
+from headstart.libraries import workers
+if __name__ == "__main__":
+    test_workers.wait_for_workers(MonkeyPatch())
+    for worker in workers.in_order(test_workers.waiting, range(9), workers=2, preload=["json"]):
+        print(worker, flush=True)
+"""
+
+
+def waiting(number: int) -> int:
+    time.sleep(60 if number > 2 else 0)
+    return os.getpid()
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED.format(folder=str(Path(__file__).parent)))
+    with subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) == process.pid
+        assert process.pid not in {int(process.stdout.readline()) for _ in range(2)}
+        process.kill()
+        process.communicate(timeout=20)  # whoever lives still has the pipe's other end

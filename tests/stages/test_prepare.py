@@ -2,22 +2,42 @@
 
 import csv
 import logging
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from ruamel.yaml import YAML
+from timm.data.transforms_factory import create_transform
 
 from damaged import make_damaged
 from headstart.assembly import store
-from headstart.ground.artifacts import MANIFEST_COLUMNS, PREPARED, Prepared, manifest_rows, read_json, read_labels
+from headstart.assembly.inference import Normalize, evaluation_pixels
+from headstart.ground.artifacts import (
+    MANIFEST_COLUMNS,
+    PREPARED,
+    SPLITS,
+    Prepared,
+    manifest_rows,
+    read_json,
+    read_labels,
+)
 from headstart.ground.errors import UserError
 from headstart.ground.params import Params
 from headstart.ground.params_file import parse_params
+from headstart.libraries import workers
 from headstart.libraries.backbone import evaluation_transform
-from headstart.libraries.images import Decoder
+from headstart.libraries.images import LabelledImage, content_sha256
 from headstart.stages import prepare
 
 ROOT = Path(__file__).parents[2]
@@ -28,12 +48,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def content(source: str, **prepare_keys: Any) -> dict[str, Any]:
+    sections: dict[str, Any] = YAML(typ="safe").load(ROOT / "params.yaml")
+    sections["prepare"] |= {"source": source, "path": "pictures", "train_scale": 1.5, "store": "raw", **prepare_keys}
+    sections["backbone"] |= {"name": "test_resnet", "image_size": 16}
+    sections["run"]["workers"] = 0
+    return sections
+
+
 def params(source: str = "imagefolder", **prepare_keys: Any) -> Params:
-    content = YAML(typ="safe").load(ROOT / "params.yaml")
-    content["prepare"] |= {"source": source, "path": "pictures", **prepare_keys}
-    content["backbone"] |= {"name": "test_resnet", "image_size": 16}
-    content["run"]["workers"] = 0
-    return parse_params(content).declared(prepare.PARAMS)
+    return parse_params(content(source, **prepare_keys)).declared(prepare.PARAMS)
 
 
 def draw(path: str, seed: int, size: tuple[int, int] = (30, 20)) -> None:
@@ -56,33 +80,106 @@ def splits() -> dict[str, str]:
     return {row["source"]: row["split"] for row in manifest_rows()}
 
 
-def test_the_store_holds_timms_evaluation_resize() -> None:
-    draw_classes()
-    prepare.run(params())
-    prepared = Prepared.open()
-    resize, _ = evaluation_transform(prepared.input)
+def resized(prepared: Prepared, source: str, split: str) -> NDArray[np.uint8]:
+    """What is to be stored of a picture: for training, at most 24 = 1.5 x 16 pixels on the short side."""
+    image = Image.open(Path("pictures") / source).convert("RGB")
+    if split != "train":
+        resize, _ = evaluation_transform(prepared.input)
+        return np.asarray(resize(image))
+    if min(image.size) <= 24:
+        return np.asarray(image)
+    shape = [24 * side // min(image.size) for side in image.size]
+    return np.asarray(image.resize((shape[0], shape[1]), Image.Resampling.BILINEAR))
+
+
+def check_store() -> dict[str, str]:
+    """Every row is its picture at its split's size, and the shards hold nothing else; give the splits."""
+    prepared, stored = Prepared.open(), 0
+    assert prepared.input["interpolation"] == "bilinear"
     for row, about in enumerate(manifest_rows()):
-        expected = np.asarray(resize(Image.open(Path("pictures") / about["source"]).convert("RGB")))
-        np.testing.assert_array_equal(prepared.pixels(row), expected)
-        assert (about["width"], about["height"]) == ("30", "20")
-    assert prepared.classes == ["a", "b"]
-    assert sum(len(read_labels(split)) for split in ("train", "validation", "test")) == 24
+        pixels = prepared.pixels(row)
+        np.testing.assert_array_equal(pixels, resized(prepared, about["source"], about["split"]))
+        assert SPLITS[prepared.splits[row]] == about["split"]
+        stored += pixels.size
+    assert stored == sum(path.stat().st_size for path in PREPARED.glob("pixels-*.bin"))
+    assert read_json(Path("reports/prepare.json"))["bytes"] == stored
+    return splits()
+
+
+def test_training_pictures_are_stored_for_crops_and_others_at_timms_evaluation_resize() -> None:
+    draw_classes(each=10)
+    for i, size in enumerate([(90, 60), (50, 70), (24, 99), (23, 99), (10, 8)] * 3):
+        draw(f"pictures/{'ab'[i % 2]}/large{i}.png", 3000 + i, size)
+    prepare.run(params())
+    found = check_store()
+    assert set(found.values()) == set(SPLITS)
+    manifest = list(manifest_rows())
+    sizes = {(int(row["width"]), int(row["height"])) for row in manifest}
+    assert sizes == {(30, 20), (90, 60), (50, 70), (24, 99), (23, 99), (10, 8)}
+    assert Prepared.open().classes == ["a", "b"]
+    for split in SPLITS:
+        assert [int(row["label"] == "b") for row in manifest if row["split"] == split] == read_labels(split).tolist()
     assert sorted(path.name for path in Path("data").iterdir()) == ["prepared"]
+    names = {path.name for path in PREPARED.iterdir()}
+    assert names == {"dataset.json", "manifest.csv", "index.npy", "pixels-00000.bin"}
     report = read_json(Path("reports/prepare.json"))
-    assert (report["pictures"], report["decoded"], report["reused"]) == (24, 24, 0)
-    assert sum(report["splits"].values()) == 24
+    assert (report["pictures"], report["decoded"], report["reused"]) == (35, 35, 0)
+    assert (report["store"], report["train_side"]) == ("raw", 24)
+    assert sum(report["splits"].values()) == 35
     assert report["per_class"]["a"]["train"] + report["per_class"]["b"]["train"] == report["splits"]["train"]
 
 
-def test_a_run_from_nothing_and_an_incremental_one_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.ShardWriter.__init__, "__defaults__", (2000,))
-    draw_classes(each=12)
+def test_every_row_has_its_splits_size_where_splits_come_out_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes of three lend; groups that share a picture are joined, whatever their own numbers say."""
+    monkeypatch.setattr(store, "SHARD_PICTURES", 7)
+    rows = ["path,label,group"]
+    for number in range(40):
+        label = f"c{number % 13:02d}"
+        draw(f"pictures/{number}.png", number, (60, 40))
+        rows.append(f"{number}.png,{label},{'' if number % 4 else f'group{number}'}")
+    for number in range(0, 24, 4):  # the same picture once more, in another group
+        Path(f"pictures/{number}again.png").write_bytes(Path(f"pictures/{number}.png").read_bytes())
+        rows.append(f"{number}again.png,c{number % 13:02d},other{number}")
+    Path("pictures/list.csv").write_text("\n".join(rows))
+    prepare.run(params("csv:list.csv"))
+    found = check_store()
+    assert all(found[f"{number}.png"] == found[f"{number}again.png"] for number in range(0, 24, 4))
+    assert read_json(Path("reports/prepare.json"))["decoded_again"] >= 5
+    first = written()
+    prepare.run(params("csv:list.csv"))
+    assert written() == first
+    report = read_json(Path("reports/prepare.json"))
+    assert (report["decoded"], report["reused"], report["decoded_again"]) == (0, 46, 0)
+
+
+def test_given_splits_are_foreseen() -> None:
+    for split, each in {"train": 30, "val": 5}.items():
+        for label in "ab":
+            for i in range(each):
+                draw(f"pictures/{split}/{label}/{i}.png", hash_of(split, label, i), (60, 40))
     prepare.run(params())
+    found = check_store()
+    assert {split for source, split in found.items() if source.startswith("val")} == {"test"}
+    assert "validation" in found.values()
+    assert read_json(Path("reports/prepare.json"))["decoded_again"] == 0
+
+
+def hash_of(*parts: object) -> int:
+    return crc32(repr(parts).encode())
+
+
+@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+def test_a_run_from_nothing_and_an_incremental_one_write_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(store, "SHARD_PICTURES", 5)
+    draw_classes(each=12)
+    prepare.run(params(store=kind))
     first, before = written(), splits()
     assert len([name for name in first if name.startswith("pixels")]) > 3
     for path in PREPARED.iterdir():
         path.chmod(0o444)  # as links into DVC's cache are
-    prepare.run(params())
+    prepare.run(params(store=kind))
     assert written() == first
     assert read_json(Path("reports/prepare.json"))["decoded"] == 0
 
@@ -91,7 +188,7 @@ def test_a_run_from_nothing_and_an_incremental_one_write_the_same_bytes(monkeypa
     draw("pictures/c/2.png", 79)
     draw("pictures/c/3.png", 80)
     Path("pictures/b/003.png").unlink()
-    prepare.run(params())
+    prepare.run(params(store=kind))
     incremental = written()
     assert read_json(Path("reports/prepare.json"))["decoded"] == 4
     assert read_json(Path("reports/prepare.json"))["reused"] == 23
@@ -99,8 +196,164 @@ def test_a_run_from_nothing_and_an_incremental_one_write_the_same_bytes(monkeypa
     assert all(after[source] == split for source, split in before.items() if source in after)
     for path in PREPARED.iterdir():
         path.unlink()
-    prepare.run(params())
+    prepare.run(params(store=kind))
     assert written() == incremental
+
+
+def test_other_workers_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SHARD_PICTURES", 5)
+    draw_classes("abc", each=20)
+    alone = params()
+    prepare.run(alone)
+    first = written()
+    shutil.rmtree(PREPARED)
+    start = workers.server_started
+
+    def start_and_wait(*arguments: Any) -> Event:
+        ready = start(*arguments)
+        ready.wait()
+        return ready
+
+    monkeypatch.setattr(workers, "server_started", start_and_wait)
+    prepare.run(alone.model_copy(update={"run": alone.run.model_copy(update={"workers": 2})}))
+    assert written() == first
+    assert read_json(Path("reports/prepare.json"))["decoded"] == 60
+
+
+KILLED = """
+import os, signal, sys
+from headstart.assembly import store
+from headstart.ground.params_file import load_params
+from headstart.stages import prepare
+from pathlib import Path
+
+store.SHARD_PICTURES = 5
+hashed, left = store.content_sha256, iter(range({before_the_kill}))
+
+def hash_or_be_killed(content):
+    if next(left, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return hashed(content)
+
+store.content_sha256 = hash_or_be_killed
+prepare.run(load_params(Path("params.yaml")).declared(prepare.PARAMS))
+"""
+
+
+def test_a_run_after_a_kill_decodes_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SHARD_PICTURES", 5)
+    draw_classes(each=12)
+    with Path("params.yaml").open("w") as file:
+        YAML().dump(content("imagefolder"), file)
+    killed = subprocess.run([sys.executable, "-c", KILLED.format(before_the_kill=13)], check=False)
+    assert killed.returncode == -signal.SIGKILL  # in the third shard
+    assert not PREPARED.exists()
+    run_interrupted(22)  # two of its shards are those of the first run
+    run_interrupted(3)  # nothing is finished
+    prepare.run(params())
+    report = read_json(Path("reports/prepare.json"))
+    assert (report["decoded"], report["reused"]) == (4, 20)
+    assert [path.name for path in Path("data").iterdir()] == ["prepared"]
+    resumed = written()
+    shutil.rmtree(PREPARED)
+    prepare.run(params())
+    assert written() == resumed
+    check_store()
+
+
+def run_interrupted(before: int) -> None:
+    left = iter(range(before))
+
+    def hash_or_stop(content: bytes | LabelledImage) -> bytes:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return content_sha256(content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "content_sha256", hash_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.run(params())
+    assert not PREPARED.exists()
+
+
+def test_what_was_packed_before_an_error_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_classes()
+    Path("pictures/a/bad.png").write_bytes(b"")
+    with pytest.raises(UserError, match="1 bad pictures"):
+        prepare.run(params())
+    prepare.run(params(on_bad_image="skip"))
+    assert read_json(Path("reports/prepare.json"))["reused"] == 24
+    check_store()
+    monkeypatch.setattr(prepare, "_plan", lambda *_: pytest.fail("nothing is packed yet"))
+    with pytest.raises(pytest.fail.Exception):
+        prepare.run(params())
+    assert [path.name for path in Path("data").iterdir()] == ["prepared"]
+
+
+def test_damaged_rows_are_decoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SHARD_PICTURES", 6)
+    draw_classes(each=12)
+    prepare.run(params())
+    whole = written()
+
+    def decoded_after(damage: Callable[[Path], object], name: str) -> int:
+        damage(PREPARED / name)
+        prepare.run(params())
+        assert written() == whole
+        return int(read_json(Path("reports/prepare.json"))["decoded"])
+
+    assert decoded_after(lambda path: path.write_bytes(path.read_bytes()[:-1]), "pixels-00000.bin") == 1
+    assert decoded_after(lambda path: path.write_bytes(b"?" + path.read_bytes()[1:]), "pixels-00001.bin") == 1
+    assert decoded_after(Path.unlink, "pixels-00002.bin") == 6
+    assert decoded_after(lambda path: path.write_bytes(path.read_bytes()[:-9]), "manifest.csv") == 24
+    assert decoded_after(Path.unlink, "index.npy") == 24
+
+
+def test_jpegs_of_the_resized_pixels_take_less_and_are_near_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SHARD_PICTURES", 5)
+    for i in range(24):
+        draw_smooth(f"pictures/{'ab'[i % 2]}/{i}.png", i)
+    prepare.run(params(train_scale=6.0))
+    raw, size = Prepared.open(), read_json(Path("reports/prepare.json"))["bytes"]
+    pixels = [raw.pixels(row).astype(int) for row in range(24)]
+    prepare.run(params(train_scale=6.0, store="jpeg"))
+    report = read_json(Path("reports/prepare.json"))
+    assert (report["store"], report["decoded"]) == ("jpeg", 24)
+    assert report["bytes"] < size / 2
+    prepared = Prepared.open()
+    for row, expected in enumerate(pixels):
+        assert prepared.pixels(row).shape == expected.shape
+        assert np.abs(prepared.pixels(row) - expected).mean() < 2
+
+
+def draw_smooth(path: str, seed: int) -> None:
+    few = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(few).resize((480, 360), Image.Resampling.BICUBIC).save(path)
+
+
+def test_original_pixels_can_be_kept() -> None:
+    for i in range(20):
+        draw(f"pictures/{'ab'[i % 2]}/{i}.png", i, (70, 50))
+    prepare.run(params(train_scale=None))
+    prepared = Prepared.open()
+    assert {prepared.pixels(int(row)).shape for row in prepared.rows("train")} == {(50, 70, 3)}
+    assert read_json(Path("reports/prepare.json"))["train_side"] is None
+
+
+def test_training_pictures_are_evaluated_at_timms_resize() -> None:
+    for i in range(30):
+        draw(f"pictures/{'ab'[i % 2]}/{i}.png", i, [(70, 50), (20, 22), (24, 60)][i % 3])
+    prepare.run(params())
+    prepared = Prepared.open()
+    transform = create_transform(**prepared.input, is_training=False)
+    pixels = evaluation_pixels(prepared, np.arange(30))
+    for row, about in enumerate(manifest_rows()):
+        with Image.open(Path("pictures") / about["source"]) as image:
+            original = image.convert("RGB")
+        larger = about["split"] == "train" and min(original.size) > 24
+        picture = Image.fromarray(prepared.pixels(row)) if larger else original
+        torch.testing.assert_close(Normalize(prepared.input)(pixels[row : row + 1])[0], transform(picture))
 
 
 def test_another_input_decodes_anew() -> None:
@@ -109,7 +362,10 @@ def test_another_input_decodes_anew() -> None:
     other = params()
     prepare.run(other.model_copy(update={"backbone": other.backbone.model_copy(update={"image_size": 24})}))
     assert read_json(Path("reports/prepare.json"))["decoded"] == 24
-    assert Prepared.open().pixels(0).shape[0] == 25
+    prepared = Prepared.open()
+    assert {prepared.pixels(int(row)).shape[0] for row in prepared.rows("validation")} == {25}
+    prepare.run(params(train_scale=1.2))
+    assert read_json(Path("reports/prepare.json"))["decoded"] == 24
 
 
 def test_every_damaged_file_is_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -123,7 +379,6 @@ def test_every_damaged_file_is_named(caplog: pytest.LogCaptureFixture) -> None:
     assert len(lines) == 200
     assert all(any(line.startswith((f"  {name}: ", f"  {name!r}: ")) for line in lines) for name in names)
     assert not PREPARED.exists()
-    assert not any(Path("data").iterdir())
 
     for i in range(3):
         draw(f"pictures/odd/good{i}.png", 5000 + i)
@@ -179,7 +434,7 @@ def test_identical_pictures_of_given_splits_are_counted() -> None:
 
 
 def test_classes_are_checked_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Decoder, "__call__", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(store.Packer, "__call__", lambda *_: pytest.fail("decoded"))
     draw_classes("a")
     with pytest.raises(UserError, match="single class, 'a'"):
         prepare.run(params())

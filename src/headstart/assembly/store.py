@@ -1,132 +1,214 @@
-"""The folder of packed pictures while it is written, and the earlier one, whose rows are used again."""
+"""The folder of packed pictures while it is written: shard after shard, each by one call, in any process."""
 
+import logging
 import math
-import sqlite3
-from dataclasses import replace
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import PIL
+from PIL import Image
 
-from headstart.ground.artifacts import manifest_rows, read_json, shard_path
-from headstart.libraries.images import Outcome
+from headstart.assembly.earlier_rows import MADE, EarlierRow, EarlierRows, forget_rows, is_made, write_rows
+from headstart.ground.artifacts import replacing, write_json
+from headstart.ground.shards import Row, Store, packed, shard_path
+from headstart.libraries.images import (
+    BadImageError,
+    LabelledImage,
+    Outcome,
+    TrainingResize,
+    content_sha256,
+    size_of,
+    to_image,
+)
+from headstart.libraries.sources import Picture
+from headstart.libraries.splits import NOT_GIVEN, TRAIN, placed, unit_number
 
-SHARD_BYTES = 256 * 2**20
-# To be raised when the pixels of a picture change for another reason than Pillow's version or the backbone's input.
-PIXELS_VERSION = 1
+SHARD_PICTURES = 1024
+SHARD_BYTES = 128 * 2**20
+JPEG_SHARE = 1 / 6  # of the pixels' bytes, at most, for most photographs
+# To be raised when the pixels of a picture change for another reason than those that ``made_by`` names.
+PIXELS_VERSION = 2
 
-
-def made_by(config: dict[str, Any]) -> dict[str, Any]:
-    """Tell what the stored pixels follow from, beside the pictures."""
-    return {"input": config, "pillow": PIL.__version__, "pixels_version": PIXELS_VERSION}
-
-
-class ShardWriter:
-    """Appends rows to files of at most ``limit`` bytes; a row is never divided, and a longer one has its own file."""
-
-    def __init__(self, folder: Path, limit: int = SHARD_BYTES) -> None:
-        self._folder, self._limit = folder, limit
-        self._shard, self._offset = -1, 0
-        self._file: BinaryIO | None = None
-        self.shard_bytes: list[int] = []
-
-    def append(self, row: bytes) -> tuple[int, int]:
-        """Write a row; give its shard and its offset in bytes."""
-        if self._file is None or (self._offset and self._offset + len(row) > self._limit):
-            self.close()
-            self._shard, self._offset = self._shard + 1, 0
-            self._file = shard_path(self._folder, self._shard).open("xb")
-        self._file.write(row)
-        self._offset += len(row)
-        return self._shard, self._offset - len(row)
-
-    def close(self) -> None:
-        """Close the last file."""
-        if self._file is not None:
-            self._file.close()
-            self.shard_bytes.append(self._offset)
-            self._file = None
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+logger = logging.getLogger(__name__)
 
 
-class EarlierRows:
-    """The rows of the store that is there, by the sha256 of their sources; none where their pixels may differ.
+def made_by(config: dict[str, Any], train_scale: float | None, store: Store) -> dict[str, Any]:
+    """Tell what the stored bytes follow from, beside the pictures and their splits."""
+    side = None if train_scale is None else math.ceil(train_scale * max(config["input_size"][1:]))
+    about = {"input": config, "train_side": side, "store": store}
+    return {**about, "pillow": PIL.__version__, "pixels_version": PIXELS_VERSION}
 
-    Worker processes can have a copy, which opens the index by itself.
+
+class Resizes(NamedTuple):
+    """How training pictures are resized, and how those of validation and test."""
+
+    training: TrainingResize
+    evaluation: Callable[[Image.Image], Image.Image]
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Decodes pictures into one shard a call; picklable, so that worker processes can have it.
+
+    Attributes:
+        folder: of the shards.
+        read: gives a file's bytes, or a labelled image, by its source name; raises BadImageError.
+        resizes: of an RGB image.
+        shares: of the splits that are drawn, by which a training picture's split is foreseen.
+        store: how rows are packed.
+        earlier: rows that need no decoding.
     """
 
-    def __init__(self, folder: Path, made: dict[str, Any], index: Path) -> None:
-        """Index the store.
+    folder: Path
+    read: Callable[[str], bytes | LabelledImage]
+    resizes: Resizes
+    shares: Mapping[int, float]
+    store: Store
+    earlier: EarlierRows
+
+    def __call__(self, task: tuple[int, list[Picture]]) -> list[Outcome]:
+        """Write a shard, given its number and pictures; a bad one is an outcome with a problem, never an exception."""
+        shard, pictures = task
+        with replacing(shard_path(self.folder, shard)) as aside, aside.open("xb") as file:
+            outcomes = [self._pack(picture, shard, file) for picture in pictures]
+            forget_rows(self.folder, shard)
+        write_rows(self.folder, shard, outcomes)
+        return outcomes
+
+    def _pack(self, picture: Picture, shard: int, file: BinaryIO) -> Outcome:
+        try:
+            content = self.read(picture.source)
+            sha256 = content_sha256(content)
+            training, certain = self._foreseen(picture, sha256)
+            found = self.earlier.find(sha256, training=training, certain=certain)
+            row = found or self._decoded(content, training=training)
+        except BadImageError as bad:
+            return Outcome(picture.source, problem=str(bad))
+        place = Row(shard, file.tell(), len(row.packed), crc32(row.packed), row.stored_height, row.stored_width)
+        file.write(row.packed)
+        label = content.label if isinstance(content, LabelledImage) else None
+        return Outcome(
+            picture.source, None, label, sha256, row.width, row.height, row.training, decoded=found is None, row=place
+        )
+
+    def _foreseen(self, picture: Picture, sha256: bytes) -> tuple[bool, bool]:
+        """Tell whether a picture will be trained on, and whether that is certain."""
+        if picture.split not in (None, "train"):
+            return False, True
+        unit = np.array([unit_number(picture.group, sha256)], np.uint64)
+        return bool(placed(unit, self.shares)[0] == TRAIN), not self.shares
+
+    def _decoded(self, content: bytes | LabelledImage, *, training: bool) -> EarlierRow:
+        image = to_image(content)
+        resized = (self.resizes.training if training else self.resizes.evaluation)(image)
+        sizes = image.width, image.height, resized.height, resized.width
+        return EarlierRow(packed(resized, self.store), training, *sizes)
+
+
+@contextmanager
+def resuming(final: Path) -> Iterator[Path]:
+    """Give a folder to write aside, with ``work`` in it for what shall not stay.
+
+    What runs that failed or were killed left of it is in its folder ``left``, each run's in a folder of its own.
+    """
+    with replacing(final, resumable=True) as aside:
+        work, left = aside / "work", aside / "left"
+        left.mkdir(parents=True, exist_ok=True)
+        generation = left / f"{max((int(each.name) for each in left.iterdir()), default=0) + 1:05d}"
+        generation.mkdir()
+        for path in aside.iterdir():
+            if path != left:
+                path.rename(generation / path.name)
+        work.mkdir()
+        try:
+            yield aside
+        except BaseException:
+            if not any(aside.rglob("rows-*.npy")):  # nothing to go on with
+                shutil.rmtree(aside)
+            raise
+        shutil.rmtree(left)
+        shutil.rmtree(work)
+
+
+def earlier_rows(folder: Path, final: Path, made: dict[str, Any]) -> EarlierRows:
+    """Index the rows of the store that is there and of what ``resuming`` set aside; note what makes the new ones."""
+    earlier = EarlierRows(folder / "work" / "earlier.sqlite", made)
+    earlier.add(final)
+    for generation in sorted((folder / "left").iterdir(), reverse=True):
+        if not earlier.add(generation):
+            shutil.rmtree(generation)
+    write_json(folder / MADE, made)
+    return earlier
+
+
+def is_there(folder: Path, final: Path, made: dict[str, Any]) -> bool:
+    """Tell whether the store that is there, or one that ``resuming`` set aside, was made in a way."""
+    return any(is_made(path, made) for path in (final / "dataset.json", *(folder / "left").glob(f"*/{MADE}")))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How large the store will be as pixels.
+
+    Attributes:
+        training: mean bytes of a training picture.
+        evaluation: mean bytes of a picture of validation or test.
+    """
+
+    training: float
+    evaluation: float
+
+    @classmethod
+    def of(cls, sources: Iterable[str], read: Callable[[str], bytes | LabelledImage], resizes: Resizes) -> "Estimate":
+        """Resize blank pictures of the sizes that some sources have."""
+        sizes = [[1.0, 1.0]]
+        for source in sources:
+            try:
+                blank = Image.new("L", size_of(read(source)))
+            except BadImageError:
+                continue
+            sizes.append([3.0 * math.prod(resize(blank).size) for resize in resizes])
+        return cls(*np.mean(sizes[1:] or sizes, axis=0).tolist())
+
+    def total(self, given: Mapping[int, int], drawn: float) -> float:
+        """Give the bytes of all pictures.
 
         Args:
-            folder: of the earlier store, which may be missing.
-            made: ``made_by`` of the store that is being written.
-            index: a new file.
+            given: how many there are of each split that the source gives.
+            drawn: share of the others that validation and test are drawn from.
         """
-        self.made, self._folder, self._index = made, folder, index
-        with sqlite3.connect(index) as database:
-            database.execute("PRAGMA synchronous=OFF")
-            database.execute(
-                "CREATE TABLE rows (sha256 BLOB PRIMARY KEY, width, height, shard, offset, "
-                "stored_width, stored_height) WITHOUT ROWID"
-            )
-            if _usable(folder, made):
-                database.executemany(
-                    "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        (
-                            bytes.fromhex(row["sha256"]),
-                            *(
-                                int(row[name])
-                                for name in ("width", "height", "shard", "offset", "stored_width", "stored_height")
-                            ),
-                        )
-                        for row in manifest_rows(folder)
-                    ),
-                )
-        database.close()
-        self._database: sqlite3.Connection | None = None
+        evaluated = sum(count for split, count in given.items() if split not in (NOT_GIVEN, TRAIN))
+        others = sum(given.values()) - evaluated
+        return (evaluated + others * drawn) * self.evaluation + others * (1 - drawn) * self.training
 
-    def __contains__(self, sha256: object) -> bool:
-        return self._connected().execute("SELECT 1 FROM rows WHERE sha256 = ?", (sha256,)).fetchone() is not None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_database": None}
-
-    def completed(self, outcome: Outcome) -> Outcome:
-        """Give the outcome of a picture that is known, with its sizes and pixels."""
-        query = "SELECT width, height, shard, offset, stored_width, stored_height FROM rows WHERE sha256 = ?"
-        width, height, shard, offset, *stored = self._connected().execute(query, (outcome.sha256,)).fetchone()
-        shape = (*reversed(stored), 3)
-        pixels = np.fromfile(shard_path(self._folder, shard), np.uint8, math.prod(shape), offset=offset).reshape(shape)
-        return replace(outcome, width=width, height=height, pixels=pixels)
-
-    def close(self) -> None:
-        """Close the index."""
-        if self._database is not None:
-            self._database.close()
-
-    def _connected(self) -> sqlite3.Connection:
-        if self._database is None:
-            self._database = sqlite3.connect(f"{self._index.resolve().as_uri()}?mode=ro", uri=True)
-        return self._database
+    def shard_pictures(self, store: Store) -> int:
+        """Give the pictures of a shard: 128 MiB, and 1,024 at most."""
+        mean = max(self.training, self.evaluation) * (1 if store == "raw" else JPEG_SHARE)
+        return max(1, min(SHARD_PICTURES, int(SHARD_BYTES / mean)))
 
 
-def _usable(folder: Path, made: dict[str, Any]) -> bool:
-    """Tell whether the earlier store is whole and its pixels are what this run would make."""
-    if not (folder / "dataset.json").exists() or not (folder / "manifest.csv").exists():
-        return False
-    about = read_json(folder / "dataset.json")
-    sizes = {shard_path(folder, i): size for i, size in enumerate(about.get("shard_bytes", []))}
-    return all(about.get(key) == value for key, value in made.items()) and all(
-        path.is_file() and path.stat().st_size == size for path, size in sizes.items()
+def choose_store(wanted: Literal["auto"] | Store, size: float, folder: Path, *, was_raw: bool) -> Store:
+    """Choose how rows are packed, and say why where nobody asked for one.
+
+    Args:
+        wanted: ``prepare.store``.
+        size: of all pixels, in bytes.
+        folder: on the disk that is written to.
+        was_raw: whether a store of these pictures is there as pixels: then free disk is all that a new one needs.
+    """
+    if wanted != "auto":
+        return wanted
+    disk, memory = shutil.disk_usage(folder).free, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fits = size <= min(disk if was_raw else disk / 2, memory / 2)
+    logger.info(
+        "stored as %s: the pixels take about %.2f GB; free disk is %.1f GB, memory %.1f GB",
+        *("pixels" if fits else "JPEGs", size / 1e9, disk / 1e9, memory / 1e9),
     )
+    return "raw" if fits else "jpeg"

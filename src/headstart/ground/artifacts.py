@@ -5,11 +5,12 @@ only when it is whole (``replacing``).
 """
 
 import csv
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.ground.errors import UserError
+from headstart.ground.shards import DamagedRowError, Shards, Store, checksum, read_index, shard_path
 
 PREPARED = Path("data/prepared")
 FEATURES = Path("data/features")
@@ -29,25 +31,27 @@ REPORTS = Path("reports")
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-MANIFEST_COLUMNS = (
-    "id", "source", "label", "split", "group", "sha256", "width", "height",
-    "shard", "offset", "stored_width", "stored_height",
-)  # fmt: skip
+MANIFEST_COLUMNS = ("id", "source", "label", "split", "group", "sha256", "width", "height")
 
 
 @contextmanager
-def replacing(final: Path) -> Iterator[Path]:
-    """Give a name beside ``final`` to write a file or a folder under; it takes the final name if all went well."""
+def replacing(final: Path, *, resumable: bool = False) -> Iterator[Path]:
+    """Give a name beside ``final`` to write a file or a folder under; it takes the final name if all went well.
+
+    What is there after a failure is removed, after a kill by the next run; where ``resumable``, it is left to that run.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f".{final.name}.partial")
-    _remove(aside)  # a killed process left it: no two runs of a stage write at once, DVC sees to that
+    if not resumable:
+        _remove(aside)  # no two runs of a stage write at once, DVC sees to that
     try:
         yield aside
         if final.is_dir():
             _remove(final)
         aside.replace(final)
     finally:
-        _remove(aside)
+        if not resumable:
+            _remove(aside)
 
 
 def _remove(path: Path) -> None:
@@ -107,60 +111,74 @@ def existing(path: Path) -> Path:
 class Prepared:
     """The packed pictures that ``prepare`` wrote, memory-mapped, without their labels.
 
-    Rows stand in the manifest's order. A row's pixels are at the backbone's evaluation resize, before its crop.
-    About 30 bytes a picture are held in memory.
+    Rows stand in the manifest's order. Pictures of validation and test are at the backbone's evaluation resize, before
+    its crop; training pictures are larger, for random crops. A row is checked against its checksum when this process
+    first reads it; about 50 bytes a picture are held in memory, most of them the memory-mapped index.
 
     Attributes:
         folder: where the pictures are.
         classes: the names of the classes, in the order of the classifier's outputs.
         input: timm's data config for the backbone: ``input_size`` (3, height, width), ``interpolation``, ``mean``,
             ``std``, ``crop_pct``, ``crop_mode``.
-        ids: uint64 (n,), a picture's name for the random numbers of its augmentation.
-        splits: int8 (n,), indices into ``SPLITS``.
-        places: int64 (n, 4): shard, offset in bytes, stored height, stored width.
+        store: how rows are packed.
     """
 
     folder: Path
     classes: list[str]
     input: dict[str, Any]
-    ids: NDArray[np.uint64]
-    splits: NDArray[np.int8]
-    places: NDArray[np.int64]
+    store: Store
 
     @classmethod
     def open(cls, folder: Path = PREPARED) -> "Prepared":
-        """Open the folder that ``prepare`` wrote; raises UserError where it is missing."""
+        """Open the folder that ``prepare`` wrote; raises UserError where a file is missing, cut off or unreadable."""
         dataset = read_json(folder / "dataset.json")
-        count = dataset["pictures"]
-        ids, splits = np.empty(count, np.uint64), np.empty(count, np.int8)
-        places = np.empty((count, 4), np.int64)
-        for i, row in enumerate(manifest_rows(folder)):
-            ids[i], splits[i] = int(row["id"], 16), SPLITS.index(row["split"])
-            places[i] = [int(row[name]) for name in ("shard", "offset", "stored_height", "stored_width")]
-        return cls(folder, dataset["classes"], dataset["input"], ids, splits, places)
+        for i, size in enumerate(dataset["shard_bytes"]):
+            path = shard_path(folder, i)
+            if not path.is_file() or path.stat().st_size != size:
+                raise _damaged(path, f"is missing, or not of the {size} bytes that it had")
+        if checksum(folder / "index.npy") != dataset["crc32"]["index.npy"]:
+            raise _damaged(folder / "index.npy", "is missing or damaged")
+        return cls(folder, dataset["classes"], dataset["input"], dataset["store"])
+
+    @cached_property
+    def ids(self) -> NDArray[np.uint64]:
+        """uint64 (n,), a picture's name for the random numbers of its augmentation."""
+        return self._shards.index["id"]
+
+    @cached_property
+    def splits(self) -> NDArray[np.int8]:
+        """int8 (n,), indices into ``SPLITS``."""
+        return np.ascontiguousarray(self._shards.index["split"])
 
     def rows(self, split: Split) -> NDArray[np.int64]:
         """Give the row numbers of a split."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
-        """Give one picture, uint8 (height, width, 3), a read-only view of the file."""
-        shard, offset, height, width = (int(value) for value in self.places[row])
-        return self._shards[shard][offset : offset + height * width * 3].reshape(height, width, 3)
+        """Give one picture, uint8 (height, width, 3), read-only; raises UserError where it is damaged."""
+        try:
+            return self._shards.pixels(row)
+        except (DamagedRowError, OSError, ValueError) as error:
+            path = shard_path(self.folder, int(self._shards.index["shard"][row]))
+            source = next(itertools.islice(manifest_rows(self.folder), row, None))["source"]
+            raise _damaged(path, f"is damaged: the picture {source} is not as it was stored") from error
 
     @cached_property
-    def _shards(self) -> list[NDArray[np.uint8]]:
-        count = int(self.places[:, 0].max()) + 1 if len(self.places) else 0
-        return [np.memmap(existing(shard_path(self.folder, i)), dtype=np.uint8, mode="r") for i in range(count)]
+    def _shards(self) -> Shards:
+        return Shards(self.folder, self.store, read_index(self.folder))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open files out: a worker process opens its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_shards"}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def shard_path(folder: Path, shard: int) -> Path:
-    """Name a file of packed pixels."""
-    return folder / f"pixels-{shard:05d}.bin"
+def _damaged(path: Path, what: str) -> UserError:
+    """Say what gets a file back; without the first step DVC trusts it, and its cache, unseen."""
+    return UserError(
+        f"{path} {what}. `chmod u+w {path}; touch {path}` makes DVC look at it again, then `dvc checkout --force "
+        f"{path.parent}` gets it back from DVC's cache. If it is damaged there too, `rm -f {path}` and then `dvc repro "
+        "-f prepare` decode anew what was in it"
+    )
 
 
 def manifest_rows(folder: Path = PREPARED) -> Iterator[dict[str, str]]:
@@ -174,8 +192,8 @@ def read_labels(split: Split, folder: Path = PREPARED) -> NDArray[np.int64]:
 
     Only ``evaluate`` reads those of the test split.
     """
-    number = {name: i for i, name in enumerate(read_json(folder / "dataset.json")["classes"])}
-    return np.array([number[row["label"]] for row in manifest_rows(folder) if row["split"] == split], np.int64)
+    index = read_index(folder)
+    return np.asarray(index["label"][index["split"] == SPLITS.index(split)], np.int64)
 
 
 def write_features(rows: Iterator[NDArray[Any]], shape: tuple[int, int], dtype: str, about: dict[str, Any]) -> None:

@@ -26,12 +26,14 @@ class Split(Section):
 
 
 class Prepare(Section):
-    """Where the pictures come from."""
+    """Where the pictures come from, and how they are stored."""
 
     source: Annotated[str, Field(pattern=r"^(digits|imagefolder|csv:.+|torchvision:\w+)$")]
     path: Annotated[str, Field(min_length=1)]
     on_bad_image: Literal["error", "skip"]
     split: Split
+    train_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None
+    store: Literal["auto", "raw", "jpeg"]
 
 
 class Backbone(Section):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,13 @@ from headstart.ground.artifacts import SPLITS
 from headstart.ground.errors import UserError
 from headstart.libraries.images import Outcome
 from headstart.libraries.sources import Picture
-from headstart.libraries.splits import NOT_GIVEN
+from headstart.libraries.splits import NOT_GIVEN, TRAIN, unit_number
 
 SCHEMA = """
 CREATE TABLE pictures (
     source TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE, label TEXT, given TEXT, grp TEXT, further TEXT NOT NULL,
-    problem TEXT, sha256 BLOB, width INTEGER, height INTEGER, shard INTEGER, offset INTEGER,
-    stored_width INTEGER, stored_height INTEGER
+    problem TEXT, sha256 BLOB, width INTEGER, height INTEGER, training INTEGER,
+    shard INTEGER, offset INTEGER, bytes INTEGER, crc32 INTEGER, stored_height INTEGER, stored_width INTEGER
 ) WITHOUT ROWID
 """
 
@@ -66,45 +67,66 @@ class Catalog:
                     ) from None
                 raise UserError(f"prepare: {picture.source} is listed twice in the source") from None
 
-    def chunks(self, size: int) -> Iterator[list[str]]:
-        """List the sources that are not known to be bad, some at a time."""
+    def runs(self, size: int) -> Iterator[list[Picture]]:
+        """List the pictures that are not known to be bad, some at a time, without labels."""
         last = ""
         while True:
             rows = self._database.execute(
-                "SELECT source FROM pictures WHERE source > ? AND problem IS NULL ORDER BY source LIMIT ?", (last, size)
+                "SELECT source, NULL, given, grp FROM pictures WHERE source > ? AND problem IS NULL "
+                "ORDER BY source LIMIT ?",
+                (last, size),
             ).fetchall()
             if not rows:
                 return
-            yield [source for (source,) in rows]
+            yield [Picture(*row) for row in rows]
             last = rows[-1][0]
+
+    def sample(self, size: int) -> list[str]:
+        """Give some sources by chance, the same ones every time."""
+        rows = self._database.execute("SELECT source FROM pictures WHERE problem IS NULL ORDER BY id LIMIT ?", (size,))
+        return [source for (source,) in rows]
 
     def record_bad(self, source: str, problem: str) -> None:
         """Note that a picture is bad."""
         self._database.execute("UPDATE pictures SET problem = ? WHERE source = ?", (problem, source))
 
-    def record_good(self, outcome: Outcome, place: tuple[int, int]) -> None:
-        """Note a picture's content and where it is stored.
-
-        Args:
-            outcome: with its pixels.
-            place: shard and offset in bytes.
-        """
-        assert outcome.pixels is not None
-        stored_height, stored_width, _ = outcome.pixels.shape
+    def record_good(self, outcome: Outcome) -> None:
+        """Note a picture's content and where it is stored."""
+        assert outcome.row is not None
         self._database.execute(
-            "UPDATE pictures SET label = coalesce(label, ?), sha256 = ?, width = ?, height = ?, shard = ?, offset = ?, "
-            "stored_width = ?, stored_height = ? WHERE source = ?",
+            "UPDATE pictures SET label = coalesce(label, ?), sha256 = ?, width = ?, height = ?, training = ?, "
+            "shard = ?, offset = ?, bytes = ?, crc32 = ?, stored_height = ?, stored_width = ? WHERE source = ?",
             (
                 outcome.label,
                 outcome.sha256,
                 outcome.width,
                 outcome.height,
-                *place,
-                stored_width,
-                stored_height,
+                outcome.training,
+                *outcome.row,
                 outcome.source,
             ),
         )
+
+    def to_pack_again(self, splits: NDArray[np.int8]) -> Iterator[tuple[int, list[Picture]]]:
+        """List the shards that hold a picture at another split's size, or one that is bad after all.
+
+        Args:
+            splits: int8 (n,), indices into ``SPLITS``, in the order of ``arrays``.
+
+        Yields:
+            A shard's number, and its good pictures with their splits.
+        """
+        again = {shard for (shard,) in self._database.execute(
+            "SELECT DISTINCT shard FROM pictures WHERE problem IS NOT NULL AND shard IS NOT NULL"
+        )}  # fmt: skip
+        places = "SELECT source, shard, training FROM pictures WHERE problem IS NULL ORDER BY source"
+        for split, (_, shard, training) in zip(splits, self._database.execute(places), strict=True):
+            if training != (split == TRAIN):
+                again.add(shard)
+        rows = zip(splits, self._database.execute(places), strict=True)
+        for shard, members in groupby(rows, key=lambda row: row[1][1]):
+            if shard in again:
+                yield shard, [Picture(source, None, SPLITS[split]) for split, (source, *_) in members]
 
     def refuse_conflicts(self) -> None:
         """Note as bad, all of them, pictures with the same bytes under different labels."""
@@ -146,9 +168,10 @@ class Catalog:
         )
         return dict(rows.fetchall())
 
-    def splits_given(self) -> bool:
-        """Tell whether the source brings splits."""
-        return bool(self._value("SELECT count(*) FROM (SELECT 1 FROM pictures WHERE given IS NOT NULL LIMIT 1)"))
+    def given_counts(self) -> dict[int, int]:
+        """Count the usable pictures of each split that the source gives: by the index into ``SPLITS``."""
+        rows = self._database.execute("SELECT given, count(*) FROM pictures WHERE problem IS NULL GROUP BY given")
+        return {SPLITS.index(split) if split else NOT_GIVEN: count for split, count in rows}
 
     def arrays(
         self, classes: list[str]
@@ -168,7 +191,7 @@ class Catalog:
         for i, (split, label, group, sha256) in enumerate(rows):
             given[i], labels[i] = SPLITS.index(split) if split else NOT_GIVEN, number[label]
             contents[i] = int.from_bytes(sha256[:8])
-            units[i] = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) if group else contents[i]
+            units[i] = unit_number(group, sha256)
         return given, labels, units, contents
 
     def manifest(self, splits: NDArray[np.int8]) -> Iterator[list[str | int]]:
@@ -178,11 +201,26 @@ class Catalog:
             splits: int8 (n,), indices into ``SPLITS``, in the order of ``arrays``.
         """
         rows = self._database.execute(
-            "SELECT id, source, label, coalesce(grp, ''), lower(hex(sha256)), width, height, shard, offset, "
-            "stored_width, stored_height, further FROM pictures WHERE problem IS NULL ORDER BY source"
+            "SELECT id, source, label, coalesce(grp, ''), lower(hex(sha256)), width, height, further "
+            "FROM pictures WHERE problem IS NULL ORDER BY source"
         )
         for split, (name, source, label, *values, further) in zip(splits, rows, strict=True):
             yield [name, source, label, SPLITS[split], *values, *json.loads(further)]
+
+    def index(self, classes: list[str], splits: NDArray[np.int8]) -> Iterator[tuple[int, ...]]:
+        """List the index's rows, in the order of ``INDEX``.
+
+        Args:
+            classes: names, in the order of the labels' numbers.
+            splits: int8 (n,), indices into ``SPLITS``, in the order of ``arrays``.
+        """
+        number = {name: i for i, name in enumerate(classes)}
+        rows = self._database.execute(
+            "SELECT id, offset, bytes, crc32, shard, label, stored_height, stored_width FROM pictures "
+            "WHERE problem IS NULL ORDER BY source"
+        )
+        for split, (name, offset, size, crc32, shard, label, *stored) in zip(splits, rows, strict=True):
+            yield int(name, 16), offset, size, crc32, shard, number[label], *stored, int(split)
 
     def _value(self, query: str, *values: str) -> int:
         value: int = self._database.execute(query, values).fetchone()[0]

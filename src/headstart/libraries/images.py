@@ -3,13 +3,17 @@
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Container
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize
+
+from headstart.ground.shards import Row
 
 # Longest side over shortest: the stored row of a longer strip is out of proportion to the square that a model sees.
 MAX_ASPECT_RATIO = 20
@@ -38,7 +42,9 @@ class Outcome:
         sha256: of the file's bytes, or of mode, size and pixels where there is no file.
         width: in pixels, after EXIF orientation, before the resize.
         height: likewise.
-        pixels: uint8 (stored height, stored width, 3); None where the earlier rows have it.
+        training: whether it is stored for random crops, not for evaluation.
+        decoded: whether this run decoded it.
+        row: where it is stored.
     """
 
     source: str
@@ -47,49 +53,47 @@ class Outcome:
     sha256: bytes = b""
     width: int = 0
     height: int = 0
-    pixels: NDArray[np.uint8] | None = None
-
-    def stored(self) -> bytes:
-        """Give the row as it is stored."""
-        assert self.pixels is not None
-        return self.pixels.tobytes()
+    training: bool = False
+    decoded: bool = False
+    row: Row | None = None
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """Decodes chunks of pictures; picklable, so that worker processes can have it.
+class TrainingResize:
+    """Makes a picture's short side at most ``side`` pixels, its aspect kept; nothing is enlarged.
 
     Attributes:
-        read: gives a file's bytes, or a labelled image, by its source name; raises BadImageError.
-        resize: the resize of an RGB image.
-        earlier: sha256 digests of pictures that need no decoding.
+        side: None leaves every picture as it is.
+        interpolation: as timm and torchvision name it.
     """
 
-    read: Callable[[str], bytes | LabelledImage]
-    resize: Callable[[Image.Image], Image.Image]
-    earlier: Container[bytes]
+    side: int | None
+    interpolation: str
 
-    def __call__(self, sources: list[str]) -> list[Outcome]:
-        """Decode pictures; a bad one is an outcome with a problem, never an exception."""
-        return [self._decode(source) for source in sources]
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Resize by Pillow."""
+        if self.side is None or min(image.size) <= self.side:
+            return image
+        resized: Image.Image = resize(image, [self.side], InterpolationMode(self.interpolation))
+        return resized
 
-    def _decode(self, source: str) -> Outcome:
-        try:
-            content = self.read(source)
-            if isinstance(content, bytes):
-                label, digest = None, hashlib.sha256(content).digest()
-                if digest in self.earlier:
-                    return Outcome(source, sha256=digest)
-                image = decode(content)
-            else:
-                label, digest = content.label, _image_sha256(content.image)
-                if digest in self.earlier:
-                    return Outcome(source, label=label, sha256=digest)
-                image = to_rgb(content.image)
-        except BadImageError as bad:
-            return Outcome(source, problem=str(bad))
-        pixels = np.asarray(self.resize(image), np.uint8)
-        return Outcome(source, None, label, digest, image.width, image.height, pixels)
+
+def content_sha256(content: bytes | LabelledImage) -> bytes:
+    """Hash what a source gives for a picture."""
+    return hashlib.sha256(content).digest() if isinstance(content, bytes) else _image_sha256(content.image)
+
+
+def to_image(content: bytes | LabelledImage) -> Image.Image:
+    """Make what a source gives RGB; raises BadImageError."""
+    return decode(content) if isinstance(content, bytes) else to_rgb(content.image)
+
+
+def size_of(content: bytes | LabelledImage) -> tuple[int, int]:
+    """Give width and height before the EXIF orientation, a file's from its header; raises BadImageError."""
+    if isinstance(content, LabelledImage):
+        return content.image.size
+    with _explaining():
+        return _opened(content).size
 
 
 def decode(content: bytes) -> Image.Image:
@@ -98,13 +102,20 @@ def decode(content: bytes) -> Image.Image:
     Raises:
         BadImageError: empty, not a picture, truncated, damaged, too large or too long a strip.
     """
-    if not content:
-        raise BadImageError("the file is empty")
+    with _explaining():
+        image = _opened(content)
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _explaining() -> Iterator[None]:
+    """Turn what Pillow raises into reasons."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of what it can read after all: odd metadata, up to twice MAX_IMAGE_PIXELS.
             warnings.simplefilter("ignore")
-            return to_rgb(_loaded(io.BytesIO(content)))
+            yield
     except BadImageError:
         raise
     except UnidentifiedImageError:
@@ -115,15 +126,16 @@ def decode(content: bytes) -> Image.Image:
         raise BadImageError(f"damaged: {error or type(error).__name__}") from None
 
 
-def _loaded(file: io.BytesIO) -> Image.Image:
-    """Read and turn upright; what the header alone rules out is not decoded."""
-    image = Image.open(file)
+def _opened(content: bytes) -> Image.Image:
+    """Read the header; what it alone rules out is not decoded."""
+    if not content:
+        raise BadImageError("the file is empty")
+    image = Image.open(io.BytesIO(content))
     if image.format == "EPS":
         raise BadImageError("a PostScript program, not a picture")
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         raise BadImageError(f"{image.width} x {image.height} pixels: longer than {MAX_ASPECT_RATIO} times its width")
-    image.load()
-    return ImageOps.exif_transpose(image)
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -4,8 +4,9 @@ The rows of all arrays are the pictures. A unit is what stays together: a group,
 Its number is the first 8 bytes of a sha256, a place in [0, 2⁶⁴), where fixed thresholds make the splits.
 """
 
+import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,48 @@ def _refuse_small(counts: Mapping[str, int], needed: int) -> None:
                 "Add pictures, or remove the class.",
             ])
         )  # fmt: skip
+
+
+def unit_number(group: str | None, sha256: bytes) -> int:
+    """Give the number of a picture's unit: from its group's name, or without one from its content."""
+    digest = hashlib.sha256(group.encode()).digest() if group else sha256
+    return int.from_bytes(digest[:8])
+
+
+def shares_to_draw(given: Collection[int], *, validation: float, test: float) -> dict[int, float]:
+    """Tell which splits are drawn, and their shares, beside those that the source gives.
+
+    Args:
+        given: indices into ``SPLITS``, or ``NOT_GIVEN`` alone. Of train and validation alone, the latter is the test
+            split, as in ImageNet.
+        validation: share of the validation split, if it is drawn.
+        test: share of the test split, if it is drawn.
+    """
+    there = {TRAIN, TEST} if set(given) == {TRAIN, VALIDATION} else given
+    return {split: share for split, share in {TEST: test, VALIDATION: validation}.items() if split not in there}
+
+
+def placed(units: NDArray[np.uint64], shares: Mapping[int, float]) -> NDArray[np.int8]:
+    """Place units by the fixed thresholds: what none of the splits that are drawn takes is train.
+
+    Args:
+        units: uint64 (n,).
+        shares: ``shares_to_draw``'s.
+
+    Returns:
+        int8 (n,), indices into ``SPLITS``.
+    """
+    splits = np.full(len(units), TRAIN, np.int8)
+    places = units / 2.0**64
+    for split, (low, high) in _intervals(shares).items():
+        splits[(places >= low) & (places < high)] = split
+    return splits
+
+
+def _intervals(shares: Mapping[int, float]) -> dict[int, tuple[float, float]]:
+    """Give each split's part of [0, 1), train's last."""
+    edges = np.cumsum([0.0, *shares.values()]).tolist()
+    return {split: (edges[i], edges[i + 1]) for i, split in enumerate(shares)} | {TRAIN: (edges[-1], 1.0)}
 
 
 def joined_units(units: NDArray[np.uint64], contents: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -124,19 +167,16 @@ def complete_splits(
     Raises:
         UserError: a class that can't be in every split.
     """
-    splits = given.copy()
     present = set(np.unique(given).tolist())
+    splits = given.copy()
     if present == {TRAIN, VALIDATION}:
         splits[splits == VALIDATION] = TEST
-        present = {TRAIN, TEST}
-    if NOT_GIVEN in present:
-        splits[:], present = TRAIN, {TRAIN}
-    _check_given(splits, labels, classes, present)
-    shares = {TEST: test, VALIDATION: validation}
-    missing = {split: share for split, share in shares.items() if split not in present}
-    if missing:
+    splits[splits == NOT_GIVEN] = TRAIN
+    _check_given(splits, labels, classes, set(np.unique(splits).tolist()))
+    shares = shares_to_draw(present, validation=validation, test=test)
+    if shares:
         pool = np.flatnonzero(splits == TRAIN)
-        splits[pool] = _drawn(labels[pool], units[pool], classes, missing)
+        splits[pool] = _drawn(labels[pool], units[pool], classes, shares)
     return splits
 
 
@@ -158,13 +198,7 @@ def _drawn(
     labels: NDArray[np.int32], units: NDArray[np.uint64], classes: Sequence[str], shares: Mapping[int, float]
 ) -> NDArray[np.int8]:
     """Draw the given splits, the rest is train; a class that one lacks lends it the unit with the nearest hash."""
-    places = units / 2.0**64
-    edges = np.cumsum([0.0, *shares.values()])
-    intervals = {split: (edges[i], edges[i + 1]) for i, split in enumerate(shares)} | {TRAIN: (edges[-1], 1.0)}
-    splits = np.full(len(units), TRAIN, np.int8)
-    for split in shares:
-        low, high = intervals[split]
-        splits[(places >= low) & (places < high)] = split
+    intervals, splits = _intervals(shares), placed(units, shares)
     by_class = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[by_class], np.arange(len(classes) + 1))
     rows = [by_class[bounds[i] : bounds[i + 1]] for i in range(len(classes))]

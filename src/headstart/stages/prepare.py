@@ -1,36 +1,58 @@
-"""Decode every picture once, resize it as the backbone's evaluation does, and decide on the splits.
+"""Decode every picture once, resize it, and decide on the splits.
+
+Pictures of validation and test are resized exactly as the backbone's evaluation does; training pictures are stored
+larger, for random crops. Killed and started again, it goes on where it was.
 
 reads:  prepare.path (digits and torchvision: the package, or the cache folder), and data/prepared of the run before,
         so that only new pictures are decoded
-writes: data/prepared: the packed pixels, manifest.csv, dataset.json
+writes: data/prepared: the packed pictures and their index, manifest.csv, dataset.json
         reports/prepare.json
 params: prepare, backbone.name, backbone.image_size, backbone.args
 """
 
 import logging
-import shutil
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
+from numpy.typing import NDArray
 
 from headstart.assembly.program import main
-from headstart.assembly.store import EarlierRows, ShardWriter, made_by
+from headstart.assembly.store import (
+    Estimate,
+    Packer,
+    Resizes,
+    choose_store,
+    earlier_rows,
+    is_there,
+    made_by,
+    resuming,
+)
 from headstart.ground import artifacts
 from headstart.ground.artifacts import MANIFEST_COLUMNS, SPLITS
 from headstart.ground.errors import UserError
 from headstart.ground.params import Params
+from headstart.ground.shards import checksum, write_index
 from headstart.libraries.backbone import evaluation_transform, input_config_of
 from headstart.libraries.catalog import Catalog
 from headstart.libraries.datasets import Digits, Torchvision
-from headstart.libraries.images import Decoder
+from headstart.libraries.images import Outcome, TrainingResize
 from headstart.libraries.progress import Progress
 from headstart.libraries.sources import ImageFolder, Source
-from headstart.libraries.splits import check_classes, complete_splits, count_duplicates, joined_units
+from headstart.libraries.splits import (
+    NOT_GIVEN,
+    check_classes,
+    complete_splits,
+    count_duplicates,
+    joined_units,
+    shares_to_draw,
+)
 from headstart.libraries.tables import CsvTable
 from headstart.libraries.workers import in_order
 
@@ -38,7 +60,9 @@ PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args")
 READS: tuple[str | Path, ...] = ("${prepare.path}",)
 WRITES: tuple[str | Path, ...] = (artifacts.PREPARED,)
 
-CHUNK = 32
+SAMPLE = 64
+# What a worker process imports.
+PRELOAD = ("headstart.assembly.store",)
 
 logger = logging.getLogger(__name__)
 
@@ -46,24 +70,30 @@ logger = logging.getLogger(__name__)
 def run(params: Params) -> None:
     """Prepare the pictures; raises UserError where the source is bad, or a picture with ``on_bad_image: error``."""
     began = time.perf_counter()
-    config = input_config_of(params.backbone.name, params.backbone.image_size, params.backbone.args)
     source = _source(params)
-    with artifacts.replacing(artifacts.PREPARED) as aside:
-        work = aside / "work"
-        work.mkdir(parents=True)
-        with closing(Catalog(work / "catalog.sqlite")) as catalog:
-            catalog.add(source.pictures())
-            if catalog.class_counts():  # torchvision tells the labels with the pixels
-                check_classes(catalog.class_counts(), splits_given=catalog.splits_given())
-            with closing(EarlierRows(artifacts.PREPARED, made_by(config), work / "earlier.sqlite")) as earlier:
-                figures, shard_bytes = _store_pixels(params, source, catalog, earlier, aside)
+    with resuming(artifacts.PREPARED) as aside, closing(Catalog(aside / "work" / "catalog.sqlite")) as catalog:
+        catalog.add(source.pictures())
+        if catalog.class_counts():  # torchvision tells the labels with the pixels
+            check_classes(catalog.class_counts(), splits_given=NOT_GIVEN not in catalog.given_counts())
+        made, packer, size = _plan(params, source, catalog, aside)
+        workers = joblib.cpu_count() if params.run.workers == "auto" else params.run.workers
+        workers = 0 if source.in_memory else workers
+        with closing(packer.earlier):
+            figures = _pack(packer, catalog, size, workers)
             bad = _bad_pictures(catalog, params.prepare.on_bad_image)
-            counts = _write_manifest(params, catalog, source.further_columns, aside)
-        about = {"pictures": counts["pictures"], "classes": list(counts["per_class"])}
-        artifacts.write_json(aside / "dataset.json", about | made_by(config) | {"shard_bytes": shard_bytes})
-        shutil.rmtree(work)
-    seconds = round(time.perf_counter() - began, 1)
-    artifacts.write_report("prepare", counts | figures | {"seconds": seconds, "bad": bad})
+            classes = list(catalog.class_counts())
+            splits, counts = _splits(params, catalog, classes)
+            figures |= _pack_again(packer, catalog, splits, workers)
+        columns = (*MANIFEST_COLUMNS, *source.further_columns)
+        artifacts.write_table(aside / "manifest.csv", columns, catalog.manifest(splits))
+        write_index(aside, catalog.index(classes, splits), len(splits))
+        shard_bytes = [path.stat().st_size for path in sorted(aside.glob("pixels-*.bin"))]
+        checksums = {name: checksum(aside / name) for name in ("manifest.csv", "index.npy")}
+        about = {"pictures": len(splits), "classes": classes, **made, "shard_bytes": shard_bytes, "crc32": checksums}
+        artifacts.write_json(aside / "dataset.json", about)
+    figures |= {"store": made["store"], "train_side": made["train_side"], "bytes": sum(shard_bytes)}
+    figures |= {"seconds": round(time.perf_counter() - began, 1)}
+    artifacts.write_report("prepare", counts | figures | {"bad": bad})
     _say(counts, figures, bad)
 
 
@@ -80,35 +110,58 @@ def _source(params: Params) -> Source:
             return ImageFolder(Path(params.prepare.path))
 
 
-def _store_pixels(
-    params: Params, source: Source, catalog: Catalog, earlier: EarlierRows, folder: Path
-) -> tuple[dict[str, Any], list[int]]:
-    """Decode what is new and write every row, in the order of source names.
+def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tuple[dict[str, Any], Packer, int]:
+    """Decide how pictures are stored.
 
     Returns:
-        Figures for the report, and the size of each shard in bytes.
+        What the stored bytes follow from, what packs them, and how many go into a shard.
     """
-    resize, _ = evaluation_transform(earlier.made["input"])
-    workers = joblib.cpu_count() if params.run.workers == "auto" else params.run.workers
-    chunks = in_order(
-        Decoder(source.read, resize, earlier),
-        catalog.chunks(CHUNK),
-        workers=0 if source.in_memory else workers,
-        preload=("headstart.libraries.backbone", "headstart.libraries.datasets"),
-    )
-    decoded = reused = 0
-    with ShardWriter(folder) as shards, Progress("prepare", catalog.count()) as progress:
-        for outcomes in chunks:
-            for outcome in outcomes:
-                if outcome.problem is not None:
-                    catalog.record_bad(outcome.source, outcome.problem)
-                    continue
-                decoded, reused = decoded + (outcome.pixels is not None), reused + (outcome.pixels is None)
-                whole = earlier.completed(outcome) if outcome.pixels is None else outcome
-                catalog.record_good(whole, shards.append(whole.stored()))
+    prepare, backbone = params.prepare, params.backbone
+    config = input_config_of(backbone.name, backbone.image_size, backbone.args)
+    shares = shares_to_draw(catalog.given_counts(), validation=prepare.split.validation, test=prepare.split.test)
+    as_pixels = made_by(config, prepare.train_scale, "raw")
+    resizes = Resizes(TrainingResize(as_pixels["train_side"], config["interpolation"]), evaluation_transform(config)[0])
+    estimate = Estimate.of(catalog.sample(SAMPLE), source.read, resizes)
+    size = estimate.total(catalog.given_counts(), sum(shares.values()))
+    was_raw = is_there(folder, artifacts.PREPARED, as_pixels)
+    store = choose_store(prepare.store, size, folder, was_raw=was_raw)
+    made = as_pixels | {"store": store}
+    earlier = earlier_rows(folder, artifacts.PREPARED, made)
+    return made, Packer(folder, source.read, resizes, shares, store, earlier), estimate.shard_pictures(store)
+
+
+def _pack(packer: Packer, catalog: Catalog, size: int, workers: int) -> dict[str, Any]:
+    """Store every picture, in the order of source names; give figures for the report."""
+    counts: Counter[str] = Counter(decoded=0, reused=0)
+    with Progress("prepare", catalog.count()) as progress:
+        for outcomes in in_order(packer, enumerate(catalog.runs(size)), workers=workers, preload=PRELOAD):
+            counts.update(_recorded(catalog, outcomes))
             progress.advance(len(outcomes))
-        rate = progress.close()
-    return {"decoded": decoded, "reused": reused, "images_per_second": round(rate, 1)}, shards.shard_bytes
+        return {**counts, "images_per_second": round(progress.close(), 1)}
+
+
+def _pack_again(packer: Packer, catalog: Catalog, splits: NDArray[np.int8], workers: int) -> dict[str, Any]:
+    """Write anew the shards with a picture whose split did not come out as foreseen; give figures for the report."""
+    packer.earlier.close()
+    packer.earlier.add(packer.folder)
+    certain, decoded = replace(packer, shares={}), 0
+    for outcomes in in_order(certain, catalog.to_pack_again(splits), workers=workers, preload=PRELOAD):
+        decoded += _recorded(catalog, outcomes)["decoded"]
+    if catalog.count() != len(splits):
+        raise UserError("prepare: pictures were changed while they were read: run it again")
+    return {"decoded_again": decoded}
+
+
+def _recorded(catalog: Catalog, outcomes: Iterable[Outcome]) -> Counter[str]:
+    """Note what is in a shard; count the pictures that were decoded for it, and those that were there already."""
+    counts: Counter[str] = Counter()
+    for outcome in outcomes:
+        if outcome.problem is not None:
+            catalog.record_bad(outcome.source, outcome.problem)
+        else:
+            catalog.record_good(outcome)
+            counts["decoded" if outcome.decoded else "reused"] += 1
+    return counts
 
 
 def _bad_pictures(catalog: Catalog, on_bad_image: str) -> list[dict[str, str]]:
@@ -122,22 +175,19 @@ def _bad_pictures(catalog: Catalog, on_bad_image: str) -> list[dict[str, str]]:
     return [{"source": name, "problem": problem} for name, problem in bad]
 
 
-def _write_manifest(params: Params, catalog: Catalog, further_columns: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Decide on the splits and write the manifest; give the counts for the report."""
-    class_counts = catalog.class_counts()
-    check_classes(class_counts, splits_given=catalog.splits_given())
+def _splits(params: Params, catalog: Catalog, classes: list[str]) -> tuple[NDArray[np.int8], dict[str, Any]]:
+    """Decide on the splits, int8 (n,), indices into ``SPLITS``; give the counts for the report."""
+    check_classes(catalog.class_counts(), splits_given=NOT_GIVEN not in catalog.given_counts())
     catalog.check_groups()
-    classes = list(class_counts)
     given, labels, units, contents = catalog.arrays(classes)
     shares = params.prepare.split
     splits = complete_splits(
         given, labels, joined_units(units, contents), classes, validation=shares.validation, test=shares.test
     )
-    artifacts.write_table(folder / "manifest.csv", (*MANIFEST_COLUMNS, *further_columns), catalog.manifest(splits))
     per_split = np.bincount(splits, minlength=len(SPLITS)).tolist()
     per_class = np.zeros((len(classes), len(SPLITS)), np.int64)
     np.add.at(per_class, (labels, splits), 1)
-    return {
+    counts = {
         "pictures": len(splits),
         "classes": len(classes),
         "splits": dict(zip(SPLITS, per_split, strict=True)),
@@ -147,13 +197,14 @@ def _write_manifest(params: Params, catalog: Catalog, further_columns: Sequence[
         },
         "duplicates": count_duplicates(contents, splits),
     }
+    return splits, counts
 
 
 def _say(counts: dict[str, Any], figures: dict[str, Any], bad: list[dict[str, str]]) -> None:
     shares = ", ".join(f"{name} {counts['splits'][name]:,} ({counts['shares'][name]:.1%})" for name in SPLITS)
     logger.info("%s pictures of %s classes: %s", f"{counts['pictures']:,}", counts["classes"], shares)
     logger.info(
-        "%s decoded, %s used again, %s images/s", figures["decoded"], figures["reused"], figures["images_per_second"]
+        "{decoded} decoded, {reused} used again, {images_per_second} images/s; {bytes:,} bytes".format(**figures)
     )
     if counts["duplicates"]["across_splits"]:
         logger.info("%s pictures are in more than one of the given splits", counts["duplicates"]["across_splits"])

@@ -1,0 +1,124 @@
+"""Shards: files of packed pictures, one row after the other; what a row is, and how it is read back undamaged."""
+
+import io
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Store = Literal["raw", "jpeg"]
+# One picture of index.npy, 40 bytes: where its row is, what the row's bytes must be, and what training asks of it.
+INDEX = np.dtype(
+    [
+        ("id", "<u8"),
+        ("offset", "<u8"),
+        ("bytes", "<u4"),
+        ("crc32", "<u4"),
+        ("shard", "<u4"),
+        ("label", "<u4"),
+        ("height", "<u2"),
+        ("width", "<u2"),
+        ("split", "i1"),
+    ],
+    align=True,
+)
+
+
+class Row(NamedTuple):
+    """A row of a shard: where it is, in bytes, and the stored picture's size, in pixels."""
+
+    shard: int
+    offset: int
+    bytes: int
+    crc32: int
+    height: int
+    width: int
+
+
+class DamagedRowError(Exception):
+    """A row whose bytes are not those that were written."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of a folder, each memory-mapped when its first row is read, each row checked when it is first read.
+
+    Attributes:
+        folder: where they are.
+        store: how their rows are packed.
+        index: ``INDEX`` (n,), the pictures whose rows they hold.
+    """
+
+    folder: Path
+    store: Store
+    index: NDArray[np.void]
+
+    @cached_property
+    def _mapped(self) -> dict[int, NDArray[np.uint8]]:
+        return {}
+
+    @cached_property
+    def _checked(self) -> NDArray[np.bool_]:
+        return np.zeros(len(self.index), bool)
+
+    def pixels(self, row: int) -> NDArray[np.uint8]:
+        """Give a picture, uint8 (height, width, 3), read-only; raises DamagedRowError, or OSError."""
+        _, offset, size, crc32, shard, _, height, width, _ = self.index[row].item()
+        if shard not in self._mapped:
+            self._mapped[shard] = np.memmap(shard_path(self.folder, shard), np.uint8, "r").view(np.ndarray)
+        stored = self._mapped[shard][offset : offset + size]
+        if not self._checked[row]:
+            if zlib.crc32(stored) != crc32:
+                raise DamagedRowError
+            self._checked[row] = True
+        if self.store == "raw":
+            return stored.reshape(height, width, 3)
+        return np.asarray(Image.open(io.BytesIO(stored)))
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Name a file of packed pictures."""
+    return folder / f"pixels-{shard:05d}.bin"
+
+
+def checksum(path: Path) -> int | None:
+    """Give the crc32 of a file's bytes; None where there is no file."""
+    if not path.is_file():
+        return None
+    crc32 = 0
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            crc32 = zlib.crc32(part, crc32)
+    return crc32
+
+
+def read_index(folder: Path) -> NDArray[np.void]:
+    """Memory-map a folder's index, ``INDEX`` (n,), in the manifest's order."""
+    return np.asarray(np.load(folder / "index.npy", mmap_mode="r"))
+
+
+def write_index(folder: Path, rows: Iterable[tuple[Any, ...]], count: int) -> None:
+    """Write the index from tuples in the order of ``INDEX``; one is in memory at a time."""
+    index = np.lib.format.open_memmap(folder / "index.npy", mode="w+", dtype=INDEX, shape=(count,))
+    for i, row in enumerate(rows):
+        index[i] = row
+    index.flush()
+
+
+def packed(image: Image.Image, store: Store) -> bytes:
+    """Give the row of an RGB image.
+
+    A photograph's JPEG of quality 95 with whole colours is 6 (224 px) to 8 times (336 px) smaller than its pixels and
+    1.0 to 1.2 of 255 away from them, root mean square; of quality 92 with halved ones, 10 to 13 times and 1.4 to 1.6.
+    """
+    if store == "raw":
+        return image.tobytes()
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95, subsampling="4:4:4")
+    return file.getvalue()
