@@ -9,7 +9,4 @@ elif [ -x .venv/bin/python ]; then
 else
   python=python3
 fi
-# glibc gives every large tensor back to the system and asks for it again; keeping them made steps on a CPU 1.1 to 2
-# times as fast. Harmless elsewhere, and what the user has set wins.
-export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_-0}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_--1}"
 exec "$python" -m "headstart.stages.$1"

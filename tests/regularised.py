@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from headstart.assembly.classifier import Classifier
+from headstart.assembly.data import Batch
 from headstart.libraries.objective import warmup_cosine
 from headstart.libraries.param_groups import Group
 from headstart.libraries.regularisation import place_of
 from pictures import params
 
 SIDE, CLASSES, BATCH, STEPS = 4, 3, 12, 10
-CONFIG = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
+CONFIG = {"input_size": [3, SIDE, SIDE], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
 OPTIMIZERS = {
     "sgd": ("sgd", 0.0, False),
     "sgd, momentum": ("sgd", 0.9, False),
@@ -104,7 +105,7 @@ def groups_of(model: Model, kind: str) -> list[Group]:
     return groups
 
 
-class Batches(Dataset[tuple[Tensor, Tensor]]):
+class Batches(Dataset[Batch]):
     """Parts of global batches, in the order in which one process takes them; every rank takes its share of each."""
 
     def __init__(self, accumulate: int) -> None:
@@ -113,14 +114,14 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         labels = generator.integers(0, CLASSES, STEPS * BATCH)
         size = BATCH // accumulate
         self.parts = [
-            (torch.from_numpy(pixels[i : i + size]), torch.from_numpy(labels[i : i + size]))
+            Batch(torch.from_numpy(pixels[i : i + size]), torch.from_numpy(labels[i : i + size]))
             for i in range(0, len(labels), size)
         ]
 
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, i: int) -> Batch:
         return self.parts[i]
 
 
@@ -197,7 +198,7 @@ def written_out(setting: Setting) -> dict[str, Tensor]:
     finetune = settings_of(setting)
     strength = {"layer.weight": STRENGTH["backbone"], "fc.weight": STRENGTH["head"]}
     mean, std = (torch.tensor(CONFIG[key]).to(dtype) for key in ("mean", "std"))
-    for step, (pixels, labels) in enumerate(Batches(1).parts):
+    for step, (pixels, labels, *_) in enumerate(Batches(1).parts):
         factor = warmup_cosine(step, round(finetune.warmup_epochs * STEPS), STEPS)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from headstart.assembly.data import Batch, GlobalBatches, Pictures, global_batch_size
+from headstart.assembly.data import Batch, GlobalBatches, Part, Pictures, global_batch_size
 from headstart.assembly.inference import evaluation_pixels
 from headstart.ground.artifacts import Prepared, read_labels
 from headstart.ground.errors import UserError
@@ -26,11 +26,15 @@ def finetune(batch_size: int, accumulate: int = 1, seed: int = 0, **changes: Any
 
 def places(section: Finetune, rank: int, world: int, epoch: int = 0, count: int = COUNT) -> list[list[int]]:
     """What a rank gets: the places in each of its micro-batches."""
-    batches = GlobalBatches(count, section, rank, world)
+    return [part.places.tolist() for part in parts_of(section, rank, world, epoch, count)]
+
+
+def parts_of(section: Finetune, rank: int, world: int, epoch: int = 0, count: int = COUNT) -> list[Part]:
+    batches = GlobalBatches(count, section, rank, world, section.accumulate)
     batches.set_epoch(epoch)
     got = list(batches)
-    assert [told for told, _ in got] == [epoch] * len(batches)
-    return [part.tolist() for _, part in got]
+    assert [part.epoch for part in got] == [epoch] * len(batches)
+    return got
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -75,7 +79,7 @@ def test_a_batch_is_all_there_is_where_there_is_less() -> None:
 @pytest.mark.parametrize(("batch_size", "accumulate", "world", "count"), [(3, 1, 4, 23), (6, 4, 2, 23), (8, 1, 4, 3)])
 def test_a_batch_too_small_to_be_shared_is_refused(batch_size: int, accumulate: int, world: int, count: int) -> None:
     with pytest.raises(UserError, match=r"finetune\.batch_size") as caught:
-        GlobalBatches(count, finetune(batch_size, accumulate), 0, world)
+        GlobalBatches(count, finetune(batch_size, accumulate), 0, world, accumulate)
     assert f"{world} processes" in str(caught.value)
 
 
@@ -92,6 +96,8 @@ def pictures_of(prepared: Prepared, rank: int = 0, world: int = 1, workers: int 
     trainer: Any = SimpleNamespace(
         global_rank=rank,
         world_size=world,
+        num_devices=1,
+        accumulate_grad_batches=section.accumulate,
         accelerator=SimpleNamespace(auto_device_count=lambda: 1),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
@@ -99,40 +105,83 @@ def pictures_of(prepared: Prepared, rank: int = 0, world: int = 1, workers: int 
     return made
 
 
-def epoch_of(loader: DataLoader[Batch], epoch: int) -> Iterator[tuple[NDArray[np.uint8], list[int]]]:
+def epoch_of(loader: DataLoader[Batch], epoch: int) -> Iterator[Batch]:
     assert isinstance(loader.sampler, GlobalBatches)
     loader.sampler.set_epoch(epoch)
-    for pixels, labels in loader:
-        assert (pixels.dtype, pixels.shape[1:], labels.dtype) == (torch.uint8, (32, 32, 3), torch.int64)
-        yield pixels.numpy(), labels.tolist()
+    for batch in loader:
+        assert (batch.pixels.dtype, batch.pixels.shape[1:]) == (torch.uint8, (32, 32, 3))
+        assert batch.labels.dtype == torch.int64
+        yield batch
 
 
-@pytest.mark.parametrize(("world", "accumulate", "workers"), [(2, 1, 0), (4, 1, 0), (2, 2, 0), (1, 1, 1), (2, 1, 1)])
+MIXUP: dict[str, Any] = {"augment.mixup": 0.4}
+EVERYTHING = {
+    "augment.policy": "randaugment",
+    "augment.color_jitter": [0.4, 0.4, 0.4, 0.1],
+    "augment.erasing": 0.5,
+    "augment.vflip": 0.5,
+    "augment.mixup": 0.4,
+    "augment.cutmix": 1.0,
+}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    ("world", "accumulate", "workers"), [(2, 1, 0), (4, 1, 0), (2, 2, 0), (1, 1, 1), (1, 1, 2), (1, 1, 4), (2, 1, 2)]
+)
 def test_training_batches_are_the_same_bytes_whoever_loads_them(
-    prepared: Prepared, world: int, accumulate: int, workers: int
+    prepared: Prepared, world: int, accumulate: int, workers: int, changes: dict[str, Any]
 ) -> None:
-    whole = list(epoch_of(pictures_of(prepared).train_dataloader(), 1))
+    whole = list(epoch_of(pictures_of(prepared, **changes).train_dataloader(), 1))
     assert len(whole) == PICTURES["train"] // 4
     loaders = [
-        pictures_of(prepared, rank, world, workers, accumulate=accumulate).train_dataloader() for rank in range(world)
+        pictures_of(prepared, rank, world, workers, accumulate=accumulate, **changes).train_dataloader()
+        for rank in range(world)
     ]
     parts = [list(epoch_of(loader, 1)) for loader in loaders]
-    for step, (pixels, labels) in enumerate(whole):
+    for step, batch in enumerate(whole):
         shares = [share for rank in parts for share in rank[step * accumulate : (step + 1) * accumulate]]
-        assert np.concatenate([share for share, _ in shares]).tobytes() == pixels.tobytes()
-        assert [label for _, some in shares for label in some] == labels
+        for name, value in batch._asdict().items():
+            same = [getattr(share, name) for share in shares]
+            if value is None:
+                assert same == [None] * len(shares)
+            else:
+                assert torch.equal(torch.cat(same), value)
+        assert (batch.shares is not None) == bool(changes)
+
+
+def test_a_mixture_is_of_two_pictures_of_the_global_batch(prepared: Prepared) -> None:
+    section = finetune(5)
+    every = {part.epoch: part for part in parts_of(section, 0, 1, count=5)}[0]
+    assert sorted(every.places) == list(range(5))
+    assert every.partners.tolist() == every.places[[1, 0, 3, 2, 4]].tolist()  # the odd one is its own
+    plain, mixed = pictures_of(prepared).train[every], pictures_of(prepared, **MIXUP).train[every]
+    assert mixed.shares is not None
+    shares = mixed.shares[:, None, None, None]
+    expected = shares * plain.pixels + (1 - shares) * plain.pixels[[1, 0, 3, 2, 4]]
+    assert (mixed.pixels - expected).abs().max() <= 0.501
+    assert mixed.partners is not None
+    assert mixed.partners.tolist() == plain.labels[[1, 0, 3, 2, 4]].tolist()
+    assert torch.equal(mixed.labels, plain.labels)
+    other = pictures_of(prepared, **MIXUP).train[every._replace(order=every.order + 5)]
+    assert other.shares is not None
+    assert not (other.shares == mixed.shares).any()
 
 
 def test_a_picture_is_augmented_anew_in_each_epoch_and_keeps_its_label(prepared: Prepared) -> None:
     training = pictures_of(prepared).train
     every = np.arange(len(training))
-    (first, labels), (again, _), (second, _) = training[0, every], training[0, every], training[1, every]
-    assert labels.tolist() == read_labels("train").tolist()
-    assert torch.equal(first, again)
-    assert not (first == second).flatten(1).all(1).any()
-    reversed_pixels, reversed_labels = training[0, every[::-1].copy()]
-    assert torch.equal(reversed_pixels, first.flip(0))
-    assert torch.equal(reversed_labels, labels.flip(0))
+
+    def asked(epoch: int, places: NDArray[np.int64]) -> Batch:
+        return training[Part(epoch, places, places, places)]
+
+    first, again, second, backwards = asked(0, every), asked(0, every), asked(1, every), asked(0, every[::-1].copy())
+    assert first.labels.tolist() == read_labels("train").tolist()
+    assert torch.equal(first.pixels, again.pixels)
+    assert not (first.pixels == second.pixels).flatten(1).all(1).any()
+    assert torch.equal(backwards.pixels, first.pixels.flip(0))
+    assert torch.equal(backwards.labels, first.labels.flip(0))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -145,7 +194,7 @@ def test_every_validation_picture_is_counted_once(prepared: Prepared, world: int
     }
     seen: list[tuple[bytes, int]] = []
     for rank in range(world):
-        for pixels, labels in pictures_of(prepared, rank, world).val_dataloader():
+        for pixels, labels, *_ in pictures_of(prepared, rank, world).val_dataloader():
             assert 0 < len(pixels) == len(labels) <= max(1, 4 // world)
             seen += zip((picture.numpy().tobytes() for picture in pixels), labels.tolist(), strict=True)
     assert len(seen) == len(rows)

@@ -1,5 +1,8 @@
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from headstart.ground.errors import UserError
 from headstart.libraries import backbone
 from headstart.libraries.backbone import (
+    channels_last,
     classifier,
     classifier_name,
     evaluation_transform,
@@ -278,3 +282,29 @@ def test_a_download_that_breaks_off_and_an_unknown_repository_say_what_to_do(nam
     assert_says_what_to_do(refusal(name, pretrained=True), name)
     hub.breaks_off, hub.folder = False, hub.folder / "nothing"
     assert_says_what_to_do(refusal(name, pretrained=True), name)
+
+
+def test_channels_last_changes_no_output() -> None:
+    for name in ("test_resnet", "repvgg_a0"):
+        model = timm.create_model(name, num_classes=3).eval()
+        pictures = torch.randn(2, 3, 32, 32)
+        expected = model(pictures)
+        assert channels_last(model) is model
+        assert all(
+            weight.is_contiguous(memory_format=torch.channels_last)
+            for key, weight in model.named_parameters()
+            if weight.dim() == 4 and weight.shape[1] > 3
+        )
+        torch.testing.assert_close(model(pictures.contiguous(memory_format=torch.channels_last)), expected)
+
+
+def test_repvggs_stem_trains_on_a_cpu_without_avx512() -> None:
+    """In a process whose torch sees no more than AVX2; without the way round it ends with a segmentation fault."""
+    step = (
+        "import timm, torch; from headstart.libraries.backbone import channels_last\n"
+        "model = channels_last(timm.create_model('repvgg_a0', num_classes=3).train())\n"
+        "model(torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)).sum().backward()"
+    )
+    only_avx2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", step], env={**os.environ, **only_avx2}, check=False)
+    assert done.returncode == 0

@@ -43,7 +43,7 @@ class Fit:
         self.start = {key: value.detach().clone() for key, value in names.items()}
         self.anchors = {"0.weight": self.start["0.weight"]} if kind == "l2_sp" else {}
         self.kind, self.clip, self.settings = kind, clip, {"momentum": momentum, "nesterov": nesterov}
-        self.optimizer = make_optimizer(self.groups, name, kind, clipped=clip is not None, **self.settings)
+        self.optimizer = make_optimizer(self.groups, name, kind, clipped=clip is not None, fused=True, **self.settings)
         self.in_loss = self.optimizer.param_groups[0]["weight_decay"] == 0 and kind != "decoupled"
         self.books = Ledger(
             self.groups,

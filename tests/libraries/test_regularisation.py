@@ -103,7 +103,7 @@ def test_the_products_training_is_the_oracles_plain_loop() -> None:
     parameters = [named["layer.weight"].T, named["layer.bias"], named["fc.weight"].T, named["fc.bias"]]
     rates, l2s = (0.1, 0.1, 0.2, 0.2), (STRENGTH["backbone"], STRENGTH["head"])
     mean, std = (np.array(CONFIG[key], np.float32).astype(np.float64) for key in ("mean", "std"))
-    for step, (pixels, labels) in enumerate(Batches(1).parts):
+    for step, (pixels, labels, *_) in enumerate(Batches(1).parts):
         inputs = ((pixels.numpy() / 255 - mean) / std).transpose(0, 3, 1, 2).reshape(len(labels), -1)
         by_parameter = oracle.gradients(parameters, inputs, np.eye(CLASSES)[labels.numpy()], l2s)
         factor = (step + 1) / STEPS  # one epoch, all of it warm-up
@@ -137,7 +137,7 @@ def test_the_optimisers_are_those_that_were_asked_for() -> None:
     for (name, momentum, nesterov), kind in itertools.product(OPTIMIZERS.values(), ("l2", "decoupled")):
         if (name, kind) == ("adam", "decoupled"):
             continue
-        made = make_optimizer(groups, name, kind, clipped=False, momentum=momentum, nesterov=nesterov)  # type: ignore[arg-type]
+        made = make_optimizer(groups, name, kind, clipped=False, momentum=momentum, nesterov=nesterov, fused=True)  # type: ignore[arg-type]
         (group,) = made.param_groups
         assert group["lr"] == 0.3
         expected = 0.2 if kind == "decoupled" else 0.0 if name == "adamw" else 0.2  # 2λ and d are equal here
@@ -186,7 +186,7 @@ def test_the_expected_shrink_is_that_of_a_run_without_data(*, kind: str, momentu
     """Without a gradient from data the weights shrink by the formula alone, but for the momentum's first steps."""
     group = Group("all", 0.02, 0.3, 0.05, {"w": nn.Parameter(torch.ones(3, dtype=torch.float64))})
     factors = np.linspace(1, 0.2, 300)
-    optimizer = make_optimizer([group], "sgd", kind, clipped=False, momentum=momentum, nesterov=False)  # type: ignore[arg-type]
+    optimizer = make_optimizer([group], "sgd", kind, clipped=False, momentum=momentum, nesterov=False, fused=True)  # type: ignore[arg-type]
     (weight,) = group.parameters.values()
     weight.grad = torch.zeros_like(weight)
     for factor in factors:

@@ -18,7 +18,8 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from headstart.assembly.classifier import Classifier
-from headstart.assembly.trainer import check_hardware
+from headstart.assembly.data import Batch, Part, TrainingPictures
+from headstart.assembly.machine import check_precision
 from headstart.ground.artifacts import FINETUNE, Head, Prepared, read_table, write_heads
 from headstart.ground.errors import UserError
 from headstart.libraries.backbone import build
@@ -33,7 +34,7 @@ SMALL = {
     "finetune.batch_size": 8,
     "finetune.batch_norm": "frozen",
     "finetune.lr": {"backbone": 0.05, "head": 0.05},
-    "finetune.augment": {"scale": [0.6, 1.0], "ratio": [0.75, 1.3333], "hflip": 0.5},
+    "finetune.augment.hflip": 0.5,
 }
 
 
@@ -51,7 +52,8 @@ def run(changes: dict[str, Any] | None = None) -> dict[str, Tensor]:
 
 
 def history() -> list[dict[str, str]]:
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_table(finetune.HISTORY)]
+    rows = read_table(finetune.HISTORY)
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
 
 
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -333,9 +335,57 @@ def test_a_start_that_training_only_makes_worse_is_what_is_kept(prepared: Prepar
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_learning_rate() -> None:
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+ .*learning rate"):
+    with pytest.raises(UserError, match=r"the loss is not finite in epoch 1, step 2, at learning rate 9.83e\+11"):
         run({"finetune.lr": {"backbone": 1e12, "head": 1e12}, "finetune.warmup_epochs": 0})
     assert not FINETUNE.exists()
+    assert not list(Path("cache").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_step_asks_the_device_for_no_number(monkeypatch: pytest.MonkeyPatch, clip: float | None) -> None:
+    """A GPU would be waited for. What is looked at now and then, and Lightning's own work, is left out."""
+    asked: list[str] = []
+
+    def noted(owner: Any, name: str, log: str | None = None) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if log is not None:
+                asked.append(log)
+                return real(*args, **kwargs)
+            before = len(asked)
+            result = real(*args, **kwargs)
+            steps.append(asked[before:])
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    steps: list[list[str]] = []
+    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__"):
+        noted(Tensor, name, name)
+    for name in ("training_step", "configure_gradient_clipping"):
+        noted(Classifier, name)
+    run({"finetune.clip": clip, "finetune.augment.mixup": 0.4})
+    assert len(steps) == 2 * 3 * 4
+    assert "item" in asked or "__float__" in asked  # the notes work
+    assert [step for step in steps if step] == []
+
+
+def test_mixtures_train_on_both_labels_by_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixing = {"finetune.augment.mixup": 0.4, "finetune.augment.cutmix": 1.0, "finetune.class_weights": "balanced"}
+    plain, mixed = run(), run(mixing)
+    assert largest_difference(plain, mixed) > 1e-3
+    assert largest_difference(mixed, run({**mixing, "finetune.accumulate": 2, "run.cache": "again"})) < 1e-5
+    losses = [float(row["val_loss"]) for row in history()]
+    assert min(losses[1:]) < losses[0]
+
+    # With its own label as the partner's, whatever the share, a mixture's loss is the plain one.
+    def own_partners(self: TrainingPictures, part: Part) -> Batch:
+        labels = torch.from_numpy(self.labels[part.places])
+        return Batch(self._pixels(part.epoch, part.places), labels, labels, torch.linspace(0, 1, len(labels)))
+
+    monkeypatch.setattr(TrainingPictures, "__getitem__", own_partners)
+    assert largest_difference(plain, run({"run.cache": "third"})) < 1e-5
 
 
 def test_balanced_weights_smoothing_and_adamw_train() -> None:
@@ -348,7 +398,9 @@ def test_balanced_weights_smoothing_and_adamw_train() -> None:
 def test_a_precision_that_the_hardware_lacks_is_refused() -> None:
     wanted = params({"finetune.precision": "16-mixed"})
     with pytest.raises(UserError, match="16-mixed needs a CUDA GPU"):
-        check_hardware(wanted.finetune, wanted.run)
+        check_precision(wanted.finetune.precision, torch.device("cpu"))
+    with pytest.raises(UserError, match="16-mixed needs a CUDA GPU"):
+        finetune.run(wanted.declared(finetune.PARAMS))
 
 
 def test_bfloat16_trains_near_float32() -> None:

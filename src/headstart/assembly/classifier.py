@@ -17,7 +17,6 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from headstart.assembly.data import Batch
 from headstart.assembly.inference import Normalize
-from headstart.ground.errors import UserError
 from headstart.ground.finetune import Finetune
 from headstart.libraries.backbone import classifier
 from headstart.libraries.ledger import Ledger, Row
@@ -27,6 +26,7 @@ from headstart.libraries.regularisation import make_optimizer, penalty, place_of
 
 HistoryRow = dict[str, int | float]
 ADAM_BETA_1 = 0.9  # torch's own
+FUSED_ON = ("cpu", "cuda")
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  (torch's only common base)
 
 
@@ -37,8 +37,9 @@ class Classifier(LightningModule):
         model: timm's.
         phases: names of the parameters that train in each phase; the last one has all.
         history: one row an epoch, kept with the state: epoch (from 1; 0 is before training), lr of the first group,
-            train_loss (without the penalty), penalty, val_loss, val_accuracy, seconds.
+            train_loss (without the penalty), penalty, val_loss, val_accuracy, train_seconds, seconds (with validation).
         ledger: one row an epoch and group, kept with the state (``libraries/ledger.py``).
+        schedule: factor on the learning rate by optimiser steps taken.
     """
 
     def __init__(
@@ -77,17 +78,21 @@ class Classifier(LightningModule):
         place = place_of(finetune.l2.kind, finetune.optimizer, clipped=finetune.clip is not None)
         self.penalty_in_loss = place == "loss"
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
-        self._freeze_statistics = freeze_statistics
+        self.freeze_statistics = freeze_statistics
+        _, *self.picture_size = config["input_size"]
         self._start = {name: value.detach().clone() for name, value in model.named_parameters()}
         self._anchors = {name: self._start[name] for name in anchored}
         self._books = self._open_books()
         warmup, total = round(finetune.warmup_epochs * steps_per_epoch), finetune.epochs * steps_per_epoch
-        self._schedule = partial(warmup_cosine, warmup=warmup, total=total)
-        self._phase, self._began = len(phases) - 1, 0.0
+        self.schedule = partial(warmup_cosine, warmup=warmup, total=total)
+        self._phase, self._began, self._trained = len(phases) - 1, 0.0, 0.0
+        # Of this epoch's optimiser steps, on the device until the epoch's end: to ask for a number is to wait for it.
+        self._norms: list[Tensor] = []
         # No buffer: an average of the weights averages buffers too, and rounds them.
         self._class_weights = None if class_weights is None else torch.from_numpy(class_weights)
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
-        self.val_accuracy = MulticlassAccuracy(classifier(model).out_features, average="micro")
+        # Without their checks, each of which would wait for the device.
+        self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.val_accuracy = MulticlassAccuracy(classifier(model).out_features, average="micro", validate_args=False)
 
     def _open_books(self) -> Ledger:
         finetune = self.finetune
@@ -113,7 +118,7 @@ class Classifier(LightningModule):
         for module in self.model.modules():
             parameters = list(module.parameters())
             frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
-            still = self._freeze_statistics and isinstance(module, BATCH_NORM)
+            still = self.freeze_statistics and isinstance(module, BATCH_NORM)
             if frozen or still:
                 module.eval()
         return self
@@ -138,6 +143,7 @@ class Classifier(LightningModule):
         """Set the modes, which validation has changed, and start the clock."""
         self.train()
         self._books.open_epoch(self._optimizer)
+        self._norms = []
         self._began = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -145,40 +151,48 @@ class Classifier(LightningModule):
         # What draws within the step (dropout, stochastic depth) follows from (seed, epoch, batch, rank).
         entropy = np.random.SeedSequence((self.finetune.seed, self.current_epoch, batch_idx, self.global_rank))
         torch.manual_seed(int(entropy.generate_state(1)[0]))
-        pixels, labels = batch
-        losses = F.cross_entropy(self(pixels), labels, reduction="none", label_smoothing=self.finetune.label_smoothing)
-        if self._class_weights is not None:
-            losses = losses * self._class_weights[labels]
-        shares = self.trainer.world_size * self.finetune.accumulate
+        logits = self(batch.pixels)
+        losses = self._losses(logits, batch.labels)
+        if batch.partners is not None and batch.shares is not None:
+            losses = torch.lerp(self._losses(logits, batch.partners), losses, batch.shares)
+        shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         loss = losses.sum() * (shares / self.batch_size)
-        if not torch.isfinite(loss):
-            lr = self._optimizer.param_groups[0]["lr"]
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step + 1} (epoch {self.current_epoch + 1}, batch "
-                f"{batch_idx + 1}), at learning rate {lr:.3g}: lower finetune.lr, set finetune.clip, or use 32-true"
-            )
         self.train_loss.update(losses.detach())
         return loss + penalty(self.groups, self._anchors) if self.penalty_in_loss else loss
 
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.finetune.label_smoothing)
+        return losses if self._class_weights is None else losses * self._class_weights[labels]
+
     def configure_gradient_clipping(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,  # noqa: ARG002  (Lightning's signature)
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,  # noqa: ARG002  (Lightning's signature)
     ) -> None:
-        """Clip by the norm, and note the step: Lightning calls this once before each, whether it clips or not."""
-        clipped = 1.0
-        if gradient_clip_val is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-            clipped = min(1.0, gradient_clip_val / max(float(norm), 1e-12))
-        self._books.step(self._schedule(self.trainer.global_step), clipped, self._phase, optimizer)
+        """Clip by the norm, which is kept: Lightning calls this once before each step, whether it clips or not."""
+        if gradient_clip_val is None:
+            self._norms.append(torch.zeros(()))
+        else:
+            self._norms.append(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
+
+    def _note_steps(self) -> None:
+        """Enter the epoch's steps in the ledger's books."""
+        first = self.current_epoch * self.steps_per_epoch
+        bound = self.finetune.clip or math.inf
+        for step, norm in enumerate(torch.stack(self._norms).tolist()):
+            clipped = min(1.0, bound / max(norm, 1e-12))
+            self._books.step(self.schedule(first + step), clipped, self._phase, self._optimizer)
+
+    def on_validation_start(self) -> None:
+        """Stop the clock of the training alone."""
+        self._trained = time.perf_counter()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  (Lightning's signature)
         """Count plain cross-entropy and accuracy: neither penalty, nor smoothing, nor class weights."""
-        pixels, labels = batch
-        logits = self(pixels)
-        self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
-        self.val_accuracy.update(logits, labels)
+        logits = self(batch.pixels)
+        self.val_loss.update(F.cross_entropy(logits, batch.labels, reduction="none"))
+        self.val_accuracy.update(logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Give the callbacks what they monitor, over all ranks."""
@@ -190,6 +204,7 @@ class Classifier(LightningModule):
         """Close the epoch's row before the state is saved."""
         metrics = self.trainer.callback_metrics
         loss = float(self.train_loss.compute())
+        self._note_steps()
         rows = self._books.close_epoch(self.current_epoch + 1, loss, self._optimizer)
         self.ledger.extend(rows)
         self.history.append(
@@ -200,7 +215,8 @@ class Classifier(LightningModule):
                 "penalty": math.fsum(float(row["penalty"] or 0) for row in rows),
                 "val_loss": float(metrics["val_loss"]),
                 "val_accuracy": float(metrics["val_accuracy"]),
-                "seconds": round(time.perf_counter() - self._began, 2),
+                "train_seconds": round(self._trained - self._began, 3),
+                "seconds": round(time.perf_counter() - self._began, 3),
             }
         )
         self.train_loss.reset()
@@ -225,6 +241,8 @@ class Classifier(LightningModule):
             clipped=finetune.clip is not None,
             momentum=finetune.momentum,
             nesterov=finetune.nesterov,
+            # Under a scaler a fused optimiser unscales the gradients itself, after they would have been clipped.
+            fused=self.device.type in FUSED_ON and not (finetune.precision == "16-mixed" and finetune.clip),
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

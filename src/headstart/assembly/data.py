@@ -5,7 +5,9 @@ Every process draws the same permutation and takes its part of each global batch
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import joblib
 import numpy as np
 import torch
 from lightning import LightningDataModule
@@ -18,47 +20,76 @@ from headstart.ground.artifacts import Prepared, read_labels
 from headstart.ground.errors import UserError
 from headstart.ground.finetune import Finetune
 from headstart.ground.params import Run
-from headstart.libraries.augment import DRAWS, CropAndFlip
+from headstart.libraries.augment import DRAWS, MIX_DRAWS, Augment, further_transforms, mix
 from headstart.libraries.randomness import uniform
 
 Rows = NDArray[np.int64]
-Batch = tuple[Tensor, Tensor]
-"""Pixels uint8 (n, height, width, 3) and labels int64 (n,)."""
 
+MIXING_STREAM = 1
+"""Sets the random numbers of mixtures apart from those of pictures."""
 WORKERS_A_GPU = 8
+CORES_FOR_A_WORKER = 4
 
 
-class GlobalBatches(Sampler[tuple[int, Rows]]):
-    """Yields (epoch, places) for each micro-batch of this rank: its share of ``accumulate`` parts of a global batch.
+class Batch(NamedTuple):
+    """Pictures and what they show.
+
+    Attributes:
+        pixels: uint8 (n, height, width, 3).
+        labels: int64 (n,).
+        partners: int64 (n,), the labels of the pictures that are mixed in; None where nothing is mixed.
+        shares: float32 (n,), the share that each picture itself has; None likewise.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    partners: Tensor | None = None
+    shares: Tensor | None = None
+
+
+class Part(NamedTuple):
+    """This rank's share of a part of a global batch.
+
+    Attributes:
+        epoch: from 0.
+        order: int64 (n,), places in the epoch's order: what a mixture's random numbers follow from.
+        places: int64 (n,), places among the training pictures.
+        partners: int64 (n,), likewise of the pictures that would be mixed in: each one's neighbour in the global batch,
+            which is as random as any and most often the same rank's.
+    """
+
+    epoch: int
+    order: Rows
+    places: Rows
+    partners: Rows
+
+
+class GlobalBatches(Sampler[Part]):
+    """Yields the parts of each global batch that are this rank's.
 
     The last pictures of an epoch's permutation that do not fill a global batch wait for another epoch.
     """
 
-    def __init__(self, count: int, finetune: Finetune, rank: int, world: int) -> None:
+    def __init__(self, count: int, finetune: Finetune, rank: int, world: int, parts: int) -> None:
         """Say whose share this is.
 
         Args:
             count: training pictures.
-            finetune: ``batch_size``, ``accumulate`` and ``seed`` are used.
+            finetune: ``batch_size`` and ``seed`` are used.
             rank: this process's.
             world: number of processes.
+            parts: that a rank's share of a global batch is computed in.
 
         Raises:
             UserError: a process would have no picture in some part of a batch.
         """
-        self._count, self._seed, self._parts, self._rank, self._world = (
-            count,
-            finetune.seed,
-            finetune.accumulate,
-            rank,
-            world,
-        )
+        self._count, self._seed, self._parts, self._rank, self._world = count, finetune.seed, parts, rank, world
         self.batch_size = global_batch_size(count, finetune)
         self._epoch = 0
-        if self.batch_size < world * self._parts:
+        if self.batch_size < world * parts:
             raise UserError(
                 f"finetune.batch_size: {self.batch_size} pictures can't be shared by {world} processes in "
-                f"{self._parts} parts (finetune.accumulate): raise the first or lower the others"
+                f"{parts} parts (finetune.accumulate): raise the first or lower the others"
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -68,12 +99,14 @@ class GlobalBatches(Sampler[tuple[int, Rows]]):
     def __len__(self) -> int:
         return self._count // self.batch_size * self._parts
 
-    def __iter__(self) -> Iterator[tuple[int, Rows]]:
+    def __iter__(self) -> Iterator[Part]:
         order = np.random.default_rng((self._seed, self._epoch)).permutation(self._count)
         for start in range(0, self._count - self.batch_size + 1, self.batch_size):
-            mine = np.array_split(order[start : start + self.batch_size], self._world)[self._rank]
+            whole = np.arange(start, start + self.batch_size)
+            mine = np.array_split(whole, self._world)[self._rank]
             for part in np.array_split(mine, self._parts):
-                yield self._epoch, part
+                neighbours = np.minimum(start + ((part - start) ^ 1), whole[-1])
+                yield Part(self._epoch, part, order[part], order[neighbours])
 
 
 def global_batch_size(count: int, finetune: Finetune) -> int:
@@ -86,23 +119,37 @@ class TrainingPictures(Dataset[Batch]):
 
     def __init__(self, prepared: Prepared, finetune: Finetune) -> None:
         """Read the training split's labels."""
-        self._prepared, self._seed = prepared, finetune.seed
+        self._prepared, self._seed, self._settings = prepared, finetune.seed, finetune.augment
         self.rows, self.labels = prepared.rows("train"), read_labels("train", prepared.folder)
         _, height, width = prepared.input["input_size"]
         augment = finetune.augment
-        self._augment = CropAndFlip(
-            (height, width), augment.scale, augment.ratio, augment.hflip, prepared.input["interpolation"]
+        self._augment = Augment(
+            (height, width),
+            augment.scale,
+            augment.ratio,
+            augment.hflip,
+            augment.vflip,
+            prepared.input["interpolation"],
+            further_transforms(augment.policy, augment.color_jitter, augment.erasing, prepared.input["mean"]),
         )
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: tuple[int, Rows]) -> Batch:
-        epoch, places = item
+    def __getitem__(self, part: Part) -> Batch:
+        labels, partner_labels = (torch.from_numpy(self.labels[places]) for places in (part.places, part.partners))
+        if not (self._settings.mixup or self._settings.cutmix):
+            return Batch(self._pixels(part.epoch, part.places), labels)
+        places, where = np.unique([part.places, part.partners], return_inverse=True)
+        pictures, partners = self._pixels(part.epoch, places)[torch.from_numpy(where.reshape(2, -1))]
+        draws = uniform(MIX_DRAWS, MIXING_STREAM, self._seed, part.epoch, part.order)
+        mixed, shares = mix(pictures, partners, draws, mixup=self._settings.mixup, cutmix=self._settings.cutmix)
+        return Batch(mixed, labels, partner_labels, shares)
+
+    def _pixels(self, epoch: int, places: Rows) -> Tensor:
         rows = self.rows[places]
         draws = uniform(DRAWS, self._seed, epoch, self._prepared.ids[rows])
-        pictures = [self._augment(self._prepared.pixels(int(row)), draw) for row, draw in zip(rows, draws, strict=True)]
-        return torch.stack(pictures), torch.from_numpy(self.labels[places])
+        return self._augment([self._prepared.pixels(int(row)) for row in rows], draws)
 
 
 class ValidationPictures(Dataset[Batch]):
@@ -117,7 +164,7 @@ class ValidationPictures(Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, places: Rows) -> Batch:
-        return evaluation_pixels(self._prepared, self.rows[places]), torch.from_numpy(self.labels[places])
+        return Batch(evaluation_pixels(self._prepared, self.rows[places]), torch.from_numpy(self.labels[places]))
 
 
 class Pictures(LightningDataModule):
@@ -132,24 +179,29 @@ class Pictures(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Give this rank's micro-batches."""
         assert self.trainer is not None
-        sampler = GlobalBatches(len(self.train), self._finetune, self.trainer.global_rank, self.trainer.world_size)
+        trainer = self.trainer
+        sampler = GlobalBatches(
+            len(self.train), self._finetune, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches
+        )
         return self._loader(self.train, sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Give this rank's validation pictures: every picture is one rank's, none is repeated to fill a batch."""
         assert self.trainer is not None
         mine = np.arange(self.trainer.global_rank, len(self.validation), self.trainer.world_size)
-        size = max(1, self._finetune.batch_size // self.trainer.world_size)
+        size = max(1, self._finetune.batch_size // self.trainer.world_size // self.trainer.accumulate_grad_batches)
         return self._loader(self.validation, [mine[i : i + size] for i in range(0, len(mine), size)])
 
-    def _loader(self, pictures: Dataset[Batch], batches: "Sampler[tuple[int, Rows]] | list[Rows]") -> DataLoader[Batch]:
-        """Load whole batches: ``batch_size=None`` hands a batch's places to the data set as they are."""
+    def _loader(self, pictures: Dataset[Batch], batches: "Sampler[Part] | list[Rows]") -> DataLoader[Batch]:
+        """Load whole batches: ``batch_size=None`` hands a part, or a batch's places, to the data set as it is."""
         assert self.trainer is not None
         on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        workers = self._run.workers
-        if workers == "auto":
-            # On a CPU a loading process takes a core from the step.
-            workers = WORKERS_A_GPU if on_gpu else 0
+        if self._run.workers != "auto":
+            workers = self._run.workers
+        else:
+            cores = max(1, joblib.cpu_count() // self.trainer.num_devices)
+            # On a CPU a loading process takes a core from the step, and one is enough for many.
+            workers = min(WORKERS_A_GPU, cores) if on_gpu else int(cores >= CORES_FOR_A_WORKER)
         return DataLoader(
             pictures,
             batch_size=None,

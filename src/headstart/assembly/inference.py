@@ -7,12 +7,14 @@ the batch that it is in, and here equal pictures give equal bytes.
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
-from headstart.ground.artifacts import Prepared
+from headstart.ground.artifacts import SPLITS, Prepared
 from headstart.ground.errors import UserError
 from headstart.ground.params import Run
 from headstart.libraries.backbone import evaluation_transform
@@ -31,6 +33,11 @@ def device_of(run: Run) -> torch.device:
     return torch.device("cuda" if chosen == "gpu" else chosen)
 
 
+def use_allowed_cores() -> None:
+    """Take no more threads than this process may use: of a container's quota of CPU time torch knows nothing."""
+    torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
+
+
 class Normalize(nn.Module):
     """Uint8 pixels (n, height, width, 3) to the float32 (n, 3, height, width), channels_last, that a backbone reads."""
 
@@ -47,17 +54,25 @@ class Normalize(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise, as timm's own transform does: to [0, 1] first."""
-        return ((pixels.to(self.mean.dtype) / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
+        """Normalise whole rows of pixels: on a CPU five times as fast as three numbers at a time."""
+        factor, summand = (each.repeat(pixels.shape[2]) for each in (1 / (255 * self.std), -self.mean / self.std))
+        rows = pixels.flatten(2).to(factor.dtype).mul_(factor).add_(summand)
+        return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def evaluation_pixels(prepared: Prepared, rows: NDArray[np.int64]) -> Tensor:
-    """Read pictures as evaluation sees them: uint8 (n, height, width, 3), cropped by timm's own crop."""
-    _, crop = evaluation_transform(prepared.input)
+    """Read pictures as evaluation sees them: uint8 (n, height, width, 3).
+
+    Training pictures are stored larger: timm's own resize is done here, and for all timm's own crop.
+    """
+    resize, crop = evaluation_transform(prepared.input)
+    train = SPLITS.index("train")
     _, height, width = prepared.input["input_size"]
     pixels = torch.empty(len(rows), height, width, 3, dtype=torch.uint8)
     for place, row in zip(pixels, rows, strict=True):
         picture = prepared.pixels(int(row))
+        if prepared.splits[row] == train:
+            picture = np.asarray(resize(Image.fromarray(picture)))
         if picture.shape[:2] == (height, width):
             np.copyto(place.numpy(), picture)
         else:
@@ -89,6 +104,7 @@ def infer(
     Yields:
         float32 (n, width): the outputs of the next ``n <= batch_size`` rows.
     """
+    use_allowed_cores()
     normalize = Normalize(prepared.input).to(device)
     with Progress(label, len(rows)) as progress:
         for start in range(0, len(rows), batch_size):

@@ -1,8 +1,11 @@
 """What every stage's program does around its ``run``: arguments, params, one clear error, the exit code."""
 
 import argparse
+import ctypes
 import inspect
 import logging
+import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +33,20 @@ def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     for ours in ("headstart", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
+    _keep_memory()
     try:
         run(load_params(args.params).declared(declared))
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def _keep_memory() -> None:
+    """Let glibc keep what is freed: a large tensor's pages, given back and asked for anew, cost up to half of a step.
+
+    As MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=-1 would; a user's own MALLOC_ variables win.
+    """
+    if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
+        trim_threshold, mmap_max = -1, -4  # of mallopt(3)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)

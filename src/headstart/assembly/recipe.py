@@ -21,7 +21,7 @@ from headstart.ground.artifacts import read_head
 from headstart.ground.errors import UserError
 from headstart.ground.finetune import Finetune
 from headstart.ground.params import Backbone
-from headstart.libraries.backbone import build, classifier, classifier_name
+from headstart.libraries.backbone import build, channels_last, classifier, classifier_name
 from headstart.libraries.objective import warmup_cosine
 from headstart.libraries.param_groups import BACKBONE, Group, Rule, group_parameters, rule_names, stages, table
 from headstart.libraries.regularisation import INERT, NOTICEABLE, expected_shrink, place_of, strength_of
@@ -51,7 +51,7 @@ def starting_model(backbone: Backbone, finetune: Finetune, classes: int) -> nn.M
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(head.weight))
             linear.bias.copy_(torch.from_numpy(head.bias))
-    return model.to(memory_format=torch.channels_last)
+    return channels_last(model)
 
 
 def _head_l2(model: nn.Module, finetune: Finetune) -> float:

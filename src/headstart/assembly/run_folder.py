@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from headstart.ground.artifacts import read_json, write_json
 from headstart.ground.errors import UserError
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 """Raised whenever a state of an earlier version can't be gone on from."""
 
 
@@ -45,6 +45,11 @@ class RunFolder:
     def start(self) -> Path:
         """The figures before the first step."""
         return self.path / "start.json"
+
+    @property
+    def precision(self) -> Path:
+        """The precision that ``auto`` chose."""
+        return self.path / "precision.json"
 
     @property
     def tracking(self) -> Path:

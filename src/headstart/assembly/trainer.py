@@ -10,69 +10,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from headstart.assembly.callbacks import EpochReport, FiniteLoss, MicroBatches
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures
-from headstart.assembly.inference import device_of
+from headstart.assembly.inference import device_of, use_allowed_cores
 from headstart.assembly.run_folder import RunFolder
 from headstart.ground.artifacts import read_json, write_json
-from headstart.ground.errors import UserError
 from headstart.ground.finetune import Finetune
 from headstart.ground.params import Run
-from headstart.libraries.ledger import Row, with_curves
+from headstart.libraries.ledger import Row
 
 logger = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
-
-
-class EpochReport(Callback):
-    """Prints each epoch, and hands its history row over, once the saved state contains it."""
-
-    def __init__(self, hand_over: Callable[[list[HistoryRow]], None], epochs: int) -> None:
-        """Keep where the rows go and how many epochs there are."""
-        self._hand_over, self._epochs, self._printed = hand_over, epochs, 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
-        """Leave out what an earlier start printed."""
-        assert isinstance(pl_module, Classifier)
-        self._printed = len(pl_module.history)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the epochs that are over: Lightning has saved the state since."""
-        assert isinstance(pl_module, Classifier)
-        if not trainer.is_global_zero:
-            return
-        for row in pl_module.history[self._printed :]:
-            logger.info(
-                "epoch %3d of %d  loss %.4f  penalty %.4f  validation %.4f  accuracy %.4f  %.1f s",
-                row["epoch"],
-                self._epochs,
-                *(row[name] for name in ("train_loss", "penalty", "val_loss", "val_accuracy", "seconds")),
-            )
-        self._printed = len(pl_module.history)
-        self._hand_over(with_curves(pl_module.history, pl_module.ledger))
-
-    on_train_end = on_train_epoch_start
-
-
-def check_hardware(finetune: Finetune, run: Run) -> None:
-    """Refuse a precision that the hardware lacks, before Lightning silently takes another.
-
-    Raises:
-        UserError: with what to use instead.
-    """
-    cuda = device_of(run).type == "cuda"
-    if finetune.precision == "16-mixed" and not cuda:
-        raise UserError(
-            "finetune.precision: 16-mixed needs a CUDA GPU, and none is used here; use 32-true or bf16-mixed"
-        )
-    if finetune.precision == "bf16-mixed" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError("finetune.precision: this GPU has no bfloat16; use 16-mixed or 32-true")
 
 
 def fit(
@@ -101,6 +56,7 @@ def fit(
         UserError: the loss was not finite.
         SystemExit: 128 + the signal's number after SIGTERM or Ctrl-C; the next start goes on.
     """
+    use_allowed_cores()
     report = EpochReport(hand_over, finetune.epochs)
     done, stopped = _progress(folder)
     with _exit_codes():
@@ -114,7 +70,7 @@ def fit(
             if stopped or done >= last_epoch:
                 continue
             classifier.enter(phase)
-            callbacks = [report, *_callbacks(finetune, folder, last_phase=last)]
+            callbacks = [report, FiniteLoss(), MicroBatches(), *_callbacks(finetune, folder, last_phase=last)]
             trainer = _trainer(finetune, run, folder, callbacks, last_epoch)
             if trainer.is_global_zero and not folder.start.exists():
                 write_json(folder.start, start)
@@ -199,6 +155,7 @@ def _trainer(finetune: Finetune, run: Run, folder: RunFolder, callbacks: list[Ca
         "isinstance.treespec",
     ):
         warnings.filterwarnings("ignore", f".*{message}")
+    assert finetune.precision != "auto"  # the stage has chosen
     device = device_of(run).type
     devices: Any = 1 if run.devices == "auto" and device != "cuda" else run.devices
     several = run.nodes > 1 or (devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1))
@@ -218,7 +175,7 @@ def _trainer(finetune: Finetune, run: Run, folder: RunFolder, callbacks: list[Ca
         logger=False,
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=False,
         default_root_dir=folder.path,
         # The metrics of the validation before the first step are updated again in training.
         inference_mode=False,

@@ -49,11 +49,17 @@ class EarlyStopping(Section):
 
 
 class Augment(Section):
-    """Random crops and flips of the training pictures."""
+    """What happens to the training pictures at random."""
 
     scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)]
     ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)]
     hflip: Annotated[float, Field(ge=0, le=1)]
+    vflip: Annotated[float, Field(ge=0, le=1)]
+    policy: Literal["none", "randaugment", "trivialaugment"]
+    color_jitter: Annotated[list[NonNegative], Field(min_length=4, max_length=4)] | None
+    erasing: Annotated[float, Field(ge=0, le=1)]
+    mixup: NonNegative
+    cutmix: NonNegative
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -61,6 +67,8 @@ class Augment(Section):
             least, largest = getattr(self, name)
             if least > largest:
                 raise ValueError(f"{name} is [least, largest], and {least} is more than {largest}")
+        if self.color_jitter is not None and self.color_jitter[3] > 0.5:
+            raise ValueError(f"color_jitter: the hue goes round by at most 0.5, not {self.color_jitter[3]}")
         return self
 
 
@@ -82,7 +90,8 @@ class Finetune(Section):
     warmup_epochs: NonNegative
     batch_norm: Literal["auto", "frozen", "train"]
     early_stopping: EarlyStopping
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    compile: bool
     clip: Positive | None
     accumulate: Count
     label_smoothing: Probability

@@ -69,7 +69,14 @@ def _wide(parameter: Tensor) -> Tensor:
 
 
 def make_optimizer(
-    groups: Sequence[Group], name: OptimizerName, kind: Kind, *, clipped: bool, momentum: float, nesterov: bool
+    groups: Sequence[Group],
+    name: OptimizerName,
+    kind: Kind,
+    *,
+    clipped: bool,
+    momentum: float,
+    nesterov: bool,
+    fused: bool,
 ) -> Optimizer:
     """Make the optimiser, with the regulariser in it where that is the same.
 
@@ -80,6 +87,7 @@ def make_optimizer(
         clipped: whether gradients are clipped.
         momentum: SGD's.
         nesterov: SGD's.
+        fused: whether torch's fused kernels step (timm's SGDW has none).
     """
     inside = place_of(kind, name, clipped=clipped) == "optimizer"
     params = [
@@ -91,10 +99,19 @@ def make_optimizer(
         }
         for group in groups
     ]
-    if name == "sgd":
-        sgd = SGDW if kind == "decoupled" else SGD
-        return sgd(params, lr=0.0, momentum=momentum, nesterov=nesterov)  # each group brings its own rate
-    return Adam(params) if name == "adam" else AdamW(params)
+    if name != "sgd":
+        return Adam(params, fused=fused) if name == "adam" else AdamW(params, fused=fused)
+    # Each group brings its own rate.
+    if kind == "decoupled":
+        return SGDW(params, lr=0.0, momentum=momentum, nesterov=nesterov)
+    optimizer = SGD(params, lr=0.0, momentum=momentum, nesterov=nesterov, fused=fused)
+    if fused and momentum:
+        # The fused kernel can't step where some have a momentum and others, frozen until then, have none (torch 2.15).
+        # From zero it is the same: its first value is the gradient.
+        for group in groups:
+            for parameter in group.parameters.values():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def expected_shrink(

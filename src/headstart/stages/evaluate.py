@@ -29,6 +29,7 @@ from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared, manifest_rows, read_features, read_head, read_json, read_labels
 from headstart.ground.baselines import read_baselines
 from headstart.ground.params import Params
+from headstart.libraries.backbone import channels_last
 from headstart.libraries.metrics import classification_figures, leaderboard
 
 PARAMS = ("evaluate",)
@@ -97,7 +98,7 @@ def _finetune_logits(prepared: Prepared, params: Params) -> NDArray[np.float32]:
     """Apply the fine-tuned model to the pictures of the test split: (n, classes)."""
     device = device_of(params.run)
     model: nn.Module = timm.create_model(f"local-dir:{artifacts.existing(artifacts.FINETUNE)}", pretrained=True)
-    model = model.eval().to(device).to(memory_format=torch.channels_last)
+    model = channels_last(model.eval().to(device))
     batches = infer(
         model, prepared, prepared.rows("test"), batch_size=params.evaluate.batch_size, device=device, label="evaluate"
     )

@@ -26,7 +26,7 @@ from headstart.ground.artifacts import Prepared
 from headstart.ground.baselines import write_own_classifier
 from headstart.ground.errors import UserError
 from headstart.ground.params import Params
-from headstart.libraries.backbone import build, classifier, features_of, weights_sha256
+from headstart.libraries.backbone import build, channels_last, classifier, features_of, weights_sha256
 from headstart.libraries.class_map import own_classifier
 
 PARAMS = (
@@ -58,7 +58,7 @@ def run(params: Params) -> None:
     )
     own = own_classifier(model) if backbone.pretrained else None
     model.reset_classifier(len(prepared.classes))  # type: ignore[operator]
-    model = model.eval().requires_grad_(requires_grad=False).to(device).to(memory_format=torch.channels_last)
+    model = channels_last(model.eval().requires_grad_(requires_grad=False).to(device))
     about = {"weights": weights_sha256(model), "input": prepared.input, "dtype": params.features.dtype}
     shape = len(prepared.ids), classifier(model).in_features
 

@@ -22,11 +22,13 @@ from torch import nn
 
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures, global_batch_size
+from headstart.assembly.inference import device_of
+from headstart.assembly.machine import check_precision, compiled, precision_of_run
 from headstart.assembly.program import main
 from headstart.assembly.recipe import anchored, describe, groups_of, phases_of, starting_model
 from headstart.assembly.run_folder import RunFolder, open_run_folder, run_key
 from headstart.assembly.tracking import Tracker
-from headstart.assembly.trainer import Weights, best_epoch, check_hardware, fit, saved_history
+from headstart.assembly.trainer import Weights, best_epoch, fit, saved_history
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared
 from headstart.ground.params import Params
@@ -45,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 def run(params: Params) -> None:
     """Train, then write the best epoch."""
-    check_hardware(params.finetune, params.run)
+    check_precision(params.finetune.precision, device_of(params.run))
     prepared = Prepared.open()
     key = run_key(
         {"backbone": params.backbone.model_dump(), "finetune": params.finetune.model_dump()},
@@ -67,9 +69,15 @@ def _rank() -> int:
 
 def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
     began = time.perf_counter()
+    model = starting_model(params.backbone, params.finetune, len(prepared.classes))
+    initial = copy.deepcopy(model.state_dict())
+    precision = precision_of_run(model, prepared.input, params.finetune, params.run, folder=folder, rank=_rank())
+    params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"precision": precision})})
     pictures = Pictures(prepared, params.finetune, params.run)
-    module = _module(params, prepared, pictures)
-    initial = copy.deepcopy(module.model.state_dict())
+    module = _module(params, prepared, pictures, model)
+    if params.finetune.compile:
+        steps = params.finetune.epochs * module.steps_per_epoch
+        compiled(model, prepared.input, params.finetune, params.run, steps)
     groups = describe(module.groups, module.phases, params.finetune, module.steps_per_epoch)
     tracker = None
     if params.run.tracking != "disabled" and _rank() == 0:
@@ -102,7 +110,7 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
     report = _figures(history, best, pictures_an_epoch=module.steps_per_epoch * module.batch_size)
     report |= {"stopped_early": len(history) - 1 < params.finetune.epochs}
     report |= {"seconds": round(time.perf_counter() - began, 2)}
-    artifacts.write_report("finetune", {**report, "groups": groups, "ledger": last_rows})
+    artifacts.write_report("finetune", {**report, "precision": precision, "groups": groups, "ledger": last_rows})
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})
     which = "the last" if best["epoch"] == 0 else "the best"
@@ -122,7 +130,7 @@ def _write_tables(history: list[HistoryRow], ledger: list[Row]) -> None:
 
 def _figures(history: list[HistoryRow], best: HistoryRow, *, pictures_an_epoch: int) -> dict[str, int | float]:
     """Sum a history up for the report."""
-    seconds = sum(row["seconds"] for row in history[1:])
+    seconds, training = (sum(row[name] for row in history[1:]) for name in ("seconds", "train_seconds"))
     return {
         "best_epoch": best["epoch"],
         "epochs": len(history) - 1,
@@ -130,15 +138,14 @@ def _figures(history: list[HistoryRow], best: HistoryRow, *, pictures_an_epoch: 
         "val_accuracy": best["val_accuracy"],
         "start_val_loss": history[0]["val_loss"],
         "start_val_accuracy": history[0]["val_accuracy"],
-        "images_per_second": round((len(history) - 1) * pictures_an_epoch / seconds, 1),
+        "images_per_second": round((len(history) - 1) * pictures_an_epoch / training, 1),
         "training_seconds": round(seconds, 2),
     }
 
 
-def _module(params: Params, prepared: Prepared, pictures: Pictures) -> Classifier:
+def _module(params: Params, prepared: Prepared, pictures: Pictures, model: nn.Module) -> Classifier:
     """Build what is trained, as it is before the first step."""
     finetune = params.finetune
-    model = starting_model(params.backbone, finetune, len(prepared.classes))
     weights = None
     if finetune.class_weights == "balanced":
         weights = balanced_weights(pictures.train.labels, len(prepared.classes))

@@ -1,0 +1,167 @@
+"""What is done beside the steps: to report epochs, to notice a loss that is not finite, to fit into a GPU's memory."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from headstart.assembly.classifier import Classifier, HistoryRow
+from headstart.assembly.data import Batch
+from headstart.ground.errors import UserError
+from headstart.libraries.ledger import with_curves
+from headstart.libraries.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+BATCHES_BETWEEN_CHECKS = 50
+
+
+class EpochReport(Callback):
+    """Shows how far an epoch is, prints each, and hands its history row over once the saved state contains it."""
+
+    def __init__(self, hand_over: Callable[[list[HistoryRow]], None], epochs: int) -> None:
+        """Keep where the rows go and how many epochs there are."""
+        self._hand_over, self._epochs, self._printed = hand_over, epochs, 0
+        self._progress: Progress | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        """Leave out what an earlier start printed."""
+        assert isinstance(pl_module, Classifier)
+        self._printed = len(pl_module.history)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the epochs that are over: Lightning has saved the state since."""
+        self._report(trainer, pl_module)
+        assert isinstance(pl_module, Classifier)
+        if trainer.is_global_zero:
+            images = pl_module.steps_per_epoch * pl_module.batch_size
+            self._progress = Progress(f"epoch {trainer.current_epoch + 1} of {self._epochs}", images)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        """Count the images of all ranks."""
+        if self._progress is not None:
+            self._progress.advance(len(batch.labels) * trainer.world_size)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the last epoch."""
+        self._report(trainer, pl_module)
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        if not trainer.is_global_zero:
+            return
+        for row in pl_module.history[self._printed :]:
+            logger.info(
+                "epoch %3d of %d  loss %.4f  penalty %.4f  validation %.4f  accuracy %.4f  %.1f s",
+                row["epoch"],
+                self._epochs,
+                *(row[name] for name in ("train_loss", "penalty", "val_loss", "val_accuracy", "seconds")),
+            )
+        self._printed = len(pl_module.history)
+        self._hand_over(with_curves(pl_module.history, pl_module.ledger))
+
+
+class FiniteLoss(Callback):
+    """Ends the training when a loss was not finite, before a validation, and so before a state is kept.
+
+    It looks now and then, since to ask the device for a number is to wait for it.
+    """
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        """Begin with no bad batch."""
+        self._first_bad = torch.tensor(-1, device=pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        """Note the first batch whose loss is not finite; raise UserError if there was one."""
+        bad = (self._first_bad < 0) & ~torch.isfinite(outputs["loss"])
+        self._first_bad = torch.where(bad, batch_idx, self._first_bad)
+        if (batch_idx + 1) % BATCHES_BETWEEN_CHECKS and batch_idx + 1 < trainer.num_training_batches:
+            return
+        first = int(self._first_bad)
+        if first >= 0:
+            assert isinstance(pl_module, Classifier)
+            step = first // trainer.accumulate_grad_batches
+            lr = trainer.optimizers[0].param_groups[0]["initial_lr"]
+            lr *= pl_module.schedule(trainer.current_epoch * pl_module.steps_per_epoch + step)
+            raise UserError(
+                f"the loss is not finite in epoch {trainer.current_epoch + 1}, step {step + 1}, at learning rate "
+                f"{lr:.3g}: lower finetune.lr, set finetune.clip, or use 32-true"
+            )
+
+
+class MicroBatches(Callback):
+    """Computes a GPU's share of a batch in as many parts as its memory needs: the batch of a step stays what it is."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Try parts out; every rank then takes the number of the one that needs most."""
+        if pl_module.device.type != "cuda":
+            return
+        assert isinstance(pl_module, Classifier)
+        asked = trainer.accumulate_grad_batches
+        parts = torch.tensor(fitting_parts(pl_module, -(-pl_module.batch_size // trainer.world_size), asked))
+        most: Tensor = trainer.strategy.reduce(parts.to(pl_module.device), reduce_op="max")
+        trainer.accumulate_grad_batches = int(most)
+        if int(most) > asked and trainer.is_global_zero:
+            logger.warning(
+                "the GPU's memory is too small for a batch in %d parts, so it is computed in %d%s",
+                *(asked, int(most)),
+                ""
+                if pl_module.freeze_statistics
+                else "; each has its own BatchNorm statistics, which changes the result: batch_norm: frozen does not",
+            )
+
+
+def fitting_parts(classifier: Classifier, share: int, parts: int) -> int:
+    """Find in how many parts this rank's share of a batch fits into memory, by a step that leaves no trace.
+
+    Args:
+        classifier: on its device, in its trainer.
+        share: pictures of a global batch that are this rank's.
+        parts: to begin with; doubled until they fit.
+
+    Raises:
+        UserError: not even single pictures fit.
+    """
+    buffers = {name: value.clone() for name, value in classifier.named_buffers()}
+    while True:
+        size = -(-share // parts)
+        fits = _fits(classifier, size)
+        classifier.zero_grad(set_to_none=True)
+        if fits:
+            break
+        torch.cuda.empty_cache()
+        if size == 1:
+            raise UserError("the GPU's memory is too small for a single picture: choose a smaller backbone.image_size")
+        parts = min(2 * parts, share)
+    for name, value in classifier.named_buffers():
+        value.copy_(buffers[name])
+    return parts
+
+
+def _fits(classifier: Classifier, size: int) -> bool:
+    """Tell whether a step on this many pictures fits, beside what an optimiser keeps of each parameter."""
+    try:
+        pixels = torch.zeros(size, *classifier.picture_size, 3, dtype=torch.uint8, device=classifier.device)
+        kept = [torch.empty_like(each) for each in classifier.parameters() for _ in range(2) if each.requires_grad]
+        with classifier.trainer.precision_plugin.forward_context():
+            logits = classifier(pixels)
+            loss = F.cross_entropy(logits, torch.zeros(size, dtype=torch.int64, device=classifier.device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        del kept
+    except torch.OutOfMemoryError:
+        return False
+    return True

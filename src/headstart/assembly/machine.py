@@ -1,0 +1,192 @@
+"""What is faster on this machine, measured on a few training steps: which precision, and whether to compile."""
+
+import copy
+import hashlib
+import json
+import logging
+import platform
+import socket
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from headstart.assembly.inference import Normalize, device_of
+from headstart.assembly.run_folder import RunFolder
+from headstart.ground.artifacts import cache_folder, read_json, write_json
+from headstart.ground.errors import UserError
+from headstart.ground.finetune import Finetune
+from headstart.ground.params import Run
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+STEPS = 4
+LARGEST_BATCH = 32
+CLEARLY = 1.1
+"""bf16 is chosen where its steps are this many times as fast."""
+HOPELESS = 4
+"""A first step this many times as slow ends the measurement: on CPUs without native bf16 it takes up to 50 times."""
+SECONDS_TO_WAIT = 600
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that the hardware lacks, before Lightning silently takes another.
+
+    Raises:
+        UserError: with what to use instead.
+    """
+    if precision == "16-mixed" and device.type != "cuda":
+        raise UserError(
+            "finetune.precision: 16-mixed needs a CUDA GPU, and none is used here; use auto, 32-true or bf16-mixed"
+        )
+    if precision == "bf16-mixed" and device.type == "cuda" and not _has_bf16(device):
+        raise UserError("finetune.precision: this GPU has no bfloat16; use 16-mixed or 32-true")
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def precision_of_run(
+    model: nn.Module, config: dict[str, Any], finetune: Finetune, run: Run, *, folder: RunFolder, rank: int
+) -> Precision:
+    """Give ``finetune.precision``, for ``auto`` the faster one, which the run then keeps.
+
+    Args:
+        model: what will be trained; it stays as it is.
+        config: timm's data config.
+        finetune: the section of params.
+        run: the section of params.
+        folder: where the run's choice is kept.
+        rank: this process's; rank 0 chooses for all.
+
+    Raises:
+        UserError: the run began elsewhere under another precision than is faster here; or rank 0 chose none in time.
+    """
+    if finetune.precision != "auto":
+        return finetune.precision
+    if rank:
+        return _chosen_by_rank_0(folder)
+    fastest = _faster(model, config, device_of(run), finetune.batch_size, cache_folder(run.cache) / "precision.json")
+    if folder.precision.exists():
+        kept: dict[str, Precision] = read_json(folder.precision)
+        if kept["precision"] != fastest:
+            raise UserError(
+                f"finetune.precision: this fine-tuning began in {kept['precision']} on {kept['host']}, and auto takes "
+                f"{fastest} on {socket.gethostname()}: go on there, or begin anew with run.resume: false"
+            )
+    write_json(folder.precision, {"precision": fastest, "host": socket.gethostname()})
+    return fastest
+
+
+def _chosen_by_rank_0(folder: RunFolder) -> Precision:
+    for _ in range(SECONDS_TO_WAIT):
+        if folder.precision.exists():
+            chosen: Precision = read_json(folder.precision)["precision"]
+            return chosen
+        time.sleep(1)
+    raise UserError(f"finetune.precision: rank 0 has chosen none in {SECONDS_TO_WAIT} s; name one instead of auto")
+
+
+def _faster(model: nn.Module, config: dict[str, Any], device: torch.device, batch_size: int, memory: Path) -> Precision:
+    """Measure steps in fp32 and bf16, or remember what was measured for this hardware, model and size."""
+    size = max(2, min(batch_size, LARGEST_BATCH))
+    about = [_hardware(device), torch.__version__, torch.get_num_threads(), config["input_size"], size, repr(model)]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
+    remembered = read_json(memory) if memory.exists() else {}
+    if key not in remembered:
+        ratio = 0.0
+        if _has_bf16(device):
+            plain = seconds_a_step(model, config, device, size, bf16=False)
+            ratio = plain / seconds_a_step(model, config, device, size, bf16=True, hopeless=HOPELESS * plain)
+        precision = "bf16-mixed" if ratio > CLEARLY else "32-true"
+        remembered[key] = {"precision": precision, "bf16_speed": round(ratio, 3)}
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, remembered)
+    logger.info("precision: %(precision)s; bf16 steps are %(bf16_speed).2f times as fast as fp32", remembered[key])
+    chosen: Precision = remembered[key]["precision"]
+    return chosen
+
+
+def _hardware(device: torch.device) -> str:
+    """Name what computes; a CPU also by its features, since virtual ones share a name."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else [platform.processor()]
+    return f"{device.type} " + " ".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+
+
+def seconds_a_step(
+    model: nn.Module,
+    config: dict[str, Any],
+    device: torch.device,
+    size: int,
+    *,
+    bf16: bool,
+    hopeless: float = float("inf"),
+) -> float:
+    """Measure forward and backward on grey pictures, the fastest of a few.
+
+    Args:
+        model: copied, so that it stays as it is; in training mode.
+        config: timm's data config.
+        device: where to.
+        size: pictures a step.
+        bf16: whether under autocast.
+        hopeless: seconds of a first step after which no more are made.
+    """
+    tried, normalize = copy.deepcopy(model).to(device).train(), Normalize(config).to(device)
+    _, height, width = config["input_size"]
+    pixels = torch.full((size, height, width, 3), 128, dtype=torch.uint8, device=device)
+    seconds = []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = tried(normalize(pixels))
+        logits.float().logsumexp(dim=1).mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+        if seconds[0] > hopeless:
+            break
+    return min(seconds)
+
+
+def compiled(model: nn.Module, config: dict[str, Any], finetune: Finetune, run: Run, steps: int) -> None:
+    """Compile a model in place, if that pays.
+
+    Args:
+        model: on which ``finetune.compile`` was asked for.
+        config: timm's data config.
+        finetune: the section of params, its precision known.
+        run: the section of params.
+        steps: optimiser steps that are planned.
+
+    Raises:
+        UserError: it can't be compiled here, or the time to compile is more than the steps would save.
+    """
+    device, bf16 = device_of(run), finetune.precision == "bf16-mixed"
+    size = -(-finetune.batch_size // finetune.accumulate)
+    plain = seconds_a_step(model, config, device, size, bf16=bf16)
+    tried = copy.deepcopy(model)
+    tried.compile()
+    began = time.perf_counter()
+    try:
+        fast = seconds_a_step(tried, config, device, size, bf16=bf16)
+    except Exception as error:  # a compiler's errors are of any kind
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"finetune.compile: torch.compile fails here ({reason}); set it to false") from error
+    compiling = time.perf_counter() - began - STEPS * fast
+    saved = (plain - fast) * finetune.accumulate * steps
+    logger.info("compile: a step takes %.4f s instead of %.4f, after %.0f s of compiling", fast, plain, compiling)
+    if saved < compiling:
+        raise UserError(
+            f"finetune.compile: compiling takes {compiling:.0f} s here and saves {max(saved, 0):.0f} s in {steps} "
+            "steps; set it to false"
+        )
+    model.compile()
