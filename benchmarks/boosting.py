@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.datasets import make_classification
 from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingClassifier
 from sklearn.metrics import log_loss
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 SIZES = ((250, 184), (250, 512), (3_000, 184), (3_000, 512), (20_000, 512))
 ITERATIONS = 50

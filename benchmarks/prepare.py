@@ -1,75 +1,84 @@
-"""Measure prepare's images a second and peak memory on invented photographs.
+"""prepare's images/s against a serial loop of Pillow that makes the same pixels, and its peak memory.
 
-    python benchmarks/prepare.py --pictures 20000 --folder /tmp/prepare-benchmark
-
-The peak is the proportional set size of the stage and its workers together (what they share counts once).
+The peak is the proportional set size of the stage and its workers together (what they share counts once), read every
+half second, on invented pictures of 160 x 120 (``--memory``).
 """
 
-import argparse
-import json
-import os
-import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 from PIL import Image
 
-PARAMS = Path(__file__).parents[1] / "params.yaml"
+from benchmarks.contestants.headstart import make_project, project
+from benchmarks.contestants.pillow import stored
+from benchmarks.options import Options
+from benchmarks.rounds import Contestant, Rates, run_rounds, table
+from benchmarks.task import CLASSES, Task
+from headstart.ground.artifacts import Prepared, manifest_rows
+from headstart.libraries.text_table import text_table
+
+SERIAL = "serial Pillow loop"
+CONTESTANTS = (
+    Contestant(SERIAL, "pillow", "prepare"),
+    Contestant("headstart, 1 worker", "headstart", "prepare", {"workers": 1}),
+    Contestant("headstart, 2 workers", "headstart", "prepare", {"workers": 2}),
+)
+CHECKED = 50  # pictures
 
 
-def main() -> None:
-    """Draw the pictures, run the stage, print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=20000)
-    parser.add_argument("--folder", type=Path, required=True, help="removed first")
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--image-size", type=int, default=64)
-    args = parser.parse_args()
-    shutil.rmtree(args.folder, ignore_errors=True)
-    draw(args.folder / "data/raw", args.pictures)
-    write_params(args.folder / "params.yaml", args.backbone, args.image_size)
-    process = psutil.Popen([sys.executable, "-m", "headstart.stages.prepare"], cwd=args.folder)
+def run(options: Options) -> tuple[str, Rates]:
+    """Compare them, then measure the memory; give the tables and the figures."""
+    rates = run_rounds(options.chosen(CONTESTANTS), options.task, rounds=options.rounds, peers=options.peers)
+    _check(options.task)
+    shown = table(rates, {f"× {SERIAL}": SERIAL})
+    peaks = {str(count): [_peak_mb(options.task, count)] for count in options.memory}
+    if peaks:
+        rows = [[f"{int(count):,} pictures", f"{peak:,.0f}"] for count, [peak] in peaks.items()]
+        shown += "\n\n" + text_table([["peak memory", "MB"], *rows])
+    return shown, rates | peaks
+
+
+def _check(task: Task) -> None:
+    """Assert that the last project's store has the pixels that the serial loop makes."""
+    prepared = Prepared.open(project(task) / "data/prepared")
+    for row, picture in zip(range(CHECKED), manifest_rows(prepared.folder), strict=False):
+        assert np.array_equal(prepared.pixels(row), stored(Path(task.pictures) / picture["source"], task))
+
+
+def _peak_mb(task: Task, count: int) -> float:
+    """Prepare small pictures from nothing; give the peak in MB."""
+    small = replace(task, pictures=str(Path(task.work) / f"small-{count}"), model="resnet18", size=64)
+    if not Path(small.pictures).exists():
+        _draw(Path(small.pictures), count)
+    make_project(small)
+    process = psutil.Popen([sys.executable, "-m", "headstart.stages.prepare"], cwd=project(small))
     peak = 0
     while process.poll() is None:
-        peak = max(peak, memory(process))
+        peak = max(peak, _memory(process))
         time.sleep(0.5)
-    if process.returncode:
-        sys.exit(process.returncode)
-    report = json.loads((args.folder / "reports/prepare.json").read_text())
-    shown = {key: report[key] for key in ("pictures", "images_per_second", "seconds")}
-    print(json.dumps(shown | {"peak_mb": round(peak / 2**20), "cores": os.cpu_count()}))
+    assert process.returncode == 0
+    return peak / 1e6
 
 
-def draw(root: Path, count: int) -> None:
-    """Write JPEGs of 160 x 120 in ten classes: crops of some smooth noise, each different."""
-    rng = np.random.default_rng(0)
-    small = rng.integers(0, 256, (60, 80, 3), np.uint8)
+def _draw(folder: Path, count: int) -> None:
+    """Write JPEGs of 160 x 120: crops of some smooth noise, each different."""
+    small = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     canvas = Image.fromarray(small).resize((1600, 1200), Image.Resampling.BICUBIC)
+    aside = folder.with_name(f".{folder.name}")
     for i in range(count):
-        folder = root / f"class{i % 10}"
-        folder.mkdir(parents=True, exist_ok=True)
+        target = aside / f"class{i % CLASSES}" / f"{i:06d}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
         left, top = i % 1440, i // 1440 * 7
-        canvas.crop((left, top, left + 160, top + 120)).save(folder / f"{i:06d}.jpg", quality=85)
+        canvas.crop((left, top, left + 160, top + 120)).save(target, quality=85)
+    aside.rename(folder)
 
 
-def write_params(path: Path, backbone: str, image_size: int) -> None:
-    """Write the repository's params.yaml with another source and backbone."""
-    text = PARAMS.read_text()
-    for old, new in (
-        ("source: digits", "source: imagefolder"),
-        ("name: bundled", f"name: {backbone}"),
-        ("image_size: null", f"image_size: {image_size}"),
-    ):
-        assert old in text
-        text = text.replace(old, new)
-    path.write_text(text)
-
-
-def memory(process: psutil.Process) -> int:
-    """Give the bytes of a process and those that it started, what they share counted once."""
+def _memory(process: psutil.Process) -> int:
+    """Give the bytes of a process and those that it started."""
     total = 0
     for each in [process, *process.children(recursive=True)]:
         try:
@@ -77,7 +86,3 @@ def memory(process: psutil.Process) -> int:
         except (psutil.Error, OSError):
             continue
     return total
-
-
-if __name__ == "__main__":
-    main()

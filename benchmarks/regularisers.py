@@ -90,8 +90,8 @@ def params_of(finetuning: dict[str, Any], *, cache: Path) -> Params:
     """Give the repository's params.yaml for photographs, with other values for fine-tuning."""
     content = YAML(typ="safe").load(PARAMS)
     content["prepare"]["source"] = "imagefolder"
-    augment = {"scale": [0.35, 1.0], "ratio": [0.75, 1.3333], "hflip": 0.5}
-    content["finetune"] |= {"augment": augment, **finetuning}
+    content["finetune"] |= finetuning
+    content["finetune"]["augment"] |= {"scale": [0.35, 1.0], "hflip": 0.5}
     content["run"] |= {"tracking": "disabled", "cache": str(cache), "resume": False}
     return parse_params(content)
 

@@ -1,0 +1,69 @@
+"""The benchmarks' pictures: JPEGs of quality 90 in train/, val/ and test/, one folder a class, made once."""
+
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.task import CLASSES
+
+HELD_OUT = 2 * CLASSES  # pictures of validation, and of test: next to nothing, since what is timed is training
+ENDINGS = {".jpg", ".jpeg", ".png"}
+Image.init()
+
+
+def make_pictures(work: Path, source: Path | None, count: int, size: tuple[int, int]) -> Path:
+    """Give the folder of ``count`` training pictures; what an earlier run made is used again.
+
+    Args:
+        work: where the folder is made.
+        source: a folder with photographs somewhere below, resized; None: they are invented.
+        count: training pictures.
+        size: width and height, in pixels.
+    """
+    name = "invented" if source is None else hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
+    folder = work / f"pictures-{name}-{size[0]}x{size[1]}-{count}"
+    if folder.exists():
+        return folder
+    aside = folder.with_name(f".{folder.name}")
+    drawn = islice(_invented(size) if source is None else _resized(source, size), count + 2 * HELD_OUT)
+    written = 0
+    for i, picture in enumerate(drawn):
+        split = "test" if i < HELD_OUT else "val" if i < 2 * HELD_OUT else "train"
+        target = aside / split / f"class{i % CLASSES}" / f"{i:06d}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(target, quality=90)
+        written += 1
+    assert written == count + 2 * HELD_OUT, f"{source}: {written} pictures, {count + 2 * HELD_OUT} are needed"
+    return aside.rename(folder)
+
+
+def mean_bytes(folder: Path) -> int:
+    """Give the mean size of the training files."""
+    sizes = [path.stat().st_size for path in folder.glob("train/*/*")]
+    return round(sum(sizes) / len(sizes))
+
+
+def _resized(source: Path, size: tuple[int, int]) -> Iterator[Image.Image]:
+    """Yield photographs in an order that has nothing to do with their names."""
+    paths = [path for path in source.rglob("*") if path.suffix.lower() in ENDINGS]
+    for path in sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).digest()):
+        with Image.open(path) as picture:
+            yield picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def _invented(size: tuple[int, int]) -> Iterator[Image.Image]:
+    """Yield noise whose spectrum falls with the frequency as that of photographs does."""
+    rng = np.random.default_rng(0)
+    width, height = size
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequency[0, 0] = 1 / max(size)
+    while True:
+        grey, *colours = (np.fft.irfft2(np.fft.rfft2(noise) / frequency**1.5, (height, width)) for noise in (
+            rng.normal(size=(4, height, width))
+        ))  # fmt: skip
+        channels = np.stack([grey + 0.3 * colour for colour in colours], axis=2)
+        yield Image.fromarray(np.clip(128 + 55 * channels / channels.std(), 0, 255).astype(np.uint8))
