@@ -33,5 +33,7 @@ def test_prepared_photographs_are_what_timms_own_transform_gives(
     transform = create_transform(**prepared.input, is_training=False)
     ours = Normalize(prepared.input)(evaluation_pixels(prepared, np.arange(len(prepared.ids))))
     for row, found in zip(manifest_rows(), ours, strict=True):
+        if row["split"] == "train":  # stored at another size, for random crops
+            continue
         picture = ImageOps.exif_transpose(Image.open(Path("raw") / row["source"])).convert("RGB")
         torch.testing.assert_close(found, transform(picture), rtol=0, atol=1e-6)

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from headstart.assembly.feature_cache import FeatureCache, picture_key
 from headstart.ground.errors import UserError
@@ -103,14 +102,14 @@ def test_a_file_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
             cache.row(pictures[1000])
 
 
-def test_a_picture_is_named_by_its_pixels_and_its_shape() -> None:
-    pixels = torch.randint(0, 256, (4, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    key = picture_key(pixels)
+def test_a_picture_is_named_by_its_pixels_its_shape_and_its_use() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    key = picture_key(pixels, training=False)
     assert len(key) == 16
-    assert picture_key(pixels.clone()) == key
-    assert picture_key(pixels.permute(2, 0, 1).contiguous().permute(1, 2, 0)) == key  # whatever the strides
-    changed = pixels.clone()
+    assert picture_key(pixels.copy(), training=False) == key
+    assert picture_key(np.asfortranarray(pixels), training=False) == key  # whatever the strides
+    assert picture_key(pixels, training=True) != key
+    changed = pixels.copy()
     changed[3, 5, 2] ^= 1
-    assert picture_key(changed) != key
-    assert picture_key(pixels.reshape(6, 4, 3)) != key  # the same bytes
-    assert picture_key(pixels.transpose(0, 1)) != key
+    for other in (changed, pixels.reshape(6, 4, 3), pixels.transpose(1, 0, 2)):
+        assert picture_key(other, training=False) != key

@@ -137,4 +137,4 @@ def test_timms_crop_is_not_built_for_every_picture(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(inference, "evaluation_transform", counted)
     run(**{"features.batch_size": 31})
-    assert len(built) == 2  # all 31 pictures are named in one batch, and computed in one
+    assert len(built) == 1  # all 31 pictures are computed in one batch, and named without it

@@ -14,7 +14,6 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from ruamel.yaml import YAML
@@ -353,7 +352,10 @@ def test_training_pictures_are_evaluated_at_timms_resize() -> None:
             original = image.convert("RGB")
         larger = about["split"] == "train" and min(original.size) > 24
         picture = Image.fromarray(prepared.pixels(row)) if larger else original
-        torch.testing.assert_close(Normalize(prepared.input)(pixels[row : row + 1])[0], transform(picture))
+        # torch's kernel, which resizes the training pictures, may be one level of 255 away from Pillow's.
+        level = 1.01 / 255 / min(prepared.input["std"]) if about["split"] == "train" else 1e-5
+        difference = Normalize(prepared.input)(pixels[row : row + 1])[0] - transform(picture)
+        assert difference.abs().max() <= level
 
 
 def test_another_input_decodes_anew() -> None:

@@ -7,7 +7,6 @@ Every process draws the same permutation and takes its part of each global batch
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 import torch
 from lightning import LightningDataModule
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from headstart.assembly.inference import evaluation_pixels
+from headstart.assembly.inference import evaluation_pixels, loading
 from headstart.ground.artifacts import Prepared, read_labels
 from headstart.ground.errors import UserError
 from headstart.ground.finetune import Finetune
@@ -27,8 +26,6 @@ Rows = NDArray[np.int64]
 
 MIXING_STREAM = 1
 """Sets the random numbers of mixtures apart from those of pictures."""
-WORKERS_A_GPU = 8
-CORES_FOR_A_WORKER = 4
 
 
 class Batch(NamedTuple):
@@ -195,18 +192,5 @@ class Pictures(LightningDataModule):
     def _loader(self, pictures: Dataset[Batch], batches: "Sampler[Part] | list[Rows]") -> DataLoader[Batch]:
         """Load whole batches: ``batch_size=None`` hands a part, or a batch's places, to the data set as it is."""
         assert self.trainer is not None
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        if self._run.workers != "auto":
-            workers = self._run.workers
-        else:
-            cores = max(1, joblib.cpu_count() // self.trainer.num_devices)
-            # On a CPU a loading process takes a core from the step, and one is enough for many.
-            workers = min(WORKERS_A_GPU, cores) if on_gpu else int(cores >= CORES_FOR_A_WORKER)
-        return DataLoader(
-            pictures,
-            batch_size=None,
-            sampler=batches,
-            num_workers=workers,
-            pin_memory=on_gpu,
-            persistent_workers=workers > 0,
-        )
+        arguments = loading(self.trainer.strategy.root_device, self._run, processes=self.trainer.num_devices)
+        return DataLoader(pictures, sampler=batches, persistent_workers=arguments["num_workers"] > 0, **arguments)

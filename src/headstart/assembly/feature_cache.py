@@ -1,7 +1,7 @@
 """Feature rows kept by content, so that going back to an earlier backbone or data set costs no forward pass.
 
 One SQLite file for each way of computing features (weights, input, dtype); in it one row for each picture, named by a
-hash of the very pixels that the backbone sees. Rows are committed batch by batch: what a killed run computed is kept.
+hash of the pixels that are stored. Rows are committed batch by batch: what a killed run computed is kept.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from torch import Tensor
 
 from headstart.ground.errors import UserError
 
@@ -76,7 +75,12 @@ class FeatureCache:
         self._file.close()
 
 
-def picture_key(pixels: Tensor) -> bytes:
-    """Name a picture by the pixels that the backbone sees, uint8 (height, width, 3): 16 bytes."""
-    content = np.ascontiguousarray(pixels.numpy())
-    return hashlib.blake2b(content.data, digest_size=16, salt=str(content.shape[:2]).encode()[:16]).digest()
+def picture_key(stored: NDArray[np.uint8], *, training: bool) -> bytes:
+    """Name a picture by what evaluation's pixels follow from: 16 bytes.
+
+    Args:
+        stored: uint8 (height, width, 3).
+        training: whether it is stored for training, and so resized for evaluation.
+    """
+    content, shape = np.ascontiguousarray(stored), str(stored.shape[:2]).encode()[:16]
+    return hashlib.blake2b(content.data, digest_size=16, salt=shape, person=b"training" * training).digest()

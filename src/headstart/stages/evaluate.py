@@ -100,7 +100,13 @@ def _finetune_logits(prepared: Prepared, params: Params) -> NDArray[np.float32]:
     model: nn.Module = timm.create_model(f"local-dir:{artifacts.existing(artifacts.FINETUNE)}", pretrained=True)
     model = channels_last(model.eval().to(device))
     batches = infer(
-        model, prepared, prepared.rows("test"), batch_size=params.evaluate.batch_size, device=device, label="evaluate"
+        model,
+        prepared,
+        prepared.rows("test"),
+        batch_size=params.evaluate.batch_size,
+        device=device,
+        run=params.run,
+        label="evaluate",
     )
     return np.concatenate(list(batches))
 

@@ -27,7 +27,7 @@ from headstart.assembly.program import main
 from headstart.ground import artifacts
 from headstart.ground.artifacts import SPLITS, Prepared, manifest_rows
 from headstart.ground.errors import UserError
-from headstart.ground.params import Params
+from headstart.ground.params import Params, Run
 from headstart.libraries.backbone import input_config
 from headstart.libraries.model_card import model_card
 from headstart.libraries.onnx_export import onnx_model, write_onnx
@@ -47,12 +47,12 @@ def run(params: Params) -> None:
     evaluation = artifacts.read_json(READS[2])
     rows = _comparison_rows(prepared, params.export.pictures)
     trained = load_timm(artifacts.existing(artifacts.FINETUNE))
-    expected = _logits(trained, prepared, rows, BATCH, "trained")
+    expected = _logits(trained, prepared, rows, BATCH, run=params.run, name="trained")
     with artifacts.replacing(artifacts.EXPORT) as aside:
         aside.mkdir()
         formats = []
         for name, model, batch_size in _written(aside, trained, prepared):
-            found = _logits(model, prepared, rows, batch_size, name)
+            found = _logits(model, prepared, rows, batch_size, run=params.run, name=name)
             formats.append(_compared(name, found, expected, rows, params.export.tolerance))
         card = model_card(
             config=artifacts.read_json(aside / "config.json"),
@@ -126,12 +126,17 @@ def _check_config(folder: Path, model: nn.Module, prepared: Prepared) -> None:
 
 
 def _logits(
-    model: Callable[[Tensor], Tensor], prepared: Prepared, rows: NDArray[np.int64], batch_size: int, name: str
+    model: Callable[[Tensor], Tensor],
+    prepared: Prepared,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    *,
+    run: Run,
+    name: str,
 ) -> NDArray[np.float32]:
     """Compute logits on the CPU: (n, classes)."""
-    label = f"export, {name}"
-    device = torch.device("cpu")
-    return np.concatenate(list(infer(model, prepared, rows, batch_size=batch_size, device=device, label=label)))
+    cpu, label = torch.device("cpu"), f"export, {name}"
+    return np.concatenate(list(infer(model, prepared, rows, batch_size=batch_size, device=cpu, run=run, label=label)))
 
 
 def _compared(

@@ -14,15 +14,14 @@ import time
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from headstart.assembly.feature_cache import FeatureCache, picture_key
-from headstart.assembly.inference import device_of, evaluation_pixels, infer
+from headstart.assembly.inference import device_of, infer
 from headstart.assembly.program import main
 from headstart.ground import artifacts
-from headstart.ground.artifacts import Prepared
+from headstart.ground.artifacts import SPLITS, Prepared
 from headstart.ground.baselines import write_own_classifier
 from headstart.ground.errors import UserError
 from headstart.ground.params import Params
@@ -47,7 +46,6 @@ def run(params: Params) -> None:
     """Compute the rows that the cache lacks, then write all of them in the manifest's order."""
     began = time.perf_counter()
     prepared = Prepared.open()
-    device = device_of(params.run)
     backbone = params.backbone
     model = build(
         backbone.name,
@@ -58,14 +56,14 @@ def run(params: Params) -> None:
     )
     own = own_classifier(model) if backbone.pretrained else None
     model.reset_classifier(len(prepared.classes))  # type: ignore[operator]
-    model = channels_last(model.eval().requires_grad_(requires_grad=False).to(device))
+    model = channels_last(model.eval().requires_grad_(requires_grad=False).to(device_of(params.run)))
     about = {"weights": weights_sha256(model), "input": prepared.input, "dtype": params.features.dtype}
     shape = len(prepared.ids), classifier(model).in_features
 
     cache = FeatureCache(artifacts.cache_folder(params.run.cache) / "features", about, shape[1], params.features.dtype)
-    keys = _keys(prepared, params.features.batch_size)
+    keys = _keys(prepared)
     todo = _first_of_each(keys, list(cache.missing(keys)))
-    rate = _compute(todo, keys, prepared, model, cache, batch_size=params.features.batch_size, device=device)
+    rate = _compute(todo, keys, prepared, model, cache=cache, params=params)
     artifacts.write_features(map(cache.row, keys), shape, params.features.dtype, about)
     cache.close()
     if own is not None:
@@ -85,11 +83,10 @@ def run(params: Params) -> None:
     )
 
 
-def _keys(prepared: Prepared, batch_size: int) -> list[bytes]:
-    """Name every picture by its pixels; by the batch, for which timm's crop is built once."""
-    rows = np.arange(len(prepared.ids))
-    batches = (evaluation_pixels(prepared, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size))
-    return [picture_key(pixels) for batch in batches for pixels in batch]
+def _keys(prepared: Prepared) -> list[bytes]:
+    """Name every picture."""
+    training = (prepared.splits == SPLITS.index("train")).tolist()
+    return [picture_key(prepared.pixels(row), training=trained) for row, trained in enumerate(training)]
 
 
 def _compute(
@@ -97,15 +94,20 @@ def _compute(
     keys: list[bytes],
     prepared: Prepared,
     model: nn.Module,
-    cache: FeatureCache,
     *,
-    batch_size: int,
-    device: torch.device,
+    cache: FeatureCache,
+    params: Params,
 ) -> float | None:
     """Compute rows into the cache, batch by batch; give the images a second, None where there was nothing to do."""
     began, done = time.perf_counter(), 0
     for rows in infer(
-        partial(features_of, model), prepared, todo, batch_size=batch_size, device=device, label="features"
+        partial(features_of, model),
+        prepared,
+        todo,
+        batch_size=params.features.batch_size,
+        device=device_of(params.run),
+        run=params.run,
+        label="features",
     ):
         if not np.isfinite(rows).all():
             raise UserError("backbone.name: this backbone gives features that are not finite; its weights are damaged")

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,10 @@ PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args")
 READS: tuple[str | Path, ...] = ("${prepare.path}",)
 WRITES: tuple[str | Path, ...] = (artifacts.PREPARED,)
 
+# Pictures whose sizes are read beforehand, to estimate those of all.
 SAMPLE = 64
 # What a worker process imports.
-PRELOAD = ("headstart.assembly.store",)
+PRELOAD = ("headstart.assembly.store", "headstart.libraries.backbone", "headstart.libraries.datasets")
 
 logger = logging.getLogger(__name__)
 
@@ -142,10 +144,13 @@ def _pack(packer: Packer, catalog: Catalog, size: int, workers: int) -> dict[str
 
 def _pack_again(packer: Packer, catalog: Catalog, splits: NDArray[np.int8], workers: int) -> dict[str, Any]:
     """Write anew the shards with a picture whose split did not come out as foreseen; give figures for the report."""
-    packer.earlier.close()
-    packer.earlier.add(packer.folder)
+    tasks = catalog.to_pack_again(splits)
+    first = list(islice(tasks, 1))
+    if first:
+        packer.earlier.close()
+        packer.earlier.add(packer.folder)
     certain, decoded = replace(packer, shares={}), 0
-    for outcomes in in_order(certain, catalog.to_pack_again(splits), workers=workers, preload=PRELOAD):
+    for outcomes in in_order(certain, chain(first, tasks), workers=workers, preload=PRELOAD):
         decoded += _recorded(catalog, outcomes)["decoded"]
     if catalog.count() != len(splits):
         raise UserError("prepare: pictures were changed while they were read: run it again")
