@@ -1,5 +1,6 @@
 """What is chosen by measuring. The measurements are real in one test and invented in the others."""
 
+import copy
 import logging
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from headstart.assembly import machine
 from headstart.assembly.run_folder import RunFolder
@@ -26,13 +28,13 @@ def model() -> nn.Module:
     return made
 
 
-def invented(seconds: dict[bool, float], monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Have steps in fp32 (False) and bf16 (True) take so many seconds; the list tells what was measured."""
-    measured: list[bool] = []
+def invented(plain: float, bf16: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have steps in fp32 and bf16 take so many seconds; the list grows with every measurement."""
+    measured: list[int] = []
 
-    def measure(*_: Any, bf16: bool, **__: Any) -> float:
-        measured.append(bf16)
-        return seconds[bf16]
+    def measure(*_: Any) -> tuple[float, float]:
+        measured.append(1)
+        return plain, bf16
 
     monkeypatch.setattr(machine, "seconds_a_step", measure)
     return measured
@@ -49,29 +51,33 @@ def choose(model: nn.Module, folder: Path, rank: int = 0, precision: str = "auto
 def test_the_clearly_faster_one_is_chosen_said_and_remembered(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16_seconds: float, expected: str
 ) -> None:
-    measured = invented({False: 1.0, True: bf16_seconds}, monkeypatch)
+    measured = invented(1.0, bf16_seconds, monkeypatch)
     assert choose(model, tmp_path) == expected
     assert choose(model, tmp_path) == expected
-    assert measured == [False, True]
+    assert len(measured) == 1
     other: nn.Module = timm.create_model("test_vit", num_classes=4)
     (tmp_path / "run" / "precision.json").unlink()
     choose(other, tmp_path)
-    assert measured == [False, True] * 2
+    assert len(measured) == 2
 
 
-def test_a_run_keeps_its_precision_and_is_not_gone_on_with_in_another(
+def test_a_run_keeps_the_precision_in_which_it_began(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    invented({False: 1.0, True: 0.5}, monkeypatch)
     caplog.set_level(logging.INFO)
+    invented(1.0, 0.5, monkeypatch)
     assert choose(model, tmp_path) == "bf16-mixed"
     assert "precision: bf16-mixed; bf16 steps are 2.00 times as fast as fp32" in caplog.text
     assert choose(model, tmp_path, rank=1) == "bf16-mixed"
-    invented({False: 1.0, True: 2.0}, monkeypatch)
+    invented(1.0, 2.0, monkeypatch)
     monkeypatch.setattr(machine, "_hardware", lambda _: "another machine")
-    with pytest.raises(UserError, match=r"began in bf16-mixed on .*auto takes 32-true.*run\.resume: false"):
-        choose(model, tmp_path)
+    assert choose(model, tmp_path) == "bf16-mixed"
+    assert "precision: bf16-mixed, in which this fine-tuning began on" in caplog.text
     assert choose(model, tmp_path, precision="32-true") == "32-true"
+    monkeypatch.setattr(machine, "device_of", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    with pytest.raises(UserError, match="this GPU has no bfloat16"):
+        choose(model, tmp_path)
 
 
 def test_a_rank_waits_for_the_choice_of_the_first(
@@ -89,29 +95,49 @@ def test_the_measurement_is_of_real_steps_and_leaves_the_model_alone(model: nn.M
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     (remembered,) = read_json(tmp_path / "cache" / "precision.json").values()
-    assert remembered["bf16_speed"] > 0
-    small, large = (machine.seconds_a_step(model, SIZE, torch.device("cpu"), size, bf16=False) for size in (2, 256))
+    assert (remembered["bf16_speed"] > machine.CLEARLY) == (remembered["precision"] == "bf16-mixed")
+    small, large = (
+        machine.seconds_a_step(copy.deepcopy(model), SIZE, torch.device("cpu"), size, [False])[0] for size in (2, 256)
+    )
     assert large > 2 * small
 
 
-def compiled(model: nn.Module, steps: int) -> None:
+def test_a_hopeless_precision_is_tried_twice_and_too_large_a_batch_is_halved(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[int, bool]] = []
+
+    def step(_: nn.Module, __: nn.Module, pixels: torch.Tensor, *, bf16: bool) -> float:
+        tried.append((len(pixels), bf16))
+        if len(pixels) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 5.0 if bf16 else 1.0
+
+    monkeypatch.setattr(machine, "_seconds", step)
+    assert machine.seconds_a_step(model, SIZE, torch.device("cpu"), 32, (False, True)) == [1.0, 5.0]
+    assert tried == [(32, False), (16, False), *[(8, False), (8, True)] * 2]
+
+
+def check(model: nn.Module, steps: int) -> None:
     section = params({"finetune.compile": True})
-    machine.compiled(model, SIZE, section.finetune, section.run, steps)
+    machine.check_compiling(model, SIZE, section.finetune, section.run, steps)
 
 
 def test_compiling_is_refused_where_it_does_not_pay(model: nn.Module) -> None:
+    counters.clear()
     with pytest.raises(UserError, match=r"finetune\.compile: compiling takes \d+ s here and saves \d+ s in 2 steps"):
-        compiled(model, steps=2)
+        check(model, steps=2)
+    assert counters["frames"]["ok"] > 0  # it was really compiled
 
 
-def test_compiling_is_refused_where_it_fails(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any, **__: Any) -> float:
+def test_compiling_is_taken_where_it_pays_and_refused_where_it_fails(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> list[float]:
         raise RuntimeError("no C++ compiler\nand much more")
 
-    monkeypatch.setattr(machine, "seconds_a_step", broken)
-    with pytest.raises(RuntimeError, match="no C"):  # what fails without the compiler too is no fault of it
-        compiled(model, steps=2)
-    calls = iter([lambda: 1.0, broken])
-    monkeypatch.setattr(machine, "seconds_a_step", lambda *_, **__: next(calls)())
+    calls = iter([lambda *_: [1.0], lambda *_: [0.5], lambda *_: [1.0], broken])
+    monkeypatch.setattr(machine, "seconds_a_step", lambda *_: next(calls)())
+    check(model, steps=100)
     with pytest.raises(UserError, match=r"fails here \(no C\+\+ compiler\); set it to false"):
-        compiled(model, steps=2)
+        check(model, steps=100)

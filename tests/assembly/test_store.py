@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from headstart.assembly.store import Estimate, Resizes, choose_store
+from headstart.ground.shards import Store
 from headstart.libraries.images import TrainingResize
 from headstart.libraries.splits import NOT_GIVEN, TEST, TRAIN
 
@@ -39,26 +40,31 @@ def test_a_shard_has_128_mib_and_1024_pictures_at_most() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "free", "was_raw", "expected"),
+    ("size", "free", "was", "expected"),
     [
-        (40, 100, False, "raw"),
-        (60, 100, False, "jpeg"),  # more than half of the disk
-        (60, 100, True, "raw"),  # as before
-        (110, 100, True, "jpeg"),
-        (600, 10_000, True, "jpeg"),  # more than half of the memory
+        (40, 100, None, "raw"),
+        (60, 100, None, "jpeg"),  # more than half of the disk
+        (60, 100, "raw", "raw"),  # as before
+        (110, 100, "raw", "jpeg"),
+        (600, 10_000, "raw", "jpeg"),  # more than half of the memory
     ],
 )
 def test_pixels_are_stored_where_they_fit(
-    caplog: pytest.LogCaptureFixture, size: int, free: int, was_raw: bool, expected: str
+    caplog: pytest.LogCaptureFixture, size: int, free: int, was: Store | None, expected: str
 ) -> None:
     caplog.set_level("INFO")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free * 10**9))
         patch.setattr("os.sysconf", {"SC_PAGE_SIZE": 10**6, "SC_PHYS_PAGES": 10**6}.__getitem__)
-        assert choose_store("auto", size * 10**9, Path(), was_raw=was_raw) == expected
+        assert choose_store("auto", size * 10**9, Path(), was=was) == expected
     assert f"take about {size}.00 GB; free disk is {free}.0 GB, memory 1000.0 GB" in caplog.text
 
 
+def test_jpegs_stay_jpegs_so_that_only_new_pictures_are_decoded() -> None:
+    assert choose_store("auto", 0, Path(), was="jpeg") == "jpeg"
+
+
 def test_what_is_asked_for_is_done() -> None:
-    assert choose_store("raw", 1e30, Path(), was_raw=False) == "raw"
-    assert choose_store("jpeg", 0, Path(), was_raw=False) == "jpeg"
+    assert choose_store("raw", 0, Path(), was="jpeg") == "raw"
+    assert choose_store("raw", 1e30, Path(), was=None) == "raw"
+    assert choose_store("jpeg", 0, Path(), was=None) == "jpeg"

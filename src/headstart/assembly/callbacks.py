@@ -18,6 +18,8 @@ from headstart.libraries.progress import Progress
 logger = logging.getLogger(__name__)
 
 BATCHES_BETWEEN_CHECKS = 50
+KEPT = 5
+"""Copies of each parameter beside its gradient: Adam's two moments, and three of the ledger's."""
 
 
 class EpochReport(Callback):
@@ -91,7 +93,8 @@ class FiniteLoss(Callback):
         self._first_bad = torch.where(bad, batch_idx, self._first_bad)
         if (batch_idx + 1) % BATCHES_BETWEEN_CHECKS and batch_idx + 1 < trainer.num_training_batches:
             return
-        first = int(self._first_bad)
+        latest: Tensor = trainer.strategy.reduce(self._first_bad, reduce_op="max")  # so that all ranks end
+        first = int(latest)
         if first >= 0:
             assert isinstance(pl_module, Classifier)
             step = first // trainer.accumulate_grad_batches
@@ -112,51 +115,55 @@ class MicroBatches(Callback):
             return
         assert isinstance(pl_module, Classifier)
         asked = trainer.accumulate_grad_batches
-        parts = torch.tensor(fitting_parts(pl_module, -(-pl_module.batch_size // trainer.world_size), asked))
-        most: Tensor = trainer.strategy.reduce(parts.to(pl_module.device), reduce_op="max")
-        trainer.accumulate_grad_batches = int(most)
-        if int(most) > asked and trainer.is_global_zero:
+
+        def fit_everywhere(fits: bool) -> bool:  # noqa: FBT001  (what is agreed on)
+            everywhere: Tensor = trainer.strategy.reduce(
+                torch.tensor(int(fits), device=pl_module.device), reduce_op="min"
+            )
+            return bool(everywhere)
+
+        parts = fitting_parts(pl_module, trainer.world_size, asked, fit_everywhere)
+        trainer.accumulate_grad_batches = parts
+        if parts > asked and trainer.is_global_zero:
             logger.warning(
                 "the GPU's memory is too small for a batch in %d parts, so it is computed in %d%s",
-                *(asked, int(most)),
+                *(asked, parts),
                 ""
                 if pl_module.freeze_statistics
                 else "; each has its own BatchNorm statistics, which changes the result: batch_norm: frozen does not",
             )
 
 
-def fitting_parts(classifier: Classifier, share: int, parts: int) -> int:
-    """Find in how many parts this rank's share of a batch fits into memory, by a step that leaves no trace.
+def fitting_parts(classifier: Classifier, world: int, parts: int, agreed: Callable[[bool], bool]) -> int:
+    """Find in how many parts a rank's share of a batch fits into memory, by steps that leave no trace.
 
     Args:
         classifier: on its device, in its trainer.
-        share: pictures of a global batch that are this rank's.
+        world: number of processes.
         parts: to begin with; doubled until they fit.
+        agreed: tells of an attempt that fits here whether it fits on every rank.
 
     Raises:
         UserError: not even single pictures fit.
     """
-    buffers = {name: value.clone() for name, value in classifier.named_buffers()}
+    classifier.eval()  # BatchNorm's statistics stay, and ranks don't wait for each other's
     while True:
-        size = -(-share // parts)
-        fits = _fits(classifier, size)
+        size = -(-classifier.batch_size // (world * parts))
+        fits = agreed(_fits(classifier, size))
         classifier.zero_grad(set_to_none=True)
         if fits:
-            break
+            return parts
         torch.cuda.empty_cache()
         if size == 1:
             raise UserError("the GPU's memory is too small for a single picture: choose a smaller backbone.image_size")
-        parts = min(2 * parts, share)
-    for name, value in classifier.named_buffers():
-        value.copy_(buffers[name])
-    return parts
+        parts = min(2 * parts, classifier.batch_size // world)
 
 
 def _fits(classifier: Classifier, size: int) -> bool:
-    """Tell whether a step on this many pictures fits, beside what an optimiser keeps of each parameter."""
+    """Tell whether a step on this many pictures fits, beside what is kept of each parameter."""
     try:
         pixels = torch.zeros(size, *classifier.picture_size, 3, dtype=torch.uint8, device=classifier.device)
-        kept = [torch.empty_like(each) for each in classifier.parameters() for _ in range(2) if each.requires_grad]
+        kept = [torch.empty_like(each) for each in classifier.parameters() for _ in range(KEPT) if each.requires_grad]
         with classifier.trainer.precision_plugin.forward_context():
             logits = classifier(pixels)
             loss = F.cross_entropy(logits, torch.zeros(size, dtype=torch.int64, device=classifier.device))

@@ -73,12 +73,10 @@ class Classifier(LightningModule):
         super().__init__()
         self.model, self.groups, self.finetune, self.phases = model, groups, finetune, phases
         self.normalize = Normalize(config)
-        self.history: list[HistoryRow] = []
-        self.ledger: list[Row] = []
+        self.history, self.ledger = list[HistoryRow](), list[Row]()
         place = place_of(finetune.l2.kind, finetune.optimizer, clipped=finetune.clip is not None)
         self.penalty_in_loss = place == "loss"
-        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
-        self.freeze_statistics = freeze_statistics
+        self.batch_size, self.steps_per_epoch, self.freeze_statistics = batch_size, steps_per_epoch, freeze_statistics
         _, *self.picture_size = config["input_size"]
         self._start = {name: value.detach().clone() for name, value in model.named_parameters()}
         self._anchors = {name: self._start[name] for name in anchored}
@@ -132,8 +130,8 @@ class Classifier(LightningModule):
         """Have what is no parameter where the weights are."""
         if self._class_weights is not None:
             self._class_weights = self._class_weights.to(self.device)
-        for kept in (self._start, self._anchors):
-            kept.update({name: value.to(self.device) for name, value in kept.items()})
+        self._start.update({name: value.to(self.device) for name, value in self._start.items()})
+        self._anchors.update({name: self._start[name] for name in self._anchors})
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:

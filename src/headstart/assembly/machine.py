@@ -6,12 +6,14 @@ import json
 import logging
 import platform
 import socket
+import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headstart.assembly.inference import Normalize, device_of
 from headstart.assembly.run_folder import RunFolder
@@ -24,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
-STEPS = 4
+ROUNDS = 7
 LARGEST_BATCH = 32
 CLEARLY = 1.1
 """bf16 is chosen where its steps are this many times as fast."""
 HOPELESS = 4
-"""A first step this many times as slow ends the measurement: on CPUs without native bf16 it takes up to 50 times."""
+"""A step this many times as slow ends the measurement: on CPUs without native bf16 it takes up to 50 times as long."""
 SECONDS_TO_WAIT = 600
 
 
@@ -65,22 +67,20 @@ def precision_of_run(
         rank: this process's; rank 0 chooses for all.
 
     Raises:
-        UserError: the run began elsewhere under another precision than is faster here; or rank 0 chose none in time.
+        UserError: the run began in a precision that the hardware here lacks; or rank 0 chose none in time.
     """
     if finetune.precision != "auto":
         return finetune.precision
     if rank:
         return _chosen_by_rank_0(folder)
-    fastest = _faster(model, config, device_of(run), finetune.batch_size, cache_folder(run.cache) / "precision.json")
     if folder.precision.exists():
         kept: dict[str, Precision] = read_json(folder.precision)
-        if kept["precision"] != fastest:
-            raise UserError(
-                f"finetune.precision: this fine-tuning began in {kept['precision']} on {kept['host']}, and auto takes "
-                f"{fastest} on {socket.gethostname()}: go on there, or begin anew with run.resume: false"
-            )
-    write_json(folder.precision, {"precision": fastest, "host": socket.gethostname()})
-    return fastest
+        check_precision(kept["precision"], device_of(run))
+        logger.info("precision: %(precision)s, in which this fine-tuning began on %(host)s", kept)
+        return kept["precision"]
+    chosen = _faster(model, config, device_of(run), finetune.batch_size, cache_folder(run.cache) / "precision.json")
+    write_json(folder.precision, {"precision": chosen, "host": socket.gethostname()})
+    return chosen
 
 
 def _chosen_by_rank_0(folder: RunFolder) -> Precision:
@@ -101,8 +101,8 @@ def _faster(model: nn.Module, config: dict[str, Any], device: torch.device, batc
     if key not in remembered:
         ratio = 0.0
         if _has_bf16(device):
-            plain = seconds_a_step(model, config, device, size, bf16=False)
-            ratio = plain / seconds_a_step(model, config, device, size, bf16=True, hopeless=HOPELESS * plain)
+            plain, bf16 = seconds_a_step(copy.deepcopy(model), config, device, size, (False, True))
+            ratio = plain / bf16
         precision = "bf16-mixed" if ratio > CLEARLY else "32-true"
         remembered[key] = {"precision": precision, "bf16_speed": round(ratio, 3)}
         memory.parent.mkdir(parents=True, exist_ok=True)
@@ -122,46 +122,53 @@ def _hardware(device: torch.device) -> str:
 
 
 def seconds_a_step(
-    model: nn.Module,
-    config: dict[str, Any],
-    device: torch.device,
-    size: int,
-    *,
-    bf16: bool,
-    hopeless: float = float("inf"),
-) -> float:
-    """Measure forward and backward on grey pictures, the fastest of a few.
+    model: nn.Module, config: dict[str, Any], device: torch.device, size: int, bf16: Sequence[bool]
+) -> list[float]:
+    """Measure forward and backward on grey pictures: medians of several rounds, after a warm-up.
 
     Args:
-        model: copied, so that it stays as it is; in training mode.
+        model: a copy of what will be trained; it is moved, and its gradients and BatchNorm's statistics change.
         config: timm's data config.
         device: where to.
-        size: pictures a step.
-        bf16: whether under autocast.
-        hopeless: seconds of a first step after which no more are made.
+        size: pictures a step; halved while a GPU's memory is too small for them.
+        bf16: whether under autocast, for each kind of step; they take turns.
+
+    Returns:
+        Seconds of each kind.
     """
-    tried, normalize = copy.deepcopy(model).to(device).train(), Normalize(config).to(device)
+    model, normalize = model.to(device).train(), Normalize(config).to(device)
     _, height, width = config["input_size"]
     pixels = torch.full((size, height, width, 3), 128, dtype=torch.uint8, device=device)
-    seconds = []
-    for _ in range(STEPS):
-        began = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = tried(normalize(pixels))
-        logits.float().logsumexp(dim=1).mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
-        if seconds[0] > hopeless:
-            break
-    return min(seconds)
+    rounds: list[list[float]] = []
+    try:
+        for _ in range(1 + ROUNDS):
+            rounds.append([_seconds(model, normalize, pixels, bf16=each) for each in bf16])
+            if len(rounds) > 1 and max(rounds[-1]) > HOPELESS * min(rounds[-1]):
+                break
+    except torch.OutOfMemoryError:
+        if size <= 2:
+            raise
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        return seconds_a_step(model, config, device, size // 2, bf16)
+    return [statistics.median(each) for each in zip(*rounds[1:], strict=True)]
 
 
-def compiled(model: nn.Module, config: dict[str, Any], finetune: Finetune, run: Run, steps: int) -> None:
-    """Compile a model in place, if that pays.
+def _seconds(model: nn.Module, normalize: Normalize, pixels: Tensor, *, bf16: bool) -> float:
+    began = time.perf_counter()
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
+        logits: Tensor = model(normalize(pixels))
+    logits.float().logsumexp(dim=1).mean().backward()  # type: ignore[no-untyped-call]
+    if pixels.device.type == "cuda":
+        torch.cuda.synchronize(pixels.device)
+    return time.perf_counter() - began
+
+
+def check_compiling(model: nn.Module, config: dict[str, Any], finetune: Finetune, run: Run, steps: int) -> None:
+    """Refuse ``finetune.compile`` where it does not pay.
 
     Args:
-        model: on which ``finetune.compile`` was asked for.
+        model: what will be trained; it stays as it is.
         config: timm's data config.
         finetune: the section of params, its precision known.
         run: the section of params.
@@ -170,18 +177,18 @@ def compiled(model: nn.Module, config: dict[str, Any], finetune: Finetune, run: 
     Raises:
         UserError: it can't be compiled here, or the time to compile is more than the steps would save.
     """
-    device, bf16 = device_of(run), finetune.precision == "bf16-mixed"
     size = -(-finetune.batch_size // finetune.accumulate)
-    plain = seconds_a_step(model, config, device, size, bf16=bf16)
+    device, bf16 = device_of(run), (finetune.precision == "bf16-mixed",)
+    (plain,) = seconds_a_step(copy.deepcopy(model), config, device, size, bf16)
     tried = copy.deepcopy(model)
     tried.compile()
     began = time.perf_counter()
     try:
-        fast = seconds_a_step(tried, config, device, size, bf16=bf16)
+        (fast,) = seconds_a_step(tried, config, device, size, bf16)
     except Exception as error:  # a compiler's errors are of any kind
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"finetune.compile: torch.compile fails here ({reason}); set it to false") from error
-    compiling = time.perf_counter() - began - STEPS * fast
+    compiling = time.perf_counter() - began - (1 + ROUNDS) * fast
     saved = (plain - fast) * finetune.accumulate * steps
     logger.info("compile: a step takes %.4f s instead of %.4f, after %.0f s of compiling", fast, plain, compiling)
     if saved < compiling:
@@ -189,4 +196,3 @@ def compiled(model: nn.Module, config: dict[str, Any], finetune: Finetune, run: 
             f"finetune.compile: compiling takes {compiling:.0f} s here and saves {max(saved, 0):.0f} s in {steps} "
             "steps; set it to false"
         )
-    model.compile()

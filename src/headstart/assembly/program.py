@@ -37,7 +37,8 @@ def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
     try:
         run(load_params(args.params).declared(declared))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        # One that a DataLoader's worker raised comes with the worker's traceback before it.
+        sys.exit(f"error: {str(error).rpartition('UserError: ')[2]}")
 
 
 def _keep_memory() -> None:

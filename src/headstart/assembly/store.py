@@ -194,19 +194,21 @@ class Estimate:
         return max(1, min(SHARD_PICTURES, int(SHARD_BYTES / mean)))
 
 
-def choose_store(wanted: Literal["auto"] | Store, size: float, folder: Path, *, was_raw: bool) -> Store:
+def choose_store(wanted: Literal["auto"] | Store, size: float, folder: Path, *, was: Store | None) -> Store:
     """Choose how rows are packed, and say why where nobody asked for one.
 
     Args:
         wanted: ``prepare.store``.
         size: of all pixels, in bytes.
         folder: on the disk that is written to.
-        was_raw: whether a store of these pictures is there as pixels: then free disk is all that a new one needs.
+        was: how a store that is there is packed. JPEGs stay so; of pixels, free disk is all that a new one needs.
     """
     if wanted != "auto":
         return wanted
+    if was == "jpeg":
+        return "jpeg"
     disk, memory = shutil.disk_usage(folder).free, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    fits = size <= min(disk if was_raw else disk / 2, memory / 2)
+    fits = size <= min(disk if was else disk / 2, memory / 2)
     logger.info(
         "stored as %s: the pixels take about %.2f GB; free disk is %.1f GB, memory %.1f GB",
         *("pixels" if fits else "JPEGs", size / 1e9, disk / 1e9, memory / 1e9),

@@ -18,7 +18,7 @@ from torch import Tensor
 from headstart.assembly.callbacks import EpochReport, FiniteLoss, MicroBatches
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures
-from headstart.assembly.inference import device_of, use_allowed_cores
+from headstart.assembly.inference import device_of
 from headstart.assembly.run_folder import RunFolder
 from headstart.ground.artifacts import read_json, write_json
 from headstart.ground.finetune import Finetune
@@ -56,7 +56,6 @@ def fit(
         UserError: the loss was not finite.
         SystemExit: 128 + the signal's number after SIGTERM or Ctrl-C; the next start goes on.
     """
-    use_allowed_cores()
     report = EpochReport(hand_over, finetune.epochs)
     done, stopped = _progress(folder)
     with _exit_codes():
@@ -70,7 +69,7 @@ def fit(
             if stopped or done >= last_epoch:
                 continue
             classifier.enter(phase)
-            callbacks = [report, FiniteLoss(), MicroBatches(), *_callbacks(finetune, folder, last_phase=last)]
+            callbacks = [report, FiniteLoss(), MicroBatches(), *_callbacks(finetune, run, folder, last_phase=last)]
             trainer = _trainer(finetune, run, folder, callbacks, last_epoch)
             if trainer.is_global_zero and not folder.start.exists():
                 write_json(folder.start, start)
@@ -123,7 +122,7 @@ def mode_of(monitor: str) -> Literal["min", "max"]:
     return "min" if monitor.endswith("loss") else "max"
 
 
-def _callbacks(finetune: Finetune, folder: RunFolder, *, last_phase: bool) -> list[Callback]:
+def _callbacks(finetune: Finetune, run: Run, folder: RunFolder, *, last_phase: bool) -> list[Callback]:
     stopping = finetune.early_stopping
     mode = mode_of(stopping.monitor)
     # Not ModelCheckpoint(save_last=True): that leaves out the epochs that are not the best (Lightning 2.6).
@@ -133,7 +132,7 @@ def _callbacks(finetune: Finetune, folder: RunFolder, *, last_phase: bool) -> li
         ModelCheckpoint(folder.path, folder.last.stem, **always),
     ]
     if finetune.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=finetune.ema))
+        callbacks.append(EMAWeightAveraging(device_of(run), decay=finetune.ema))
     # An earlier phase only prepares the next one: its plateau is no reason to leave that out.
     if last_phase:
         callbacks.append(

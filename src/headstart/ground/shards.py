@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 Store = Literal["raw", "jpeg"]
+STORES: tuple[Store, ...] = get_args(Store)
 # One picture of index.npy, 40 bytes: where its row is, what the row's bytes must be, and what training asks of it.
 INDEX = np.dtype(
     [

@@ -22,8 +22,8 @@ from torch import nn
 
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures, global_batch_size
-from headstart.assembly.inference import device_of
-from headstart.assembly.machine import check_precision, compiled, precision_of_run
+from headstart.assembly.inference import device_of, use_allowed_cores
+from headstart.assembly.machine import check_compiling, check_precision, precision_of_run
 from headstart.assembly.program import main
 from headstart.assembly.recipe import anchored, describe, groups_of, phases_of, starting_model
 from headstart.assembly.run_folder import RunFolder, open_run_folder, run_key
@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 def run(params: Params) -> None:
     """Train, then write the best epoch."""
     check_precision(params.finetune.precision, device_of(params.run))
+    use_allowed_cores()
     prepared = Prepared.open()
     key = run_key(
         {"backbone": params.backbone.model_dump(), "finetune": params.finetune.model_dump()},
@@ -75,9 +76,6 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
     params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"precision": precision})})
     pictures = Pictures(prepared, params.finetune, params.run)
     module = _module(params, prepared, pictures, model)
-    if params.finetune.compile:
-        steps = params.finetune.epochs * module.steps_per_epoch
-        compiled(model, prepared.input, params.finetune, params.run, steps)
     groups = describe(module.groups, module.phases, params.finetune, module.steps_per_epoch)
     tracker = None
     if params.run.tracking != "disabled" and _rank() == 0:
@@ -151,7 +149,7 @@ def _module(params: Params, prepared: Prepared, pictures: Pictures, model: nn.Mo
         weights = balanced_weights(pictures.train.labels, len(prepared.classes))
     batch_size = global_batch_size(len(pictures.train), finetune)
     by_default = finetune.batch_norm == "auto" and params.backbone.pretrained and finetune.recipe != "full"
-    return Classifier(
+    classifier = Classifier(
         model,
         groups_of(model, finetune),
         finetune,
@@ -163,6 +161,12 @@ def _module(params: Params, prepared: Prepared, pictures: Pictures, model: nn.Mo
         steps_per_epoch=len(pictures.train) // batch_size,
         freeze_statistics=finetune.batch_norm == "frozen" or by_default,
     )
+    if finetune.compile:
+        if _rank() == 0:
+            steps = finetune.epochs * classifier.steps_per_epoch
+            check_compiling(model, prepared.input, finetune, params.run, steps)
+        model.compile()
+    return classifier
 
 
 def _save(model: nn.Module, weights: Weights, prepared: Prepared, folder: Path) -> None:

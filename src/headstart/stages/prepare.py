@@ -39,7 +39,7 @@ from headstart.ground import artifacts
 from headstart.ground.artifacts import MANIFEST_COLUMNS, SPLITS
 from headstart.ground.errors import UserError
 from headstart.ground.params import Params
-from headstart.ground.shards import checksum, write_index
+from headstart.ground.shards import STORES, checksum, write_index
 from headstart.libraries.backbone import evaluation_transform, input_config_of
 from headstart.libraries.catalog import Catalog
 from headstart.libraries.datasets import Digits, Torchvision
@@ -125,9 +125,8 @@ def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tup
     resizes = Resizes(TrainingResize(as_pixels["train_side"], config["interpolation"]), evaluation_transform(config)[0])
     estimate = Estimate.of(catalog.sample(SAMPLE), source.read, resizes)
     size = estimate.total(catalog.given_counts(), sum(shares.values()))
-    was_raw = is_there(folder, artifacts.PREPARED, as_pixels)
-    store = choose_store(prepare.store, size, folder, was_raw=was_raw)
-    made = as_pixels | {"store": store}
+    was = next((kind for kind in STORES if is_there(folder, artifacts.PREPARED, as_pixels | {"store": kind})), None)
+    made = as_pixels | {"store": (store := choose_store(prepare.store, size, folder, was=was))}
     earlier = earlier_rows(folder, artifacts.PREPARED, made)
     return made, Packer(folder, source.read, resizes, shares, store, earlier), estimate.shard_pictures(store)
 
