@@ -17,7 +17,7 @@ def prepare(task: Task) -> list[float]:
     began = time.perf_counter()
     with packed.open("wb") as file:
         for path in paths:
-            file.write(stored(path, task))
+            file.write(stored(path, task).data)
     seconds = time.perf_counter() - began
     packed.unlink()
     return [len(paths) / seconds]

@@ -25,7 +25,7 @@ def encoded(width: int, height: int) -> bytes:
 def test_the_estimate_is_of_the_sizes_that_are_stored() -> None:
     files = {"large": encoded(80, 60), "small": encoded(10, 10), "bad": b"?"}
     estimate = Estimate.of(files, files.__getitem__, RESIZES)
-    assert estimate == Estimate(3 * (40 * 30 + 10 * 10) / 2, 3 * 20 * 20)
+    assert estimate == Estimate(3 * (40 * 30 + 20 * 20) / 2, 3 * 20 * 20)
     assert estimate.total({TRAIN: 5, TEST: 3}, 0.0) == pytest.approx(5 * estimate.training + 3 * estimate.evaluation)
     assert estimate.total({NOT_GIVEN: 10}, 0.3) == pytest.approx(7 * estimate.training + 3 * estimate.evaluation)
     assert estimate.total({TRAIN: 10, TEST: 5}, 0.2) == pytest.approx(8 * estimate.training + 7 * estimate.evaluation)
@@ -37,6 +37,12 @@ def test_a_shard_has_128_mib_and_1024_pictures_at_most() -> None:
     assert Estimate(2e6, 1e6).shard_pictures("jpeg") == 402
     assert Estimate(1e3, 1e3).shard_pictures("raw") == 1024
     assert Estimate(1e9, 1.0).shard_pictures("raw") == 1
+
+
+def test_a_tiny_picture_is_enlarged_for_training_as_for_evaluation() -> None:
+    for side, expected in ((8, 20), (19, 20), (25, 25), (40, 30)):
+        assert RESIZES.of(Image.new("RGB", (side, side)), training=True).size == (expected, expected)
+        assert RESIZES.of(Image.new("RGB", (side, side)), training=False).size == (20, 20)
 
 
 @pytest.mark.parametrize(

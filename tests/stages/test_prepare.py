@@ -82,8 +82,8 @@ def splits() -> dict[str, str]:
 def resized(prepared: Prepared, source: str, split: str) -> NDArray[np.uint8]:
     """What is to be stored of a picture: for training, at most 24 = 1.5 x 16 pixels on the short side."""
     image = Image.open(Path("pictures") / source).convert("RGB")
-    if split != "train":
-        resize, _ = evaluation_transform(prepared.input)
+    resize, _ = evaluation_transform(prepared.input)
+    if split != "train" or min(image.size) < 18:
         return np.asarray(resize(image))
     if min(image.size) <= 24:
         return np.asarray(image)

@@ -52,6 +52,14 @@ class Resizes(NamedTuple):
     training: TrainingResize
     evaluation: Callable[[Image.Image], Image.Image]
 
+    def of(self, image: Image.Image, *, training: bool) -> Image.Image:
+        """Resize an RGB image; one smaller than evaluation's is enlarged as for evaluation.
+
+        Random crops have whole pixels for edges, and of an 8 x 8 digit's there are few.
+        """
+        resized = self.training(image) if training else self.evaluation(image)
+        return max(image, self.evaluation(image), key=lambda each: each.height) if resized is image else resized
+
 
 @dataclass(frozen=True)
 class Packer:
@@ -107,7 +115,7 @@ class Packer:
 
     def _decoded(self, content: bytes | LabelledImage, *, training: bool) -> EarlierRow:
         image = to_image(content)
-        resized = (self.resizes.training if training else self.resizes.evaluation)(image)
+        resized = self.resizes.of(image, training=training)
         sizes = image.width, image.height, resized.height, resized.width
         return EarlierRow(packed(resized, self.store), training, *sizes)
 
@@ -174,7 +182,7 @@ class Estimate:
                 blank = Image.new("L", size_of(read(source)))
             except BadImageError:
                 continue
-            sizes.append([3.0 * math.prod(resize(blank).size) for resize in resizes])
+            sizes.append([3.0 * math.prod(resizes.of(blank, training=training).size) for training in (True, False)])
         return cls(*np.mean(sizes[1:] or sizes, axis=0).tolist())
 
     def total(self, given: Mapping[int, int], drawn: float) -> float:

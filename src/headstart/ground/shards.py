@@ -75,12 +75,12 @@ class Shards:
             self._mapped[shard] = np.memmap(shard_path(self.folder, shard), np.uint8, "r").view(np.ndarray)
         stored = self._mapped[shard][offset : offset + size]
         if not self._checked[row]:
-            if zlib.crc32(stored) != crc32:
+            if zlib.crc32(stored.data) != crc32:
                 raise DamagedRowError
             self._checked[row] = True
         if self.store == "raw":
             return stored.reshape(height, width, 3)
-        return np.asarray(Image.open(io.BytesIO(stored)))
+        return np.asarray(Image.open(io.BytesIO(stored.data)))
 
 
 def shard_path(folder: Path, shard: int) -> Path:
