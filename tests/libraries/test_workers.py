@@ -6,25 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
-from typing import Any
 
 import pytest
 
-from headstart.libraries import workers
 from headstart.libraries.workers import in_order
-
-
-def wait_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let only the first task be done here."""
-    start = workers.server_started
-
-    def start_and_wait(*arguments: Any) -> Event:
-        ready = start(*arguments)
-        ready.wait()
-        return ready
-
-    monkeypatch.setattr(workers, "server_started", start_and_wait)
+from waiting import wait_for_workers
 
 
 def process_of(_: int) -> int:
@@ -82,7 +68,7 @@ def test_a_failure_does_not_wait_for_what_is_under_way(monkeypatch: pytest.Monke
 
 KILLED = """
 import os, signal, sys, time
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {folders!r}
 import test_workers
 from pytest import MonkeyPatch
 from headstart.libraries import workers
@@ -99,7 +85,7 @@ def waiting(number: int) -> int:
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
-    (tmp_path / "killed.py").write_text(KILLED.format(folder=str(Path(__file__).parent)))
+    (tmp_path / "killed.py").write_text(KILLED.format(folders=[str(folder) for folder in Path(__file__).parents[:2]]))
     with subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert int(process.stdout.readline()) == process.pid

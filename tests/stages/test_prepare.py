@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 from typing import Any
 from zlib import crc32
 
@@ -34,10 +33,10 @@ from headstart.ground.artifacts import (
 from headstart.ground.errors import UserError
 from headstart.ground.params import Params
 from headstart.ground.params_file import parse_params
-from headstart.libraries import workers
 from headstart.libraries.backbone import evaluation_transform
 from headstart.libraries.images import LabelledImage, content_sha256
 from headstart.stages import prepare
+from waiting import wait_for_workers
 
 ROOT = Path(__file__).parents[2]
 
@@ -206,14 +205,7 @@ def test_other_workers_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> 
     prepare.run(alone)
     first = written()
     shutil.rmtree(PREPARED)
-    start = workers.server_started
-
-    def start_and_wait(*arguments: Any) -> Event:
-        ready = start(*arguments)
-        ready.wait()
-        return ready
-
-    monkeypatch.setattr(workers, "server_started", start_and_wait)
+    wait_for_workers(monkeypatch)
     prepare.run(alone.model_copy(update={"run": alone.run.model_copy(update={"workers": 2})}))
     assert written() == first
     assert read_json(Path("reports/prepare.json"))["decoded"] == 60

@@ -105,7 +105,6 @@ def _faster(model: nn.Module, config: dict[str, Any], device: torch.device, batc
             ratio = plain / bf16
         precision = "bf16-mixed" if ratio > CLEARLY else "32-true"
         remembered[key] = {"precision": precision, "bf16_speed": round(ratio, 3)}
-        memory.parent.mkdir(parents=True, exist_ok=True)
         write_json(memory, remembered)
     logger.info("precision: %(precision)s; bf16 steps are %(bf16_speed).2f times as fast as fp32", remembered[key])
     chosen: Precision = remembered[key]["precision"]
