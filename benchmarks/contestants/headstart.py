@@ -21,6 +21,7 @@ from benchmarks.contestants import plain
 from benchmarks.task import HFLIP, LR, MOMENTUM, RATIO, SCALE, WEIGHT_DECAY, Task
 from headstart.assembly.data import Pictures
 from headstart.assembly.inference import Normalize
+from headstart.assembly.ranks import Ranks
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared
 from headstart.ground.params_file import load_params
@@ -45,12 +46,10 @@ def batches(task: Task) -> plain.Batches:
     """Give the data module's loader of a project in which ``prepare`` has run."""
     folder, device = project(task), torch.device(task.device)
     params, prepared = load_params(folder / "params.yaml"), Prepared.open(folder / artifacts.PREPARED)
-    pictures = Pictures(prepared, params.finetune, params.run.model_copy(update={"workers": task.workers}))
-    strategy = SimpleNamespace(root_device=device)
-    alone: Any = SimpleNamespace(
-        global_rank=0, world_size=1, num_devices=1, accumulate_grad_batches=1, strategy=strategy
-    )
-    pictures.trainer = alone  # as the only rank's Trainer tells what it is
+    run = params.run.model_copy(update={"workers": task.workers})
+    pictures = Pictures(prepared, params.finetune, run, Ranks(device=device))
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=1)
+    pictures.trainer = trainer
     return Batches(pictures.train_dataloader(), Normalize(prepared.input).to(device), device)
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from headstart.assembly.data import Batch, GlobalBatches, Part, Pictures, global_batch_size
 from headstart.assembly.inference import evaluation_pixels
+from headstart.assembly.ranks import Ranks
 from headstart.ground.artifacts import Prepared, read_labels
 from headstart.ground.errors import UserError
 from headstart.ground.finetune import Finetune
@@ -92,15 +93,8 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
 def pictures_of(prepared: Prepared, rank: int = 0, world: int = 1, workers: int = 0, **changes: Any) -> Pictures:
     """The data module as the given rank's trainer would ask it."""
     section = finetune(4, **{"augment.hflip": 0.5, **changes})
-    made = Pictures(prepared, section, params({"run.workers": workers}).run)
-    trainer: Any = SimpleNamespace(
-        global_rank=rank,
-        world_size=world,
-        num_devices=1,
-        accumulate_grad_batches=section.accumulate,
-        accelerator=SimpleNamespace(auto_device_count=lambda: 1),
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-    )
+    made = Pictures(prepared, section, params({"run.workers": workers}).run, Ranks(rank, world))
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=section.accumulate)
     made.trainer = trainer
     return made
 

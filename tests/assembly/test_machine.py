@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,11 @@ def invented(plain: float, bf16: float, monkeypatch: pytest.MonkeyPatch) -> list
     return measured
 
 
-def choose(model: nn.Module, folder: Path, rank: int = 0, precision: str = "auto") -> str:
+def choose(model: nn.Module, folder: Path, precision: str = "auto") -> str:
     section = params({"finetune.precision": precision, "run.cache": str(folder / "cache")})
     kept = RunFolder(folder / "run")
     kept.path.mkdir(exist_ok=True)
-    return machine.precision_of_run(model, SIZE, section.finetune, section.run, folder=kept, rank=rank)
+    return machine.precision_of_run(model, SIZE, section.finetune, section.run, kept)
 
 
 @pytest.mark.parametrize(("bf16_seconds", "expected"), [(0.5, "bf16-mixed"), (0.95, "32-true"), (2.0, "32-true")])
@@ -68,7 +67,6 @@ def test_a_run_keeps_the_precision_in_which_it_began(
     invented(1.0, 0.5, monkeypatch)
     assert choose(model, tmp_path) == "bf16-mixed"
     assert "precision: bf16-mixed; bf16 steps are 2.00 times as fast as fp32" in caplog.text
-    assert choose(model, tmp_path, rank=1) == "bf16-mixed"
     invented(1.0, 2.0, monkeypatch)
     monkeypatch.setattr(machine, "_hardware", lambda _: "another machine")
     assert choose(model, tmp_path) == "bf16-mixed"
@@ -78,15 +76,6 @@ def test_a_run_keeps_the_precision_in_which_it_began(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     with pytest.raises(UserError, match="this GPU has no bfloat16"):
         choose(model, tmp_path)
-
-
-def test_a_rank_waits_for_the_choice_of_the_first(
-    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "SECONDS_TO_WAIT", 1)
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-    with pytest.raises(UserError, match="rank 0 has chosen none"):
-        choose(model, tmp_path, rank=1)
 
 
 def test_the_measurement_is_of_real_steps_and_leaves_the_model_alone(model: nn.Module, tmp_path: Path) -> None:

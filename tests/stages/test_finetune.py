@@ -155,61 +155,6 @@ def test_training_statistics_move() -> None:
     assert not torch.equal(start["layer1.0.bn1.running_mean"], weights["layer1.0.bn1.running_mean"])
 
 
-@pytest.mark.parametrize("recipe", ["lp_ft", "head_first"])
-def test_gone_on_after_an_interruption_is_the_same_as_never_interrupted(
-    monkeypatch: pytest.MonkeyPatch, recipe: str
-) -> None:
-    """Bit for bit: weights, losses and ledger."""
-    changes: dict[str, Any] = {"finetune.recipe": recipe, "finetune.epochs": 4}
-    changes |= {"backbone.drop_rate": 0.2, "finetune.ema": 0.9}
-    uninterrupted = run(changes)
-    rows, books = history(), read_table(finetune.LEDGER)
-    real = Classifier.training_step
-
-    def interrupted(self: Any, batch: Any, batch_idx: int) -> Tensor:
-        if self.current_epoch == 2 and batch_idx == 1:
-            raise KeyboardInterrupt
-        return real(self, batch, batch_idx)
-
-    monkeypatch.setattr(Classifier, "training_step", interrupted)
-    with pytest.raises(SystemExit) as stopped:
-        run({**changes, "run.cache": "another"})
-    assert stopped.value.code == 130
-    monkeypatch.setattr(Classifier, "training_step", real)
-    resumed = run({**changes, "run.cache": "another"})
-    assert largest_difference(uninterrupted, resumed) == 0
-    assert history() == rows
-    assert read_table(finetune.LEDGER) == books
-
-
-def test_sigterm_stops_with_its_exit_code_and_the_next_start_goes_on() -> None:
-    changes = {
-        "finetune.epochs": 400,
-        "finetune.early_stopping": {"monitor": "val_loss", "patience": 400, "min_delta": 0.0},
-    }
-    with program(changes) as running:
-        assert running.stdout is not None
-        lines = []
-        for line in running.stdout:
-            lines.append(line)
-            if line.startswith("epoch   2"):
-                running.send_signal(signal.SIGTERM)
-                break
-        rest = running.stdout.read()
-        assert running.wait(timeout=120) == 143, "".join(lines) + rest
-    assert "start again" in rest
-    assert not FINETUNE.exists()
-    with program(changes) as running:
-        assert running.stdout is not None
-        for line in running.stdout:
-            if line.startswith("finetune: going on after epoch"):
-                assert int(line.split()[-1]) >= 2
-                break
-        else:
-            pytest.fail("it did not go on")
-        running.kill()
-
-
 def test_an_early_stop_is_kept() -> None:
     changes = {
         "finetune.epochs": 30,
@@ -243,7 +188,7 @@ def test_it_stops_when_the_best_epoch_is_patience_epochs_ago(
 
     def interrupted(self: Any, batch: Any, batch_idx: int) -> Tensor:
         if self.current_epoch == interrupted_at:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return real(self, batch, batch_idx)
 
     monkeypatch.setattr(Classifier, "on_validation_epoch_end", scripted)
@@ -273,7 +218,7 @@ def test_gradual_unfreezing_moves_each_stage_from_its_phase_on() -> None:
             seen |= {name: value.detach().clone() for name, value in self.model.named_parameters()}
             seen["groups"] = len(self.trainer.optimizers[0].param_groups)
             if self.current_epoch == epochs:  # noqa: B023  (called in this round of the loop only)
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Classifier, "on_train_epoch_start", keep)

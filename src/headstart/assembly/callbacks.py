@@ -36,7 +36,7 @@ class EpochReport(Callback):
         self._printed = len(pl_module.history)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the epochs that are over: Lightning has saved the state since."""
+        """Report the epochs that are over."""
         self._report(trainer, pl_module)
         assert isinstance(pl_module, Classifier)
         if trainer.is_global_zero:
@@ -72,7 +72,9 @@ class EpochReport(Callback):
                 *(row[name] for name in ("train_loss", "penalty", "val_loss", "val_accuracy", "seconds")),
             )
         self._printed = len(pl_module.history)
-        self._hand_over(with_curves(pl_module.history, pl_module.ledger))
+        saved = pl_module.saved_epochs
+        ledger = [row for row in pl_module.ledger if int(row["epoch"] or 0) <= saved]
+        self._hand_over(with_curves(pl_module.history[:saved], ledger))
 
 
 class FiniteLoss(Callback):
@@ -81,19 +83,22 @@ class FiniteLoss(Callback):
     It looks now and then, since to ask the device for a number is to wait for it.
     """
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
-        """Begin with no bad batch."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        """Begin with no bad batch; a training that has one ends."""
         self._first_bad = torch.tensor(-1, device=pl_module.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
     ) -> None:  # fmt: skip
-        """Note the first batch whose loss is not finite; raise UserError if there was one."""
+        """Note the first batch whose loss is not finite; look whether there was one."""
         bad = (self._first_bad < 0) & ~torch.isfinite(outputs["loss"])
         self._first_bad = torch.where(bad, batch_idx, self._first_bad)
-        if (batch_idx + 1) % BATCHES_BETWEEN_CHECKS and batch_idx + 1 < trainer.num_training_batches:
-            return
-        latest: Tensor = trainer.strategy.reduce(self._first_bad, reduce_op="max")  # so that all ranks end
+        if (batch_idx + 1) % BATCHES_BETWEEN_CHECKS == 0 or batch_idx + 1 == trainer.num_training_batches:
+            self.check(trainer, pl_module)
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise UserError on all ranks if one has had a bad batch."""
+        latest: Tensor = trainer.strategy.reduce(self._first_bad.clone(), reduce_op="max")
         first = int(latest)
         if first >= 0:
             assert isinstance(pl_module, Classifier)

@@ -1,7 +1,6 @@
 """The LightningModule: a timm backbone with timm's own head, trained on ``CE + Σ_g λ_g ‖W_g‖²`` phase by phase."""
 
 import math
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,18 +15,19 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from headstart.assembly.data import Batch
+from headstart.assembly.epoch import EpochSoFar
 from headstart.assembly.inference import Normalize
+from headstart.assembly.loops import place_loops
 from headstart.ground.finetune import Finetune
-from headstart.libraries.backbone import classifier
+from headstart.libraries.backbone import classifier, hold_still
 from headstart.libraries.ledger import Ledger, Row
-from headstart.libraries.objective import warmup_cosine
+from headstart.libraries.objective import cross_entropies, warmup_cosine
 from headstart.libraries.param_groups import Group
 from headstart.libraries.regularisation import make_optimizer, penalty, place_of
 
 HistoryRow = dict[str, int | float]
 ADAM_BETA_1 = 0.9  # torch's own
 FUSED_ON = ("cpu", "cuda")
-BATCH_NORM = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  (torch's only common base)
 
 
 class Classifier(LightningModule):
@@ -39,6 +39,7 @@ class Classifier(LightningModule):
         history: one row an epoch, kept with the state: epoch (from 1; 0 is before training), lr of the first group,
             train_loss (without the penalty), penalty, val_loss, val_accuracy, train_seconds, seconds (with validation).
         ledger: one row an epoch and group, kept with the state (``libraries/ledger.py``).
+        saved_epochs: whole epochs that a saved state contains.
         schedule: factor on the learning rate by optimiser steps taken.
     """
 
@@ -73,7 +74,7 @@ class Classifier(LightningModule):
         super().__init__()
         self.model, self.groups, self.finetune, self.phases = model, groups, finetune, phases
         self.normalize = Normalize(config)
-        self.history, self.ledger = list[HistoryRow](), list[Row]()
+        self.history, self.ledger, self.saved_epochs = list[HistoryRow](), list[Row](), 0
         place = place_of(finetune.l2.kind, finetune.optimizer, clipped=finetune.clip is not None)
         self.penalty_in_loss = place == "loss"
         self.batch_size, self.steps_per_epoch, self.freeze_statistics = batch_size, steps_per_epoch, freeze_statistics
@@ -83,13 +84,12 @@ class Classifier(LightningModule):
         self._books = self._open_books()
         warmup, total = round(finetune.warmup_epochs * steps_per_epoch), finetune.epochs * steps_per_epoch
         self.schedule = partial(warmup_cosine, warmup=warmup, total=total)
-        self._phase, self._began, self._trained = len(phases) - 1, 0.0, 0.0
-        # Of this epoch's optimiser steps, on the device until the epoch's end: to ask for a number is to wait for it.
-        self._norms: list[Tensor] = []
+        self._phase = len(phases) - 1
+        self._epoch, self._loaded = EpochSoFar(), dict[str, Any]()
         # No buffer: an average of the weights averages buffers too, and rounds them.
         self._class_weights = None if class_weights is None else torch.from_numpy(class_weights)
         # Without their checks, each of which would wait for the device.
-        self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_accuracy = MulticlassAccuracy(classifier(model).out_features, average="micro", validate_args=False)
 
     def _open_books(self) -> Ledger:
@@ -113,12 +113,7 @@ class Classifier(LightningModule):
     def train(self, mode: bool = True) -> "Classifier":  # noqa: FBT001, FBT002  (nn.Module's signature)
         """Set training mode, except where frozen: dropout off and statistics still."""
         super().train(mode)
-        for module in self.model.modules():
-            parameters = list(module.parameters())
-            frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
-            still = self.freeze_statistics and isinstance(module, BATCH_NORM)
-            if frozen or still:
-                module.eval()
+        hold_still(self.model, statistics=self.freeze_statistics)
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -132,6 +127,21 @@ class Classifier(LightningModule):
             self._class_weights = self._class_weights.to(self.device)
         self._start.update({name: value.to(self.device) for name, value in self._start.items()})
         self._anchors.update({name: self._start[name] for name in self._anchors})
+        if self._loaded:
+            self._go_on(self._loaded)
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        """Take up what a state contains, on the device, in today's number of parts and ranks."""
+        self.history, self.ledger = state["history"], state["ledger"]
+        self._books.load_state_dict(state["books"], self.device)
+        self._epoch.load(state["epoch_so_far"], self.global_rank, self.trainer.world_size, self.device)
+        if steps := len(self._epoch.norms):
+            parts = self.trainer.accumulate_grad_batches
+            place_loops(state["loops"], len(self.history), steps, self.steps_per_epoch, parts)
+
+    def on_train_start(self) -> None:
+        """Set the modes where an epoch is gone on with: then none starts."""
+        self.train()
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -141,8 +151,7 @@ class Classifier(LightningModule):
         """Set the modes, which validation has changed, and start the clock."""
         self.train()
         self._books.open_epoch(self._optimizer)
-        self._norms = []
-        self._began = time.perf_counter()
+        self._epoch.begin()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Give this rank's part of the objective, so that the average over ranks and parts is the global batch's."""
@@ -150,17 +159,12 @@ class Classifier(LightningModule):
         entropy = np.random.SeedSequence((self.finetune.seed, self.current_epoch, batch_idx, self.global_rank))
         torch.manual_seed(int(entropy.generate_state(1)[0]))
         logits = self(batch.pixels)
-        losses = self._losses(logits, batch.labels)
-        if batch.partners is not None and batch.shares is not None:
-            losses = torch.lerp(self._losses(logits, batch.partners), losses, batch.shares)
+        mixture = {"partners": batch.partners, "shares": batch.shares, "class_weights": self._class_weights}
+        losses = cross_entropies(logits, batch.labels, **mixture, label_smoothing=self.finetune.label_smoothing)
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         loss = losses.sum() * (shares / self.batch_size)
-        self.train_loss.update(losses.detach())
+        self._epoch.loss.update(losses.detach())
         return loss + penalty(self.groups, self._anchors) if self.penalty_in_loss else loss
-
-    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.finetune.label_smoothing)
-        return losses if self._class_weights is None else losses * self._class_weights[labels]
 
     def configure_gradient_clipping(
         self,
@@ -170,21 +174,16 @@ class Classifier(LightningModule):
     ) -> None:
         """Clip by the norm, which is kept: Lightning calls this once before each step, whether it clips or not."""
         if gradient_clip_val is None:
-            self._norms.append(torch.zeros(()))
+            self._epoch.norms.append(torch.zeros(()))
         else:
-            self._norms.append(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
-
-    def _note_steps(self) -> None:
-        """Enter the epoch's steps in the ledger's books."""
-        first = self.current_epoch * self.steps_per_epoch
-        bound = self.finetune.clip or math.inf
-        for step, norm in enumerate(torch.stack(self._norms).tolist()):
-            clipped = min(1.0, bound / max(norm, 1e-12))
-            self._books.step(self.schedule(first + step), clipped, self._phase, self._optimizer)
+            self._epoch.norms.append(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
 
     def on_validation_start(self) -> None:
-        """Stop the clock of the training alone."""
-        self._trained = time.perf_counter()
+        """Stop the clock of the training alone; have rank 0's BatchNorm statistics, which are saved, everywhere."""
+        self._epoch.trained()
+        if self.trainer.world_size > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  (Lightning's signature)
         """Count plain cross-entropy and accuracy: neither penalty, nor smoothing, nor class weights."""
@@ -201,33 +200,35 @@ class Classifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Close the epoch's row before the state is saved."""
         metrics = self.trainer.callback_metrics
-        loss = float(self.train_loss.compute())
-        self._note_steps()
-        rows = self._books.close_epoch(self.current_epoch + 1, loss, self._optimizer)
+        first = self.current_epoch * self.steps_per_epoch
+        for step, clipped in enumerate(self._epoch.clipped(self.finetune.clip)):
+            self._books.step(self.schedule(first + step), clipped, self._phase, self._optimizer)
+        figures = self._epoch.close()
+        rows = self._books.close_epoch(self.current_epoch + 1, figures["train_loss"], self._optimizer)
         self.ledger.extend(rows)
         self.history.append(
             {
                 "epoch": self.current_epoch + 1,
                 "lr": self._optimizer.param_groups[0]["lr"],
-                "train_loss": loss,
+                "train_loss": figures.pop("train_loss"),
                 "penalty": math.fsum(float(row["penalty"] or 0) for row in rows),
                 "val_loss": float(metrics["val_loss"]),
                 "val_accuracy": float(metrics["val_accuracy"]),
-                "train_seconds": round(self._trained - self._began, 3),
-                "seconds": round(time.perf_counter() - self._began, 3),
+                **figures,
             }
         )
-        self.train_loss.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history, and whether the early stop has come: a stopped run that is started again stays stopped."""
+        """Keep the history, what this epoch has counted, and the early stop: a run that has stopped stays stopped."""
         checkpoint["history"], checkpoint["stopped"] = self.history, self.trainer.should_stop
-        checkpoint["ledger"], checkpoint["books"] = self.ledger, self._books.state_dict()
+        checkpoint["ledger"] = self.ledger
+        checkpoint["books"] = self._books.state_dict(mid_epoch=bool(self._epoch.norms))
+        sums: Any = self.all_gather(self._epoch.sums())
+        checkpoint["epoch_so_far"] = self._epoch.state(sums.reshape(-1, 2).cpu())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the history up again."""
-        self.history, self.ledger = checkpoint["history"], checkpoint["ledger"]
-        self._books.load_state_dict(checkpoint["books"])
+        """Note it until the weights are on their device and the parts of a batch are known."""
+        self._loaded = checkpoint
 
     def configure_optimizers(self) -> Any:
         """Give the optimiser, every group in it from the first step, and its schedule."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from headstart.assembly.inference import evaluation_pixels, loading
+from headstart.assembly.ranks import Ranks
 from headstart.ground.artifacts import Prepared, read_labels
 from headstart.ground.errors import UserError
 from headstart.ground.finetune import Finetune
@@ -83,6 +84,7 @@ class GlobalBatches(Sampler[Part]):
         self._count, self._seed, self._parts, self._rank, self._world = count, finetune.seed, parts, rank, world
         self.batch_size = global_batch_size(count, finetune)
         self._epoch = 0
+        self._begin = 0, 0
         if self.batch_size < world * parts:
             raise UserError(
                 f"finetune.batch_size: {self.batch_size} pictures can't be shared by {world} processes in "
@@ -93,12 +95,18 @@ class GlobalBatches(Sampler[Part]):
         """Tell which epoch comes next; Lightning does."""
         self._epoch = epoch
 
+    def begin_at(self, epoch: int, step: int) -> None:
+        """Leave out the steps of an epoch that were taken before an interruption."""
+        self._epoch, self._begin = epoch, (epoch, step)
+
     def __len__(self) -> int:
         return self._count // self.batch_size * self._parts
 
     def __iter__(self) -> Iterator[Part]:
         order = np.random.default_rng((self._seed, self._epoch)).permutation(self._count)
-        for start in range(0, self._count - self.batch_size + 1, self.batch_size):
+        begin_epoch, step = self._begin
+        taken = step * self.batch_size if self._epoch == begin_epoch else 0
+        for start in range(taken, self._count - self.batch_size + 1, self.batch_size):
             whole = np.arange(start, start + self.batch_size)
             mine = np.array_split(whole, self._world)[self._rank]
             for part in np.array_split(mine, self._parts):
@@ -167,30 +175,42 @@ class ValidationPictures(Dataset[Batch]):
 class Pictures(LightningDataModule):
     """Training and validation batches for this process."""
 
-    def __init__(self, prepared: Prepared, finetune: Finetune, run: Run) -> None:
+    def __init__(self, prepared: Prepared, finetune: Finetune, run: Run, ranks: Ranks) -> None:
         """Open both splits."""
         super().__init__()
-        self._finetune, self._run = finetune, run
+        self._finetune, self._run, self._ranks = finetune, run, ranks
+        self._begin = 0, 0
         self.train, self.validation = TrainingPictures(prepared, finetune), ValidationPictures(prepared)
+
+    def begin_at(self, epoch: int, step: int) -> None:
+        """Go on at this optimiser step of this epoch, both from 0."""
+        self._begin = epoch, step
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Give this rank's micro-batches."""
-        assert self.trainer is not None
-        trainer = self.trainer
-        sampler = GlobalBatches(
-            len(self.train), self._finetune, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches
-        )
+        sampler = GlobalBatches(len(self.train), self._finetune, self._ranks.rank, self._ranks.world, self._parts)
+        sampler.begin_at(*self._begin)
         return self._loader(self.train, sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Give this rank's validation pictures: every picture is one rank's, none is repeated to fill a batch."""
-        assert self.trainer is not None
-        mine = np.arange(self.trainer.global_rank, len(self.validation), self.trainer.world_size)
-        size = max(1, self._finetune.batch_size // self.trainer.world_size // self.trainer.accumulate_grad_batches)
+        mine, size = np.arange(self._ranks.rank, len(self.validation), self._ranks.world), self._validation_size
         return self._loader(self.validation, [mine[i : i + size] for i in range(0, len(mine), size)])
+
+    def validation_batches_of_all(self) -> int:
+        """Give the number of validation batches that every rank has at least."""
+        return -(-(len(self.validation) // self._ranks.world) // self._validation_size)
+
+    @property
+    def _parts(self) -> int:
+        assert self.trainer is not None
+        return self.trainer.accumulate_grad_batches
+
+    @property
+    def _validation_size(self) -> int:
+        return max(1, self._finetune.batch_size // self._ranks.world // self._parts)
 
     def _loader(self, pictures: Dataset[Batch], batches: "Sampler[Part] | list[Rows]") -> DataLoader[Batch]:
         """Load whole batches: ``batch_size=None`` hands a part, or a batch's places, to the data set as it is."""
-        assert self.trainer is not None
-        arguments = loading(self.trainer.strategy.root_device, self._run, processes=self.trainer.num_devices)
+        arguments = loading(self._run, self._ranks)
         return DataLoader(pictures, sampler=batches, persistent_workers=arguments["num_workers"] > 0, **arguments)

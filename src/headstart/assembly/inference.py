@@ -16,31 +16,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 
+from headstart.assembly.ranks import Ranks
+from headstart.assembly.watchdog import watched
 from headstart.ground.artifacts import SPLITS, Prepared
-from headstart.ground.errors import UserError
 from headstart.ground.params import Run
 from headstart.libraries.backbone import evaluation_transform
 from headstart.libraries.progress import Progress
 
 WORKERS_A_GPU = 8
 CORES_FOR_A_WORKER = 4
-
-
-def device_of(run: Run) -> torch.device:
-    """Choose the device of a stage that uses one; raises UserError where ``run.accelerator`` isn't there."""
-    found = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if run.accelerator == "auto":
-        chosen = next(name for name, there in found.items() if there)
-    elif found[run.accelerator]:
-        chosen = run.accelerator
-    else:
-        raise UserError(f"run.accelerator: no {run.accelerator} on this machine; use auto or cpu")
-    return torch.device("cuda" if chosen == "gpu" else chosen)
-
-
-def use_allowed_cores() -> None:
-    """Take no more threads than this process may use: of a container's quota of CPU time torch knows nothing."""
-    torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
 
 
 class Normalize(nn.Module):
@@ -104,18 +88,17 @@ class _Inputs(Dataset[Tensor]):
         return evaluation_pixels(self._prepared, rows)
 
 
-def loading(device: torch.device, run: Run, *, processes: int = 1) -> dict[str, Any]:
+def loading(run: Run, ranks: Ranks) -> dict[str, Any]:
     """Give a DataLoader's arguments for batches that are made whole, one at a time.
 
     Args:
-        device: what computes.
         run: ``workers`` is used; ``auto`` is up to eight a GPU, and on a CPU, where a loading process takes a core from
             the step, one if there are four cores or more.
-        processes: on this machine that load each their own.
+        ranks: what computes, and how many processes of this machine load each their own.
     """
-    on_gpu, workers = device.type == "cuda", run.workers
+    on_gpu, workers = ranks.device.type == "cuda", run.workers
     if workers == "auto":
-        cores = max(1, joblib.cpu_count() // processes)
+        cores = max(1, joblib.cpu_count() // ranks.local_world)
         workers = min(WORKERS_A_GPU, cores) if on_gpu else int(cores >= CORES_FOR_A_WORKER)
     return {"batch_size": None, "num_workers": workers, "pin_memory": on_gpu}
 
@@ -127,33 +110,42 @@ def infer(
     rows: NDArray[np.int64],
     *,
     batch_size: int,
-    device: torch.device,
     run: Run,
+    ranks: Ranks,
     label: str,
 ) -> Iterator[NDArray[np.float32]]:
-    """Apply a function to pictures, batch after batch, showing progress.
+    """Apply a function to pictures, batch after batch, showing progress; all ranks take their share, and get all.
 
     Args:
-        function: from float32 (batch_size, 3, height, width), normalised, in channels_last, on the device, to
+        function: from float32 (batch_size, 3, height, width), normalised, in channels_last, on the ranks' device, to
             (batch_size, width).
         prepared: the packed pictures.
-        rows: which of them, in which order.
+        rows: which of them, in which order; the same on every rank.
         batch_size: pictures a call; the last call is padded with the last picture.
-        device: where the function's parameters are.
         run: the section of params.
+        ranks: who works; batches go round among them.
         label: what is being done, for the progress.
 
     Yields:
         float32 (n, width): the outputs of the next ``n <= batch_size`` rows.
     """
-    use_allowed_cores()
-    normalize = Normalize(prepared.input).to(device)
+    normalize = Normalize(prepared.input).to(ranks.device)
     padded = np.pad(rows, (0, -len(rows) % batch_size), mode="edge") if len(rows) else rows
     batches: Any = list(padded.reshape(-1, batch_size))
-    loader = DataLoader(_Inputs(prepared), sampler=batches, **loading(device, run))
-    with Progress(label, len(rows)) as progress:
-        for start, pixels in zip(range(0, len(rows), batch_size), loader, strict=True):
-            outputs = function(normalize(pixels.to(device, non_blocking=True)))
-            count = min(batch_size, len(rows) - start)
-            yield outputs[:count].float().cpu().numpy()
-            progress.advance(count)
+    # In the last round some ranks repeat the last batch.
+    mine = [batches[min(i + ranks.rank, len(batches) - 1)] for i in range(0, len(batches), ranks.world)]
+    loader = DataLoader(_Inputs(prepared), sampler=mine, **loading(run, ranks))
+    left = len(rows)
+    with (
+        Progress(label, len(rows)) as progress,
+        watched(ranks.rank, ranks.world, run.timeout_minutes) as watchdog,
+    ):
+        for turn, pixels in enumerate(loader):
+            watchdog.beat(f"{label}, batch {turn + 1}")
+            outputs = function(normalize(pixels.to(ranks.device, non_blocking=True)))
+            for everyones in ranks.gather(outputs.float().cpu()):
+                if left:
+                    count = min(batch_size, left)
+                    left -= count
+                    yield everyones[:count].numpy()
+                    progress.advance(count)

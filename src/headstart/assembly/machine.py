@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from headstart.assembly.inference import Normalize, device_of
+from headstart.assembly.inference import Normalize
+from headstart.assembly.ranks import device_of
 from headstart.assembly.run_folder import RunFolder
 from headstart.ground.artifacts import cache_folder, read_json, write_json
 from headstart.ground.errors import UserError
@@ -32,7 +33,6 @@ CLEARLY = 1.1
 """bf16 is chosen where its steps are this many times as fast."""
 HOPELESS = 4
 """A step this many times as slow ends the measurement: on CPUs without native bf16 it takes up to 50 times as long."""
-SECONDS_TO_WAIT = 600
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -54,7 +54,7 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def precision_of_run(
-    model: nn.Module, config: dict[str, Any], finetune: Finetune, run: Run, *, folder: RunFolder, rank: int
+    model: nn.Module, config: dict[str, Any], finetune: Finetune, run: Run, folder: RunFolder
 ) -> Precision:
     """Give ``finetune.precision``, for ``auto`` the faster one, which the run then keeps.
 
@@ -64,15 +64,12 @@ def precision_of_run(
         finetune: the section of params.
         run: the section of params.
         folder: where the run's choice is kept.
-        rank: this process's; rank 0 chooses for all.
 
     Raises:
-        UserError: the run began in a precision that the hardware here lacks; or rank 0 chose none in time.
+        UserError: the run began in a precision that the hardware here lacks.
     """
     if finetune.precision != "auto":
         return finetune.precision
-    if rank:
-        return _chosen_by_rank_0(folder)
     if folder.precision.exists():
         kept: dict[str, Precision] = read_json(folder.precision)
         check_precision(kept["precision"], device_of(run))
@@ -81,15 +78,6 @@ def precision_of_run(
     chosen = _faster(model, config, device_of(run), finetune.batch_size, cache_folder(run.cache) / "precision.json")
     write_json(folder.precision, {"precision": chosen, "host": socket.gethostname()})
     return chosen
-
-
-def _chosen_by_rank_0(folder: RunFolder) -> Precision:
-    for _ in range(SECONDS_TO_WAIT):
-        if folder.precision.exists():
-            chosen: Precision = read_json(folder.precision)["precision"]
-            return chosen
-        time.sleep(1)
-    raise UserError(f"finetune.precision: rank 0 has chosen none in {SECONDS_TO_WAIT} s; name one instead of auto")
 
 
 def _faster(model: nn.Module, config: dict[str, Any], device: torch.device, batch_size: int, memory: Path) -> Precision:

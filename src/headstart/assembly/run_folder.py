@@ -7,21 +7,16 @@ what the run depends on: other params or other pictures have another folder.
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from headstart.ground.locks import locked
 
-from headstart.ground.artifacts import read_json, write_json
-from headstart.ground.errors import UserError
-
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 """Raised whenever a state of an earlier version can't be gone on from."""
 
 
@@ -33,8 +28,13 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """The state after the last whole epoch."""
+        """The last state that was saved."""
         return self.path / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        """The one before it, in case that it is damaged."""
+        return self.path / "previous.ckpt"
 
     @property
     def best(self) -> Path:
@@ -75,21 +75,8 @@ def open_run_folder(cache: Path, key: str, *, resume: bool) -> Iterator[RunFolde
         UserError: another process uses it; the message names the process.
     """
     path = cache / "runs" / key
-    path.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(path.with_suffix(".lock")), path.with_suffix(".holder.json")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = read_json(holder) if holder.exists() else {"host": "another host", "pid": "unknown"}
-        raise UserError(
-            f"this fine-tuning already runs on {who['host']} as process {who['pid']}: wait for it, or stop it first"
-        ) from None
-    try:
-        write_json(holder, {"host": socket.gethostname(), "pid": os.getpid()})
-        if not resume:
+    with locked(path, "this fine-tuning already runs"):
+        if path.exists() and not resume:
             shutil.rmtree(path)
-            path.mkdir()
+        path.mkdir(exist_ok=True)
         yield RunFolder(path)
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()

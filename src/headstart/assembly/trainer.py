@@ -1,28 +1,31 @@
 """Runs the phases of a fine-tuning with Lightning's Trainer, each from the last state, and picks the best epoch."""
 
 import logging
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import NamedTuple
 
-import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from headstart.assembly.callbacks import EpochReport, FiniteLoss, MicroBatches
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures
-from headstart.assembly.inference import device_of
+from headstart.assembly.ranks import Ranks, layout
 from headstart.assembly.run_folder import RunFolder
+from headstart.assembly.state_files import StateFiles, load_state, usable_state
+from headstart.assembly.states import States, mode_of
+from headstart.assembly.stopping import StopAgreedError, stop_flag
+from headstart.assembly.watchdog import watched
 from headstart.ground.artifacts import read_json, write_json
 from headstart.ground.finetune import Finetune
 from headstart.ground.params import Run
+from headstart.ground.workspace import write_stopped
 from headstart.libraries.ledger import Row
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ def fit(
     *,
     finetune: Finetune,
     run: Run,
+    ranks: Ranks,
     folder: RunFolder,
     hand_over: Callable[[list[HistoryRow]], None],
 ) -> HistoryRow:
@@ -46,6 +50,7 @@ def fit(
         pictures: the data module.
         finetune: the section of params.
         run: the section of params.
+        ranks: who trains.
         folder: where the states are.
         hand_over: gets the history, on rank 0, when the saved state contains it.
 
@@ -53,63 +58,90 @@ def fit(
         The figures before the first step, as a history row of epoch 0.
 
     Raises:
-        UserError: the loss was not finite.
-        SystemExit: 128 + the signal's number after SIGTERM or Ctrl-C; the next start goes on.
+        UserError: the loss was not finite, or a state that is needed could not be saved.
+        SystemExit: after a signal, 128 + its number on rank 0; the next start goes on at the very step.
     """
-    report = EpochReport(hand_over, finetune.epochs)
-    done, stopped = _progress(folder)
-    with _exit_codes():
-        if folder.start.exists():
-            start: HistoryRow = read_json(folder.start)
-        else:
-            start = _validated(_trainer(finetune, run, folder, [], finetune.epochs), classifier, pictures)
+    state = ranks.from_rank_0(lambda: usable_state(folder))
+    place = _Place.of(state)
+    with (
+        stop_flag() as stop,
+        _ending(folder, ranks),
+        watched(ranks.rank, ranks.world, run.timeout_minutes) as watchdog,
+    ):
+        files, finite = StateFiles(folder), FiniteLoss()
+        average = None if finetune.ema is None else EMAWeightAveraging(ranks.device, decay=finetune.ema)
+        states = States(
+            folder,
+            files,
+            finetune.early_stopping.monitor,
+            minutes=run.save_minutes,
+            ranks=ranks,
+            stop=stop,
+            finite=finite,
+            watchdog=watchdog,
+            pictures=pictures,
+            average=average,
+        )
+        start: HistoryRow | None = ranks.from_rank_0(lambda: read_json(folder.start) if folder.start.exists() else None)
+        if start is None:
+            trainer = _trainer(finetune, run, [states], folder=folder, files=files, last_epoch=finetune.epochs)
+            start = _validated(trainer, classifier, pictures)
+            if ranks.rank == 0:
+                write_json(folder.start, start)
+        report = EpochReport(hand_over, finetune.epochs)
         for phase in range(len(classifier.phases)):
             last = phase == len(classifier.phases) - 1
             last_epoch = finetune.epochs if last else (phase + 1) * finetune.phase_epochs
-            if stopped or done >= last_epoch:
+            if place.stopped or place.epochs >= last_epoch:
                 continue
             classifier.enter(phase)
-            callbacks = [report, FiniteLoss(), MicroBatches(), *_callbacks(finetune, run, folder, last_phase=last)]
-            trainer = _trainer(finetune, run, folder, callbacks, last_epoch)
-            if trainer.is_global_zero and not folder.start.exists():
-                write_json(folder.start, start)
-            state = folder.last if folder.last.exists() else None
+            pictures.begin_at(place.epochs, place.step)
+            callbacks = [report, finite, MicroBatches(), states, *([average] if average else [])]
+            # An earlier phase only prepares the next one: its plateau is no reason to leave that out.
+            callbacks += [_early_stopping(finetune)] if last else []
+            trainer = _trainer(finetune, run, callbacks, folder=folder, files=files, last_epoch=last_epoch)
             trainer.fit(classifier, pictures, ckpt_path=state, weights_only=True)
-            stopped = trainer.should_stop
+            state, place = folder.last, _Place(last_epoch, 0, trainer.should_stop)
     return start
 
 
+class _Place(NamedTuple):
+    """Where a state stands: whole epochs, optimiser steps in the next one, and whether the early stop has come."""
+
+    epochs: int
+    step: int
+    stopped: bool
+
+    @classmethod
+    def of(cls, path: Path | None) -> "_Place":
+        if path is None:
+            return cls(0, 0, stopped=False)
+        state = load_state(path)
+        place = cls(len(state["history"]), len(state["epoch_so_far"]["norms"]), state["stopped"])
+        where = f"in epoch {place.epochs + 1} after step {place.step}" if place.step else f"after epoch {place.epochs}"
+        logger.info("finetune: going on %s", where)
+        return place
+
+
 @contextmanager
-def _exit_codes() -> Iterator[None]:
-    """End with 128 + the signal's number, where Lightning would end with 0 after SIGTERM and 1 after Ctrl-C."""
+def _ending(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
+    """Turn an agreed stop into a marker and an exit code; the other ranks' is 0, so that no launcher kills rank 0."""
     try:
         yield
-    except SIGTERMException:
-        logger.info("stopped by SIGTERM: start again, and it goes on after the last whole epoch")
-        sys.exit(128 + signal.SIGTERM)
-    except (KeyboardInterrupt, SystemExit):
-        logger.info("stopped: start again, and it goes on after the last whole epoch")
-        sys.exit(128 + signal.SIGINT)
+    except StopAgreedError as stop:
+        if ranks.rank:
+            sys.exit(0)
+        steps = load_state(folder.last)["global_step"] if folder.last.exists() else 0
+        message = f"stopped by {stop.signal.name} after {steps} steps: start again, and it goes on from there"
+        write_stopped("finetune", stop.signal.name, steps, message)
+        logger.info("finetune: %s", message)
+        sys.exit(128 + stop.signal)
 
 
 def saved_history(folder: RunFolder) -> tuple[list[HistoryRow], list[Row]]:
     """Give the history and the ledger that the last state contains."""
-    state = _load(folder.last)
+    state = load_state(folder.last)
     return state["history"], state["ledger"]
-
-
-def _load(state: Path) -> Any:
-    return torch.load(state, weights_only=True, mmap=True, map_location="cpu")
-
-
-def _progress(folder: RunFolder) -> tuple[int, bool]:
-    """Give the epochs that the saved state contains, and whether the early stop has come."""
-    if not folder.last.exists():
-        return 0, False
-    state = _load(folder.last)
-    done = len(state["history"])
-    logger.info("finetune: going on after epoch %d", done)
-    return done, state["stopped"]
 
 
 def _validated(trainer: Trainer, classifier: Classifier, pictures: Pictures) -> HistoryRow:
@@ -117,31 +149,14 @@ def _validated(trainer: Trainer, classifier: Classifier, pictures: Pictures) -> 
     return {"epoch": 0, "val_loss": figures["val_loss"], "val_accuracy": figures["val_accuracy"]}
 
 
-def mode_of(monitor: str) -> Literal["min", "max"]:
-    """Say whether less or more of a monitored figure is better."""
-    return "min" if monitor.endswith("loss") else "max"
+def _early_stopping(finetune: Finetune) -> EarlyStopping:
+    rule = finetune.early_stopping
+    return EarlyStopping(rule.monitor, min_delta=rule.min_delta, patience=rule.patience, mode=mode_of(rule.monitor))
 
 
-def _callbacks(finetune: Finetune, run: Run, folder: RunFolder, *, last_phase: bool) -> list[Callback]:
-    stopping = finetune.early_stopping
-    mode = mode_of(stopping.monitor)
-    # Not ModelCheckpoint(save_last=True): that leaves out the epochs that are not the best (Lightning 2.6).
-    always: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    callbacks: list[Callback] = [
-        ModelCheckpoint(folder.path, folder.best.stem, monitor=stopping.monitor, mode=mode, **always),
-        ModelCheckpoint(folder.path, folder.last.stem, **always),
-    ]
-    if finetune.ema is not None:
-        callbacks.append(EMAWeightAveraging(device_of(run), decay=finetune.ema))
-    # An earlier phase only prepares the next one: its plateau is no reason to leave that out.
-    if last_phase:
-        callbacks.append(
-            EarlyStopping(stopping.monitor, min_delta=stopping.min_delta, patience=stopping.patience, mode=mode)
-        )
-    return callbacks
-
-
-def _trainer(finetune: Finetune, run: Run, folder: RunFolder, callbacks: list[Callback], last_epoch: int) -> Trainer:
+def _trainer(
+    finetune: Finetune, run: Run, callbacks: list[Callback], *, folder: RunFolder, files: StateFiles, last_epoch: int
+) -> Trainer:
     # What Lightning says on info level (which devices there are, a tip of the day) is not about the user's run.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # A loader without workers, srun on the PATH, a folder that is gone on with and modules that are frozen are all
@@ -149,30 +164,29 @@ def _trainer(finetune: Finetune, run: Run, folder: RunFolder, callbacks: list[Ca
     for message in (
         "does not have many workers",
         "The `srun` command",
-        "Checkpoint directory",
+        "You're resuming from a checkpoint that ended before the epoch ended",
         "in eval mode at the start",
         "isinstance.treespec",
     ):
         warnings.filterwarnings("ignore", f".*{message}")
     assert finetune.precision != "auto"  # the stage has chosen
-    device = device_of(run).type
-    devices: Any = 1 if run.devices == "auto" and device != "cuda" else run.devices
-    several = run.nodes > 1 or (devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1))
+    found = layout(run)
+    several = found.world > 1
     return Trainer(
-        accelerator="gpu" if device == "cuda" else device,
-        devices=devices,
-        num_nodes=run.nodes,
-        strategy="ddp" if several else "auto",
+        accelerator=found.accelerator,
+        devices=found.devices,
+        num_nodes=found.nodes,
+        strategy=DDPStrategy(gradient_as_bucket_view=True) if several else "auto",
+        plugins=[found.environment, files],
         precision=finetune.precision,
         max_epochs=last_epoch,
         accumulate_grad_batches=finetune.accumulate,
         gradient_clip_val=finetune.clip,
-        sync_batchnorm=several and device == "cuda",
+        sync_batchnorm=several and found.accelerator == "gpu",
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         callbacks=callbacks,
         logger=False,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_model_summary=False,
         enable_progress_bar=False,
         default_root_dir=folder.path,
@@ -188,10 +202,10 @@ def best_epoch(folder: RunFolder, start: HistoryRow, monitor: str) -> tuple[Hist
         Its history row; its weights, None for the start; and where an average is kept, which the weights then are, the
         raw weights beside it.
     """
-    state = _load(folder.best)
+    state = load_state(folder.best)
     best = state["history"][-1]
     sign = 1 if mode_of(monitor) == "min" else -1
-    if sign * start[monitor] <= sign * best[monitor]:
+    if not sign * best[monitor] < sign * start[monitor]:  # nor where it is no number
         return start, None, None
     raw = state.get("current_model_state")
     return best, _of_model(state["state_dict"]), None if raw is None else _of_model(raw)

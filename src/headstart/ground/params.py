@@ -94,11 +94,12 @@ class Run(Section):
     """Where and how fast: changes no result, so no DVC stage depends on it."""
 
     devices: Literal["auto"] | Count
-    nodes: Count
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
     workers: Literal["auto"] | Annotated[int, Field(ge=0)]
     cache: str | None
     resume: bool
+    save_minutes: Positive
+    timeout_minutes: Positive
     tracking: Literal["offline", "online", "disabled"]
 
 

@@ -22,6 +22,7 @@ from torchvision.transforms import Compose, PILToTensor, ToPILImage
 from headstart.ground.errors import UserError
 
 BUNDLED = "bundled"
+BATCH_NORM = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  (torch's only common base)
 # httpx2's, httpx's or requests', whichever the installed huggingface_hub is built on.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
@@ -177,3 +178,17 @@ def _explaining(name: str) -> Iterator[None]:
         nearest = difflib.get_close_matches(name.split(".", maxsplit=1)[0], timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(nearest)}?" if "Unknown model" in str(error) and nearest else ""
         raise UserError(f"backbone.name: {name}: {error}{hint}") from error
+
+
+def hold_still(model: nn.Module, *, statistics: bool) -> None:
+    """Set what is frozen to evaluation mode: modules none of whose parameters trains, so dropout is off there.
+
+    Args:
+        model: in training mode.
+        statistics: whether BatchNorm's running statistics stay as they are everywhere.
+    """
+    for module in model.modules():
+        parameters = list(module.parameters())
+        frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
+        if frozen or (statistics and isinstance(module, BATCH_NORM)):
+            module.eval()

@@ -80,7 +80,11 @@ class Ledger:
         """Take the weights down, before an epoch's first step."""
         self._plain_now[:], self._felt_now[:] = 0, 0
         self._before = {name: value.detach().clone() for name, value in self._parameters()}
-        self._pull_before = {name: self._pull(name, value, optimizer).clone() for name, value in self._parameters()}
+        self._pull_before = {
+            name: self._pull(name, value, optimizer).clone()
+            for name, value in self._parameters()
+            if self._is_scaled(value, optimizer)
+        }
 
     def step(self, factor: float, clipped: float, phase: int, optimizer: Optimizer) -> None:
         """Note one optimiser step.
@@ -133,8 +137,9 @@ class Ledger:
         decoupled = self._kind == "decoupled"
         strength = group.decay * self._plain_now[phase] if decoupled else 2 * group.l2 * self._felt_now[phase]
         pull_after = self._pull(name, value, optimizer)
+        pull_before = self._pull_before.get(name, self._plain_pull(name, before))
         # Before Adam's first step there is no second moment.
-        pull = pull_after if not self._steps_before(phase) else (self._pull_before[name] + pull_after) / 2
+        pull = pull_after if not self._steps_before(phase) else (pull_before + pull_after) / 2
         taken = group.lr * strength * pull
         anchor = self._anchors.get(name, torch.zeros((), device=value.device))
         middle = (before + value) / 2 - anchor
@@ -157,13 +162,20 @@ class Ledger:
 
     def _pull(self, name: str, value: Tensor, optimizer: Optimizer) -> Tensor:
         """Give the direction in which a unit of λ (or of decay) moves the weights, up to the sign."""
-        pull = value.detach() - self._anchors[name] if name in self._anchors else value.detach()
-        if self._kind == "decoupled" or not isinstance(optimizer, Adam) or value not in optimizer.state:
+        pull = self._plain_pull(name, value.detach())
+        if not self._is_scaled(value, optimizer):
             return pull
         state, settings = optimizer.state[value], optimizer.param_groups[0]
         corrected: Tensor = state["exp_avg_sq"] / (1 - settings["betas"][1] ** state["step"])
         scaled: Tensor = pull / (corrected.sqrt() + settings["eps"])
         return scaled
+
+    def _plain_pull(self, name: str, value: Tensor) -> Tensor:
+        return value - self._anchors[name] if name in self._anchors else value
+
+    def _is_scaled(self, value: Tensor, optimizer: Optimizer) -> bool:
+        """Say whether Adam's second moment rescales the pull."""
+        return self._kind != "decoupled" and isinstance(optimizer, Adam) and value in optimizer.state
 
     def _equivalent_l2(self, name: str, optimizer: Optimizer) -> float | None:
         """Give 1 / (2 Σ τ), Σ τ averaged over the group's numbers; None under Adam or before any step."""
@@ -179,15 +191,20 @@ class Ledger:
     def _parameters(self) -> list[tuple[str, Tensor]]:
         return [(name, value) for _, name, value in self._all()]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Give what the next epoch needs of those before it."""
+    def state_dict(self, *, mid_epoch: bool) -> dict[str, Any]:
+        """Give what the next epoch needs of those before it, and within one also what was taken down at its start."""
         arrays = {"push": self._push, "steps": self._steps, "felt": self._felt}
-        return {**{name: array.tolist() for name, array in arrays.items()}, "kept": dict(self._kept)}
+        taken_down = {"before": self._before, "pull_before": self._pull_before} if mid_epoch else {}
+        return {**{name: array.tolist() for name, array in arrays.items()}, "kept": dict(self._kept), **taken_down}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from ``state_dict``'s."""
         self._push, self._steps, self._felt = (np.array(state[name]) for name in ("push", "steps", "felt"))
         self._kept = dict(state["kept"])
+        self._before, self._pull_before = (
+            {name: value.to(device) for name, value in state.get(kept, {}).items()}
+            for kept in ("before", "pull_before")
+        )
 
 
 def _squares(value: Tensor) -> Tensor:

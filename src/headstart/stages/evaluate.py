@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from headstart.assembly.inference import device_of, infer
+from headstart.assembly.inference import infer
 from headstart.assembly.program import main
+from headstart.assembly.ranks import Ranks, connect
 from headstart.assembly.tracking import summarise
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared, manifest_rows, read_features, read_head, read_json, read_labels
@@ -53,9 +54,11 @@ logger = logging.getLogger(__name__)
 
 def run(params: Params) -> None:
     """Compute each model's logits, then its figures and tables."""
-    prepared = Prepared.open()
+    ranks, prepared = connect(params.run), Prepared.open()
+    logits, times = _logits_and_times(prepared, params, ranks)
+    if ranks.rank:
+        return
     labels = read_labels("test")
-    logits, times = _logits_and_times(prepared, params)
     models = {
         name: classification_figures(outputs, labels, prepared.classes, params.evaluate.top_k) | times[name]
         for name, outputs in logits.items()
@@ -69,7 +72,7 @@ def run(params: Params) -> None:
 
 
 def _logits_and_times(
-    prepared: Prepared, params: Params
+    prepared: Prepared, params: Params, ranks: Ranks
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, dict[str, float]]]:
     """Give each model's logits of the test split, and its fit_seconds and seconds."""
     probe, finetune = read_json(PROBE_REPORT), read_json(FINETUNE_REPORT)
@@ -85,7 +88,7 @@ def _logits_and_times(
     for name, figures in probe["heads"].items():
         logits[name] = baselines[name]
         times[name] = {"fit_seconds": figures["fit_seconds"], "seconds": figures["predict_seconds"]}
-    compute("finetune", finetune["training_seconds"], partial(_finetune_logits, prepared, params))
+    compute("finetune", finetune["training_seconds"], partial(_finetune_logits, prepared, params, ranks))
     return logits, times
 
 
@@ -94,18 +97,17 @@ def _probe_logits(prepared: Prepared) -> NDArray[np.float32]:
     return read_head().logits(read_features(prepared.rows("test")))
 
 
-def _finetune_logits(prepared: Prepared, params: Params) -> NDArray[np.float32]:
-    """Apply the fine-tuned model to the pictures of the test split: (n, classes)."""
-    device = device_of(params.run)
+def _finetune_logits(prepared: Prepared, params: Params, ranks: Ranks) -> NDArray[np.float32]:
+    """Apply the fine-tuned model to the pictures of the test split, on all ranks: (n, classes)."""
     model: nn.Module = timm.create_model(f"local-dir:{artifacts.existing(artifacts.FINETUNE)}", pretrained=True)
-    model = channels_last(model.eval().to(device))
+    model = channels_last(model.eval().to(ranks.device))
     batches = infer(
         model,
         prepared,
         prepared.rows("test"),
         batch_size=params.evaluate.batch_size,
-        device=device,
         run=params.run,
+        ranks=ranks,
         label="evaluate",
     )
     return np.concatenate(list(batches))

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import timm
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.assembly.inference import infer
 from headstart.assembly.program import main
+from headstart.assembly.ranks import Ranks, use_cores
 from headstart.ground import artifacts
 from headstart.ground.artifacts import SPLITS, Prepared, manifest_rows
 from headstart.ground.errors import UserError
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 def run(params: Params) -> None:
     """Write each format aside and compare it; the folder takes its final name when all agree."""
     began = time.perf_counter()
+    use_cores(1)
     prepared = Prepared.open()
     evaluation = artifacts.read_json(READS[2])
     rows = _comparison_rows(prepared, params.export.pictures)
@@ -135,8 +136,8 @@ def _logits(
     name: str,
 ) -> NDArray[np.float32]:
     """Compute logits on the CPU: (n, classes)."""
-    cpu, label = torch.device("cpu"), f"export, {name}"
-    return np.concatenate(list(infer(model, prepared, rows, batch_size=batch_size, device=cpu, run=run, label=label)))
+    outputs = infer(model, prepared, rows, batch_size=batch_size, run=run, ranks=Ranks(), label=f"export, {name}")
+    return np.concatenate(list(outputs))
 
 
 def _compared(

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from headstart.assembly.feature_cache import FeatureCache, picture_key
-from headstart.assembly.inference import device_of, infer
+from headstart.assembly.inference import infer
 from headstart.assembly.program import main
+from headstart.assembly.ranks import Ranks, connect
 from headstart.ground import artifacts
 from headstart.ground.artifacts import SPLITS, Prepared
 from headstart.ground.baselines import write_own_classifier
@@ -43,10 +44,9 @@ logger = logging.getLogger(__name__)
 
 
 def run(params: Params) -> None:
-    """Compute the rows that the cache lacks, then write all of them in the manifest's order."""
+    """Compute the rows that the cache lacks, on all ranks; rank 0 then writes all of them in the manifest's order."""
     began = time.perf_counter()
-    prepared = Prepared.open()
-    backbone = params.backbone
+    ranks, prepared, backbone = connect(params.run), Prepared.open(), params.backbone
     model = build(
         backbone.name,
         pretrained=backbone.pretrained,
@@ -56,14 +56,17 @@ def run(params: Params) -> None:
     )
     own = own_classifier(model) if backbone.pretrained else None
     model.reset_classifier(len(prepared.classes))  # type: ignore[operator]
-    model = channels_last(model.eval().requires_grad_(requires_grad=False).to(device_of(params.run)))
+    model = channels_last(model.eval().requires_grad_(requires_grad=False).to(ranks.device))
     about = {"weights": weights_sha256(model), "input": prepared.input, "dtype": params.features.dtype}
     shape = len(prepared.ids), classifier(model).in_features
 
-    cache = FeatureCache(artifacts.cache_folder(params.run.cache) / "features", about, shape[1], params.features.dtype)
-    keys = _keys(prepared)
-    todo = _first_of_each(keys, list(cache.missing(keys)))
-    rate = _compute(todo, keys, prepared, model, cache=cache, params=params)
+    folder = artifacts.cache_folder(params.run.cache) / "features"
+    cache = ranks.on_rank_0(lambda: FeatureCache(folder, about, shape[1], params.features.dtype))
+    keys = ranks.on_rank_0(lambda: _keys(prepared)) or []
+    todo = ranks.from_rank_0(lambda: _first_of_each(keys, list(cache.missing(keys)) if cache else []))
+    rate = _compute(todo, keys, prepared, model, cache=cache, params=params, ranks=ranks)
+    if cache is None:
+        return
     artifacts.write_features(map(cache.row, keys), shape, params.features.dtype, about)
     cache.close()
     if own is not None:
@@ -95,23 +98,25 @@ def _compute(
     prepared: Prepared,
     model: nn.Module,
     *,
-    cache: FeatureCache,
+    cache: FeatureCache | None,
     params: Params,
+    ranks: Ranks,
 ) -> float | None:
-    """Compute rows into the cache, batch by batch; give the images a second, None where there was nothing to do."""
+    """Compute rows, batch by batch, into rank 0's cache; give the images a second, None if there was nothing to do."""
     began, done = time.perf_counter(), 0
     for rows in infer(
         partial(features_of, model),
         prepared,
         todo,
         batch_size=params.features.batch_size,
-        device=device_of(params.run),
         run=params.run,
+        ranks=ranks,
         label="features",
     ):
         if not np.isfinite(rows).all():
             raise UserError("backbone.name: this backbone gives features that are not finite; its weights are damaged")
-        cache.add([keys[row] for row in todo[done : done + len(rows)]], rows)
+        if cache is not None:
+            cache.add([keys[row] for row in todo[done : done + len(rows)]], rows)
         done += len(rows)
     return round(done / (time.perf_counter() - began), 1) if done else None
 

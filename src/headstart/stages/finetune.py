@@ -6,25 +6,26 @@ writes:  models/finetune (the model in timm's local-dir format; with finetune.em
          regulariser and the data did to each group's weights)
 params:  backbone, finetune
 
-Stopped by Ctrl-C, SIGTERM or a crash and started again, it goes on after the last whole epoch, to the same weights as
-if it had not been stopped (run.resume). The start counts as epoch 0: the result is never worse than it on validation.
+Stopped by Ctrl-C, SIGUSR1 or SIGTERM and started again, it goes on at that very step, after a crash at the last state
+that was saved (run.save_minutes): to the same weights as if it had not been stopped (run.resume). The start counts as
+epoch 0: the result is never worse than it on validation.
 """
 
+import contextlib
 import copy
 import logging
 import time
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from timm.models import save_for_hf
 from torch import nn
 
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures, global_batch_size
-from headstart.assembly.inference import device_of, use_allowed_cores
 from headstart.assembly.machine import check_compiling, check_precision, precision_of_run
 from headstart.assembly.program import main
+from headstart.assembly.ranks import Ranks, connect, device_of
 from headstart.assembly.recipe import anchored, describe, groups_of, phases_of, starting_model
 from headstart.assembly.run_folder import RunFolder, open_run_folder, run_key
 from headstart.assembly.tracking import Tracker
@@ -48,47 +49,40 @@ logger = logging.getLogger(__name__)
 def run(params: Params) -> None:
     """Train, then write the best epoch."""
     check_precision(params.finetune.precision, device_of(params.run))
-    use_allowed_cores()
+    ranks = connect(params.run)
     prepared = Prepared.open()
     key = run_key(
         {"backbone": params.backbone.model_dump(), "finetune": params.finetune.model_dump()},
         [prepared.folder / "manifest.csv", prepared.folder / "dataset.json", artifacts.PROBE / "heads.safetensors"],
     )
     cache = artifacts.cache_folder(params.run.cache)
-    if _rank():
-        logging.getLogger("headstart").setLevel(logging.WARNING)
-        _train(params, prepared, RunFolder(cache / "runs" / key))
-        return
-    with open_run_folder(cache, key, resume=params.run.resume) as folder:
-        _train(params, prepared, folder)
+    with contextlib.ExitStack() as opened:
+        folder = ranks.from_rank_0(lambda: opened.enter_context(open_run_folder(cache, key, resume=params.run.resume)))
+        _train(params, prepared, folder, ranks)
 
 
-def _rank() -> int:
-    """Give this process's number among all that train, as their launcher's environment has it; 0 where it is alone."""
-    return int(getattr(rank_zero_only, "rank", 0))
-
-
-def _train(params: Params, prepared: Prepared, folder: RunFolder) -> None:
+def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) -> None:
     began = time.perf_counter()
     model = starting_model(params.backbone, params.finetune, len(prepared.classes))
     initial = copy.deepcopy(model.state_dict())
-    precision = precision_of_run(model, prepared.input, params.finetune, params.run, folder=folder, rank=_rank())
+    precision = ranks.from_rank_0(lambda: precision_of_run(model, prepared.input, params.finetune, params.run, folder))
     params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"precision": precision})})
-    pictures = Pictures(prepared, params.finetune, params.run)
-    module = _module(params, prepared, pictures, model)
+    pictures = Pictures(prepared, params.finetune, params.run, ranks)
+    module = _module(params, prepared, pictures, model, ranks)
     groups = describe(module.groups, module.phases, params.finetune, module.steps_per_epoch)
     tracker = None
-    if params.run.tracking != "disabled" and _rank() == 0:
+    if params.run.tracking != "disabled" and ranks.rank == 0:
         tracker = Tracker(params.run, folder.tracking, {**params.model_dump(), "groups": groups})
     start = fit(
         module,
         pictures,
         finetune=params.finetune,
         run=params.run,
+        ranks=ranks,
         folder=folder,
         hand_over=tracker.log if tracker else lambda _: None,
     )
-    if _rank():
+    if ranks.rank:
         return
 
     best, weights, raw = best_epoch(folder, start, params.finetune.early_stopping.monitor)
@@ -141,7 +135,7 @@ def _figures(history: list[HistoryRow], best: HistoryRow, *, pictures_an_epoch: 
     }
 
 
-def _module(params: Params, prepared: Prepared, pictures: Pictures, model: nn.Module) -> Classifier:
+def _module(params: Params, prepared: Prepared, pictures: Pictures, model: nn.Module, ranks: Ranks) -> Classifier:
     """Build what is trained, as it is before the first step."""
     finetune = params.finetune
     weights = None
@@ -162,9 +156,8 @@ def _module(params: Params, prepared: Prepared, pictures: Pictures, model: nn.Mo
         freeze_statistics=finetune.batch_norm == "frozen" or by_default,
     )
     if finetune.compile:
-        if _rank() == 0:
-            steps = finetune.epochs * classifier.steps_per_epoch
-            check_compiling(model, prepared.input, finetune, params.run, steps)
+        steps = finetune.epochs * classifier.steps_per_epoch
+        ranks.on_rank_0(lambda: check_compiling(model, prepared.input, finetune, params.run, steps))
         model.compile()
     return classifier
 

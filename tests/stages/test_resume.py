@@ -1,0 +1,238 @@
+"""Interrupted equals uninterrupted: bit for bit, wherever a signal comes; after a kill, from the last saved state."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+from torch import Tensor
+
+from headstart.assembly.classifier import Classifier
+from headstart.assembly.state_files import StateFiles
+from headstart.ground.artifacts import FINETUNE, Head, read_table, write_heads
+from headstart.ground.errors import UserError
+from headstart.ground.workspace import read_stopped
+from headstart.stages import finetune
+from pictures import params, write_prepared
+
+SMALL = {
+    "backbone.name": "test_resnet",
+    "backbone.pretrained": False,
+    "backbone.drop_rate": 0.2,
+    "finetune.epochs": 4,
+    "finetune.batch_size": 8,
+    "finetune.lr": {"backbone": 0.05, "head": 0.05},
+    "finetune.augment.hflip": 0.5,
+}
+STEPS = 4
+"""Of an epoch."""
+Result = tuple[dict[str, Tensor], list[dict[str, str]], list[dict[str, str]]]
+
+
+@pytest.fixture(autouse=True)
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_prepared({"train": 35, "validation": 21, "test": 4})
+    write_heads([Head(np.zeros((4, 96), np.float32), np.zeros(4, np.float32), 1e-3)], 0)
+
+
+def run(changes: dict[str, Any]) -> Result:
+    """Weights, history and ledger; times left out."""
+    finetune.run(params({**SMALL, **changes}).declared(finetune.PARAMS))
+    return result()
+
+
+def result() -> Result:
+    rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in read_table(finetune.HISTORY)]
+    return load_file(FINETUNE / "model.safetensors"), rows, read_table(finetune.LEDGER)
+
+
+def assert_same(a: Result, b: Result) -> None:
+    assert a[0].keys() == b[0].keys()
+    assert {
+        name: float((a[0][name] - b[0][name]).abs().max()) for name in a[0] if not a[0][name].equal(b[0][name])
+    } == {}
+    assert a[1:] == b[1:]
+
+
+def signal_at(method: str, places: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Have a signal come within a step at each of these (epoch, batch) once; undone by the function that is given."""
+    real, left = getattr(Classifier, method), set(places)
+
+    def interrupted(self: Any, batch: Any, batch_idx: int) -> Any:
+        place = (self.current_epoch, batch_idx)
+        if place in left and self.trainer.state.fn == "fit":
+            left.remove(place)
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, method, interrupted)
+    return lambda: monkeypatch.setattr(Classifier, method, real)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lp_ft": {},
+    "ema": {"finetune.ema": 0.9, "finetune.recipe": "head_first", "finetune.phase_epochs": 2},
+    "adam": {"finetune.optimizer": "adam", "finetune.lr": {"backbone": 1e-3, "head": 1e-2}, "finetune.clip": 1.0},
+    "parts": {"finetune.accumulate": 2, "finetune.precision": "bf16-mixed"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gone_on_at_any_step_is_the_same_as_never_interrupted(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within an epoch, at its last step, in validation, twice in one epoch, in the first and in the last one."""
+    changes = VARIANTS[variant]
+    expected = run({**changes, "run.cache": "whole"})
+    parts = changes.get("finetune.accumulate", 1)
+    steps = {(0, 0), (0, 1), (1, STEPS - 1), (2, 0), (3, 1), (3, STEPS - 1)}
+    signal_at("training_step", {(epoch, step * parts + parts - 1) for epoch, step in steps}, monkeypatch)
+    signal_at("validation_step", {(0, 0), (1, 1), (3, 0)}, monkeypatch)
+    progress = []
+    for _ in range(len(steps) + 3):
+        with pytest.raises(SystemExit) as stop:
+            run({**changes, "run.cache": "parts"})
+        assert stop.value.code == 128 + signal.SIGTERM
+        marker = read_stopped()
+        assert marker is not None
+        assert (marker["stage"], marker["reason"]) == ("finetune", "SIGTERM")
+        progress.append(marker["progress"])
+    found = run({**changes, "run.cache": "parts"})
+    # Not one step was lost, and none was done twice.
+    assert progress == sorted([epoch * STEPS + step + 1 for epoch, step in steps] + [STEPS, 2 * STEPS, 4 * STEPS])
+    assert_same(expected, found)
+
+
+def program(changes: dict[str, Any], **environment: str) -> "subprocess.Popen[str]":
+    """The stage as a user starts it."""
+    YAML().dump(params({**SMALL, **changes}).model_dump(), Path("params.yaml"))
+    return subprocess.Popen(
+        [sys.executable, "-m", "headstart.stages.finetune"],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+LONG = {
+    "finetune.epochs": 30,
+    "finetune.early_stopping": {"monitor": "val_loss", "patience": 30, "min_delta": 0.0},
+}
+
+
+def until(running: "subprocess.Popen[str]", start: str) -> None:
+    assert running.stdout is not None
+    lines = []
+    for line in running.stdout:
+        lines.append(line)
+        if line.startswith(start):
+            return
+    pytest.fail("".join(lines))
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_program_saves_and_gives_its_exit_code(number: signal.Signals) -> None:
+    with program({**LONG, "run.cache": "cache"}) as running:
+        until(running, "epoch   2")
+        running.send_signal(number)
+        running.send_signal(number)
+        rest, _ = running.communicate(timeout=120)
+    assert running.returncode == 128 + number, rest
+    marker = read_stopped()
+    assert marker is not None
+    assert marker["reason"] == number.name
+    assert marker["progress"] >= 2 * STEPS
+    assert f"stopped by {number.name} after {marker['progress']} steps: start again" in rest
+    assert not FINETUNE.exists()
+
+
+def test_after_a_kill_it_goes_on_from_the_last_saved_state() -> None:
+    changes = {**LONG, "run.cache": "cache", "run.workers": 1}
+    with program(changes) as running:
+        until(running, "epoch   5")
+        running.kill()
+    with program(changes) as running:
+        rest, _ = running.communicate(timeout=120)
+    assert running.returncode == 0, rest
+    assert "finetune: going on after epoch" in rest
+    found = result()
+    assert_same(run({**LONG, "run.cache": "whole"}), found)
+
+
+def test_a_state_is_saved_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    real = StateFiles.save_checkpoint
+
+    def noted(self: Any, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        saved.append(checkpoint["global_step"])
+        real(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(StateFiles, "save_checkpoint", noted)
+    ticks = iter(range(0, 10**9, 10))
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))  # ten seconds from one look at the clock to the next
+    run({"run.cache": "cache", "run.save_minutes": 0.5})
+    within = [step for step in saved if step % STEPS]
+    assert within
+    saved.clear()
+    run({"run.cache": "another", "run.save_minutes": 1e6})
+    assert [step for step in saved if step % STEPS] == []
+
+
+def test_a_damaged_state_is_said_and_the_one_before_it_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = run({"run.cache": "whole"})
+    signal_at("training_step", {(1, 1), (2, 2)}, monkeypatch)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            run({"run.cache": "cache"})
+    (last,) = Path("cache/runs").glob("*/last.ckpt")
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1  # a flipped bit: the file is as long as before
+    last.write_bytes(content)
+    assert_same(run({"run.cache": "cache"}), expected)
+    assert "last.ckpt is damaged" in caplog.text
+    for path in last.parent.glob("*.ckpt"):
+        os.truncate(path, path.stat().st_size // 2)
+    caplog.clear()
+    assert_same(run({"run.cache": "cache"}), expected)  # trains anew
+    assert caplog.text.count("is damaged") == 2
+
+
+def test_a_full_disk_is_said_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = run({"run.cache": "whole"})
+    real = torch.save
+
+    def full(state: dict[str, Any], file: Any) -> None:
+        if full_after <= state["global_step"]:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        real(state, file)
+
+    full_after = 2 * STEPS
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"the state after epoch 2 can't be saved in .*: free some space there"):
+        run({"run.cache": "cache"})
+    assert "was not saved" in caplog.text
+    assert not list(Path("cache").rglob("*.partial"))
+    full_after = 10**9
+    assert_same(run({"run.cache": "cache"}), expected)
+
+
+def test_nothing_that_runs_is_read_from_a_state() -> None:
+    run({"run.cache": "cache"})
+    (last,) = Path("cache/runs").glob("*/last.ckpt")
+    state = torch.load(last, weights_only=True)
+    assert json.dumps(state["history"])
