@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Batch
@@ -109,6 +110,25 @@ class FiniteLoss(Callback):
                 f"the loss is not finite in epoch {trainer.current_epoch + 1}, step {step + 1}, at learning rate "
                 f"{lr:.3g}: lower finetune.lr, set finetune.clip, or use 32-true"
             )
+
+
+class SettledBuckets(Callback):
+    """Has DDP lay its buckets of gradients out before the first step, where it would do so after it.
+
+    In which order several ranks' numbers are summed follows from their place in a bucket, so a training that is gone
+    on with would differ in the last bits from one that was not interrupted.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take a forward and a backward that leave no trace."""
+        wrapped = trainer.strategy.model
+        if not isinstance(wrapped, DistributedDataParallel):
+            return
+        assert isinstance(pl_module, Classifier)
+        pl_module.eval()
+        wrapped(torch.zeros(1, *pl_module.picture_size, 3, dtype=torch.uint8, device=pl_module.device)).sum().backward()
+        pl_module.zero_grad(set_to_none=True)
+        pl_module.train()
 
 
 class MicroBatches(Callback):

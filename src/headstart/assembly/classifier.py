@@ -179,8 +179,11 @@ class Classifier(LightningModule):
             self._epoch.norms.append(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
 
     def on_validation_start(self) -> None:
-        """Stop the clock of the training alone; have rank 0's BatchNorm statistics, which are saved, everywhere."""
+        """Stop the clock of the training alone."""
         self._epoch.trained()
+
+    def on_validation_epoch_start(self) -> None:
+        """Have the BatchNorm statistics of rank 0, which are those that are saved, on all; an average's too."""
         if self.trainer.world_size > 1:
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)

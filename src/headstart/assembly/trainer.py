@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from headstart.assembly.callbacks import EpochReport, FiniteLoss, MicroBatches
+from headstart.assembly.callbacks import EpochReport, FiniteLoss, MicroBatches, SettledBuckets
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures
 from headstart.assembly.ranks import Ranks, layout
@@ -96,7 +96,7 @@ def fit(
                 continue
             classifier.enter(phase)
             pictures.begin_at(place.epochs, place.step)
-            callbacks = [report, finite, MicroBatches(), states, *([average] if average else [])]
+            callbacks = [report, finite, MicroBatches(), SettledBuckets(), states, *([average] if average else [])]
             # An earlier phase only prepares the next one: its plateau is no reason to leave that out.
             callbacks += [_early_stopping(finetune)] if last else []
             trainer = _trainer(finetune, run, callbacks, folder=folder, files=files, last_epoch=last_epoch)

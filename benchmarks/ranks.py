@@ -1,0 +1,223 @@
+"""Measure what the number of processes, and stopping in between, change in a fine-tuning.
+
+    python -m benchmarks.ranks
+
+67 training and 21 validation pictures of scikit-learn's digits, in batches of 10: sizes that nothing divides. The bundled
+backbone from the probe's head, three epochs, one thread a process. Each figure is the largest difference
+after the last epoch from the training in one process, or from the one that nothing stopped: of a weight or a running
+statistic relative to the largest of its tensor, of the others relative to themselves. Ranks are forked from one process
+that has imported everything, with torchrun's variables.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.multiprocessing as mp
+from PIL import Image
+from ruamel.yaml import YAML
+from sklearn.datasets import load_digits
+
+from headstart.assembly.classifier import Classifier
+from headstart.ground.params import Params
+from headstart.ground.params_file import parse_params
+from headstart.stages import features, finetune, prepare, probe
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+PICTURES = {"train": 67, "val": 21, "test": 13}
+PRECISE = "64-true"
+"""Lightning's float64, which ``params.yaml`` does not offer."""
+L2 = {"finetune.l2": {"kind": "l2", "backbone": 1e-3, "head": 1e-2}}
+ADAMW: dict[str, Any] = {**L2, "finetune.optimizer": "adamw", "finetune.lr": {"backbone": 1e-4, "head": 1e-3}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "SGD": L2,
+    "SGD, float64": {**L2, "finetune.precision": PRECISE},
+    "SGD, `accumulate: 2`": {**L2, "finetune.accumulate": 2},
+    "SGD, `mixup: 0.4`, `cutmix: 1.0`": {**L2, "finetune.augment.mixup": 0.4, "finetune.augment.cutmix": 1.0},
+    "SGD, `clip: 1.0`, the penalty in the loss": {**L2, "finetune.clip": 1.0},
+    "SGD, `bf16-mixed`": {**L2, "finetune.precision": "bf16-mixed"},
+    "AdamW": ADAMW,
+    "AdamW, float64": {**ADAMW, "finetune.precision": PRECISE},
+    "SGD, `batch_norm: train`": {**L2, "finetune.batch_norm": "train"},
+    "SGD, `drop_rate: 0.2`": {**L2, "backbone.drop_rate": 0.2},
+}
+COLUMNS = ("weights", "train_loss", "val_loss", "val_accuracy", "ledger")
+
+
+class Stop(NamedTuple):
+    """A signal that comes within a step.
+
+    Attributes:
+        epoch: from 0.
+        step: from 0.
+        ranks: those that get it.
+    """
+
+    epoch: int
+    step: int
+    ranks: Sequence[int]
+
+
+Part = tuple[int, Stop | None]
+"""Of a training: the number of processes, and what ends it."""
+ALL, FIRST, LAST = Stop(0, 3, range(4)), Stop(1, 0, (0,)), Stop(2, 4, (1,))
+STOPPED: dict[str, tuple[int, Sequence[Part]]] = {
+    "1 process, stopped three times": (1, [(1, ALL), (1, FIRST), (1, Stop(2, 4, (0,))), (1, None)]),
+    "2 processes: all, rank 0, rank 1 get a signal": (2, [(2, ALL), (2, FIRST), (2, LAST), (2, None)]),
+    "4 processes: all, rank 0, rank 1 get a signal": (4, [(4, ALL), (4, FIRST), (4, LAST), (4, None)]),
+    "4, gone on with 2, then 1": (1, [(4, ALL), (2, LAST), (1, None)]),
+    "1, gone on with 2, then 4": (1, [(1, ALL), (2, LAST), (4, None)]),
+}
+
+
+def main() -> None:
+    """Print both tables."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
+        write_digits(Path("pictures"))
+        launch(1, before_finetuning)
+        print_header("2 / 4 processes against 1")
+        alone = {}
+        for name, changes in SETTINGS.items():
+            alone[name], *others = (trained(changes, [(world, None)]) for world in (1, 2, 4))
+            print_row(name, [differences(alone[name], other) for other in others])
+        for name, world in (("1 process", 1), ("2 processes", 2)):
+            # A bound that never binds puts the penalty into the loss, and leaves the gradients alone.
+            in_loss = trained({**L2, "finetune.clip": 1e6}, [(world, None)])
+            print_row(
+                f"{name}, the penalty in the loss, against in the optimiser", [differences(alone["SGD"], in_loss)]
+            )
+        print_header("stopped against not stopped; SGD, float32")
+        for name, (world, parts) in STOPPED.items():
+            print_row(name, [differences(trained(L2, [(world, None)]), trained(L2, parts))])
+
+
+def write_digits(folder: Path) -> None:
+    """Write scikit-learn's digits as pictures: a folder a split, and in it a folder a class."""
+    digits = load_digits()
+    splits = (split for split, count in PICTURES.items() for _ in range(count))
+    for i, split in enumerate(splits):
+        target = folder / split / str(digits.target[i]) / f"{i}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[i] * 15.9).astype("uint8")).save(target)
+
+
+def params_with(changes: Mapping[str, Any]) -> Params:
+    """Give the repository's params.yaml for this training, with changes by dotted key."""
+    content = YAML(typ="safe").load(PARAMS)
+    content["prepare"] |= {"source": "imagefolder", "path": "pictures"}
+    content["probe"] |= {"heads": []}
+    content["finetune"] |= {"lr": {"backbone": 1e-3, "head": 1e-2}}
+    content["finetune"] |= {"epochs": 3, "batch_size": 10, "batch_norm": "frozen", "precision": "32-true"}
+    content["finetune"]["augment"] |= {"hflip": 0.5}
+    content["run"] |= {"accelerator": "cpu", "workers": 0, "tracking": "disabled"}
+    precision = changes.get("finetune.precision")
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[name] = "32-true" if value == PRECISE else value
+    params = parse_params(content)
+    if precision != PRECISE:
+        return params
+    return params.model_copy(update={"finetune": params.finetune.model_copy(update={"precision": PRECISE})})
+
+
+def before_finetuning() -> None:
+    """Run the stages that fine-tuning needs."""
+    params = params_with({"run.cache": "cache"})
+    for stage in (prepare, features, probe):
+        stage.run(params.declared(stage.PARAMS))
+
+
+def trained(changes: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
+    """Fine-tune, stopped and gone on with as ``parts`` say; give the last state."""
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as cache:
+        params = params_with({**changes, "run.cache": cache})
+        for world, stop in parts:
+            launch(world, finetune_until, params, stop)
+        (last,) = Path(cache).glob("runs/*/last.ckpt")
+        state: dict[str, Any] = torch.load(last, weights_only=True)
+    assert len(state["history"]) == params.finetune.epochs
+    return state
+
+
+def finetune_until(params: Params, stop: Stop | None) -> None:
+    """Fine-tune as one of the ranks, to the end or to the stop."""
+    real = Classifier.training_step
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if stop and (self.current_epoch, batch_idx) == stop[:2] and self.global_rank in stop.ranks:
+            signal.raise_signal(signal.SIGUSR1)
+        return real(self, batch, batch_idx)
+
+    setattr(Classifier, "training_step", training_step)  # noqa: B010  (mypy forbids the assignment)
+    try:
+        finetune.run(params.declared(finetune.PARAMS))
+    except SystemExit:
+        assert stop
+    else:
+        assert not stop
+
+
+def launch(world: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in so many forked processes at once; raises what one of them raised."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(as_rank, (world, port, function, arguments), nprocs=world, start_method="fork")
+
+
+def as_rank(rank: int, world: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Call a function in a process that looks like one of torchrun's."""
+    if world > 1:
+        own = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        os.environ.update({name: str(value) for name, value in own.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="ranks")
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def differences(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, float]:
+    """Give the largest difference of each of ``COLUMNS``."""
+    weights = expected["state_dict"]
+    largest = {"weights": max(_of_tensors(value, found["state_dict"][name]) for name, value in weights.items())}
+    for name in COLUMNS[1:4]:
+        pairs = zip(expected["history"], found["history"], strict=True)
+        largest[name] = max(_of_numbers(a[name], b[name]) for a, b in pairs)
+    pairs = zip(expected["ledger"], found["ledger"], strict=True)
+    largest["ledger"] = max(
+        _of_numbers(row[name], other[name]) for row, other in pairs for name in row if isinstance(row[name], float)
+    )
+    return largest
+
+
+def _of_tensors(expected: torch.Tensor, found: torch.Tensor) -> float:
+    return float((expected.double() - found.double()).abs().max() / expected.double().abs().max().clamp(min=1e-300))
+
+
+def _of_numbers(expected: float, found: float) -> float:
+    return abs(expected - found) / max(abs(expected), 1e-300)
+
+
+def print_header(name: str) -> None:
+    """Print a table's head."""
+    print(f"\n| {name} | " + " | ".join(COLUMNS).replace("_", " ") + " |\n" + "|---" * (1 + len(COLUMNS)) + "|")
+
+
+def print_row(name: str, found: Sequence[dict[str, float]]) -> None:
+    """Print a row; the figures of several comparisons side by side."""
+    cells = [" / ".join(f"{each[column]:.0e}" if each[column] else "0" for each in found) for column in COLUMNS]
+    print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
