@@ -1,12 +1,44 @@
 #!/bin/sh
-# Starts one stage for dvc.yaml, with the environment's Python wherever that is: $VIRTUAL_ENV, .venv or python3.
+# Starts a stage, for dvc.yaml: in a Slurm allocation on all of its tasks, elsewhere as one process.
 # usage: sh slurm/launch.sh STAGE
+#        sh slurm/launch.sh doctor|repro [ARGUMENTS]    the other commands that the batch scripts need
 set -eu
+
+# The environment's Python, wherever that is. Adapt it here where yours comes from a module or a container.
 if [ -n "${VIRTUAL_ENV:-}" ]; then
   python="$VIRTUAL_ENV/bin/python"
-elif [ -x .venv/bin/python ]; then
-  python=.venv/bin/python
+elif [ -x "$(dirname "$0")/../.venv/bin/python" ]; then
+  python="$(dirname "$0")/../.venv/bin/python"
 else
   python=python3
 fi
-exec "$python" -m "headstart.stages.$1"
+
+command=$1
+shift
+case "$command" in
+features | finetune | evaluate) tasks=all ;; # shared by as many processes as there are
+prepare | probe | export) tasks=one ;;
+*) exec "$python" -m "headstart.$command" "$@" ;;
+esac
+set -- "$python" -m "headstart.stages.$command"
+
+# In an allocation, but not yet within a step (4294967290 is the shell that salloc may open on the first node).
+if [ "$tasks" = all ] && [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_STEP_ID:-4294967290}" = 4294967290 ]; then
+  # As many tasks as were asked for: one a GPU. A node's share is said where it is the same for all nodes.
+  case "${SLURM_TASKS_PER_NODE:-,}" in
+  *,*) ;;
+  *) set -- --ntasks-per-node="${SLURM_TASKS_PER_NODE%%(*}" "$@" ;;
+  esac
+  # Since Slurm 22.05 srun takes its CPUs per task from here alone.
+  [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+  # The ranks find each other by themselves (--mpi=none); when one fails, the others are ended; Ctrl-C goes to all
+  # (--disable-status); what is printed is seen at once.
+  export PYTHONUNBUFFERED=1
+  set -- srun --mpi=none --kill-on-bad-exit=1 --disable-status --unbuffered "$@"
+fi
+
+# DVC dies of a signal alone: the stage then has one too, saves and ends, rather than run on without it.
+if command -v setpriv >/dev/null; then
+  set -- setpriv --pdeathsig TERM "$@"
+fi
+exec "$@"

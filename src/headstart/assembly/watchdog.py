@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.ground.artifacts import write_json
-from headstart.ground.workspace import BATCH_SIGN, RANKS, write_stopped
+from headstart.ground.workspace import BATCH_SIGN, RANKS, slurm_job, write_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Watchdog(threading.Thread):
         """Say whether the batch script of a Slurm job, which would requeue it, gives no sign of life any more."""
         batch = Sign(BATCH_SIGN, "")
         batch.look()
-        if "SLURM_JOB_ID" not in os.environ or batch.content.get("host") in (None, socket.gethostname()):
+        if slurm_job() is None or batch.content.get("host") in (None, socket.gethostname()):
             return False
         before = batch.seen
         while batch.seen == before and not batch.silent:
@@ -157,7 +157,7 @@ class Watchdog(threading.Thread):
     @staticmethod
     def _requeue() -> None:
         logger.error("the node of the batch script is gone: requeueing the job")
-        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False, timeout=60)  # noqa: S607
+        subprocess.run(["scontrol", "requeue", str(slurm_job())], check=False, timeout=60)  # noqa: S607
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What a project's folder holds for running it, beside what DVC tracks: who works in it, why a stage stopped."""
 
+import os
 import socket
 from pathlib import Path
 from typing import TypedDict
@@ -30,6 +31,14 @@ class Stopped(TypedDict):
     progress: int
     host: str
     message: str
+
+
+def slurm_job() -> str | None:
+    """Name the Slurm job that this process runs in, None outside of one; a task of an array is a job of its own."""
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        # SLURM_JOB_ID is the whole array's in one of its tasks.
+        return "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format_map(os.environ)
+    return os.environ.get("SLURM_JOB_ID")
 
 
 def write_stopped(stage: str, reason: str, progress: int, message: str) -> None:

@@ -1,0 +1,78 @@
+"""What takes DVC long to show: a program of its name stands for it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fake_project import environment
+from headstart.ground.workspace import BATCH_SIGN, write_stopped
+
+SUPERVISE = """
+import sys
+from headstart.repro import supervisor
+supervisor.BETWEEN_STAGES_S = supervisor.LOST_S = 1
+supervisor.PERIOD_S = supervisor.HEARTBEAT_S = 0.1
+print(supervisor.run_dvc(sys.argv[1:]))
+"""
+STAGE = "import signal, time; signal.signal(signal.SIGUSR1, signal.SIG_IGN); time.sleep(60)"
+DVC = f"""
+import subprocess, sys, time
+if sys.argv[1:] == ["stage"]:
+    child = subprocess.Popen([sys.executable, "-c", {STAGE!r}], env={{"DVC_STAGE": "it"}})
+    print(child.pid, flush=True)
+    child.wait()
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.py").write_text(DVC)
+
+
+def supervise(*arguments: str) -> subprocess.Popen[str]:
+    """Start it, and wait for its first heartbeat."""
+    command = [sys.executable, "-c", SUPERVISE, *arguments]
+    started = subprocess.Popen(command, env=environment(Path()) | {"PYTHONPATH": "."}, stdout=-1, stderr=-1, text=True)
+    while not BATCH_SIGN.exists():
+        assert started.poll() is None
+        time.sleep(0.02)
+    return started
+
+
+def test_between_stages_dvc_itself_is_interrupted() -> None:
+    start = time.monotonic()
+    with supervise() as supervised:
+        supervised.terminate()
+        out, err = supervised.communicate(timeout=20)
+    assert "KeyboardInterrupt" in err
+    assert out == "(-2, [15])\n"
+    assert time.monotonic() - start >= 1
+
+
+def test_what_does_not_end_after_a_loss_is_killed() -> None:
+    with supervise("stage") as supervised:
+        assert supervised.stdout is not None
+        stage = int(supervised.stdout.readline())
+        write_stopped("it", "lost", 3, "rank 1 on node2 is gone")
+        assert supervised.communicate(timeout=20)[0] == "(-9, [])\n"
+    assert not psutil.pid_exists(stage) or psutil.Process(stage).status() == psutil.STATUS_ZOMBIE
+
+
+def test_it_tells_other_nodes_that_it_lives_as_long_as_it_does() -> None:
+    with supervise("stage") as supervised:
+        counts = []
+        for _ in range(3):
+            counts.append(json.loads(BATCH_SIGN.read_text())["count"])
+            time.sleep(0.5)
+        assert counts == sorted(set(counts))
+        assert json.loads(BATCH_SIGN.read_text())["pid"] == supervised.pid
+        supervised.terminate()
+        supervised.communicate(timeout=20)
+    assert not BATCH_SIGN.exists()
