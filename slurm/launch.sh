@@ -31,10 +31,10 @@ if [ "$tasks" = all ] && [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_STEP_ID:-42949
   esac
   # Since Slurm 22.05 srun takes its CPUs per task from here alone.
   [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-  # The ranks find each other by themselves (--mpi=none); when one fails, the others are ended; Ctrl-C goes to all
-  # (--disable-status); what is printed is seen at once.
+  # The ranks find each other by themselves (--mpi=none); when one fails, the others are ended, but not when one is done
+  # before rank 0 has written everything (--wait); Ctrl-C goes to all (--disable-status); what is printed is seen at once.
   export PYTHONUNBUFFERED=1
-  set -- srun --mpi=none --kill-on-bad-exit=1 --disable-status --unbuffered "$@"
+  set -- srun --mpi=none --kill-on-bad-exit=1 --wait=0 --disable-status --unbuffered "$@"
 fi
 
 # DVC dies of a signal alone: the stage then has one too, saves and ends, rather than run on without it.

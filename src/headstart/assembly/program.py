@@ -6,13 +6,20 @@ import inspect
 import logging
 import os
 import platform
+import signal
+import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from headstart.ground.errors import UserError
 from headstart.ground.params import Params
 from headstart.ground.params_file import load_params
+
+RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+"""Of torchrun, srun, and Lightning on one machine."""
+SECONDS_FOR_RANK_0 = 3
 
 
 def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
@@ -38,7 +45,18 @@ def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
         run(load_params(args.params).declared(declared))
     except UserError as error:
         # One that a DataLoader's worker raised comes with the worker's traceback before it.
-        sys.exit(f"error: {str(error).rpartition('UserError: ')[2]}")
+        sys.exit(f"{_who_speaks()}error: {str(error).rpartition('UserError: ')[2]}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _who_speaks() -> str:
+    """Let rank 0 speak first: most errors are those of all, and its end ends the others. They then say who they are."""
+    rank = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0")
+    if rank == "0":
+        return ""
+    time.sleep(SECONDS_FOR_RANK_0)
+    return f"rank {rank} on {socket.gethostname()}: "
 
 
 def _keep_memory() -> None:

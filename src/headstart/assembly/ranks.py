@@ -6,6 +6,7 @@ says how many Lightning is to start on this machine.
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -203,6 +204,8 @@ def connect(run: Run) -> Ranks:
         strategy=DDPStrategy(process_group_backend=backend, timeout=timeout),
         plugins=[found.environment],
     )
+    # Ctrl-C ends each rank as SIGTERM does: those whose partner only raises would wait for it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     with watched(rank_of_process(), found.world, run.timeout_minutes):
         fabric.launch()
     use_cores(found.local_world)
