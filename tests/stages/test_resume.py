@@ -236,3 +236,24 @@ def test_nothing_that_runs_is_read_from_a_state() -> None:
     (last,) = Path("cache/runs").glob("*/last.ckpt")
     state = torch.load(last, weights_only=True)
     assert json.dumps(state["history"])
+
+
+def test_a_kill_while_the_best_epoch_is_saved_does_not_forget_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two of the changes of names that a save makes."""
+    expected = run({"run.cache": "whole"})
+    real, left = Path.replace, 0
+
+    def replace(self: Path, target: Path) -> Path:
+        nonlocal left
+        if self.suffix == ".partial" or self.name == "last.ckpt":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    for change in range(1, 7):  # two saves of three changes each
+        left = change
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run({"run.cache": f"cache{change}"})
+        assert_same(run({"run.cache": f"cache{change}"}), expected)

@@ -39,10 +39,16 @@ class EpochReport(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the epochs that are over."""
         self._report(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int  # noqa: ARG002  (Lightning's)
+    ) -> None:  # fmt: skip
+        """Show a bar, in an epoch that is gone on with for the rest of it."""
         assert isinstance(pl_module, Classifier)
-        if trainer.is_global_zero:
-            images = pl_module.steps_per_epoch * pl_module.batch_size
-            self._progress = Progress(f"epoch {trainer.current_epoch + 1} of {self._epochs}", images)
+        if trainer.is_global_zero and self._progress is None:
+            left = pl_module.steps_per_epoch - batch_idx // trainer.accumulate_grad_batches
+            label = f"epoch {trainer.current_epoch + 1} of {self._epochs}"
+            self._progress = Progress(label, left * pl_module.batch_size)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int  # noqa: ARG002

@@ -29,6 +29,7 @@ from headstart.ground.errors import UserError
 from headstart.ground.params import Run
 
 Result = TypeVar("Result")
+MINUTES_AFTER_THE_WATCHDOG = 2
 
 
 def device_of(run: Run) -> torch.device:
@@ -48,7 +49,7 @@ class Tasks(SLURMEnvironment):
 
     def __init__(self) -> None:
         """Do without Lightning's own requeueing, which saves within a signal handler and can deadlock there."""
-        self.auto_requeue, self.requeue_signal = False, None
+        self.auto_requeue, self.requeue_signal = False, signal.SIGUSR1  # it wants one even so
 
     @property
     def main_address(self) -> str:
@@ -196,7 +197,8 @@ def connect(run: Run) -> Ranks:
         return Ranks(device=device_of(run))
     # Lightning's process group would be of the device's backend alone; what ranks agree on is on the CPU.
     backend = "cpu:gloo,cuda:nccl" if found.accelerator == "gpu" else "gloo"
-    timeout = timedelta(minutes=run.timeout_minutes)
+    # Later than the watchdog, which names who is to blame.
+    timeout = timedelta(minutes=run.timeout_minutes + MINUTES_AFTER_THE_WATCHDOG)
     fabric = Fabric(
         accelerator=found.accelerator,
         devices=found.devices,

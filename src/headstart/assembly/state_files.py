@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from headstart.assembly.run_folder import RunFolder
+from headstart.ground.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ class StateFiles(TorchCheckpointIO):
     def __init__(self, folder: RunFolder) -> None:
         """Say where they are."""
         self._folder = folder
+        self.best = False
+        """Whether the state to be saved is the best epoch's."""
         self.error: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
@@ -35,6 +38,9 @@ class StateFiles(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if self.best:
+                # Before it is the last one: a kill in between then has the epoch trained once more, and not forgotten.
+                _link(aside, self._folder.best)
             if self._folder.last.exists():
                 self._folder.last.replace(self._folder.previous)
             aside.replace(self._folder.last)
@@ -53,7 +59,7 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def link(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path) -> None:
     """Give a file a second name, in one step; where the file system has none, a copy."""
     aside = target.with_suffix(".partial")
     aside.unlink(missing_ok=True)
@@ -77,6 +83,7 @@ def usable_state(folder: RunFolder) -> Path | None:
 
 
 def _damage(path: Path) -> str | None:
+    """Say what is wrong with a file, None if nothing is."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch's files are zip archives, with checksums
             broken = archive.testzip()
@@ -86,5 +93,7 @@ def _damage(path: Path) -> str | None:
 
 
 def load_state(path: Path) -> Any:
-    """Read a state: plain values and tensors, nothing that could run."""
+    """Read a state: plain values and tensors, nothing that could run; raises UserError where it is damaged."""
+    if reason := _damage(path):
+        raise UserError(f"{path} is damaged ({reason}): delete {path.parent}, and the training begins anew")
     return torch.load(path, weights_only=True, mmap=True, map_location="cpu")

@@ -14,7 +14,7 @@ from headstart.assembly.classifier import Classifier
 from headstart.assembly.data import Pictures
 from headstart.assembly.ranks import Ranks
 from headstart.assembly.run_folder import RunFolder
-from headstart.assembly.state_files import StateFiles, link
+from headstart.assembly.state_files import StateFiles
 from headstart.assembly.stopping import Agreement, StopAgreedError, StopFlag
 from headstart.assembly.watchdog import Watchdog
 from headstart.ground.errors import UserError
@@ -125,14 +125,12 @@ class States(Checkpoint):
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if not (better or last or self._owed or self._ranks.from_rank_0(lambda: self._is_due(0))):
             return
-        saved = self._save(trainer, pl_module)
+        saved = self._save(trainer, pl_module, best=better)
         if not saved and (better or last):
             raise UserError(
                 f"the state after epoch {len(pl_module.history)} can't be saved in {self._folder.path}: free some "
                 "space there or set run.cache to another folder; the next start goes on from the state before"
             )
-        if better and trainer.is_global_zero:
-            link(self._folder.last, self._folder.best)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException  # noqa: ARG002
@@ -148,11 +146,12 @@ class States(Checkpoint):
     def _is_due(self, seconds: float) -> bool:
         return time.monotonic() - self._saved >= max(seconds, self._cost / LARGEST_SHARE)
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+    def _save(self, trainer: Trainer, pl_module: LightningModule, *, best: bool = False) -> bool:
         """Save on all ranks, unless the loss is not finite; say whether it went well."""
         assert isinstance(pl_module, Classifier)
         self._finite.check(trainer, pl_module)
         began = time.monotonic()
+        self._files.best = best
         trainer.save_checkpoint(self._folder.last)
         error = self._ranks.from_rank_0(lambda: self._files.error)
         self._saved, self._owed = time.monotonic(), False
