@@ -252,14 +252,14 @@ def test_a_kill_while_the_best_epoch_is_saved_does_not_forget_it(monkeypatch: py
 
     def replace(self: Path, target: Path) -> Path:
         nonlocal left
-        if self.suffix == ".partial" or self.name == "last.ckpt":
+        if target.suffix == ".ckpt":
             left -= 1
             if left == 0:
                 raise KeyboardInterrupt
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    for change in range(1, 7):  # two saves of three changes each
+    for change in range(1, 6):  # the first save has no previous one
         left = change
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             run({"run.cache": f"cache{change}"})
