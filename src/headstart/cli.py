@@ -13,6 +13,8 @@ COMMANDS = {
     "finetune": ("headstart.stages.finetune", "fine-tune backbone and head with an L2 per group and early stopping"),
     "evaluate": ("headstart.stages.evaluate", "compare the models on the test split"),
     "export": ("headstart.stages.export", "write the model as timm and ONNX Runtime load it, parity proven first"),
+    "repro": ("headstart.repro", "run `dvc repro` to its end: signals, requeues and one start at a time"),
+    "doctor": ("headstart.doctor", "say what would cost a cluster's hours before any is spent"),
     "leaderboard": ("headstart.leaderboard", "print the figures of the last run and where its results lie"),
     "study": ("headstart.study", "draw what the mathematics says: early stopping as an L2, gradients by differences"),
 }

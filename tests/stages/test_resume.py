@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -264,3 +265,16 @@ def test_a_kill_while_the_best_epoch_is_saved_does_not_forget_it(monkeypatch: py
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             run({"run.cache": f"cache{change}"})
         assert_same(run({"run.cache": f"cache{change}"}), expected)
+
+
+def test_a_second_start_in_the_folder_is_refused_and_names_the_first() -> None:
+    with program({**LONG, "run.cache": "cache"}) as running:
+        until(running, "epoch   1")
+        with program({**LONG, "run.cache": "another"}) as second:
+            rest, _ = second.communicate(timeout=120)
+        assert second.returncode == 1
+        assert (
+            f"error: the pipeline of this folder already runs on {socket.gethostname()} as process {running.pid}"
+            in rest
+        )
+        running.kill()

@@ -11,11 +11,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from headstart.ground.errors import UserError
+from headstart.ground.locks import locked
 from headstart.ground.params import Params
 from headstart.ground.params_file import load_params
+from headstart.ground.workspace import LOCK, UNDER_LOCK
 
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 """Of torchrun, srun, and Lightning on one machine."""
@@ -42,7 +45,9 @@ def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
         logging.getLogger(ours).setLevel(logging.INFO)
     _keep_memory()
     try:
-        run(load_params(args.params).declared(declared))
+        params = load_params(args.params).declared(declared)
+        with _alone_in_folder():
+            run(params)
     except UserError as error:
         # One that a DataLoader's worker raised comes with the worker's traceback before it.
         sys.exit(f"{_who_speaks()}error: {str(error).rpartition('UserError: ')[2]}")
@@ -50,13 +55,26 @@ def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
+def _alone_in_folder() -> AbstractContextManager[None]:
+    """Lock the project's folder for a stage, unless this is not rank 0 or `headstart repro`, which started it, has.
+
+    DVC's own lock knows processes of one machine only: a `dvc repro` on a login node would write into a job's outputs.
+    """
+    if _rank() or UNDER_LOCK in os.environ:
+        return nullcontext()
+    return locked(LOCK, "the pipeline of this folder already runs")
+
+
+def _rank() -> int:
+    return int(next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), 0))
+
+
 def _who_speaks() -> str:
     """Let rank 0 speak first: most errors are those of all, and its end ends the others. They then say who they are."""
-    rank = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0")
-    if rank == "0":
+    if not _rank():
         return ""
     time.sleep(SECONDS_FOR_RANK_0)
-    return f"rank {rank} on {socket.gethostname()}: "
+    return f"rank {_rank()} on {socket.gethostname()}: "
 
 
 def _keep_memory() -> None:

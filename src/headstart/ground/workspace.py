@@ -8,6 +8,9 @@ from typing import TypedDict
 from headstart.ground.artifacts import read_json, write_json
 
 FOLDER = Path(".headstart")
+LOCK = FOLDER / "repro"
+UNDER_LOCK = "HEADSTART_UNDER_LOCK"
+"""Set in the environment of what works under the lock of the folder."""
 STOPPED = FOLDER / "stopped.json"
 RANKS = FOLDER / "ranks"
 """Where the processes of a stage say that they live."""

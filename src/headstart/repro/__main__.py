@@ -16,7 +16,7 @@ from pathlib import Path
 
 from headstart.ground.errors import UserError
 from headstart.ground.locks import locked
-from headstart.ground.workspace import FOLDER, STOPPED, read_stopped, slurm_job
+from headstart.ground.workspace import LOCK, STOPPED, read_stopped, slurm_job
 from headstart.repro.requeue import requeue
 from headstart.repro.rwlock import RWLOCK, remove_stale_rwlock
 from headstart.repro.supervisor import run_dvc
@@ -33,7 +33,7 @@ def main() -> None:
     try:
         if not Path(".dvc").is_dir():
             raise UserError(".dvc does not exist: run this in the project's folder")
-        with locked(FOLDER / "repro", "the pipeline of this folder already runs"):
+        with locked(LOCK, "the pipeline of this folder already runs"):
             code = _run(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")

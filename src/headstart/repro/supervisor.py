@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 import psutil
 
 from headstart.ground.artifacts import write_json
-from headstart.ground.workspace import BATCH_SIGN, read_stopped
+from headstart.ground.workspace import BATCH_SIGN, UNDER_LOCK, read_stopped
 
 HANDED_ON: tuple[int, ...] = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 PERIOD_S = 1
@@ -66,7 +66,7 @@ class _Run:
         parent = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         self.dvc = subprocess.Popen(
             [*parent, sys.executable, "-m", "dvc", *arguments],
-            env=({"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {}) | os.environ,
+            env=({"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {}) | os.environ | {UNDER_LOCK: "1"},
             stdin=subprocess.DEVNULL,
             process_group=0,
         )
