@@ -125,10 +125,13 @@ def program(changes: dict[str, Any], **environment: str) -> "subprocess.Popen[st
     )
 
 
-LONG = {
-    "finetune.epochs": 30,
-    "finetune.early_stopping": {"monitor": "val_loss", "patience": 30, "min_delta": 0.0},
-}
+LONG, ENDLESS = (
+    {
+        "finetune.epochs": epochs,
+        "finetune.early_stopping": {"monitor": "val_loss", "patience": epochs, "min_delta": 0.0},
+    }
+    for epochs in (30, 10_000)
+)
 
 
 def until(running: "subprocess.Popen[str]", start: str) -> None:
@@ -143,7 +146,7 @@ def until(running: "subprocess.Popen[str]", start: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_program_saves_and_gives_its_exit_code(number: signal.Signals) -> None:
-    with program({**LONG, "run.cache": "cache"}) as running:
+    with program({**ENDLESS, "run.cache": "cache"}) as running:
         until(running, "epoch   2")
         running.send_signal(number)
         running.send_signal(number)
@@ -268,9 +271,9 @@ def test_a_kill_while_the_best_epoch_is_saved_does_not_forget_it(monkeypatch: py
 
 
 def test_a_second_start_in_the_folder_is_refused_and_names_the_first() -> None:
-    with program({**LONG, "run.cache": "cache"}) as running:
+    with program({**ENDLESS, "run.cache": "cache"}) as running:
         until(running, "epoch   1")
-        with program({**LONG, "run.cache": "another"}) as second:
+        with program({**ENDLESS, "run.cache": "another"}) as second:
             rest, _ = second.communicate(timeout=120)
         assert second.returncode == 1
         assert (
