@@ -1,10 +1,7 @@
 """Fine-tuning: its promises on a small model and invented pictures."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,6 @@ import pytest
 import timm
 import torch
 from lightning import LightningModule, Trainer
-from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import Tensor
@@ -64,18 +60,6 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
 
 
-def program(changes: dict[str, Any], **environment: str) -> "subprocess.Popen[str]":
-    """The stage as a user starts it."""
-    YAML().dump(params({**SMALL, **changes}).model_dump(), Path("params.yaml"))
-    return subprocess.Popen(
-        [sys.executable, "-m", "headstart.stages.finetune"],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def test_the_result_loads_in_timm_and_is_the_best_epoch_of_the_history() -> None:
     run()
     report = json.loads(Path("reports/finetune.json").read_text())
@@ -120,19 +104,6 @@ def test_a_compiled_model_trains_to_the_same_weights(monkeypatch: pytest.MonkeyP
 
 def test_accumulated_parts_give_the_same_weights() -> None:
     assert largest_difference(run(), run({"finetune.accumulate": 3})) < 1e-5
-
-
-def test_two_processes_give_the_same_weights_as_one() -> None:
-    changes = {"finetune.recipe": "gradual", "finetune.epochs": 7, "finetune.accumulate": 2, "finetune.clip": 1.0}
-    one = run(changes)
-    rows = history()
-    with program({**changes, "run.devices": 2, "run.cache": "another"}) as two:
-        output, _ = two.communicate(timeout=600)
-    assert two.returncode == 0, output
-    assert largest_difference(one, load_file(FINETUNE / "model.safetensors")) < 1e-5
-    for a, b in zip(rows, history(), strict=True):
-        assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), rel=1e-4)
-        assert float(a["val_accuracy"]) == pytest.approx(float(b["val_accuracy"]), abs=1e-6)
 
 
 def test_frozen_means_frozen() -> None:

@@ -1,0 +1,127 @@
+"""Two processes give what one gives, started by torchrun or by ``run.devices``; what happens to one ends both."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+from torch import Tensor
+
+from headstart.ground.artifacts import FEATURES, FINETUNE, read_table
+from headstart.ground.workspace import read_stopped
+from headstart.stages import evaluate, features, finetune
+from pictures import params, write_finetune, write_prepared, write_probe
+
+ROUNDING = 2e-6
+AS_RANK = str(Path(__file__).parents[1] / "as_rank.py")
+DEVICES = [sys.executable, AS_RANK]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", AS_RANK]
+STEPS = 8
+"""Of an epoch."""
+SMALL = {
+    "backbone.name": "test_resnet",
+    "backbone.pretrained": False,
+    "features.batch_size": 4,
+    "evaluate.batch_size": 4,
+    "finetune.recipe": "gradual",
+    "finetune.epochs": 7,
+    "finetune.batch_size": 8,
+    "finetune.accumulate": 2,
+    "finetune.batch_norm": "frozen",
+    "finetune.clip": 1.0,
+    "finetune.lr": {"backbone": 0.01, "head": 0.01},
+    "finetune.augment.hflip": 0.5,
+    "finetune.augment.mixup": 0.4,
+}
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Sizes that don't divide; as many threads as each of two processes has, since last bits depend on them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    write_probe(write_prepared({"train": 67, "validation": 21, "test": 13}), write_finetune())
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(stage: Any, changes: dict[str, Any] | None = None) -> None:
+    stage.run(params({**SMALL, "run.cache": "one", **(changes or {})}).declared(stage.PARAMS))
+
+
+def program(command: list[str], changes: dict[str, Any] | None = None) -> tuple[int, str]:
+    """Run stages in two processes; give the exit code and what they print."""
+    YAML().dump(params({**SMALL, "run.cache": "two", **(changes or {})}).model_dump(), Path("params.yaml"))
+    with Path("output.txt").open("w") as output:
+        done = subprocess.run(command, stdout=output, stderr=output, timeout=120, check=False)
+    return done.returncode, Path("output.txt").read_text()
+
+
+def figures() -> list[list[float]]:
+    """The history and the ledger, times left out."""
+    rows = read_table(finetune.HISTORY) + read_table(finetune.LEDGER)
+    return [
+        [float(value or 0) for name, value in row.items() if name != "group" and "seconds" not in name] for row in rows
+    ]
+
+
+def weights() -> dict[str, Tensor]:
+    return load_file(FINETUNE / "model.safetensors")
+
+
+def assert_equal_up_to_rounding(expected: dict[str, Tensor], figures_expected: list[list[float]]) -> None:
+    for name, value in weights().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=ROUNDING * float(value.abs().max()), msg=name)
+    for found, row in zip(figures(), figures_expected, strict=True):
+        assert found == pytest.approx(row, rel=ROUNDING)
+
+
+def test_two_processes_give_what_one_does() -> None:
+    """Of features and predictions the very bytes; of a fine-tuning weights, history and ledger up to rounding."""
+    for stage in (features, evaluate):
+        run(stage)
+    bytes_of = {path: path.read_bytes() for path in (FEATURES / "features.npy", evaluate.PREDICTIONS)}
+    run(finetune)
+    expected = weights(), figures()
+    write_finetune()
+    code, output = program([*TORCHRUN, "nothing", "features", "evaluate", "finetune"])
+    assert code == 0, output
+    for path, content in bytes_of.items():
+        assert path.read_bytes() == content
+    assert_equal_up_to_rounding(*expected)
+
+
+def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_goes_on() -> None:
+    run(finetune)
+    expected = weights(), figures()
+    code, output = program([*DEVICES, "signal", "finetune"], {"run.devices": 2})
+    assert code == 128 + signal.SIGUSR1, output
+    marker = read_stopped()
+    assert marker is not None
+    # Rank 1 tells of it at its step's end, and both read it at the next one's.
+    assert (marker["reason"], marker["progress"]) == ("SIGUSR1", STEPS + 2)
+    run(finetune, {"run.cache": "two"})
+    assert_equal_up_to_rounding(*expected)
+
+
+def test_when_one_of_two_is_killed_the_other_ends() -> None:
+    code, output = program([*DEVICES, "kill", "finetune"], {"run.devices": 2})
+    assert code, output
+    # Lightning looks after the processes that it started, and says it in its own words where it is the first.
+    assert re.search(f"rank 1 on {socket.gethostname()}: no sign of life|rank: 1. Child process", output), output
+
+
+def test_an_error_in_one_of_two_ends_both_and_names_host_and_rank() -> None:
+    code, output = program([*DEVICES, "raise", "finetune"], {"run.devices": 2})
+    assert code, output
+    assert f"rank 1 on {socket.gethostname()}: RuntimeError: out of luck" in output
