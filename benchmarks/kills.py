@@ -1,42 +1,47 @@
 """Kill a fine-tuning at random moments, go on, and compare the end with that of one that nothing happened to.
 
-    python -m benchmarks.kills --kills 100 --ranks 1 --seed 0
-    python -m benchmarks.kills --kills 100 --ranks 4 --seed 0
+    python -m benchmarks.kills --kills 100 --ranks 1 --seed 10
+    python -m benchmarks.kills --kills 100 --ranks 4 --seed 11
 
-Each training gets some kills: SIGINT, SIGUSR1 or SIGTERM, to all ranks or to one, once or twice, or SIGKILL to one, after
-which the others are ended as srun's --kill-on-bad-exit and torchrun do. Steps take 5 to 200 ms, and saves and validations
-are made slow, so that kills come within them too. Counted are those that hung, that ended with another result than the
-uninterrupted training (bit for bit), and that lost steps: any for a signal that can be caught, more than the save
-interval for SIGKILL. Ranks are forked from one process that has imported everything, with torchrun's variables.
+Each training gets some kills: SIGINT, SIGUSR1 or SIGTERM, to all ranks or to one, once or twice, or SIGKILL to one,
+after which the others are ended as srun's --kill-on-bad-exit and torchrun do. Steps take 5 to 200 ms, and saves and
+validations are made slow, so that kills come within them too. Counted are those that hung, that ended with another
+result than the uninterrupted training (bit for bit), and that lost steps: any for a signal that can be caught, more
+than the save interval for SIGKILL. Ranks are forked from one process that has imported everything.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.ranks import as_rank, free_port
+from headstart.assembly import states
+from headstart.assembly.classifier import Classifier
+from headstart.assembly.state_files import load_state
+from headstart.ground.artifacts import FINETUNE, Head, read_table, write_heads
+from headstart.stages import finetune
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from pictures import params, write_prepared
 
-from headstart.assembly import states
-from headstart.assembly.classifier import Classifier
-from headstart.assembly.state_files import StateFiles, load_state
-from headstart.ground.artifacts import FINETUNE, Head, read_table, write_heads
-from headstart.ground.workspace import read_stopped
-from headstart.stages import finetune
-
+FORK = get_context("fork")
+SECONDS_TO_TERMINATE = 2
 CAUGHT = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 INTERVAL = 0.5
 """Seconds between two saved states."""
@@ -97,77 +102,47 @@ def slow_down(step: float) -> None:
         setattr(owner, name, value)
 
 
-def start(ranks: int, cache: str, step: float) -> list[int]:
-    """Fork the ranks of a training; give their process ids."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids = []
-    for rank in range(ranks):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                if ranks > 1:
-                    os.environ.update(
-                        {
-                            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
-                            **{"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)},
-                            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "kills"},
-                        }
-                    )
-                log = os.open(f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(log, 1)
-                os.dup2(log, 2)
-                torch.set_num_threads(1)
-                slow_down(step)
-                finetune.run(params({**SETTINGS, "run.cache": cache}).declared(finetune.PARAMS))
-                code = 0
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else 1
-            except BaseException as error:
-                print(f"{type(error).__name__}: {error}", flush=True)
-            finally:
-                os._exit(code)
-        pids.append(pid)
-    return pids
+def fine_tune(cache: str, step: float) -> None:
+    """Fine-tune as one of the ranks, slowed down, with what it says in a file."""
+    log = os.open(f"log-{os.environ.get('RANK', '0')}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    slow_down(step)
+    finetune.run(params({**SETTINGS, "run.cache": cache}).declared(finetune.PARAMS))
 
 
-def wait(pids: list[int], deadline: float) -> dict[int, int] | None:
-    """Wait until all have ended, as a launcher does: where one ends badly, the others are ended too.
+def start(ranks: int, cache: str, step: float) -> list[ForkProcess]:
+    """Fork the ranks of a training."""
+    port = free_port()
+    processes = [FORK.Process(target=as_rank, args=(i, ranks, port, fine_tune, (cache, step))) for i in range(ranks)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def wait(processes: list[ForkProcess], seconds: float) -> list[int | None]:
+    """Wait until all have ended, as a launcher does: where one dies, the others are terminated, then killed.
 
     Returns:
-        The exit code of each rank (negative for a signal); None where they hang.
+        The exit code of each rank, negative for a signal; None for one that hung, which is killed.
     """
-    codes: dict[int, int] = {}
-    bad_since = None
-    while len(codes) < len(pids):
-        for rank, pid in enumerate(pids):
-            if rank not in codes:
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
-                    codes[rank] = os.waitstatus_to_exitcode(status)
-        bad = any(code < 0 for code in codes.values())
-        if bad and bad_since is None:
-            bad_since = time.time()
-            send(pids, codes, signal.SIGTERM)
-        if bad_since is not None and time.time() - bad_since > 2:
-            send(pids, codes, signal.SIGKILL)
-        if time.time() > deadline:
-            send(pids, codes, signal.SIGKILL)
-            for rank, pid in enumerate(pids):
-                if rank not in codes:
-                    os.waitpid(pid, 0)
-            return None
+    began, died = time.monotonic(), math.inf
+    while any(process.is_alive() for process in processes):
+        now = time.monotonic()
+        if now - began > seconds:
+            hung = [process.is_alive() for process in processes]
+            for process in processes:
+                process.kill()
+            return [None if each else process.exitcode for each, process in zip(hung, processes, strict=True)]
+        if math.isinf(died) and any((process.exitcode or 0) < 0 for process in processes):
+            died = now
+            for process in processes:
+                process.terminate()
+        if now - died > SECONDS_TO_TERMINATE:
+            for process in processes:
+                process.kill()
         time.sleep(0.005)
-    return codes
-
-
-def send(pids: list[int], codes: dict[int, int], number: signal.Signals) -> None:
-    """Signal those that have not ended."""
-    for rank, pid in enumerate(pids):
-        if rank not in codes:
-            os.kill(pid, number)
+    return [process.exitcode for process in processes]
 
 
 def result() -> str:
@@ -188,18 +163,71 @@ def saved_step(cache: str) -> int:
     return 0
 
 
-def lost(cache: str, number: signal.Signals, killed: float, step: float, begun_at: int) -> bool:
-    """Say whether more was lost than allowed."""
-    noted = [line.split() for line in STEPS.read_text().splitlines()] if STEPS.exists() else []
-    steps = {int(count): float(when) for count, when in noted}
-    kept, last = saved_step(cache), max(steps, default=begun_at)
-    if number in CAUGHT:
-        return kept != last
-    if kept >= last:
-        return False
-    oldest_lost = steps[kept + 1]
-    # A step, a save and a validation may be under way when the interval is over.
-    return killed - oldest_lost > INTERVAL + 2 * SAVE_SECONDS + 12 * step + 1
+class Training:
+    """One fine-tuning, which is killed and started again until it ends."""
+
+    def __init__(self, ranks: int, cache: str, generator: random.Random, counts: Counter[str]) -> None:
+        """Choose how slow it is."""
+        self._ranks, self._cache, self._generator, self._counts = ranks, cache, generator, counts
+        self._step = generator.choice([0.005, 0.02, 0.05, 0.2])
+
+    def run(self, undisturbed: float, expected: str) -> None:
+        """Kill it some times, then let it end; count what went wrong.
+
+        Args:
+            undisturbed: seconds of a training that is not slowed down.
+            expected: its ``result``.
+        """
+        longest = undisturbed + 32 * self._step + 12 * 3 * self._step / self._ranks
+        for _ in range(self._generator.randint(3, 8)):
+            codes = self._killed(self._generator.uniform(0, longest))
+            if set(codes) == {0}:
+                break
+        else:
+            codes = wait(start(self._ranks, self._cache, 0.0), 300)
+        if set(codes) != {0} or result() != expected:
+            self._say("differed", f"ends with {codes}")
+        self._counts["trainings"] += 1
+
+    def _killed(self, after: float) -> list[int | None]:
+        """Start it, kill it after some seconds, and give the exit codes."""
+        begun_at = saved_step(self._cache)
+        STEPS.unlink(missing_ok=True)
+        processes = start(self._ranks, self._cache, self._step)
+        time.sleep(after)
+        number = self._generator.choice([*CAUGHT, signal.SIGKILL])
+        everyone = number != signal.SIGKILL and self._generator.random() < 0.5
+        chosen = processes if everyone else [self._generator.choice(processes)]
+        when, alive = time.time(), [process for process in chosen if process.is_alive()]
+        for process in alive:
+            for _ in range(self._generator.choice([1, 1, 2])):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid or 0, number)
+        codes = wait(processes, PATIENCE)
+        if alive:
+            self._counts.update(["kills", number.name])
+        what = f"{number.name} after {after:.2f} s to {len(chosen)} of {self._ranks}, steps of {self._step} s: {codes}"
+        if None in codes:
+            self._say("hung", what)
+        elif set(codes) != {0} and self._lost(number, when, begun_at, codes):
+            self._say("lost", what)
+        return codes
+
+    def _lost(self, number: signal.Signals, when: float, begun_at: int, codes: list[int | None]) -> bool:
+        """Say whether more was lost than allowed."""
+        noted = [line.split() for line in STEPS.read_text().splitlines()] if STEPS.exists() else []
+        steps = {int(count): float(time) for count, time in noted}
+        kept, last = saved_step(self._cache), max(steps, default=begun_at)
+        if kept >= last:
+            return False
+        if number in CAUGHT and -number not in codes:
+            return True
+        # Killed, or before the handlers were there. A step, a save, a validation may be under way after the interval.
+        return when - steps[kept + 1] > INTERVAL + 2 * SAVE_SECONDS + 12 * self._step + 1
+
+    def _say(self, wrong: str, what: str) -> None:
+        self._counts[wrong] += 1
+        print(f"{Path.cwd() / self._cache}: {wrong}: {what}", flush=True)
 
 
 def main() -> None:
@@ -211,62 +239,21 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="another setting")
     args = parser.parse_args()
     SETTINGS.update({key: json.loads(value) for key, _, value in (each.partition("=") for each in args.set)})
-    generator = random.Random(args.seed)
     os.chdir(tempfile.mkdtemp(prefix="kills-"))
     write_prepared({"train": 67, "validation": 21, "test": 4})
     write_heads([Head(np.zeros((4, 96), np.float32), np.zeros(4, np.float32), 1e-3)], 0)
-    began = time.time()
-    assert wait(start(args.ranks, "whole", 0.0), time.time() + 300) == dict.fromkeys(range(args.ranks), 0), os.getcwd()
-    expected, alone = result(), time.time() - began
+    began = time.monotonic()
+    codes = wait(start(args.ranks, "whole", 0.0), 300)
+    assert set(codes) == {0}, Path.cwd()
+    undisturbed, expected = time.monotonic() - began, result()
 
-    counts: Counter[str] = Counter()
-    training = 0
+    generator, counts = random.Random(args.seed), Counter[str]()  # noqa: S311  (nothing secret)
     while counts["kills"] < args.kills:
-        training += 1
-        cache, step = f"training-{training}", generator.choice([0.005, 0.02, 0.05, 0.2])
-        longest = alone + 32 * step + 12 * 3 * step / args.ranks
-        for _ in range(generator.randint(3, 8)):
-            begun_at = saved_step(cache)
-            STEPS.unlink(missing_ok=True)
-            pids = start(args.ranks, cache, step)
-            time.sleep(generator.uniform(0, longest))
-            number = generator.choice([*CAUGHT, signal.SIGKILL])
-            everyone = number != signal.SIGKILL and generator.random() < 0.5
-            chosen = range(args.ranks) if everyone else [generator.randrange(args.ranks)]
-            killed, running = time.time(), 0
-            for rank in chosen:
-                for _ in range(generator.choice([1, 1, 2]) if number != signal.SIGKILL else 1):
-                    if os.waitid(os.P_PID, pids[rank], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                        os.kill(pids[rank], number)
-                        running += 1
-            codes = wait(pids, time.time() + PATIENCE)
-            if codes is None:
-                counts["hung"] += 1
-                print(f"training {training}: hung after {number.name} to {list(chosen)}, steps of {step} s")
-                continue
-            if not running:
-                break
-            counts["kills"] += 1
-            counts[number.name] += 1
-            before_handlers = any(code == -number for code in codes.values())
-            if set(codes.values()) != {0} and not (
-                before_handlers and number in CAUGHT and saved_step(cache) == begun_at
-            ):
-                if lost(cache, signal.SIGKILL if before_handlers else number, killed, step, begun_at):
-                    counts["lost"] += 1
-                    print(f"training {training}: lost after {number.name} to {list(chosen)}: {codes}, {read_stopped()}")
-            if set(codes.values()) == {0}:
-                break
-        else:
-            codes = wait(start(args.ranks, cache, 0.0), time.time() + 300)
-        if codes is not None and (set(codes.values()) != {0} or result() != expected):
-            counts["differed"] += 1
-            print(f"training {training}: differed: {codes}, {os.getcwd()}/{cache}")
-        counts["trainings"] += 1
-    figures = {name: counts[name] for name in ("hung", "differed", "lost")}
-    print(f"{counts['kills']} kills in {counts['trainings']} trainings of {args.ranks} rank(s): {figures}")
-    print(", ".join(f"{signal_.name} {counts[signal_.name]}" for signal_ in (*CAUGHT, signal.SIGKILL)))
-    sys.exit(1 if any(figures.values()) else 0)
+        Training(args.ranks, f"training-{counts['trainings']}", generator, counts).run(undisturbed, expected)
+    names = [number.name for number in (*CAUGHT, signal.SIGKILL)]
+    print(f"{counts['kills']} kills of {counts['trainings']} trainings on {args.ranks} ranks: ", end="")
+    print(", ".join(f"{counts[name]} {name}" for name in (*names, "hung", "differed", "lost")))
+    sys.exit(any(counts[name] for name in ("hung", "differed", "lost")))
 
 
 if __name__ == "__main__":

@@ -183,11 +183,16 @@ def finetune_until(params: Params, stop: Stop | None) -> None:
 
 def launch(world: int, function: Callable[..., None], *arguments: Any) -> None:
     """Call a function in so many forked processes at once; raises what one of them raised."""
+    arguments = world, free_port(), function, arguments
+    start_processes(as_rank, arguments, nprocs=world, start_method="fork")  # type: ignore[no-untyped-call]
+
+
+def free_port() -> int:
+    """Give a port of this machine that nobody uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = world, port, function, arguments
-    start_processes(as_rank, arguments, nprocs=world, start_method="fork")  # type: ignore[no-untyped-call]
+        port: int = free.getsockname()[1]
+        return port
 
 
 def as_rank(rank: int, world: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -206,6 +206,7 @@ def connect(run: Run) -> Ranks:
         strategy=DDPStrategy(process_group_backend=backend, timeout=timeout),
         plugins=[found.environment],
     )
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     # Ctrl-C ends each rank as SIGTERM does: those whose partner only raises would wait for it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with watched(rank_of_process(), found.world, run.timeout_minutes):
@@ -213,7 +214,7 @@ def connect(run: Run) -> Ranks:
     use_cores(found.local_world)
     group = dist.new_group(backend="gloo", timeout=timeout)
     if fabric.global_rank:
-        logging.getLogger("headstart").setLevel(logging.WARNING)
+        logging.getLogger("headstart").setLevel(logging.ERROR)
     return Ranks(fabric.global_rank, fabric.world_size, found.local_world, fabric.device, group)
 
 

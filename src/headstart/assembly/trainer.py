@@ -159,13 +159,17 @@ def _trainer(
 ) -> Trainer:
     # What Lightning says on info level (which devices there are, a tip of the day) is not about the user's run.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # A loader without workers, srun on the PATH, a folder that is gone on with and modules that are frozen are all
-    # meant; the last is Lightning's own affair with torch.
+    # A loader without workers, srun on the PATH, an epoch that is gone on with, modules that are frozen, metrics that
+    # have summed over the ranks before they are logged, and 1x1 convolutions' gradients are all meant; the others are
+    # Lightning's own affair with torch.
     for message in (
         "does not have many workers",
         "The `srun` command",
         "You're resuming from a checkpoint that ended before the epoch ended",
         "in eval mode at the start",
+        "It is recommended to use `self.log",
+        "Grad strides do not match bucket view strides",
+        ".*all_gather.* is deprecated",
         "isinstance.treespec",
     ):
         warnings.filterwarnings("ignore", f".*{message}")

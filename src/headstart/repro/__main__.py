@@ -44,6 +44,9 @@ def _run(arguments: list[str]) -> int:
     """Run DVC under the folder's lock, and give the exit code; raises UserError where the job can't be queued again."""
     if remove_stale_rwlock():
         _say(f"{RWLOCK} named no DVC that runs here, and is removed")
+    before = read_stopped()
+    if before is not None and before["reason"] == "lost":  # whoever would have said so may be what was lost
+        _say(f"the start before this one ended: {before['message']}")
     STOPPED.unlink(missing_ok=True)
     changes = [argument for argument in arguments if argument.startswith(("-S", "--set-param"))]
     code, received = run_dvc([*(["exp", "run"] if changes else ["repro"]), *arguments])

@@ -33,6 +33,7 @@ from headstart.assembly.trainer import Weights, best_epoch, fit, saved_history
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared
 from headstart.ground.params import Params
+from headstart.libraries.backbone import BATCH_NORM
 from headstart.libraries.ledger import COLUMNS, Row, with_curves
 from headstart.libraries.ledger import table as ledger_table
 from headstart.libraries.objective import balanced_weights
@@ -70,6 +71,7 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
     pictures = Pictures(prepared, params.finetune, params.run, ranks)
     module = _module(params, prepared, pictures, model, ranks)
     groups = describe(module.groups, module.phases, params.finetune, module.steps_per_epoch)
+    _say_what_depends_on_ranks(module, params, ranks)
     tracker = None
     if params.run.tracking != "disabled" and ranks.rank == 0:
         tracker = Tracker(params.run, folder.tracking, {**params.model_dump(), "groups": groups})
@@ -111,6 +113,20 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
         "finetune: best epoch %d of %d, validation loss %.4f, accuracy %.4f",
         *(report[name] for name in ("best_epoch", "epochs", "val_loss", "val_accuracy")),
     )
+
+
+def _say_what_depends_on_ranks(module: Classifier, params: Params, ranks: Ranks) -> None:
+    """Warn where several processes train to other weights than one, by more than the order of sums."""
+    trains_statistics = not module.freeze_statistics and any(isinstance(part, BATCH_NORM) for part in module.modules())
+    reasons = {
+        "each process has its own BatchNorm statistics (finetune.batch_norm: frozen)": trains_statistics
+        and ranks.device.type == "cpu",
+        "what drops out follows from the process": params.backbone.drop_rate or params.backbone.drop_path_rate,
+        f"{params.finetune.precision} rounds coarsely": params.finetune.precision != "32-true",
+    }
+    if ranks.world > 1 and any(reasons.values()):
+        given = "; ".join(reason for reason, holds in reasons.items() if holds)
+        logger.warning("on %d processes the weights will differ from those of one: %s", ranks.world, given)
 
 
 def _write_tables(history: list[HistoryRow], ledger: list[Row]) -> None:
