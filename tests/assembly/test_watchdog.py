@@ -13,6 +13,7 @@ import pytest
 from headstart.assembly import watchdog
 from headstart.assembly.watchdog import EXIT_CODE, Watchdog, watched
 from headstart.ground.artifacts import write_json
+from headstart.ground.errors import UserError
 from headstart.ground.workspace import BATCH_SIGN, RANKS, read_stopped
 
 HOST = socket.gethostname()
@@ -27,8 +28,8 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second is a hundredth."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(watchdog, "PERIOD", 0.05)
-    for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT", "ARRAY_TASK_ID"):
-        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    for name in (*watchdog.START, "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
 
     def leave(code: int) -> None:
         raise LeftError(code)
@@ -37,7 +38,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sign(rank: int, turn: int, count: int, where: str = "epoch 1, batch 7", **more: Any) -> None:
-    about = {"host": f"node{rank}", "pid": 1, "start": "..", "turn": turn, "count": count, "where": where}
+    about = {"host": f"node{rank}", "pid": 1, "start": "....", "turn": turn, "count": count, "where": where}
     write_json(RANKS / f"{rank}.json", about | more)
 
 
@@ -80,7 +81,7 @@ def test_a_rank_that_lives_and_stands_still_is_named(monkeypatch: pytest.MonkeyP
 
 
 def test_what_an_earlier_start_left_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    sign(1, turn=3, count=8, start="12.0.")
+    sign(1, turn=3, count=8, start=".12.0..")
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_STEP_ID", "1")
     assert "rank 1, which never came" in verdict_of(Watchdog(0, 2, timeout=0.4))
@@ -142,16 +143,49 @@ def test_where_another_rank_failed_by_its_own_fault_no_one_is_lost(caplog: pytes
     with pytest.raises(RuntimeError, match="CUDA error"), watched(1, 2, minutes=1):
         raise RuntimeError("CUDA error")
     assert f"rank 1 on {HOST}: RuntimeError: CUDA error" in caplog.text
-    assert json.loads((RANKS / "1.json").read_text())["failed"] == "CUDA error"
+    with pytest.raises(UserError), watched(1, 2, minutes=1):
+        raise UserError("a damaged picture")
+    assert "a damaged picture" not in caplog.text  # the program says it
+    assert json.loads((RANKS / "1.json").read_text())["failed"] == "a damaged picture"
 
 
-@pytest.mark.parametrize(("host", "requeued"), [("node9", True), (HOST, False)])
+@pytest.mark.parametrize(
+    ("host", "job", "requeued"), [("node9", "12", True), (HOST, "12", False), ("node9", "11", False)]
+)
 def test_ranks_requeue_the_job_where_the_batch_scripts_node_is_gone(
-    monkeypatch: pytest.MonkeyPatch, host: str, requeued: bool
+    monkeypatch: pytest.MonkeyPatch, host: str, job: str, requeued: bool
 ) -> None:
     called: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: called.append(command))
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    write_json(BATCH_SIGN, {"host": host, "pid": 1, "count": 7})
+    write_json(BATCH_SIGN, {"host": host, "pid": 1, "job": job, "count": 7})
     verdict_of(Watchdog(0, 2, timeout=0.4))
     assert called == ([["scontrol", "requeue", "12"]] if requeued else [])
+
+
+def test_what_is_lost_names_the_steps_that_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which `headstart repro` knows whether a start came further; and no scontrol keeps the process from its end."""
+
+    def absent(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("scontrol")
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    write_json(BATCH_SIGN, {"host": "node9", "pid": 1, "job": "12", "count": 7})
+    watching = Watchdog(0, 2, timeout=0.4)
+    watching.saved_steps = 40
+    for batch in range(5):
+        watching.beat(f"batch {batch}")
+    verdict_of(watching)
+    marker = read_stopped()
+    assert marker is not None
+    assert marker["progress"] == 40
+
+
+def test_a_failure_stays_in_the_signs_of_life() -> None:
+    watching = Watchdog(0, 2, timeout=10)
+    watching.start()
+    watching.failed(ValueError("its own"))
+    time.sleep(0.3)
+    assert json.loads((RANKS / "0.json").read_text())["failed"] == "its own"
+    watching.stop()

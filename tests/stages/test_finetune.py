@@ -11,6 +11,7 @@ import timm
 import torch
 from lightning import LightningModule, Trainer
 from safetensors.torch import load_file
+from timm.layers.norm_act import convert_sync_batchnorm
 from timm.models import save_for_hf
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -361,3 +362,17 @@ def test_the_wandb_run_has_the_curves_and_the_leaderboard(monkeypatch: pytest.Mo
 def test_models_with_two_classifiers_are_refused() -> None:
     with pytest.raises(UserError, match="several classifiers"):
         build("deit_tiny_distilled_patch16_224", pretrained=False, image_size=None, args={"depth": 1}, num_classes=2)
+
+
+def test_statistics_that_are_synchronised_on_gpus_leave_the_function_what_it_is() -> None:
+    """torch's own conversion, which Lightning's flag makes, loses the activations within timm's layers."""
+    model = timm.create_model("test_efficientnet", num_classes=3).eval()
+    pictures = torch.randn(2, 3, 64, 64)
+    before, parameters = model(pictures), list(model.parameters())
+    converted = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    assert any(isinstance(part, torch.nn.SyncBatchNorm) for part in converted.modules())
+    torch.testing.assert_close(converted.eval()(pictures), before)
+    assert all(a is b for a, b in zip(parameters, converted.parameters(), strict=True))
+    torchs = torch.nn.SyncBatchNorm.convert_sync_batchnorm(timm.create_model("test_efficientnet", num_classes=3).eval())
+    torchs.load_state_dict(converted.state_dict())
+    assert float((torchs(pictures) - before).abs().max().detach()) > 1e-3

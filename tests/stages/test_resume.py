@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from headstart.assembly.classifier import Classifier
+from headstart.assembly.data import Pictures
 from headstart.assembly.state_files import StateFiles
 from headstart.ground.artifacts import FINETUNE, Head, read_table, write_heads
 from headstart.ground.errors import UserError
@@ -113,12 +114,12 @@ def test_gone_on_at_any_step_is_the_same_as_never_interrupted(variant: str, monk
     assert_same(expected, found)
 
 
-def program(changes: dict[str, Any], **environment: str) -> "subprocess.Popen[str]":
+def program(changes: dict[str, Any], *, start_new_session: bool = False) -> "subprocess.Popen[str]":
     """The stage as a user starts it."""
     YAML().dump(params({**SMALL, **changes}).model_dump(), Path("params.yaml"))
     return subprocess.Popen(
         [sys.executable, "-m", "headstart.stages.finetune"],
-        env={**os.environ, **environment},
+        start_new_session=start_new_session,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -281,3 +282,35 @@ def test_a_second_start_in_the_folder_is_refused_and_names_the_first() -> None:
             in rest
         )
         running.kill()
+
+
+def test_a_signal_while_a_phase_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning has handlers of its own from then on, which we do without."""
+    real = Pictures.train_dataloader
+
+    def interrupted(self: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return real(self)
+
+    expected = run({"run.cache": "whole"})
+    monkeypatch.setattr(Pictures, "train_dataloader", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run({"run.cache": "cache"})
+    assert stop.value.code == 128 + signal.SIGTERM
+    marker = read_stopped()
+    assert marker is not None
+    assert marker["progress"] == 1
+    monkeypatch.setattr(Pictures, "train_dataloader", real)
+    assert_same(run({"run.cache": "cache"}), expected)
+
+
+def test_a_signal_to_all_processes_of_a_job_leaves_those_that_load() -> None:
+    """As Slurm sends it; without them the step that is under way could not end."""
+    with program({**ENDLESS, "run.cache": "cache", "run.workers": 2}, start_new_session=True) as running:
+        until(running, "epoch   2")
+        os.killpg(running.pid, signal.SIGTERM)
+        rest, _ = running.communicate(timeout=120)
+    assert running.returncode == 128 + signal.SIGTERM, rest
+    marker = read_stopped()
+    assert marker is not None
+    assert marker["progress"] >= 2 * STEPS

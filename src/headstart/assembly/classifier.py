@@ -27,7 +27,6 @@ from headstart.libraries.regularisation import make_optimizer, penalty, place_of
 
 HistoryRow = dict[str, int | float]
 ADAM_BETA_1 = 0.9  # torch's own
-FUSED_ON = ("cpu", "cuda")
 
 
 class Classifier(LightningModule):
@@ -174,7 +173,7 @@ class Classifier(LightningModule):
     ) -> None:
         """Clip by the norm, which is kept: Lightning calls this once before each step, whether it clips or not."""
         if gradient_clip_val is None:
-            self._epoch.norms.append(torch.zeros(()))
+            self._epoch.norms.append(torch.zeros((), device=self.device))
         else:
             self._epoch.norms.append(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
 
@@ -244,7 +243,7 @@ class Classifier(LightningModule):
             momentum=finetune.momentum,
             nesterov=finetune.nesterov,
             # Under a scaler a fused optimiser unscales the gradients itself, after they would have been clipped.
-            fused=self.device.type in FUSED_ON and not (finetune.precision == "16-mixed" and finetune.clip),
+            fused=self.device.type in {"cpu", "cuda"} and not (finetune.precision == "16-mixed" and finetune.clip),
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

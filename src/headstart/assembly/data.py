@@ -181,6 +181,11 @@ class Pictures(LightningDataModule):
         self._finetune, self._run, self._ranks = finetune, run, ranks
         self._begin = 0, 0
         self.train, self.validation = TrainingPictures(prepared, finetune), ValidationPictures(prepared)
+        if len(self.validation) < ranks.world:
+            raise UserError(
+                f"{len(self.validation)} validation pictures can't be shared by {ranks.world} processes: raise "
+                "prepare.split.validation, or start fewer"
+            )
 
     def begin_at(self, epoch: int, step: int) -> None:
         """Go on at this optimiser step of this epoch, both from 0."""

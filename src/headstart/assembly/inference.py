@@ -4,10 +4,10 @@ Batches are full and of one size, the last one padded: with most libraries a pic
 the batch that it is in, and here equal pictures give equal bytes.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import joblib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 
-from headstart.assembly.ranks import Ranks
+from headstart.assembly.ranks import Ranks, cores_of_process
+from headstart.assembly.stopping import SIGNALS
 from headstart.assembly.watchdog import watched
 from headstart.ground.artifacts import SPLITS, Prepared
 from headstart.ground.params import Run
@@ -98,9 +99,15 @@ def loading(run: Run, ranks: Ranks) -> dict[str, Any]:
     """
     on_gpu, workers = ranks.device.type == "cuda", run.workers
     if workers == "auto":
-        cores = max(1, joblib.cpu_count() // ranks.local_world)
+        cores = cores_of_process(ranks.local_world)
         workers = min(WORKERS_A_GPU, cores) if on_gpu else int(cores >= CORES_FOR_A_WORKER)
-    return {"batch_size": None, "num_workers": workers, "pin_memory": on_gpu}
+    return {"batch_size": None, "num_workers": workers, "pin_memory": on_gpu, "worker_init_fn": _leave_signals}
+
+
+def _leave_signals(_: int) -> None:
+    """Have a loading process live through signals that come to a whole job: it is needed until the state is saved."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @torch.inference_mode()

@@ -102,13 +102,13 @@ def layout(run: Run) -> Layout:
     """
     kind = device_of(run).type
     accelerator, gpus = {"cuda": "gpu"}.get(kind, kind), torch.cuda.device_count() if kind == "cuda" else 0
-    if "SLURM_STEP_ID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
-        environment: Any = Tasks()
-        world, nodes = (int(os.environ[f"SLURM_STEP_NUM_{what}"]) for what in ("TASKS", "NODES"))
-    elif TorchElasticEnvironment.detect():
-        environment = TorchElasticEnvironment()
+    if TorchElasticEnvironment.detect():  # which srun may have started
+        environment: Any = TorchElasticEnvironment()
         world = int(os.environ["WORLD_SIZE"])
         nodes = world // int(os.environ["LOCAL_WORLD_SIZE"])
+    elif "SLURM_STEP_ID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
+        environment = Tasks()
+        world, nodes = (int(os.environ[f"SLURM_STEP_NUM_{what}"]) for what in ("TASKS", "NODES"))
     else:
         environment = LightningEnvironment()
         world, nodes = max(1, gpus) if run.devices == "auto" else run.devices, 1
@@ -117,12 +117,13 @@ def layout(run: Run) -> Layout:
     local = world // nodes
     if run.devices not in ("auto", local):
         raise UserError(f"run.devices: {run.devices}, but {local} processes a node were started; use auto")
-    if gpus and local > gpus > 1:
+    own_gpus = gpus == 1 and isinstance(environment, Tasks)  # as --gpus-per-task binds them
+    if gpus and local > gpus and not own_gpus:
         raise UserError(
             f"{local} processes on {socket.gethostname()}, which has {gpus} GPUs for them: start one a GPU "
             "(#SBATCH --ntasks-per-node)"
         )
-    return Layout(accelerator, 1 if gpus == 1 else local, nodes, environment, local, world)
+    return Layout(accelerator, 1 if own_gpus else local, nodes, environment, local, world)
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,15 @@ def connect(run: Run) -> Ranks:
 
 
 def use_cores(processes: int) -> None:
-    """Take no more threads than this process may use: of a container's quota of CPU time torch knows nothing."""
-    cores = joblib.cpu_count()
+    """Take no more threads than this process's share of its machine's cores; ``processes`` share them."""
+    torch.set_num_threads(min(torch.get_num_threads(), cores_of_process(processes)))
+
+
+def cores_of_process(processes: int) -> int:
+    """Give the cores that each of this machine's processes may use: srun says it, else they share them equally.
+
+    A container's quota of CPU time counts, of which torch knows nothing.
+    """
+    cores: int = joblib.cpu_count()
     share = int(os.environ.get("SLURM_CPUS_PER_TASK", cores // processes))
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores, share)))
+    return max(1, min(cores, share))

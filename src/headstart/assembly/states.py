@@ -15,7 +15,7 @@ from headstart.assembly.data import Pictures
 from headstart.assembly.ranks import Ranks
 from headstart.assembly.run_folder import RunFolder
 from headstart.assembly.state_files import StateFiles
-from headstart.assembly.stopping import Agreement, StopAgreedError, StopFlag
+from headstart.assembly.stopping import Agreement, StopAgreed, StopFlag
 from headstart.assembly.watchdog import Watchdog
 from headstart.ground.errors import UserError
 
@@ -73,9 +73,8 @@ class States(Checkpoint):
         self._best = state_dict["best"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
-        """Put the handlers in place of Lightning's."""
+        """Know what the state that is gone on from contains."""
         assert isinstance(pl_module, Classifier)
-        self._stop.listen()
         pl_module.saved_epochs = len(pl_module.history)
 
     def on_train_batch_end(
@@ -92,11 +91,7 @@ class States(Checkpoint):
         if number or agreed:
             self._save(trainer, pl_module)
         if number:
-            raise StopAgreedError(number)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
-        """Put the handlers in place of Lightning's."""
-        self._stop.listen()
+            raise StopAgreed(number, self._watchdog.saved_steps)
 
     def on_validation_batch_end(  # noqa: PLR0917  (Lightning's signature)
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,  # noqa: ARG002
@@ -113,7 +108,7 @@ class States(Checkpoint):
                 if self._average is not None:
                     self._average.on_validation_epoch_end(trainer, pl_module)  # gives the weights back
                 self._save(trainer, pl_module)
-            raise StopAgreedError(number)
+            raise StopAgreed(number, self._watchdog.saved_steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the best epoch, the last one, and any where the last save is long enough ago."""
@@ -136,7 +131,7 @@ class States(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException  # noqa: ARG002
     ) -> None:  # fmt: skip
         """Let the ranks part in peace."""
-        if isinstance(exception, StopAgreedError):
+        if isinstance(exception, StopAgreed):
             self._agreement.close()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
@@ -157,6 +152,7 @@ class States(Checkpoint):
         self._saved, self._owed = time.monotonic(), False
         self._cost = self._saved - began
         if error is None:
+            self._watchdog.saved_steps = trainer.global_step
             pl_module.saved_epochs = len(pl_module.history)
         else:
             logger.warning("the state was not saved in %s (%s); the one before stays", self._folder.path, error)

@@ -19,13 +19,13 @@ SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 """Those that ask for a stop: Ctrl-C, Slurm's ``--signal`` before the time limit, scancel or a preemption."""
 
 
-class StopAgreedError(Exception):
+class StopAgreed(BaseException):
     """Ends a training on all ranks at once, its state saved."""
 
-    def __init__(self, number: int) -> None:
-        """Keep the signal's number."""
-        super().__init__(number)
-        self.signal = signal.Signals(number)
+    def __init__(self, number: int, steps: int) -> None:
+        """Keep the signal's number, and how many optimiser steps the saved state contains."""
+        super().__init__(number, steps)
+        self.signal, self.steps = signal.Signals(number), steps
 
 
 class StopFlag:
@@ -35,12 +35,8 @@ class StopFlag:
         """Begin without one."""
         self.number = 0
 
-    def listen(self) -> None:
-        """Put the handlers in place; once more whenever Lightning has put its own there."""
-        for number in SIGNALS:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _: Any) -> None:
+    def note(self, number: int, _: Any) -> None:
+        """Be the handler of a signal."""
         self.number = max(self.number, number)
 
 
@@ -49,7 +45,8 @@ def stop_flag() -> Iterator[StopFlag]:
     """Listen to the signals for a while."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     flag = StopFlag()
-    flag.listen()
+    for number in SIGNALS:
+        signal.signal(number, flag.note)
     try:
         yield flag
     finally:

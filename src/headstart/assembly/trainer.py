@@ -20,7 +20,7 @@ from headstart.assembly.ranks import Ranks, layout
 from headstart.assembly.run_folder import RunFolder
 from headstart.assembly.state_files import StateFiles, load_state, usable_state
 from headstart.assembly.states import States, mode_of
-from headstart.assembly.stopping import StopAgreedError, stop_flag
+from headstart.assembly.stopping import StopAgreed, stop_flag
 from headstart.assembly.watchdog import watched
 from headstart.ground.artifacts import read_json, write_json
 from headstart.ground.finetune import Finetune
@@ -62,12 +62,13 @@ def fit(
         SystemExit: after a signal, 128 + its number on rank 0; the next start goes on at the very step.
     """
     state = ranks.from_rank_0(lambda: usable_state(folder))
-    place = _Place.of(state)
+    place = ranks.from_rank_0(lambda: _Place.of(state))
     with (
         stop_flag() as stop,
-        _ending(folder, ranks),
+        _ending(ranks),
         watched(ranks.rank, ranks.world, run.timeout_minutes) as watchdog,
     ):
+        watchdog.saved_steps = place.steps
         files, finite = StateFiles(folder), FiniteLoss()
         average = None if finetune.ema is None else EMAWeightAveraging(ranks.device, decay=finetune.ema)
         states = States(
@@ -101,39 +102,40 @@ def fit(
             callbacks += [_early_stopping(finetune)] if last else []
             trainer = _trainer(finetune, run, callbacks, folder=folder, files=files, last_epoch=last_epoch)
             trainer.fit(classifier, pictures, ckpt_path=state, weights_only=True)
-            state, place = folder.last, _Place(last_epoch, 0, trainer.should_stop)
+            state, place = folder.last, _Place(last_epoch, 0, trainer.global_step, trainer.should_stop)
     return start
 
 
 class _Place(NamedTuple):
-    """Where a state stands: whole epochs, optimiser steps in the next one, and whether the early stop has come."""
+    """Where a state stands: whole epochs, optimiser steps in the next one and in all, and whether it stopped early."""
 
     epochs: int
     step: int
+    steps: int
     stopped: bool
 
     @classmethod
     def of(cls, path: Path | None) -> "_Place":
         if path is None:
-            return cls(0, 0, stopped=False)
+            return cls(0, 0, 0, stopped=False)
         state = load_state(path)
-        place = cls(len(state["history"]), len(state["epoch_so_far"]["norms"]), state["stopped"])
+        step = len(state["epoch_so_far"]["norms"])
+        place = cls(len(state["history"]), step, state["global_step"], state["stopped"])
         where = f"in epoch {place.epochs + 1} after step {place.step}" if place.step else f"after epoch {place.epochs}"
         logger.info("finetune: going on %s", where)
         return place
 
 
 @contextmanager
-def _ending(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
+def _ending(ranks: Ranks) -> Iterator[None]:
     """Turn an agreed stop into a marker and an exit code; the other ranks' is 0, so that no launcher kills rank 0."""
     try:
         yield
-    except StopAgreedError as stop:
+    except StopAgreed as stop:
         if ranks.rank:
             sys.exit(0)
-        steps = load_state(folder.last)["global_step"] if folder.last.exists() else 0
-        message = f"stopped by {stop.signal.name} after {steps} steps: start again, and it goes on from there"
-        write_stopped("finetune", stop.signal.name, steps, message)
+        message = f"stopped by {stop.signal.name} after {stop.steps} steps: start again, and it goes on from there"
+        write_stopped("finetune", stop.signal.name, stop.steps, message)
         logger.info("finetune: %s", message)
         sys.exit(128 + stop.signal)
 
@@ -175,18 +177,16 @@ def _trainer(
         warnings.filterwarnings("ignore", f".*{message}")
     assert finetune.precision != "auto"  # the stage has chosen
     found = layout(run)
-    several = found.world > 1
-    return Trainer(
+    trainer = Trainer(
         accelerator=found.accelerator,
         devices=found.devices,
         num_nodes=found.nodes,
-        strategy=DDPStrategy(gradient_as_bucket_view=True) if several else "auto",
+        strategy=DDPStrategy(gradient_as_bucket_view=True) if found.world > 1 else "auto",
         plugins=[found.environment, files],
         precision=finetune.precision,
         max_epochs=last_epoch,
         accumulate_grad_batches=finetune.accumulate,
         gradient_clip_val=finetune.clip,
-        sync_batchnorm=several and found.accelerator == "gpu",
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         callbacks=callbacks,
@@ -197,6 +197,14 @@ def _trainer(
         # The metrics of the validation before the first step are updated again in training.
         inference_mode=False,
     )
+    # Lightning's handlers broadcast or end with exit code 0, and to agree on them it waits for the device at each step.
+    for owner, name in (
+        (trainer._signal_connector, "register_signal_handlers"),  # noqa: SLF001  (there is no switch)
+        (trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"),
+    ):
+        assert callable(getattr(owner, name))
+        setattr(owner, name, lambda: None)
+    return trainer
 
 
 def best_epoch(folder: RunFolder, start: HistoryRow, monitor: str) -> tuple[HistoryRow, Weights | None, Weights | None]:

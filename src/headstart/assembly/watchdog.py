@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart.ground.artifacts import write_json
-from headstart.ground.workspace import BATCH_SIGN, RANKS, slurm_job, write_stopped
+from headstart.ground.errors import UserError
+from headstart.ground.workspace import BATCH_SIGN, RANKS, UNDER_LOCK, slurm_job, write_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ PERIOD = 5.0
 """Seconds between two signs of life."""
 MISSED = 5
 """Signs that a process may miss: file servers let readers wait."""
+START = (UNDER_LOCK, "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "MASTER_PORT")
+"""What of the environment sets a start apart from earlier ones."""
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: try again."""
 
@@ -67,9 +70,12 @@ class Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self._rank, self._timeout = rank, timeout
         self._count, self._where, self._moved = 0, "its start", time.monotonic()
-        self._start = ".".join(os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
+        self._start = ".".join(os.environ.get(name, "") for name in START)
         self._signs = {other: Sign(RANKS / f"{other}.json", self._start) for other in range(world) if other != rank}
-        self._over, self._turn = threading.Event(), 0
+        self._over, self._telling = threading.Event(), threading.Lock()
+        self._turn, self._failed = 0, dict[str, str]()
+        self.saved_steps = 0
+        """Optimiser steps that the saved state contains."""
 
     def beat(self, where: str) -> None:
         """Note progress; cheap enough for every step."""
@@ -100,16 +106,20 @@ class Watchdog(threading.Thread):
 
     def failed(self, error: BaseException) -> None:
         """Tell the others that this rank ends by its own fault."""
-        logger.error("rank %d on %s: %s: %s", self._rank, socket.gethostname(), type(error).__name__, error)
-        self._tell(failed=str(error))
+        if not isinstance(error, UserError):  # which the program says
+            logger.error("rank %d on %s: %s: %s", self._rank, socket.gethostname(), type(error).__name__, error)
+        self._failed = {"failed": str(error)}
+        self._tell()
         if self._batch_is_gone():
             self._requeue()
 
-    def _tell(self, **more: str) -> None:
-        self._turn += 1
-        sign = {"host": socket.gethostname(), "pid": os.getpid(), "start": self._start, "turn": self._turn}
-        with contextlib.suppress(OSError):  # a full disk, or a file server that is away for a while
-            write_json(RANKS / f"{self._rank}.json", sign | {"count": self._count, "where": self._where} | more)
+    def _tell(self) -> None:
+        with self._telling:  # so that the last of two threads to write is the last to know
+            self._turn += 1
+            sign = {"host": socket.gethostname(), "pid": os.getpid(), "start": self._start, "turn": self._turn}
+            sign |= {"count": self._count, "where": self._where, **self._failed}
+            with contextlib.suppress(OSError):  # a full disk, or a file server that is away for a while
+                write_json(RANKS / f"{self._rank}.json", sign)
 
     def _look(self) -> None:
         for sign in self._signs.values():
@@ -132,21 +142,24 @@ class Watchdog(threading.Thread):
 
     def _leave(self, message: str) -> None:
         """End: the process may stand in a call that nothing else can end. The first of those that live says why."""
-        if all(sign.silent for rank, sign in self._signs.items() if rank < self._rank):
-            logger.error("error: %s", message)
-            with contextlib.suppress(OSError):
-                write_stopped("", "lost", self._count, message)
-            if self._batch_is_gone():
-                self._requeue()
-        else:
-            time.sleep(2 * PERIOD)
-        os._exit(EXIT_CODE)
+        try:
+            if all(sign.silent for rank, sign in self._signs.items() if rank < self._rank):
+                logger.error("error: %s", message)
+                with contextlib.suppress(OSError):
+                    write_stopped("", "lost", self.saved_steps, message)
+                if self._batch_is_gone():
+                    self._requeue()
+            else:
+                time.sleep(2 * PERIOD)
+        finally:
+            os._exit(EXIT_CODE)
 
     def _batch_is_gone(self) -> bool:
         """Say whether the batch script of a Slurm job, which would requeue it, gives no sign of life any more."""
         batch = Sign(BATCH_SIGN, "")
         batch.look()
-        if slurm_job() is None or batch.content.get("host") in (None, socket.gethostname()):
+        mine = batch.content.get("job") == os.environ.get("SLURM_JOB_ID")
+        if slurm_job() is None or not mine or batch.content.get("host") == socket.gethostname():
             return False
         before = batch.seen
         while batch.seen == before and not batch.silent:
@@ -176,12 +189,9 @@ def watched(rank: int, world: int, minutes: float) -> Iterator[Watchdog]:
     watchdog.start()
     try:
         yield watchdog
-    except RuntimeError as error:
-        if _of_connections(error):
+    except Exception as error:
+        if isinstance(error, RuntimeError) and _of_connections(error):
             watchdog.connection_lost(error)
-        watchdog.failed(error)
-        raise
-    except OSError as error:
         watchdog.failed(error)
         raise
     finally:

@@ -99,7 +99,7 @@ class Run(Section):
     cache: str | None
     resume: bool
     save_minutes: Positive
-    timeout_minutes: Positive
+    timeout_minutes: Annotated[float, Field(ge=0.5, allow_inf_nan=False)]
     tracking: Literal["offline", "online", "disabled"]
 
 

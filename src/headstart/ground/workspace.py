@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TypedDict
 
 from headstart.ground.artifacts import read_json, write_json
+from headstart.ground.errors import UserError
 
 FOLDER = Path(".headstart")
 LOCK = FOLDER / "repro"
 UNDER_LOCK = "HEADSTART_UNDER_LOCK"
-"""Set in the environment of what works under the lock of the folder."""
+"""Set in the environment of what works under the lock of the folder, to a token of that start of `headstart repro`."""
 STOPPED = FOLDER / "stopped.json"
 RANKS = FOLDER / "ranks"
 """Where the processes of a stage say that they live."""
@@ -27,6 +28,8 @@ class Stopped(TypedDict):
         progress: optimiser steps that the saved state contains.
         host: where rank 0 ran, or for ``lost`` who noticed.
         message: one line for the user.
+        start: the token of the `headstart repro` that it ran under, empty where there was none: a rank that outlived
+            its start can speak in the next.
     """
 
     stage: str
@@ -34,6 +37,7 @@ class Stopped(TypedDict):
     progress: int
     host: str
     message: str
+    start: str
 
 
 def slurm_job() -> str | None:
@@ -52,13 +56,22 @@ def write_stopped(stage: str, reason: str, progress: int, message: str) -> None:
         "progress": progress,
         "host": socket.gethostname(),
         "message": message,
+        "start": os.environ.get(UNDER_LOCK, ""),
     }
     write_json(STOPPED, marker)
 
 
-def read_stopped() -> Stopped | None:
-    """Give the marker, None where there is none."""
-    if not STOPPED.exists():
+def read_stopped(start: str | None = None) -> Stopped | None:
+    """Give the marker.
+
+    Args:
+        start: the token of the only start whose marker counts; None for any.
+
+    Returns:
+        None where there is none, or none that can be read: a file server may be away for a while.
+    """
+    try:
+        marker: Stopped = read_json(STOPPED)
+    except (UserError, OSError, ValueError):
         return None
-    marker: Stopped = read_json(STOPPED)
-    return marker
+    return marker if start in (None, marker["start"]) else None

@@ -14,6 +14,7 @@ import time
 from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -62,7 +63,7 @@ def run(params: Params) -> None:
 
     folder = artifacts.cache_folder(params.run.cache) / "features"
     cache = ranks.on_rank_0(lambda: FeatureCache(folder, about, shape[1], params.features.dtype))
-    keys = ranks.on_rank_0(lambda: _keys(prepared)) or []
+    keys = _keys(prepared, ranks)
     todo = ranks.from_rank_0(lambda: _first_of_each(keys, list(cache.missing(keys)) if cache else []))
     rate = _compute(todo, keys, prepared, model, cache=cache, params=params, ranks=ranks)
     if cache is None:
@@ -86,10 +87,16 @@ def run(params: Params) -> None:
     )
 
 
-def _keys(prepared: Prepared) -> list[bytes]:
-    """Name every picture."""
+def _keys(prepared: Prepared, ranks: Ranks) -> list[bytes]:
+    """Name every picture; each rank reads its share of them."""
     training = (prepared.splits == SPLITS.index("train")).tolist()
-    return [picture_key(prepared.pixels(row), training=trained) for row, trained in enumerate(training)]
+    count = len(training)
+    # As many on each rank: some name the first pictures once more.
+    mine = [row % count for row in range(ranks.rank, count + -count % ranks.world, ranks.world)]
+    named = b"".join(picture_key(prepared.pixels(row), training=training[row]) for row in mine)
+    shares = ranks.gather(torch.frombuffer(bytearray(named), dtype=torch.uint8).view(len(mine), -1))
+    everyones = torch.stack(shares, dim=1).flatten(0, 1)[:count]
+    return [key.tobytes() for key in everyones.numpy()]
 
 
 def _compute(

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 from timm.models import save_for_hf
 from torch import nn
 
@@ -159,6 +160,10 @@ def _module(params: Params, prepared: Prepared, pictures: Pictures, model: nn.Mo
         weights = balanced_weights(pictures.train.labels, len(prepared.classes))
     batch_size = global_batch_size(len(pictures.train), finetune)
     by_default = finetune.batch_norm == "auto" and params.backbone.pretrained and finetune.recipe != "full"
+    frozen = finetune.batch_norm == "frozen" or by_default
+    if ranks.world > 1 and ranks.device.type == "cuda" and not frozen:
+        # Not Lightning's sync_batchnorm: torch's conversion loses the activations within timm's BatchNormAct2d.
+        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     classifier = Classifier(
         model,
         groups_of(model, finetune),
@@ -169,7 +174,7 @@ def _module(params: Params, prepared: Prepared, pictures: Pictures, model: nn.Mo
         class_weights=weights,
         batch_size=batch_size,
         steps_per_epoch=len(pictures.train) // batch_size,
-        freeze_statistics=finetune.batch_norm == "frozen" or by_default,
+        freeze_statistics=frozen,
     )
     if finetune.compile:
         steps = finetune.epochs * classifier.steps_per_epoch

@@ -77,14 +77,20 @@ def test_a_task_finds_its_gpu_among_all_and_where_it_sees_its_own_only(
     assert (tasks.local_rank(), tasks.global_rank(), tasks.node_rank(), tasks.world_size()) == (local_rank, 7, 1, 8)
 
 
-def test_more_tasks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 1)
+    with pytest.raises(UserError, match=r"2 processes on .* 1 GPUs for them"):
+        found(devices=2)
     srun(monkeypatch, tasks=8, nodes=2)
     gpus(monkeypatch, 2)
     with pytest.raises(UserError, match=r"4 processes on .* 2 GPUs for them: start one a GPU"):
         found()
 
 
-def test_torchruns_processes_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("within_srun", [False, True])
+def test_torchruns_processes_are_taken(monkeypatch: pytest.MonkeyPatch, within_srun: bool) -> None:
+    if within_srun:  # one task a node, which starts torchrun
+        srun(monkeypatch, tasks=2, nodes=2)
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     assert found() == (3, 2, 3, 6)
