@@ -2,6 +2,7 @@
 
 import socket
 
+import joblib
 import pytest
 import torch
 
@@ -124,7 +125,7 @@ def test_processes_share_the_cores(
 ) -> None:
     if asked:
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", asked)
-    monkeypatch.setattr(ranks.joblib, "cpu_count", lambda: cores)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     taken: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", taken.append)

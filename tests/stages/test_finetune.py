@@ -373,6 +373,7 @@ def test_statistics_that_are_synchronised_on_gpus_leave_the_function_what_it_is(
     assert any(isinstance(part, torch.nn.SyncBatchNorm) for part in converted.modules())
     torch.testing.assert_close(converted.eval()(pictures), before)
     assert all(a is b for a, b in zip(parameters, converted.parameters(), strict=True))
-    torchs = torch.nn.SyncBatchNorm.convert_sync_batchnorm(timm.create_model("test_efficientnet", num_classes=3).eval())
+    torchs: Any = timm.create_model("test_efficientnet", num_classes=3).eval()
+    torchs = torch.nn.SyncBatchNorm.convert_sync_batchnorm(torchs)  # type: ignore[no-untyped-call]
     torchs.load_state_dict(converted.state_dict())
     assert float((torchs(pictures) - before).abs().max().detach()) > 1e-3
