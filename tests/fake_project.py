@@ -45,6 +45,8 @@ def note(what):
 for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, _: came.append(signal.Signals(number).name))
 step = int(state.read_text()) if state.exists() else 0
+if rank == 0:
+    (folder / "start").write_text(os.environ.get("HEADSTART_UNDER_LOCK", ""))
 note(f"from {step}")
 while step < settings[stage]:
     time.sleep(0.1)

@@ -202,7 +202,7 @@ def test_a_node_dies_and_returns(cluster: SlurmCluster, tmp_path: Path, record_p
     cluster.kill_node("node2")
     cluster.start_node("node2")
     marker = {"stage": "finetune", "reason": "lost", "progress": 1, "host": "node1", "message": "rank 2 on node2: gone"}
-    write_json(project / STOPPED, marker)
+    write_json(project / STOPPED, marker | {"start": (project / ".headstart" / "start").read_text()})
     (project / "fake.json").write_text((project / "fake.json").read_text().replace("10000", str(STEPS)))
     record = job.ended(record_property)
     assert (record["JobState"], record["Restarts"]) == ("COMPLETED", "1")

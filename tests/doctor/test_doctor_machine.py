@@ -1,19 +1,37 @@
 import shutil
+import signal
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from headstart.assembly.classifier import Classifier
 from headstart.doctor.finding import Finding
-from headstart.doctor.machine import Sizes, check_device, check_disk, check_time, seconds_a_picture, sizes_of
+from headstart.doctor.machine import (
+    Sizes,
+    check_device,
+    check_disk,
+    check_time,
+    seconds_a_picture,
+    sizes_of,
+    use_own_gpu,
+)
 from headstart.doctor.request import Resources
-from headstart.ground.artifacts import FEATURES
+from headstart.ground.artifacts import FEATURES, Head, write_heads
 from headstart.libraries.backbone import build
+from headstart.stages import finetune
 from pictures import params, write_prepared
 
 SMALL = Sizes(weights=10**6, state=2 * 10**6, width=8)
+ADAMW = {
+    "finetune.optimizer": "adamw",
+    "finetune.l2": {"kind": "decoupled", "backbone": None, "head": None},
+    "finetune.decay": {"backbone": 1e-2, "head": 1e-2},
+}
 Usage = namedtuple("Usage", ["free"])
 
 
@@ -30,17 +48,44 @@ def names(findings: Iterator[Finding]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("changes", "copies"),
     [
-        ({"finetune.momentum": 0.9}, 2),
-        ({"finetune.momentum": 0.0, "finetune.nesterov": False}, 1),
-        ({"finetune.optimizer": "adam", "finetune.ema": 0.99}, 4),
+        ({"finetune.momentum": 0.9}, 3),
+        ({"finetune.momentum": 0.0, "finetune.nesterov": False}, 2),
+        ({"finetune.optimizer": "adam", "finetune.ema": 0.99}, 6),
+        ({"finetune.optimizer": "adamw", "finetune.l2.kind": "none"}, 5),
+        (ADAMW, 4),
     ],
 )
-def test_a_states_size_is_that_of_the_weights_the_moments_and_the_average(
-    changes: dict[str, float], copies: int
+def test_a_states_size_is_that_of_the_weights_the_moments_the_average_and_the_ledger(
+    changes: dict[str, Any], copies: int
 ) -> None:
     model = build("bundled", pretrained=False, image_size=None, args={})
     weights = sum(each.nbytes for each in model.parameters())
     assert sizes_of(params(changes)) == Sizes(weights, copies * weights, int(model.num_features))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{}, {"finetune.optimizer": "adam", "finetune.ema": 0.9}, ADAMW])
+def test_a_state_that_is_saved_within_an_epoch_has_that_size(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second, since Adam has no moments before its first step."""
+    given = params({"backbone.name": "test_resnet", "backbone.pretrained": False, "run.cache": "cache", **changes})
+    write_prepared()
+    write_heads([Head(np.zeros((4, 96), np.float32), np.zeros(4, np.float32), 1e-3)], 0)
+    step = Classifier.training_step
+
+    def stopped(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        if self.current_epoch == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", stopped)
+    with pytest.raises(SystemExit):
+        finetune.run(given.declared(finetune.PARAMS))
+    (last,) = Path("cache").glob("runs/*/last.ckpt")
+    model = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4)
+    weights = sum(each.nbytes for each in model.parameters())
+    sizes = sizes_of(given)
+    assert last.stat().st_size / weights == pytest.approx(sizes.state / sizes.weights, rel=0.05)
 
 
 def test_a_disk_that_is_too_full_is_an_error_and_the_numbers_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +106,16 @@ def test_a_signal_that_leaves_no_time_to_save_is_an_error() -> None:
     given = params({"run.cache": "cache"})
     assert names(check_disk(given, {"signal": "B:USR1@180"}, SMALL)) == [("info", "save")]
     assert names(check_disk(given, {"signal": "B:USR1@5"}, SMALL)) == [("info", "save"), ("error", "signal-too-late")]
+
+
+@pytest.mark.parametrize(("gpus", "own"), [(4, [3]), (2, [1]), (1, [0]), (0, [])])
+def test_each_task_computes_on_a_gpu_of_its_own(gpus: int, own: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    use_own_gpu()
+    assert chosen == own
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch finds a GPU here")

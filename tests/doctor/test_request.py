@@ -78,6 +78,11 @@ def test_a_broken_script_is_named(line: str, instead: str, severity: str, name: 
     assert found(GOOD.replace(line, instead), params()) == [(severity, name)]
 
 
+def test_it_is_said_what_a_signal_to_the_tasks_alone_does() -> None:
+    (finding,) = check_script(read_batch_script(GOOD.replace("B:USR1", "USR1")), {})
+    assert "only a job in finetune's training is then queued again: write --signal=B:USR1@180" in finding.message
+
+
 @pytest.mark.parametrize(
     ("run", "name"),
     [({"devices": 2}, "devices-conflict"), ({"accelerator": "cpu"}, "gpus-idle"), ({"devices": 4}, None)],

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,12 +58,24 @@ def finish(project: Path, command: list[str] = REPRO) -> subprocess.CompletedPro
     )
 
 
+def is_stage(process: psutil.Process) -> bool:
+    return any(word.endswith("stage.py") for word in process.cmdline())
+
+
 def saved(project: Path) -> int:
     """The step that the only save of the last start was at."""
     (line,) = (line for line in log(project) if "saved" in line)
     return int(line.split()[4])
 
 
+@pytest.fixture(params=["bash", "sh"])
+def shell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What DVC starts a stage with: bash becomes the stage, Debian's sh waits for it."""
+    monkeypatch.setenv("SHELL", shutil.which(request.param) or "")
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("shell")
 @pytest.mark.parametrize(
     ("numbers", "code"),
     [
@@ -90,6 +103,7 @@ def test_the_stage_saves_and_the_next_start_goes_on(project: Path, numbers: list
         assert not (project / STOPPED).exists()
 
 
+@pytest.mark.usefixtures("shell")
 def test_sigterm_to_dvc_itself_reaches_the_stage(tmp_path: Path) -> None:
     project = fake_project(tmp_path / "project", finetune=60)
     with started(project) as repro:
@@ -100,6 +114,8 @@ def test_sigterm_to_dvc_itself_reaches_the_stage(tmp_path: Path) -> None:
     assert saved(project) < 60
 
 
+@pytest.mark.parametrize("shell", ["bash"], indirect=True)  # a shell that waits for the stage keeps DVC's end from it
+@pytest.mark.usefixtures("shell")
 def test_a_kill_of_it_ends_dvc_and_the_stage_and_leaves_nothing_that_needs_a_hand(project: Path) -> None:
     with started(project) as repro:
         repro.kill()
@@ -133,13 +149,30 @@ def test_a_second_start_is_refused_in_one_line(project: Path) -> None:
 
 
 def test_a_failure_is_a_failure_and_the_markers_of_earlier_ones_do_not_count(project: Path) -> None:
-    write_json(
-        project / STOPPED, {"stage": "finetune", "reason": "SIGTERM", "progress": 1, "host": "", "message": "old"}
-    )
+    old = {"stage": "finetune", "reason": "SIGTERM", "progress": 1, "host": "", "message": "old", "start": "earlier"}
+    write_json(project / STOPPED, old)
     (project / "fake.json").write_text("{}")
     failed = finish(project)
     assert failed.returncode == 1
     assert "old" not in failed.stdout
+
+
+def test_a_rank_that_outlived_an_earlier_start_is_not_heeded(project: Path) -> None:
+    old = {"stage": "finetune", "reason": "SIGTERM", "progress": 1, "host": "", "message": "old", "start": "earlier"}
+    with started(project) as repro:
+        write_json(project / STOPPED, old)
+        for stage in [each for each in psutil.Process(repro.pid).children(recursive=True) if is_stage(each)]:
+            stage.kill()
+        assert repro.wait(20) == 1
+    assert "old" not in (project / "out").read_text()
+
+
+def test_the_loss_of_a_process_that_took_the_last_start_with_it_is_said(project: Path) -> None:
+    message = "rank 0 on node1: no sign of life"
+    marker = {"stage": "", "reason": "lost", "progress": 1, "host": "node2", "message": message, "start": "earlier"}
+    write_json(project / STOPPED, marker)
+    assert f"headstart repro: the start before this one ended: {message}\n" in finish(project).stdout
+    assert "the start before" not in finish(project).stdout
 
 
 def test_outside_of_a_project_it_says_so(tmp_path: Path) -> None:

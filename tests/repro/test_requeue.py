@@ -5,7 +5,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from headstart.ground.errors import UserError
-from headstart.ground.workspace import slurm_job, write_stopped
+from headstart.ground.workspace import slurm_job
 from headstart.repro.requeue import IN_VAIN, REQUEUES, requeue
 from pictures import params
 
@@ -20,9 +20,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     YAML().dump(params({"run.cache": "cache"}).model_dump(), Path("params.yaml"))
 
 
-def refusal() -> str:
+def refusal(steps: int | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        requeue(slurm_job() or "")
+        requeue(slurm_job() or "", steps)
     return str(caught.value)
 
 
@@ -56,15 +56,12 @@ def test_whatever_comes_further_is_progress(further: str) -> None:
 
 
 def test_a_step_is_progress_and_so_is_another_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_stopped("finetune", "SIGUSR1", 7, "stopped")
     for _ in range(IN_VAIN):
-        refusal()
-    write_stopped("finetune", "SIGUSR1", 7, "stopped once more")
-    assert "no further" in refusal()
-    write_stopped("finetune", "SIGUSR1", 8, "stopped")
-    assert "submit it anew" in refusal()
+        refusal(7)
+    assert "no further" in refusal(7)
+    assert "submit it anew" in refusal(8)
     for _ in range(IN_VAIN - 1):
-        refusal()
-    assert "no further" in refusal()
+        refusal(8)
+    assert "no further" in refusal(8)
     monkeypatch.setenv("SLURM_JOB_ID", "13")
-    assert "submit it anew" in refusal()
+    assert "submit it anew" in refusal(8)

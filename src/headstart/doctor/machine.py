@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from headstart.assembly.machine import check_precision, seconds_a_step
-from headstart.assembly.ranks import device_of
+from headstart.assembly.ranks import Tasks, device_of
 from headstart.doctor.finding import Finding
 from headstart.doctor.request import Resources
 from headstart.ground.artifacts import PREPARED, SPLITS, cache_folder
@@ -37,7 +37,7 @@ class Sizes:
 
     Attributes:
         weights: bytes, as many as its gradients have.
-        state: bytes of a saved state: weights, the optimiser's moments, their average.
+        state: bytes of a saved state: weights, the optimiser's moments, their average, what the ledger took down.
         width: numbers a feature row.
     """
 
@@ -53,7 +53,10 @@ def sizes_of(params: Params) -> Sizes:
         model = build(backbone.name, pretrained=False, image_size=backbone.image_size, args=backbone.args)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     moments = int(finetune.momentum > 0) if finetune.optimizer == "sgd" else 2
-    return Sizes(weights, weights * (1 + moments + (finetune.ema is not None)), cast("int", model.num_features))
+    # Within an epoch, the weights at its start, and what then pulled at them where Adam's second moments scale that.
+    books = 1 + (finetune.optimizer != "sgd" and finetune.l2.kind != "decoupled")
+    copies = 1 + moments + books + (finetune.ema is not None)
+    return Sizes(weights, weights * copies, cast("int", model.num_features))
 
 
 def check_disk(params: Params, options: Mapping[str, str], sizes: Sizes) -> Iterator[Finding]:
@@ -92,6 +95,12 @@ def _seconds_to_write(folder: Path, size: int) -> float:
         return (time.perf_counter() - began) * size / written
     finally:
         path.unlink(missing_ok=True)
+
+
+def use_own_gpu() -> None:
+    """Compute on this task's own GPU from now on, where each of Slurm's tasks sees all of its node."""
+    if gpus := torch.cuda.device_count():
+        torch.cuda.set_device(Tasks().local_rank() % gpus)
 
 
 def check_device(params: Params) -> Iterator[Finding]:

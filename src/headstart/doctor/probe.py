@@ -124,11 +124,12 @@ def _compute(rank: int, world: int, plan: dict[str, Any]) -> None:
     """Check the device and an all-reduce among all, and measure a step on all at once."""
     import torch  # noqa: PLC0415  (see the module's docstring)
 
-    from headstart.doctor.machine import check_device, seconds_a_picture  # noqa: PLC0415
+    from headstart.doctor.machine import check_device, seconds_a_picture, use_own_gpu  # noqa: PLC0415
     from headstart.ground.params_file import parse_params  # noqa: PLC0415
 
     torch.set_num_threads(max(1, min(torch.get_num_threads(), int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))))
     params, host = parse_params(plan["params"]), socket.gethostname()
+    use_own_gpu()
     troubles = list(check_device(params))
     for finding in troubles:
         _say(finding=finding._replace(message=f"{host}: {finding.message}"))
@@ -160,8 +161,7 @@ def _all_reduce(rank: int, world: int, address: str) -> dict[str, Any]:
         dist.all_reduce(gpus, dist.ReduceOp.MIN)
         result: dict[str, Any] = {}
         for backend in ("gloo", "nccl") if gpus.item() else ("gloo",):
-            index = int(os.environ["SLURM_LOCALID"]) % max(1, torch.cuda.device_count())
-            device = torch.device("cuda", index) if backend == "nccl" else torch.device("cpu")
+            device = torch.device("cuda" if backend == "nccl" else "cpu")
             group: Any = dist.new_group(backend=backend, timeout=limit)
             dist.all_reduce(torch.ones(1, device=device), group=group)  # connects
             tensor = torch.full((MEGABYTES * 250_000,), rank + 1.0, device=device)

@@ -137,7 +137,8 @@ def _check_end(script: BatchScript, cluster: Mapping[str, str]) -> Iterator[Find
             what = f"{_where(script, 'signal')}: training saves and is requeued on USR1: write --signal=B:USR1@180"
             yield Finding("error", "signal-not-usr1", what)
         elif not sent.batch:
-            what = "without B: only srun's tasks get it, not prepare, probe and export: write --signal=B:USR1@180"
+            what = "without B: srun's tasks alone get it, and only a job in finetune's training is then queued again: "
+            what += "write --signal=B:USR1@180"
             yield Finding("warning", "signal-not-batch", f"{_where(script, 'signal')}: {what}")
         if seconds(options.get("time", "0")) <= sent.seconds:
             what = f"{_where(script, 'time')}: no longer than --signal's lead of {sent.seconds} s: raise --time"

@@ -10,6 +10,7 @@ queued again; never after SIGTERM: that is scancel, or a preemption, after which
 exit code: 0 done; 1 failed; 75 queued again; 128 + number: stopped by that signal
 """
 
+import secrets
 import signal
 import sys
 from pathlib import Path
@@ -49,10 +50,11 @@ def _run(arguments: list[str]) -> int:
         _say(f"the start before this one ended: {before['message']}")
     STOPPED.unlink(missing_ok=True)
     changes = [argument for argument in arguments if argument.startswith(("-S", "--set-param"))]
-    code, received = run_dvc([*(["exp", "run"] if changes else ["repro"]), *arguments])
+    start = secrets.token_hex(8)
+    code, received = run_dvc([*(["exp", "run"] if changes else ["repro"]), *arguments], start)
     if code == 0:
         return 0
-    marker = read_stopped()
+    marker = read_stopped(start)
     if marker is not None:
         _say(marker["message"])
     reasons = {signal.Signals(number).name for number in received} | ({marker["reason"]} if marker else set())
@@ -60,7 +62,7 @@ def _run(arguments: list[str]) -> int:
         if stop.name in reasons or code == -stop:
             return 128 + stop
     if reasons & {"SIGUSR1", "lost"} and (job := slurm_job()):
-        requeue(job)
+        requeue(job, marker["progress"] if marker else None)
         _say(f"job {job} is queued again")
         return QUEUED_AGAIN
     return 128 + signal.SIGUSR1 if "SIGUSR1" in reasons else 1

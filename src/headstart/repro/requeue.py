@@ -7,20 +7,24 @@ from pathlib import Path
 from headstart.ground.artifacts import PREPARED, cache_folder, read_json, write_json
 from headstart.ground.errors import UserError
 from headstart.ground.params_file import load_params
-from headstart.ground.workspace import FOLDER, read_stopped
+from headstart.ground.workspace import FOLDER
 
 REQUEUES = FOLDER / "requeues.json"
 IN_VAIN = 3
 """Requeues in a row that may get the pipeline no further."""
 
 
-def requeue(job: str) -> None:
+def requeue(job: str, steps: int | None) -> None:
     """Put the Slurm job that this process runs in back into the queue.
+
+    Args:
+        job: its name, as ``slurm_job`` gives it.
+        steps: optimiser steps that are saved; None where no training stopped.
 
     Raises:
         UserError: it came no further the last times, or Slurm refuses.
     """
-    now = {"job": job, "progress": _progress()}
+    now = {"job": job, "progress": _progress(steps)}
     before = read_json(REQUEUES) if REQUEUES.exists() else {"count": 0}
     count = before["count"] if before == {**now, "count": before["count"]} else 0
     if count == IN_VAIN:
@@ -39,11 +43,11 @@ def requeue(job: str) -> None:
         ) from error
 
 
-def _progress() -> str:
+def _progress(steps: int | None) -> str:
     """Hash what changes as any stage gets on: ended stages, optimiser steps, pictures packed, features cached."""
-    lock, marker = Path("dvc.lock"), read_stopped()
+    lock = Path("dvc.lock")
     digest = hashlib.sha256(lock.read_bytes() if lock.exists() else b"")
-    digest.update(str(marker and marker["progress"]).encode())
+    digest.update(str(steps).encode())
     packed = [path for folder in PREPARED.parent.glob(f"*{PREPARED.name}*") for path in folder.rglob("*")]
     cached = (cache_folder(load_params(Path("params.yaml")).run.cache) / "features").glob("*.sqlite")
     digest.update(str(sorted((str(path), path.stat().st_size) for path in [*packed, *cached])).encode())

@@ -16,7 +16,8 @@ RWLOCK = Path(".dvc/tmp/rwlock")
 def remove_stale_rwlock() -> bool:
     """Remove the file unless a DVC of this machine is named in it; say whether it was removed.
 
-    To be called by who holds the lock of the project's folder, so that no DVC of another node can be at work there.
+    To be called by who holds the lock of the project's folder: then no `headstart repro` and no stage runs on any node.
+    A plain `dvc repro` on another one may still hash files; it loses its name, fails, and can be run again.
     """
     try:
         content = json.loads(RWLOCK.read_text(encoding="utf-8"))

@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import psutil
@@ -25,15 +27,17 @@ BETWEEN_STAGES_S = 10
 """How long DVC may take to come to its next stage, or to its end, after a signal."""
 LOST_S = 30
 """How long a stage may take to end after a process of it was lost: srun can wait for a dead node for ever."""
+SHELLS = {"ash", "bash", "busybox", "dash", "fish", "ksh", "ksh93", "mksh", "sh", "tcsh", "zsh"}
 
 
-def run_dvc(arguments: list[str]) -> tuple[int, list[int]]:
+def run_dvc(arguments: list[str], start: str) -> tuple[int, list[int]]:
     """Run DVC until it and its stage have ended, handing on the signals that come to this process.
 
     They go to the stage of the moment and to any after it; where none comes, DVC is interrupted.
 
     Args:
         arguments: DVC's.
+        start: a token that sets this start apart, for the markers of its stages.
 
     Returns:
         DVC's exit code, negative for a signal that it died of, and the signals that came, in their order.
@@ -41,10 +45,11 @@ def run_dvc(arguments: list[str]) -> tuple[int, list[int]]:
     arrived: SimpleQueue[int] = SimpleQueue()
     for number in (*HANDED_ON, signal.SIGCHLD):
         signal.signal(number, lambda number, _: arrived.put(number))
-    run, heartbeat = _Run(arguments), _Heartbeat()
+    run, heartbeat = _Run(arguments, start), _Heartbeat()
     received: list[int] = []
     try:
         while run.lives():
+            run.hand_on()
             heartbeat.beat()
             run.end_what_was_lost()
             with contextlib.suppress(Empty):
@@ -52,21 +57,23 @@ def run_dvc(arguments: list[str]) -> tuple[int, list[int]]:
                 if number in HANDED_ON:
                     received.append(number)
                     run.begin_to_stop(number)
-            run.hand_on()
     finally:
         BATCH_SIGN.unlink(missing_ok=True)
     return run.dvc.returncode, received
 
 
 class _Run:
-    """A DVC, and the processes that it started for its stage: srun, or the stage itself."""
+    """A DVC, and the processes that its shell started for the stage: srun, or the stage itself."""
 
-    def __init__(self, arguments: list[str]) -> None:
-        # Neither outlives this process. A terminal's Ctrl-C comes to this process alone, and from here to the stage.
+    def __init__(self, arguments: list[str], start: str) -> None:
+        self._start = start
+        # DVC does not outlive this process, nor does a stage that its shell became. A terminal's Ctrl-C comes to this
+        # process alone, and from here to the stage.
         parent = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        python = {"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {}
         self.dvc = subprocess.Popen(
             [*parent, sys.executable, "-m", "dvc", *arguments],
-            env=({"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {}) | os.environ | {UNDER_LOCK: "1"},
+            env=python | os.environ | {UNDER_LOCK: start},
             stdin=subprocess.DEVNULL,
             process_group=0,
         )
@@ -80,8 +87,9 @@ class _Run:
         """Say whether DVC or its stage has not ended; a stage outlives a DVC that was killed until it has saved."""
         self._stage = {process for process in self._stage if _lives(process)}
         if self.dvc.poll() is None and not self._stage:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._stage = {child for child in self._process.children() if "DVC_STAGE" in child.environ()}
+            with contextlib.suppress(psutil.Error):
+                started = [child for child in self._process.children() if "DVC_STAGE" in child.environ()]
+                self._stage = {process for child in started for process in _below_shells(child)}
         return self.dvc.poll() is None or bool(self._stage)
 
     def begin_to_stop(self, number: int) -> None:
@@ -91,6 +99,8 @@ class _Run:
 
     def hand_on(self) -> None:
         """Tell the stage of the signal that came, or DVC where there is none for too long."""
+        if self._signal is None and self.dvc.poll() is not None:
+            self._signal = signal.SIGTERM  # no DVC is left that would note what the stage makes
         if self._signal is None:
             return
         for process in self._stage - self._told:
@@ -105,7 +115,7 @@ class _Run:
 
     def end_what_was_lost(self) -> None:
         """Kill all that has not ended by itself some time after the stage said that a process of it was lost."""
-        marker = read_stopped()
+        marker = read_stopped(self._start)
         if marker is None or marker["reason"] != "lost":
             self._lost = time.monotonic()
         elif time.monotonic() - self._lost > LOST_S:
@@ -129,6 +139,18 @@ class _Heartbeat:
         about = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
         with contextlib.suppress(OSError):  # a full disk must not end what is running
             write_json(BATCH_SIGN, about | {"count": self._count})
+
+
+def _below_shells(process: psutil.Process) -> Iterator[psutil.Process]:
+    """Give what a shell runs, or the process itself where it is none.
+
+    DVC starts each command by a shell. Some become the command (bash), others wait for it and die of signals (dash).
+    """
+    if Path(process.exe()).name not in SHELLS:
+        yield process
+        return
+    for child in process.children():
+        yield from _below_shells(child)
 
 
 def _lives(process: psutil.Process) -> bool:
