@@ -90,7 +90,7 @@ def fake_project(folder: Path, **settings: float) -> Path:
 def _stage(name: str) -> dict[str, Any]:
     deps = {"finetune": ["prepare.json"]}.get(name, [])
     params = [{"fake.json": [name]}]
-    return {"cmd": f"sh slurm/launch.sh {name}", "deps": deps, "params": params, "metrics": [f"{name}.json"]}
+    return {"cmd": f"exec sh slurm/launch.sh {name}", "deps": deps, "params": params, "metrics": [f"{name}.json"]}
 
 
 def environment(project: Path) -> dict[str, str]:

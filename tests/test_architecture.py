@@ -162,7 +162,7 @@ def pipeline() -> dict[str, Any]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_knows_what_the_stage_declares(stage: str) -> None:
     entry, module = pipeline()[stage], importlib.import_module(f"headstart.stages.{stage}")
-    assert entry["cmd"] == f"sh slurm/launch.sh {stage}"
+    assert entry["cmd"] == f"exec sh slurm/launch.sh {stage}"
     assert entry["params"] == list(module.PARAMS)
     assert entry["deps"] == [str(path) for path in module.READS]
     assert sorted(names_of(entry["outs"] + entry.get("plots", []))) == sorted(map(str, module.WRITES))

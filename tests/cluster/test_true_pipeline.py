@@ -151,7 +151,7 @@ def test_begun_on_two_nodes_and_gone_on_with_on_one(
     found, wanted = load(weights), load(expected[0])
     largest = max(float(np.abs(found[name] - wanted[name]).max()) for name in wanted)
     record_property("largest difference", largest)
-    assert 0 < largest < 1e-6
+    assert 0 < largest < 1e-5  # 35 epochs amplify what another order of sums rounds: 1.4e-7 and 3.7e-6 were seen
 
 
 @pytest.mark.parametrize("rank", [0, 1])

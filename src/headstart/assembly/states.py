@@ -18,6 +18,8 @@ from headstart.assembly.state_files import StateFiles
 from headstart.assembly.stopping import Agreement, StopAgreed, StopFlag
 from headstart.assembly.watchdog import Watchdog
 from headstart.ground.errors import UserError
+from headstart.ground.finetune import Finetune
+from headstart.ground.params import Run
 
 logger = logging.getLogger(__name__)
 
@@ -26,18 +28,23 @@ LARGEST_SHARE = 0.01
 
 
 class States(Checkpoint):
-    """Saves when a stop is agreed on, when the interval is over, and after epochs; keeps the best."""
+    """Saves when a stop is agreed on, when the interval is over, and after epochs; keeps the best.
+
+    Attributes:
+        folder: where the states are.
+        files: by which a trainer saves them.
+        finite: asked before a state is saved.
+        average: of the weights, which takes their place while it is validated; or None.
+    """
 
     def __init__(
         self,
         folder: RunFolder,
-        files: StateFiles,
-        monitor: str,
-        *,
-        minutes: float,
+        finetune: Finetune,
+        run: Run,
         ranks: Ranks,
+        *,
         stop: StopFlag,
-        finite: FiniteLoss,
         watchdog: Watchdog,
         pictures: Pictures,
         average: WeightAveraging | None,
@@ -46,19 +53,17 @@ class States(Checkpoint):
 
         Args:
             folder: of the run.
-            files: what the trainer saves by.
-            monitor: the figure that chooses the best epoch.
-            minutes: between two saves, at most; more where to save takes over a hundredth of them.
+            finetune: what early stopping monitors chooses the best epoch.
+            run: ``save_minutes`` is used, and is more where to save takes over a hundredth of them.
             ranks: who agrees on it.
             stop: the flag that a signal sets.
-            finite: asked before a state is saved.
             watchdog: told of each step.
             pictures: the data module.
-            average: of the weights, which takes their place while it is validated.
+            average: see above.
         """
-        self._folder, self._files, self._monitor, self._seconds = folder, files, monitor, 60 * minutes
-        self._ranks, self._stop, self._finite, self._watchdog = ranks, stop, finite, watchdog
-        self._pictures, self._average = pictures, average
+        self.folder, self.files, self.finite, self.average = folder, StateFiles(folder), FiniteLoss(), average
+        self._monitor, self._seconds = finetune.early_stopping.monitor, 60 * run.save_minutes
+        self._ranks, self._stop, self._watchdog, self._pictures = ranks, stop, watchdog, pictures
         self._agreement = Agreement(ranks, 2)
         self._best: float | None = None  # of what is monitored, less being better
         self._owed = False
@@ -105,8 +110,8 @@ class States(Checkpoint):
         self._owed |= bool(agreed)
         if number:
             if trainer.state.fn == TrainerFn.FITTING:
-                if self._average is not None:
-                    self._average.on_validation_epoch_end(trainer, pl_module)  # gives the weights back
+                if self.average is not None:
+                    self.average.on_validation_epoch_end(trainer, pl_module)  # gives the weights back
                 self._save(trainer, pl_module)
             raise StopAgreed(number, self._watchdog.saved_steps)
 
@@ -123,7 +128,7 @@ class States(Checkpoint):
         saved = self._save(trainer, pl_module, best=better)
         if not saved and (better or last):
             raise UserError(
-                f"the state after epoch {len(pl_module.history)} can't be saved in {self._folder.path}: free some "
+                f"the state after epoch {len(pl_module.history)} can't be saved in {self.folder.path}: free some "
                 "space there or set run.cache to another folder; the next start goes on from the state before"
             )
 
@@ -144,18 +149,18 @@ class States(Checkpoint):
     def _save(self, trainer: Trainer, pl_module: LightningModule, *, best: bool = False) -> bool:
         """Save on all ranks, unless the loss is not finite; say whether it went well."""
         assert isinstance(pl_module, Classifier)
-        self._finite.check(trainer, pl_module)
+        self.finite.check(trainer, pl_module)
         began = time.monotonic()
-        self._files.best = best
-        trainer.save_checkpoint(self._folder.last)
-        error = self._ranks.from_rank_0(lambda: self._files.error)
+        self.files.best = best
+        trainer.save_checkpoint(self.folder.last)
+        error = self._ranks.from_rank_0(lambda: self.files.error)
         self._saved, self._owed = time.monotonic(), False
         self._cost = self._saved - began
         if error is None:
             self._watchdog.saved_steps = trainer.global_step
             pl_module.saved_epochs = len(pl_module.history)
         else:
-            logger.warning("the state was not saved in %s (%s); the one before stays", self._folder.path, error)
+            logger.warning("the state was not saved in %s (%s); the one before stays", self.folder.path, error)
         return error is None
 
 

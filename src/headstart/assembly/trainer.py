@@ -13,12 +13,12 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from headstart.assembly.callbacks import EpochReport, FiniteLoss, MicroBatches, SettledBuckets
+from headstart.assembly.callbacks import EpochReport, MicroBatches, SettledBuckets
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures
 from headstart.assembly.ranks import Ranks, layout
 from headstart.assembly.run_folder import RunFolder
-from headstart.assembly.state_files import StateFiles, load_state, usable_state
+from headstart.assembly.state_files import load_state, usable_state
 from headstart.assembly.states import States, mode_of
 from headstart.assembly.stopping import StopAgreed, stop_flag
 from headstart.assembly.watchdog import watched
@@ -63,32 +63,11 @@ def fit(
     """
     state = ranks.from_rank_0(lambda: usable_state(folder))
     place = ranks.from_rank_0(lambda: _Place.of(state))
-    with (
-        stop_flag() as stop,
-        _ending(ranks),
-        watched(ranks.rank, ranks.world, run.timeout_minutes) as watchdog,
-    ):
+    with stop_flag() as stop, _ending(ranks), watched(ranks.rank, ranks.world, run.timeout_minutes) as watchdog:
         watchdog.saved_steps = place.steps
-        files, finite = StateFiles(folder), FiniteLoss()
         average = None if finetune.ema is None else EMAWeightAveraging(ranks.device, decay=finetune.ema)
-        states = States(
-            folder,
-            files,
-            finetune.early_stopping.monitor,
-            minutes=run.save_minutes,
-            ranks=ranks,
-            stop=stop,
-            finite=finite,
-            watchdog=watchdog,
-            pictures=pictures,
-            average=average,
-        )
-        start: HistoryRow | None = ranks.from_rank_0(lambda: read_json(folder.start) if folder.start.exists() else None)
-        if start is None:
-            trainer = _trainer(finetune, run, [states], folder=folder, files=files, last_epoch=finetune.epochs)
-            start = _validated(trainer, classifier, pictures)
-            if ranks.rank == 0:
-                write_json(folder.start, start)
+        states = States(folder, finetune, run, ranks, stop=stop, watchdog=watchdog, pictures=pictures, average=average)
+        start = _start(finetune, run, ranks, states, classifier=classifier, pictures=pictures)
         report = EpochReport(hand_over, finetune.epochs)
         for phase in range(len(classifier.phases)):
             last = phase == len(classifier.phases) - 1
@@ -97,10 +76,9 @@ def fit(
                 continue
             classifier.enter(phase)
             pictures.begin_at(place.epochs, place.step)
-            callbacks = [report, finite, MicroBatches(), SettledBuckets(), states, *([average] if average else [])]
             # An earlier phase only prepares the next one: its plateau is no reason to leave that out.
-            callbacks += [_early_stopping(finetune)] if last else []
-            trainer = _trainer(finetune, run, callbacks, folder=folder, files=files, last_epoch=last_epoch)
+            stopping = [_early_stopping(finetune)] if last else []
+            trainer = _trainer(finetune, run, states, [report, *stopping], last_epoch)
             trainer.fit(classifier, pictures, ckpt_path=state, weights_only=True)
             state, place = folder.last, _Place(last_epoch, 0, trainer.global_step, trainer.should_stop)
     return start
@@ -146,9 +124,20 @@ def saved_history(folder: RunFolder) -> tuple[list[HistoryRow], list[Row]]:
     return state["history"], state["ledger"]
 
 
-def _validated(trainer: Trainer, classifier: Classifier, pictures: Pictures) -> HistoryRow:
+def _start(
+    finetune: Finetune, run: Run, ranks: Ranks, states: States, *, classifier: Classifier, pictures: Pictures
+) -> HistoryRow:
+    """Give the figures before the first step, validated once."""
+    path = states.folder.start
+    known: HistoryRow | None = ranks.from_rank_0(lambda: read_json(path) if path.exists() else None)
+    if known is not None:
+        return known
+    trainer = _trainer(finetune, run, states, [], finetune.epochs)
     (figures,) = trainer.validate(classifier, pictures, verbose=False)
-    return {"epoch": 0, "val_loss": figures["val_loss"], "val_accuracy": figures["val_accuracy"]}
+    start: HistoryRow = {"epoch": 0, **{name: figures[name] for name in ("val_loss", "val_accuracy")}}
+    if ranks.rank == 0:
+        write_json(path, start)
+    return start
 
 
 def _early_stopping(finetune: Finetune) -> EarlyStopping:
@@ -156,10 +145,43 @@ def _early_stopping(finetune: Finetune) -> EarlyStopping:
     return EarlyStopping(rule.monitor, min_delta=rule.min_delta, patience=rule.patience, mode=mode_of(rule.monitor))
 
 
-def _trainer(
-    finetune: Finetune, run: Run, callbacks: list[Callback], *, folder: RunFolder, files: StateFiles, last_epoch: int
-) -> Trainer:
-    # What Lightning says on info level (which devices there are, a tip of the day) is not about the user's run.
+def _trainer(finetune: Finetune, run: Run, states: States, others: list[Callback], last_epoch: int) -> Trainer:
+    _quieten()
+    assert finetune.precision != "auto"  # the stage has chosen
+    found = layout(run)
+    callbacks = [*others, states.finite, MicroBatches(), SettledBuckets(), states]
+    trainer = Trainer(
+        accelerator=found.accelerator,
+        devices=found.devices,
+        num_nodes=found.nodes,
+        strategy=DDPStrategy(gradient_as_bucket_view=True) if found.world > 1 else "auto",
+        plugins=[found.environment, states.files],
+        precision=finetune.precision,
+        max_epochs=last_epoch,
+        accumulate_grad_batches=finetune.accumulate,
+        gradient_clip_val=finetune.clip,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, states.average] if states.average else callbacks,
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        default_root_dir=states.folder.path,
+        # The metrics of the validation before the first step are updated again in training.
+        inference_mode=False,
+    )
+    # Lightning's handlers broadcast or end with exit code 0, and to agree on them it waits for the device at each step.
+    for owner, name in (
+        (trainer._signal_connector, "register_signal_handlers"),  # noqa: SLF001  (there is no switch)
+        (trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"),
+    ):
+        assert callable(getattr(owner, name))
+        setattr(owner, name, lambda: None)
+    return trainer
+
+
+def _quieten() -> None:
+    """Leave out what Lightning says that is not about the user's run."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # A loader without workers, srun on the PATH, an epoch that is gone on with, modules that are frozen, metrics that
     # have summed over the ranks before they are logged, and 1x1 convolutions' gradients are all meant; the others are
@@ -175,36 +197,6 @@ def _trainer(
         "isinstance.treespec",
     ):
         warnings.filterwarnings("ignore", f".*{message}")
-    assert finetune.precision != "auto"  # the stage has chosen
-    found = layout(run)
-    trainer = Trainer(
-        accelerator=found.accelerator,
-        devices=found.devices,
-        num_nodes=found.nodes,
-        strategy=DDPStrategy(gradient_as_bucket_view=True) if found.world > 1 else "auto",
-        plugins=[found.environment, files],
-        precision=finetune.precision,
-        max_epochs=last_epoch,
-        accumulate_grad_batches=finetune.accumulate,
-        gradient_clip_val=finetune.clip,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        callbacks=callbacks,
-        logger=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        default_root_dir=folder.path,
-        # The metrics of the validation before the first step are updated again in training.
-        inference_mode=False,
-    )
-    # Lightning's handlers broadcast or end with exit code 0, and to agree on them it waits for the device at each step.
-    for owner, name in (
-        (trainer._signal_connector, "register_signal_handlers"),  # noqa: SLF001  (there is no switch)
-        (trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"),
-    ):
-        assert callable(getattr(owner, name))
-        setattr(owner, name, lambda: None)
-    return trainer
 
 
 def best_epoch(folder: RunFolder, start: HistoryRow, monitor: str) -> tuple[HistoryRow, Weights | None, Weights | None]:

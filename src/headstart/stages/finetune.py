@@ -73,9 +73,8 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
     module = _module(params, prepared, pictures, model, ranks)
     groups = describe(module.groups, module.phases, params.finetune, module.steps_per_epoch)
     _say_what_depends_on_ranks(module, params, ranks)
-    tracker = None
-    if params.run.tracking != "disabled" and ranks.rank == 0:
-        tracker = Tracker(params.run, folder.tracking, {**params.model_dump(), "groups": groups})
+    tracked = params.run.tracking != "disabled" and ranks.rank == 0
+    tracker = Tracker(params.run, folder.tracking, {**params.model_dump(), "groups": groups}) if tracked else None
     start = fit(
         module,
         pictures,
@@ -98,8 +97,7 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
     epochs, ledger = saved_history(folder)
     if tracker:
         tracker.log(with_curves(epochs, ledger))
-    history = [start, *epochs]
-    _write_tables(history, ledger)
+    _write_tables(history := [start, *epochs], ledger)
     shown = best["epoch"] or len(epochs)  # the start has no row
     last_rows = [row for row in ledger if row["epoch"] == shown]
     report = _figures(history, best, pictures_an_epoch=module.steps_per_epoch * module.batch_size)
@@ -108,8 +106,8 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
     artifacts.write_report("finetune", {**report, "precision": precision, "groups": groups, "ledger": last_rows})
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})
-    which = "the last" if best["epoch"] == 0 else "the best"
-    logger.info("the trained weights after epoch %d, %s:\n%s", shown, which, ledger_table(last_rows))
+    which = "best" if best["epoch"] else "last"
+    logger.info("the trained weights after epoch %d, the %s:\n%s", shown, which, ledger_table(last_rows))
     logger.info(
         "finetune: best epoch %d of %d, validation loss %.4f, accuracy %.4f",
         *(report[name] for name in ("best_epoch", "epochs", "val_loss", "val_accuracy")),
