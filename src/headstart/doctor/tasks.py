@@ -28,6 +28,7 @@ from headstart.ground.workspace import FOLDER
 PROBE_S = 120
 """Most of it for torch's import by many tasks from a cold file system; ranks that are there need a few seconds."""
 PARTING_S = 3
+TOO_SHORT_TO_MEASURE_S = 0.02
 
 
 def check_tasks(params: Params, resources: Resources, gradients: int) -> tuple[list[Finding], float | None]:
@@ -135,7 +136,7 @@ def _network(said: list[dict[str, Any]], params: Params, resources: Resources, g
         f"{MEGABYTES} MB are summed over {resources.tasks} tasks on {resources.nodes} nodes in {slowest:.2f} s by "
         f"{sums[0]['backend']} ({8e-3 * MEGABYTES / slowest:.1f} Gbit/s)"
     )
-    if summing <= computing or resources.nodes == 1:
+    if summing <= max(computing, TOO_SHORT_TO_MEASURE_S) or resources.nodes == 1:
         return [Finding("info", "network", what)]
     what += f": a step's gradients take {summing:.2f} s, and to compute them {computing:.2f} s: ask for fewer nodes, "
     what += "set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to a faster network, or raise finetune.batch_size"
