@@ -1,5 +1,6 @@
 """How many processes there are, by what each launcher says in the environment."""
 
+import os
 import socket
 
 import joblib
@@ -11,13 +12,13 @@ from headstart.assembly.ranks import Ranks, Tasks, layout
 from headstart.ground.errors import UserError
 from pictures import params
 
-LAUNCHERS = ("SLURM", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "MASTER_ADDR")
+LAUNCHERS = ("SLURM", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "MASTER")
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os  # noqa: PLC0415
-
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that what Lightning sets is undone
     for name in list(os.environ):
         if name.startswith(LAUNCHERS):
             monkeypatch.delenv(name)
