@@ -207,7 +207,9 @@ def connect(run: Run) -> Ranks:
         strategy=DDPStrategy(process_group_backend=backend, timeout=timeout),
         plugins=[found.environment],
     )
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # That the processes are connected; not that one of them has died, which Lightning says on info level too.
+    for name in ("lightning.fabric.utilities.distributed", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Ctrl-C ends each rank as SIGTERM does: those whose partner only raises would wait for it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with watched(rank_of_process(), found.world, run.timeout_minutes):
