@@ -60,21 +60,22 @@ def _alone_in_folder() -> AbstractContextManager[None]:
 
     DVC's own lock knows processes of one machine only: a `dvc repro` on a login node would write into a job's outputs.
     """
-    if _rank() or UNDER_LOCK in os.environ:
+    if rank_of_process() or UNDER_LOCK in os.environ:
         return nullcontext()
     return locked(LOCK, "the pipeline of this folder already runs")
 
 
-def _rank() -> int:
+def rank_of_process() -> int:
+    """Give this process's rank before it is connected, as its launcher's environment has it; 0 where it is alone."""
     return int(next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), 0))
 
 
 def _who_speaks() -> str:
     """Let rank 0 speak first: most errors are those of all, and its end ends the others. They then say who they are."""
-    if not _rank():
+    if not rank_of_process():
         return ""
     time.sleep(SECONDS_FOR_RANK_0)
-    return f"rank {_rank()} on {socket.gethostname()}: "
+    return f"rank {rank_of_process()} on {socket.gethostname()}: "
 
 
 def _keep_memory() -> None:

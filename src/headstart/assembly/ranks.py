@@ -21,9 +21,9 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from headstart.assembly.program import rank_of_process
 from headstart.assembly.watchdog import watched
 from headstart.ground.errors import UserError
 from headstart.ground.params import Run
@@ -178,11 +178,6 @@ class Ranks:
         gathered = [torch.empty_like(tensor) for _ in range(self.world)]
         dist.all_gather(gathered, tensor.contiguous(), group=self.group)
         return gathered
-
-
-def rank_of_process() -> int:
-    """Give this process's rank before it is connected, as its launcher's environment has it; 0 where it is alone."""
-    return int(getattr(rank_zero_only, "rank", None) or 0)
 
 
 def connect(run: Run) -> Ranks:
