@@ -37,6 +37,10 @@ def test_figures_are_those_of_scikit_learn(answers: tuple[np.ndarray, np.ndarray
     top_3 = reference.top_k_accuracy_score(labels, logits, k=3, labels=range(6))
     assert figures["top_3_accuracy"] == pytest.approx(top_3, abs=1e-6)
     assert figures["nll"] == pytest.approx(reference.log_loss(labels, probabilities, labels=range(6)), abs=1e-6)
+    assert figures["brier"] == pytest.approx(((probabilities - np.eye(6)[labels]) ** 2).sum(1).mean(), abs=1e-6)
+    # The area is the share of pairs of a picture of the class and another that are in the right order.
+    own = [(probabilities[labels == c, c][:, None], probabilities[labels != c, c]) for c in present]
+    assert figures["auroc"] == pytest.approx(np.mean([(a > b).mean() for a, b in own]), abs=1e-6)
 
 
 def test_per_class_figures_are_those_of_scikit_learn(answers: tuple[np.ndarray, np.ndarray]) -> None:
@@ -64,13 +68,15 @@ def test_two_classes_one_absent_and_logits_that_are_sure_give_json_without_nan()
     figures = classification_figures(logits, np.array([0, 0]), ["a", "b"], top_k=3)
     json.dumps(figures, allow_nan=False)
     assert (figures["accuracy"], figures["balanced_accuracy"], figures["macro_f1"], figures["nll"]) == (1, 1, 1, 0)
+    assert (figures["brier"], figures["ece"], figures["auroc"]) == (0, 0, None)
 
 
 def test_leaderboard_is_aligned_and_sorted() -> None:
-    figures = {"accuracy": 0.5, "balanced_accuracy": 0.25, "macro_f1": 0.125, "nll": 12.3, "fit_seconds": 0.04}
+    figures = {"accuracy": 0.5, "balanced_accuracy": 0.25, "macro_f1": 0.125, "nll": 12.3, "ece": 0.25}
+    figures |= {"fit_seconds": 0.04, "intervals": {"accuracy": [0.25, 0.75]}}
     report = {"models": {"probe": figures, "finetune": {**figures, "accuracy": 0.75, "fit_seconds": 1234.56}}}
     assert leaderboard(report).splitlines() == [
-        "model     accuracy  balanced accuracy  macro F1      NLL  fitted in",
-        "finetune    0.7500             0.2500    0.1250  12.3000   1234.6 s",
-        "probe       0.5000             0.2500    0.1250  12.3000      0.0 s",
+        "model     accuracy  95 % interval  balanced accuracy  macro F1      NLL     ECE  fitted in",
+        "finetune    0.7500    0.250-0.750             0.2500    0.1250  12.3000  0.2500   1234.6 s",
+        "probe       0.5000    0.250-0.750             0.2500    0.1250  12.3000  0.2500      0.0 s",
     ]

@@ -3,21 +3,31 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
+    multiclass_calibration_error,
     multiclass_f1_score,
     multiclass_precision,
     multiclass_recall,
     multiclass_stat_scores,
 )
 
+from headstart.libraries.bootstrap import ECE_BINS
 from headstart.libraries.text_table import text_table
 
-LEADERBOARD = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "nll": "NLL"}
+LEADERBOARD = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "nll": "NLL",
+    "ece": "ECE",
+}
 
 
 def classification_figures(
@@ -34,9 +44,12 @@ def classification_figures(
     Returns:
         ``accuracy``; ``balanced_accuracy``, the mean recall, and ``macro_f1``, the mean F1, over the classes that occur
         in ``labels``; ``top_<k>_accuracy``, unless there are no more than k classes; ``nll``, the mean negative
-        log-likelihood in nats; ``per_class``, one dict a class with ``class``, ``precision``, ``recall``, ``f1`` and
-        ``support`` (a list, which ``dvc metrics show`` leaves out). A class that does not occur has no recall and no
-        F1: they are None, as is the precision of a class that is never predicted.
+        log-likelihood in nats; ``brier``, the mean squared distance of the probabilities from the label's (0 to 2;
+        Brier 1950); ``ece``, how far confidence is from accuracy, in ``ECE_BINS`` equally wide bins; ``auroc``, the
+        area under the curve of each class against the rest, on average over the classes that occur, or None;
+        ``per_class``, one dict a class with ``class``, ``precision``, ``recall``, ``f1`` and ``support`` (a list, which
+        ``dvc metrics show`` leaves out). A class that does not occur has no recall and no F1: they are None, as is the
+        precision of a class that is never predicted.
     """
     scores, target = torch.from_numpy(logits), torch.from_numpy(labels)
     count = len(classes)
@@ -56,7 +69,11 @@ def classification_figures(
     if top_k < count:
         top = multiclass_accuracy(scores, target, num_classes=count, average="micro", top_k=top_k)
         figures[f"top_{top_k}_accuracy"] = _rounded(top)
+    probabilities = scores.double().softmax(1)
     figures["nll"] = _rounded(cross_entropy(scores.double(), target))
+    figures["brier"] = _rounded((probabilities - one_hot(target, count)).square().sum(1).mean())
+    figures["ece"] = _rounded(multiclass_calibration_error(probabilities, target, count, n_bins=ECE_BINS))
+    figures["auroc"] = _auroc(probabilities.numpy(), labels)
     figures["per_class"] = [
         {
             "class": name,
@@ -70,19 +87,28 @@ def classification_figures(
     return figures
 
 
+def _auroc(probabilities: NDArray[np.float64], labels: NDArray[Any]) -> float | None:
+    """Average over the classes that occur beside others; each costs a sort of all pictures."""
+    occurring = np.unique(labels)
+    if len(occurring) < 2:
+        return None
+    areas = [roc_auc_score(labels == label, probabilities[:, label]) for label in occurring]
+    return round(float(np.mean(areas)), 6)
+
+
 def leaderboard(report: dict[str, Any]) -> str:
     """Write the content of ``reports/evaluate.json`` as an aligned table, the most accurate model first.
 
-    The last column is the time that its training took, in seconds, choosing its settings included.
+    Beside the accuracy stands its interval; the last column is the time that its training took, in seconds, choosing
+    its settings included.
     """
     models = sorted(report["models"].items(), key=lambda model: model[1]["accuracy"], reverse=True)
-    table = [
-        ["model", *LEADERBOARD.values(), "fitted in"],
-        *(
-            [name, *(f"{figures[key]:.4f}" for key in LEADERBOARD), f"{figures['fit_seconds']:.1f} s"]
-            for name, figures in models
-        ),
-    ]
+    first, *others = LEADERBOARD
+    table = [["model", LEADERBOARD[first], "95 % interval", *(LEADERBOARD[key] for key in others), "fitted in"]]
+    for name, figures in models:
+        low, high = figures["intervals"][first]
+        row = [name, f"{figures[first]:.4f}", f"{low:.3f}-{high:.3f}"]
+        table.append([*row, *(f"{figures[key]:.4f}" for key in others), f"{figures['fit_seconds']:.1f} s"])
     return text_table(table)
 
 
