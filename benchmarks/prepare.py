@@ -15,6 +15,7 @@ from PIL import Image
 
 from benchmarks.contestants.headstart import make_project, project
 from benchmarks.contestants.pillow import stored
+from benchmarks.memory import pss
 from benchmarks.options import Options
 from benchmarks.rounds import Contestant, Rates, run_rounds, table
 from benchmarks.task import CLASSES, Task
@@ -58,7 +59,7 @@ def _peak_mb(task: Task, count: int) -> float:
     process = psutil.Popen([sys.executable, "-m", "headstart.stages.prepare"], cwd=project(small))
     peak = 0
     while process.poll() is None:
-        peak = max(peak, _memory(process))
+        peak = max(peak, pss(process))
         time.sleep(0.5)
     assert process.returncode == 0
     return peak / 1e6
@@ -75,14 +76,3 @@ def _draw(folder: Path, count: int) -> None:
         left, top = i % 1440, i // 1440 * 7
         canvas.crop((left, top, left + 160, top + 120)).save(target, quality=85)
     aside.rename(folder)
-
-
-def _memory(process: psutil.Process) -> int:
-    """Give the bytes of a process and those that it started."""
-    total = 0
-    for each in [process, *process.children(recursive=True)]:
-        try:
-            total += each.memory_full_info().pss
-        except (psutil.Error, OSError):
-            continue
-    return total

@@ -28,12 +28,12 @@ def nonconformity(logits: NDArray[np.float32], method: Method) -> NDArray[np.flo
     all classes that are likelier, which covers hard pictures better; without its draws, so that the same picture gives
     the same set, never an empty one, and covers no less than asked, maybe more.
     """
-    probabilities = softmax(logits.astype(np.float64), axis=1)
+    probabilities: NDArray[np.float64] = softmax(logits.astype(np.float64), axis=1)
     if method == "LAC":
-        return np.asarray(1 - probabilities)
+        return 1 - probabilities
     order = np.argsort(-probabilities, axis=1, kind="stable")
     descending = np.take_along_axis(probabilities, order, axis=1)
-    likelier = np.zeros_like(probabilities)
+    likelier: NDArray[np.float64] = np.zeros_like(probabilities)
     np.put_along_axis(likelier, order, np.cumsum(descending, axis=1) - descending, axis=1)
     return likelier
 
