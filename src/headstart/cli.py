@@ -16,6 +16,7 @@ COMMANDS = {
     "repro": ("headstart.repro", "run `dvc repro` to its end: signals, requeues and one start at a time"),
     "doctor": ("headstart.doctor", "say what would cost a cluster's hours before any is spent"),
     "leaderboard": ("headstart.leaderboard", "print the figures of the last run and where its results lie"),
+    "report": ("headstart.report", "make reports/index.html anew from the last run's figures and tables"),
     "study": ("headstart.study", "draw what the mathematics says: early stopping as an L2, gradients by differences"),
 }
 USAGE = "\n".join(

@@ -1,4 +1,4 @@
-"""Print the leaderboard of the last `dvc repro`, and where its reports and the exported model lie.
+"""Print the leaderboard of the last `dvc repro`, and where its report and the exported model lie.
 
 reads:  reports/evaluate.json
 """
@@ -22,9 +22,8 @@ def main() -> None:
     from headstart.libraries.metrics import leaderboard  # noqa: PLC0415  (brings torch, which an error needs not)
 
     print(leaderboard(report))
-    print(
-        f"\nreports: {REPORTS}/*.json, tables in {REPORTS}/*/   model: {EXPORT}/ (README.md there says how to load it)"
-    )
+    print(f"\nmodel:  {EXPORT}/ (README.md there says how to load it)")
+    print(f"report: {REPORTS}/index.html (opens in any browser)")
 
 
 if __name__ == "__main__":

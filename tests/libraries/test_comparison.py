@@ -78,7 +78,7 @@ def test_the_verdict_follows_the_interval(only: int, only_other: int, begins: st
     models = {"a": {"accuracy": 0.6, "fit_seconds": 60.0}, "b": {"accuracy": 0.5, "fit_seconds": 0.25}}
     sentence = verdict(comparison(200, only, only_other), models, 200)
     assert sentence.startswith(begins)
-    assert "60.0%" in sentence
+    assert "60.0 %" in sentence
     assert "60.0 s" in sentence
     if needed is None:
         assert "would tell" not in sentence

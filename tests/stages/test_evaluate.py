@@ -1,3 +1,5 @@
+import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,11 @@ import torch
 from headstart.assembly.inference import Normalize, evaluation_pixels
 from headstart.ground import artifacts
 from headstart.ground.baselines import read_baselines
-from headstart.ground.params import Run
-from headstart.libraries.backbone import BUNDLED, build
+from headstart.ground.reference import read_reference
+from headstart.libraries.backbone import BUNDLED, build, features_of
+from headstart.libraries.calibration import calibration
+from headstart.libraries.conformal import conformal
+from headstart.libraries.novelty import distances, novelty
 from headstart.stages import evaluate, features, probe
 from pictures import CLASSES, INPUT, params, write_finetune, write_prepared, write_probe
 
@@ -18,6 +23,8 @@ from pictures import CLASSES, INPUT, params, write_finetune, write_prepared, wri
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """Everything that the stage reads, in the working directory; gives the fine-tuned model."""
     monkeypatch.chdir(tmp_path)
+    # The page has tests of its own, and is made from more than is written here.
+    monkeypatch.setattr(evaluate, "write_report", lambda _: artifacts.REPORTS / "index.html")
     prepared = write_prepared()
     model = write_finetune()
     write_probe(prepared, model)
@@ -38,7 +45,8 @@ def test_report_has_every_model_and_the_tables_agree_with_it() -> None:
     for name, figures in report["models"].items():
         right = [row["label"] == row[name] for row in predictions]
         assert figures["accuracy"] == pytest.approx(np.mean(right), abs=1e-6)
-        assert {"balanced_accuracy", "macro_f1", "top_3_accuracy", "nll", "seconds"} <= set(figures)
+        assert {"balanced_accuracy", "macro_f1", "top_3_accuracy", "nll", "brier", "ece", "auroc"} <= set(figures)
+        assert set(figures["intervals"]) <= set(figures)
         assert sum(entry["support"] for entry in figures["per_class"]) == 9
     for name in ("probe", "finetune"):
         confusion = artifacts.read_table(artifacts.REPORTS / "evaluate" / f"confusion_{name}.csv")
@@ -89,24 +97,92 @@ def test_figures_do_not_depend_on_the_batch_size() -> None:
         models = artifacts.read_json(artifacts.REPORTS / "evaluate.json")["models"]
         found.append({name: {**figures, "seconds": 0} for name, figures in models.items()})
     for other in found[1:]:
-        assert other["finetune"].pop("nll") == pytest.approx(found[0]["finetune"]["nll"], abs=1e-5)
-        assert other["finetune"] == {key: value for key, value in found[0]["finetune"].items() if key != "nll"}
+        intervals, expected = (models["finetune"].pop("intervals") for models in (other, copy.deepcopy(found[0])))
+        assert other["finetune"] == {
+            key: value if key == "per_class" else pytest.approx(value, abs=1e-5)
+            for key, value in found[0]["finetune"].items()
+            if key != "intervals"
+        }
+        assert intervals == {key: ends and pytest.approx(ends, abs=1e-5) for key, ends in expected.items()}
         assert (other["probe"], other["knn"]) == (found[0]["probe"], found[0]["knn"])
 
 
-@pytest.mark.usefixtures("project")
-def test_the_tracked_run_gets_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    got: dict[str, float] = {}
-
-    def summarise(run: Run, figures: dict[str, float]) -> None:
-        assert run.tracking == "disabled"
-        got.update(figures)
-
-    monkeypatch.setattr(evaluate, "summarise", summarise)
+def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.nn.Module) -> None:
+    """From the model's own answers to validation and test, computed here again."""
     run()
-    models = artifacts.read_json(artifacts.REPORTS / "evaluate.json")["models"]
-    assert got["finetune/accuracy"] == models["finetune"]["accuracy"]
-    assert {f"{model}/{key}" for model in models for key in models[model] if key != "per_class"} == set(got)
+    prepared = artifacts.Prepared.open()
+    trust = artifacts.read_json(evaluate.TRUST)
+    logits, features = {}, {}
+    for split in ("train", "validation", "test"):
+        pixels = evaluation_pixels(prepared, prepared.rows(split))
+        with torch.no_grad():
+            features[split] = features_of(project, Normalize(INPUT)(pixels)).numpy()
+            logits[split] = project(Normalize(INPUT)(pixels)).numpy()
+    labels = {split: artifacts.read_labels(split) for split in ("validation", "test")}
+    found = calibration(logits, labels)
+    assert trust["calibration"]["finetune"]["temperature"] == pytest.approx(found["temperature"], rel=1e-3)
+    assert trust["calibration"]["finetune"]["after"]["nll"] == pytest.approx(found["after"]["nll"], abs=1e-4)
+    knn = {split: read_baselines(prepared.rows(split))["knn"] for split in labels}
+    assert trust["calibration"]["knn"] == calibration(knn, labels)
+
+    for entry, expected in zip(trust["conformal"], conformal(logits, labels, list(CLASSES)), strict=True):
+        assert entry["threshold"] == pytest.approx(expected["threshold"], abs=1e-5)
+        assert entry["coverage"] == expected["coverage"]
+    np.testing.assert_allclose(read_reference(), features["train"], atol=1e-4)
+    distance = {split: distances(features[split], features["train"]) for split in labels}
+    assert trust["out_of_distribution"]["flagged"] == novelty(distance, 12)["flagged"]
+
+
+@pytest.mark.usefixtures("project")
+def test_comparisons_and_the_verdict_agree_with_the_predictions() -> None:
+    run()
+    report = artifacts.read_json(artifacts.REPORTS / "evaluate.json")
+    predictions = artifacts.read_table(evaluate.PREDICTIONS)
+    assert [(each["model"], each["against"]) for each in report["comparisons"]] == [
+        ("finetune", "probe"),
+        ("finetune", "knn"),
+    ]
+    for each in report["comparisons"]:
+        right = [(row["finetune"] == row["label"], row[each["against"]] == row["label"]) for row in predictions]
+        assert each["only_model_right"] == right.count((True, False))
+        assert each["only_other_right"] == right.count((False, True))
+        assert each["bootstrap_corrected_p"] >= each["bootstrap_p"]
+    # The probe was better on validation than knn, and so is what fine-tuning has to beat.
+    assert "probe has" in report["verdict"] or "and probe" in report["verdict"]
+    low, high = report["models"]["probe"]["intervals"]["accuracy"]
+    assert low <= report["models"]["probe"]["accuracy"] <= high
+    assert report["bootstrap"]["units"] == "pictures"
+
+
+@pytest.mark.usefixtures("project")
+def test_groups_and_further_columns_of_the_source_are_used() -> None:
+    rows = list(artifacts.manifest_rows())
+    columns = [*artifacts.MANIFEST_COLUMNS, "site"]
+    tests = [row for row in rows if row["split"] == "test"]
+    for i, row in enumerate(tests):
+        row |= {"group": str(i // 3), "site": "north" if i < 4 else "south"}
+    table = [[row.get(column, "north") for column in columns] for row in rows]
+    artifacts.write_table(artifacts.PREPARED / "manifest.csv", columns, table)
+    run()
+    report = artifacts.read_json(artifacts.REPORTS / "evaluate.json")
+    assert report["bootstrap"]["units"] == "groups"
+    assert {each["mcnemar_p"] for each in report["comparisons"]} == {None}
+    predictions = artifacts.read_table(evaluate.PREDICTIONS)
+    for entry in artifacts.read_table(evaluate.SLICES):
+        mine = [row for i, row in enumerate(predictions) if (i < 4) == (entry["value"] == "north")]
+        assert (entry["column"], int(entry["pictures"])) == ("site", len(mine))
+        assert float(entry["accuracy"]) == pytest.approx(np.mean([r["finetune"] == r["label"] for r in mine]), abs=1e-6)
+
+
+@pytest.mark.usefixtures("project")
+def test_what_was_run_is_written_down() -> None:
+    run({"finetune.epochs": 7})
+    ran = artifacts.read_json(evaluate.RUN)
+    assert ran["params"]["finetune"]["epochs"] == 7
+    assert ran["params"]["evaluate"]["batch_size"] == 4
+    manifest = (artifacts.PREPARED / "manifest.csv").read_bytes()
+    assert ran["data_sha256"] == hashlib.sha256(manifest).hexdigest()
+    assert {"headstart", "versions", "python", "machine", "gpu", "git", "weights_sha256"} <= set(ran)
 
 
 def test_the_backbones_own_classes_and_the_heads_go_through_the_stages(
@@ -114,6 +190,7 @@ def test_the_backbones_own_classes_and_the_heads_go_through_the_stages(
 ) -> None:
     """Five sets of the bundled backbone's 200 classes against the sums of the whole model's own softmax."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "write_report", lambda _: artifacts.REPORTS / "index.html")
     sets = {"a": list(range(10)), "b": ["n01882714", "Egyptian cat"], "c": [50, 51, 52], "d": [100, 199], "e": "rest"}
     changes = {"probe.l2": [0.1], "probe.heads": ["ridge", "tree"], "probe.class_map": sets, "run.cache": "cache"}
     prepared = write_prepared(classes=tuple(sets))

@@ -18,18 +18,33 @@ from torch import Tensor, nn
 
 from headstart.ground import artifacts
 from headstart.ground.errors import UserError
+from headstart.ground.reference import write_reference
 from headstart.libraries.backbone import input_config
 from headstart.libraries.onnx_export import onnx_model
 from headstart.stages import export
 from pictures import CLASSES, INPUT, params, sources, write_finetune, write_prepared
 
-FIGURES = {"accuracy": 0.75, "balanced_accuracy": 0.5, "macro_f1": 0.25, "nll": 1.125}
+FIGURES: dict[str, Any] = {"accuracy": 0.75, "balanced_accuracy": 0.5, "macro_f1": 0.25, "nll": 1.125, "ece": 0.0625}
+FIGURES |= {"intervals": {"accuracy": [0.5, 0.875]}}
+TRUST = {
+    "calibration": {"finetune": {"temperature": 1.25, "before": {"ece": 0.0625}, "after": {"ece": 0.03125}}},
+    "conformal": [{"method": "LAC", "level": 0.9, "threshold": 0.75, "coverage": 0.875}],
+    "out_of_distribution": {
+        "score": "a distance",
+        "neighbour": 2,
+        "references": 3,
+        "thresholds": {"0.95": 0.5},
+        "flagged": {"0.95": 0.0},
+    },
+}
 EVALUATION = {"pictures": 9, "classes": list(CLASSES), "models": {"probe": FIGURES, "finetune": FIGURES}}
 
 
 def write_inputs() -> nn.Module:
     write_prepared()
     artifacts.write_report("evaluate", EVALUATION)
+    artifacts.write_json(export.TRUST, TRUST)
+    write_reference(np.eye(3, dtype=np.float32))
     return write_finetune()
 
 
@@ -67,7 +82,7 @@ def assert_nothing_was_written() -> None:
 def test_timm_loads_the_folder_with_all_that_it_needs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(exported)
     assert {path.name for path in artifacts.EXPORT.iterdir()} == {
-        "model.safetensors", "config.json", "model.onnx", "README.md",
+        "model.safetensors", "config.json", "model.onnx", "reference.safetensors", "README.md",
     }  # fmt: skip
     model: Any = timm.create_model("local-dir:export", pretrained=True).eval()
     assert input_config(model) == INPUT
@@ -101,13 +116,26 @@ def test_report_says_what_was_compared(exported: Path) -> None:
     assert sizes == {path.name: path.stat().st_size for path in (exported / "export").iterdir()}
 
 
+def test_what_tells_how_sure_it_is_goes_with_the_model(exported: Path) -> None:
+    told = artifacts.read_json(exported / "export" / "config.json")["headstart"]
+    assert told == {
+        "temperature": 1.25,
+        "conformal": [{"method": "LAC", "level": 0.9, "threshold": 0.75}],
+        "out_of_distribution": {"score": "a distance", "neighbour": 2, "references": 3, "thresholds": {"0.95": 0.5}},
+    }
+    written = load_file(exported / "export" / "reference.safetensors")
+    assert torch.equal(written["features"], torch.eye(3))
+
+
 def test_the_cards_front_matter_and_figures(exported: Path) -> None:
     card = (exported / "export" / "README.md").read_text()
     _, front, text = card.split("---\n", 2)
     front_matter = YAML(typ="safe").load(front)
     assert front_matter["license"] == "CC BY 4.0"
     assert front_matter["library_name"] == "timm"
-    assert "| this model | 0.7500 | 0.5000 | 0.2500 | 1.1250 |" in text
+    assert "| this model | 0.7500 | 0.5000 | 0.2500 | 1.1250 | 0.0625 | 0.500 to 0.875 |" in text
+    assert "logits / 1.25" in text
+    assert "the ECE was 0.062 without and 0.031 with it" in text
     assert "| validation | 10 |" in text
     assert all(f"`{name}`" in text for name in CLASSES)
 

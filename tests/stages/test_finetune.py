@@ -346,19 +346,6 @@ def test_bfloat16_trains_near_float32() -> None:
     assert 0 < largest_difference(full, half) < 0.1
 
 
-def test_the_wandb_run_has_the_curves_and_the_leaderboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    from headstart.assembly.tracking import summarise  # noqa: PLC0415
-
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    changes = {"run.tracking": "offline"}
-    run(changes)
-    summarise(params(changes).run, {"finetune/accuracy": 0.5})
-    files = sorted(Path("wandb").glob("offline-run-*"))
-    run_id = json.loads((FINETUNE / "tracking.json").read_text())["id"]
-    assert files
-    assert all(file.name.endswith(run_id) for file in files)
-
-
 def test_models_with_two_classifiers_are_refused() -> None:
     with pytest.raises(UserError, match="several classifiers"):
         build("deit_tiny_distilled_patch16_224", pretrained=False, image_size=None, args={"depth": 1}, num_classes=2)

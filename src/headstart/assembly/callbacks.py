@@ -18,6 +18,8 @@ from headstart.libraries.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+HandOver = Callable[[list[HistoryRow], list[HistoryRow]], None]
+"""Gets the history that is saved, the ledger's figures in it, and the curve of the steps, which may go further."""
 BATCHES_BETWEEN_CHECKS = 50
 KEPT = 5
 """Copies of each parameter beside its gradient: Adam's two moments, and three of the ledger's."""
@@ -26,7 +28,7 @@ KEPT = 5
 class EpochReport(Callback):
     """Shows how far an epoch is, prints each, and hands its history row over once the saved state contains it."""
 
-    def __init__(self, hand_over: Callable[[list[HistoryRow]], None], epochs: int) -> None:
+    def __init__(self, hand_over: HandOver, epochs: int) -> None:
         """Keep where the rows go and how many epochs there are."""
         self._hand_over, self._epochs, self._printed = hand_over, epochs, 0
         self._progress: Progress | None = None
@@ -81,7 +83,7 @@ class EpochReport(Callback):
         self._printed = len(pl_module.history)
         saved = pl_module.saved_epochs
         ledger = [row for row in pl_module.ledger if int(row["epoch"] or 0) <= saved]
-        self._hand_over(with_curves(pl_module.history[:saved], ledger))
+        self._hand_over(with_curves(pl_module.history[:saved], ledger), pl_module.curve)
 
 
 class FiniteLoss(Callback):

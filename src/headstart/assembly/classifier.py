@@ -15,18 +15,17 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from headstart.assembly.data import Batch
-from headstart.assembly.epoch import EpochSoFar
+from headstart.assembly.epoch import EpochSoFar, curve, open_books
 from headstart.assembly.inference import Normalize
 from headstart.assembly.loops import place_loops
 from headstart.ground.finetune import Finetune
 from headstart.libraries.backbone import classifier, hold_still
-from headstart.libraries.ledger import Ledger, Row
+from headstart.libraries.ledger import Row
 from headstart.libraries.objective import cross_entropies, warmup_cosine
 from headstart.libraries.param_groups import Group
 from headstart.libraries.regularisation import make_optimizer, penalty, place_of
 
 HistoryRow = dict[str, int | float]
-ADAM_BETA_1 = 0.9  # torch's own
 
 
 class Classifier(LightningModule):
@@ -38,6 +37,7 @@ class Classifier(LightningModule):
         history: one row an epoch, kept with the state: epoch (from 1; 0 is before training), lr of the first group,
             train_loss (without the penalty), penalty, val_loss, val_accuracy, train_seconds, seconds (with validation).
         ledger: one row an epoch and group, kept with the state (``libraries/ledger.py``).
+        curve: rows of steps, kept with the state (``epoch.curve``).
         saved_epochs: whole epochs that a saved state contains.
         schedule: factor on the learning rate by optimiser steps taken.
     """
@@ -73,14 +73,15 @@ class Classifier(LightningModule):
         super().__init__()
         self.model, self.groups, self.finetune, self.phases = model, groups, finetune, phases
         self.normalize = Normalize(config)
-        self.history, self.ledger, self.saved_epochs = list[HistoryRow](), list[Row](), 0
+        self.history, self.curve = list[HistoryRow](), list[HistoryRow]()
+        self.ledger, self.saved_epochs = list[Row](), 0
         place = place_of(finetune.l2.kind, finetune.optimizer, clipped=finetune.clip is not None)
         self.penalty_in_loss = place == "loss"
         self.batch_size, self.steps_per_epoch, self.freeze_statistics = batch_size, steps_per_epoch, freeze_statistics
         _, *self.picture_size = config["input_size"]
         self._start = {name: value.detach().clone() for name, value in model.named_parameters()}
         self._anchors = {name: self._start[name] for name in anchored}
-        self._books = self._open_books()
+        self._books = open_books(self.groups, finetune, phases, start=self._start, anchors=self._anchors)
         warmup, total = round(finetune.warmup_epochs * steps_per_epoch), finetune.epochs * steps_per_epoch
         self.schedule = partial(warmup_cosine, warmup=warmup, total=total)
         self._phase = len(phases) - 1
@@ -90,18 +91,6 @@ class Classifier(LightningModule):
         # Without their checks, each of which would wait for the device.
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_accuracy = MulticlassAccuracy(classifier(model).out_features, average="micro", validate_args=False)
-
-    def _open_books(self) -> Ledger:
-        finetune = self.finetune
-        return Ledger(
-            self.groups,
-            finetune.l2.kind,
-            start=self._start,
-            anchors=self._anchors,
-            first_phase={name: i for i, names in reversed(list(enumerate(self.phases))) for name in names},
-            momentum=finetune.momentum if finetune.optimizer == "sgd" else ADAM_BETA_1,
-            nesterov=finetune.nesterov,
-        )
 
     def enter(self, phase: int) -> None:
         """Let this phase's parameters train, no others. Before ``fit``: DDP takes only what needs a gradient then."""
@@ -131,7 +120,7 @@ class Classifier(LightningModule):
 
     def _go_on(self, state: dict[str, Any]) -> None:
         """Take up what a state contains, on the device, in today's number of parts and ranks."""
-        self.history, self.ledger = state["history"], state["ledger"]
+        self.history, self.ledger, self.curve = (state[name] for name in ("history", "ledger", "curve"))
         self._books.load_state_dict(state["books"], self.device)
         self._epoch.load(state["epoch_so_far"], self.global_rank, self.trainer.world_size, self.device)
         if steps := len(self._epoch.norms):
@@ -162,7 +151,7 @@ class Classifier(LightningModule):
         losses = cross_entropies(logits, batch.labels, **mixture, label_smoothing=self.finetune.label_smoothing)
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         loss = losses.sum() * (shares / self.batch_size)
-        self._epoch.loss.update(losses.detach())
+        self._epoch.add(losses.detach(), part=batch_idx % self.trainer.accumulate_grad_batches)
         return loss + penalty(self.groups, self._anchors) if self.penalty_in_loss else loss
 
     def configure_gradient_clipping(
@@ -203,8 +192,10 @@ class Classifier(LightningModule):
         """Close the epoch's row before the state is saved."""
         metrics = self.trainer.callback_metrics
         first = self.current_epoch * self.steps_per_epoch
-        for step, clipped in enumerate(self._epoch.clipped(self.finetune.clip)):
-            self._books.step(self.schedule(first + step), clipped, self._phase, self._optimizer)
+        factors = [self.schedule(first + step) for step in range(self.steps_per_epoch)]
+        for factor, clipped in zip(factors, self._epoch.clipped(self.finetune.clip), strict=True):
+            self._books.step(factor, clipped, self._phase, self._optimizer)
+        self.curve.extend(self._steps(first, factors))
         figures = self._epoch.close()
         rows = self._books.close_epoch(self.current_epoch + 1, figures["train_loss"], self._optimizer)
         self.ledger.extend(rows)
@@ -220,13 +211,19 @@ class Classifier(LightningModule):
             }
         )
 
+    def _steps(self, first: int, factors: list[float]) -> list[HistoryRow]:
+        sums: Any = self.all_gather(torch.stack(self._epoch.losses))
+        losses = sums.reshape(-1, self.steps_per_epoch).sum(0) / self.batch_size
+        norms = None if self.finetune.clip is None else torch.stack(self._epoch.norms).tolist()
+        return curve(self.current_epoch + 1, first, losses.tolist(), norms, groups=self.groups, factors=factors)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history, what this epoch has counted, and the early stop: a run that has stopped stays stopped."""
         checkpoint["history"], checkpoint["stopped"] = self.history, self.trainer.should_stop
-        checkpoint["ledger"] = self.ledger
+        checkpoint["ledger"], checkpoint["curve"] = self.ledger, self.curve
         checkpoint["books"] = self._books.state_dict(mid_epoch=bool(self._epoch.norms))
         sums: Any = self.all_gather(self._epoch.sums())
-        checkpoint["epoch_so_far"] = self._epoch.state(sums.reshape(-1, 2).cpu())
+        checkpoint["epoch_so_far"] = self._epoch.state(sums.reshape(self.trainer.world_size, -1).cpu())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note it until the weights are on their device and the parts of a batch are known."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from headstart.ground.artifacts import SPLITS, manifest_rows, read_json, replacing
 from headstart.ground.shards import checksum, read_index, shard_path
-from headstart.libraries.images import Outcome
+from headstart.libraries.images import Look, Outcome
 
 # What made a killed run's shards, and beside each finished one its rows; in the folder `work` beside the shards.
 MADE = Path("work/made.json")
@@ -23,6 +23,8 @@ ROWS = np.dtype(
         ("training", "?"),
         ("width", "<u4"),
         ("height", "<u4"),
+        ("phash", "U16"),
+        ("contrast", "<f8"),
         ("shard", "<u4"),
         ("offset", "<u8"),
         ("bytes", "<u4"),
@@ -33,19 +35,19 @@ ROWS = np.dtype(
 )
 SCHEMA = """
 CREATE TABLE rows (
-    sha256 BLOB, training, width, height, shard, offset, bytes, crc32, stored_height, stored_width, folder,
+    sha256 BLOB, training, width, height, phash, contrast,
+    shard, offset, bytes, crc32, stored_height, stored_width, folder,
     PRIMARY KEY (sha256, training)
 ) WITHOUT ROWID
 """
 
 
 class EarlierRow(NamedTuple):
-    """A row as it was packed, for training or not, and its picture's sizes in pixels before and after the resize."""
+    """A row as it was packed, for training or not, what its picture looks like, and its size in pixels as stored."""
 
     packed: bytes
     training: bool
-    width: int
-    height: int
+    look: Look
     stored_height: int
     stored_width: int
 
@@ -77,7 +79,9 @@ class EarlierRows:
         rows = ((*row, number) for row in (_finished(folder, self._made) or _left(folder, self._made)))
         with sqlite3.connect(self._index) as database:
             database.execute("PRAGMA synchronous=OFF")
-            added = database.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            added = database.executemany(
+                "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+            )
         database.close()
         return added.rowcount
 
@@ -90,14 +94,15 @@ class EarlierRows:
             certain: whether the other one is of no use.
         """
         rows = self._connected().execute(
-            "SELECT folder, shard, offset, bytes, crc32, training, width, height, stored_height, stored_width "
+            "SELECT folder, shard, offset, bytes, crc32, training, stored_height, stored_width, "
+            "width, height, phash, contrast "
             "FROM rows WHERE sha256 = ? AND (training = ? OR NOT ?) ORDER BY training = ? DESC",
             (sha256, training, certain, training),
         )
-        for folder, shard, offset, size, crc32, of_training, *sizes in rows:
+        for folder, shard, offset, size, crc32, of_training, height, width, *look in rows:
             packed = _read(shard_path(self._folders[folder], shard), offset, size)
             if zlib.crc32(packed) == crc32:
-                return EarlierRow(packed, bool(of_training), *sizes)
+                return EarlierRow(packed, bool(of_training), Look(*look), height, width)
         return None
 
     def close(self) -> None:
@@ -118,9 +123,9 @@ class EarlierRows:
 def write_rows(folder: Path, shard: int, outcomes: list[Outcome]) -> None:
     """Say which rows a finished shard has, for a run that comes after a kill."""
     rows = [
-        (outcome.sha256, outcome.training, outcome.width, outcome.height, *outcome.row)
+        (outcome.sha256, outcome.training, *outcome.look, *outcome.row)
         for outcome in outcomes
-        if outcome.row is not None
+        if outcome.look is not None and outcome.row is not None
     ]
     with replacing(_rows_path(folder, shard)) as aside, aside.open("wb") as file:
         np.save(file, np.array(rows, ROWS))
@@ -161,8 +166,8 @@ def _of_store(folder: Path) -> Iterator[tuple[Any, ...]]:
     train = SPLITS.index("train")
     for row, place in zip(manifest_rows(folder), read_index(folder), strict=True):
         _, offset, size, crc32, shard, _, height, width, split = place.item()
-        source = bytes.fromhex(row["sha256"]), split == train, int(row["width"]), int(row["height"])
-        yield *source, shard, offset, size, crc32, height, width
+        look = Look(int(row["width"]), int(row["height"]), row["phash"], float(row["contrast"]))
+        yield bytes.fromhex(row["sha256"]), split == train, *look, shard, offset, size, crc32, height, width
 
 
 def _read(path: Path, offset: int, size: int) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any
 
 from headstart.ground.locks import locked
 
-STATE_FORMAT = 4
+STATE_FORMAT = 5
 """Raised whenever a state of an earlier version can't be gone on from."""
 
 

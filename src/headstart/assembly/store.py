@@ -24,6 +24,7 @@ from headstart.libraries.images import (
     Outcome,
     TrainingResize,
     content_sha256,
+    look_of,
     size_of,
     to_image,
 )
@@ -33,8 +34,8 @@ from headstart.libraries.splits import NOT_GIVEN, TRAIN, placed, unit_number
 SHARD_PICTURES = 1024
 SHARD_BYTES = 128 * 2**20
 JPEG_SHARE = 1 / 6  # of the pixels' bytes, at most, for most photographs
-# To be raised when the pixels of a picture change for another reason than those that ``made_by`` names.
-PIXELS_VERSION = 2
+# To be raised when the pixels of a picture, or what is noted of it, change for another reason than ``made_by`` names.
+PIXELS_VERSION = 3
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +103,7 @@ class Packer:
         place = Row(shard, file.tell(), len(row.packed), crc32(row.packed), row.stored_height, row.stored_width)
         file.write(row.packed)
         label = content.label if isinstance(content, LabelledImage) else None
-        return Outcome(
-            picture.source, None, label, sha256, row.width, row.height, row.training, decoded=found is None, row=place
-        )
+        return Outcome(picture.source, None, label, sha256, row.look, row.training, decoded=found is None, row=place)
 
     def _foreseen(self, picture: Picture, sha256: bytes) -> tuple[bool, bool]:
         """Tell whether a picture will be trained on, and whether that is certain."""
@@ -116,8 +115,7 @@ class Packer:
     def _decoded(self, content: bytes | LabelledImage, *, training: bool) -> EarlierRow:
         image = to_image(content)
         resized = self.resizes.of(image, training=training)
-        sizes = image.width, image.height, resized.height, resized.width
-        return EarlierRow(packed(resized, self.store), training, *sizes)
+        return EarlierRow(packed(resized, self.store), training, look_of(image), resized.height, resized.width)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from headstart.assembly.callbacks import EpochReport, MicroBatches, SettledBuckets
+from headstart.assembly.callbacks import EpochReport, HandOver, MicroBatches, SettledBuckets
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures
 from headstart.assembly.ranks import Ranks, layout
@@ -41,7 +41,7 @@ def fit(
     run: Run,
     ranks: Ranks,
     folder: RunFolder,
-    hand_over: Callable[[list[HistoryRow]], None],
+    hand_over: HandOver,
 ) -> HistoryRow:
     """Train phase after phase, going on from ``folder`` where it has a state.
 
@@ -52,7 +52,7 @@ def fit(
         run: the section of params.
         ranks: who trains.
         folder: where the states are.
-        hand_over: gets the history, on rank 0, when the saved state contains it.
+        hand_over: gets the history and the curve, on rank 0, when the saved state contains it.
 
     Returns:
         The figures before the first step, as a history row of epoch 0.
@@ -118,10 +118,10 @@ def _ending(ranks: Ranks) -> Iterator[None]:
         sys.exit(128 + stop.signal)
 
 
-def saved_history(folder: RunFolder) -> tuple[list[HistoryRow], list[Row]]:
-    """Give the history and the ledger that the last state contains."""
+def saved_history(folder: RunFolder) -> tuple[list[HistoryRow], list[Row], list[HistoryRow]]:
+    """Give the history, the ledger and the curve that the last state contains."""
     state = load_state(folder.last)
-    return state["history"], state["ledger"]
+    return state["history"], state["ledger"], state["curve"]
 
 
 def _start(

@@ -31,7 +31,7 @@ REPORTS = Path("reports")
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-MANIFEST_COLUMNS = ("id", "source", "label", "split", "group", "sha256", "width", "height")
+MANIFEST_COLUMNS = ("id", "source", "label", "split", "group", "sha256", "width", "height", "phash", "contrast")
 
 
 @contextmanager

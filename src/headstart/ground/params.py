@@ -6,7 +6,7 @@ The file lists every key, so nothing here has a default: what is written there i
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from headstart.ground.finetune import Finetune
 from headstart.ground.section import Count, Positive, Probability, Section, Share
@@ -114,6 +114,7 @@ class Params(Section):
     evaluate: Evaluate
     export: Export
     run: Run
+    _record: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _there_are_weights_to_stay_near(self) -> Self:
@@ -138,4 +139,10 @@ class Params(Section):
                 sections[section] = getattr(self, section)
         for section, values in partial.items():
             sections[section] = type(getattr(self, section)).model_construct(**values)
-        return self.model_construct(**sections)
+        declared = self.model_construct(**sections)
+        declared._record = self.record()  # noqa: SLF001  (its own class)
+        return declared
+
+    def record(self) -> dict[str, Any]:
+        """Give all of ``params.yaml`` as plain values: to be written down, not to be used."""
+        return self._record or self.model_dump()

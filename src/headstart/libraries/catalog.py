@@ -19,7 +19,8 @@ from headstart.libraries.splits import NOT_GIVEN, TRAIN, unit_number
 SCHEMA = """
 CREATE TABLE pictures (
     source TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE, label TEXT, given TEXT, grp TEXT, further TEXT NOT NULL,
-    problem TEXT, sha256 BLOB, width INTEGER, height INTEGER, training INTEGER,
+    problem TEXT, sha256 BLOB, training INTEGER,
+    width INTEGER, height INTEGER, phash TEXT, contrast REAL,
     shard INTEGER, offset INTEGER, bytes INTEGER, crc32 INTEGER, stored_height INTEGER, stored_width INTEGER
 ) WITHOUT ROWID
 """
@@ -92,19 +93,13 @@ class Catalog:
 
     def record_good(self, outcome: Outcome) -> None:
         """Note a picture's content and where it is stored."""
+        assert outcome.look is not None
         assert outcome.row is not None
         self._database.execute(
-            "UPDATE pictures SET label = coalesce(label, ?), sha256 = ?, width = ?, height = ?, training = ?, "
-            "shard = ?, offset = ?, bytes = ?, crc32 = ?, stored_height = ?, stored_width = ? WHERE source = ?",
-            (
-                outcome.label,
-                outcome.sha256,
-                outcome.width,
-                outcome.height,
-                outcome.training,
-                *outcome.row,
-                outcome.source,
-            ),
+            "UPDATE pictures SET label = coalesce(label, ?), sha256 = ?, training = ?, width = ?, height = ?, "
+            "phash = ?, contrast = ?, shard = ?, offset = ?, bytes = ?, crc32 = ?, stored_height = ?, stored_width = ? "
+            "WHERE source = ?",
+            (outcome.label, outcome.sha256, outcome.training, *outcome.look, *outcome.row, outcome.source),
         )
 
     def to_pack_again(self, splits: NDArray[np.int8]) -> Iterator[tuple[int, list[Picture]]]:
@@ -194,14 +189,15 @@ class Catalog:
             units[i] = unit_number(group, sha256)
         return given, labels, units, contents
 
-    def manifest(self, splits: NDArray[np.int8]) -> Iterator[list[str | int]]:
+    def manifest(self, splits: NDArray[np.int8]) -> Iterator[list[str | int | float]]:
         """List the manifest's rows: ``MANIFEST_COLUMNS``, then the source's further columns.
 
         Args:
             splits: int8 (n,), indices into ``SPLITS``, in the order of ``arrays``.
         """
         rows = self._database.execute(
-            "SELECT id, source, label, coalesce(grp, ''), lower(hex(sha256)), width, height, further "
+            "SELECT id, source, label, coalesce(grp, ''), lower(hex(sha256)), width, height, phash, contrast, "
+            "further "
             "FROM pictures WHERE problem IS NULL ORDER BY source"
         )
         for split, (name, source, label, *values, further) in zip(splits, rows, strict=True):

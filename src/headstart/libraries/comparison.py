@@ -89,11 +89,11 @@ def verdict(comparison: Mapping[str, Any], models: Mapping[str, Mapping[str, Any
     low, high = (100 * end for end in comparison["accuracy_interval"])
     difference = comparison["accuracy_difference"]
     (right, seconds), (other_right, other_seconds) = (
-        (f"{models[name]['accuracy']:.1%}", f"{models[name]['fit_seconds']:.1f} s") for name in (model, against)
+        (f"{100 * models[name]['accuracy']:.1f} %", f"{models[name]['fit_seconds']:.1f} s") for name in (model, against)
     )
     figures = (
         f"{model} has {right} right and {against} {other_right}, a difference of {100 * difference:+.1f} points "
-        f"({LEVEL:.0%} interval {low:+.1f} to {high:+.1f}), for {seconds} of fitting against {other_seconds}"
+        f"({100 * LEVEL:.0f} % interval {low:+.1f} to {high:+.1f}), for {seconds} of fitting against {other_seconds}"
     )
     if low > 0:
         return f"Worth it here: {figures}."

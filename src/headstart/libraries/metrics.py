@@ -1,6 +1,7 @@
 """Figures of a classifier on labelled pictures, and the leaderboard that compares classifiers."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -53,18 +54,12 @@ def classification_figures(
     """
     scores, target = torch.from_numpy(logits), torch.from_numpy(labels)
     count = len(classes)
-    true_positive, false_positive, _, _, support = multiclass_stat_scores(
-        scores, target, num_classes=count, average="none"
-    ).T
-    present, predicted = support > 0, true_positive + false_positive > 0
-    precision = multiclass_precision(scores, target, num_classes=count, average="none")
-    recall = multiclass_recall(scores, target, num_classes=count, average="none")
-    f1 = multiclass_f1_score(scores, target, num_classes=count, average="none")
-
+    per_class = _per_class(scores, target, classes)
+    occurring = [entry for entry in per_class if entry["support"]]
     figures: dict[str, Any] = {
         "accuracy": _rounded(multiclass_accuracy(scores, target, num_classes=count, average="micro")),
-        "balanced_accuracy": _rounded(recall[present].mean()),
-        "macro_f1": _rounded(f1[present].mean()),
+        "balanced_accuracy": round(fmean(entry["recall"] for entry in occurring), 6),
+        "macro_f1": round(fmean(entry["f1"] for entry in occurring), 6),
     }
     if top_k < count:
         top = multiclass_accuracy(scores, target, num_classes=count, average="micro", top_k=top_k)
@@ -73,18 +68,28 @@ def classification_figures(
     figures["nll"] = _rounded(cross_entropy(scores.double(), target))
     figures["brier"] = _rounded((probabilities - one_hot(target, count)).square().sum(1).mean())
     figures["ece"] = _rounded(multiclass_calibration_error(probabilities, target, count, n_bins=ECE_BINS))
-    figures["auroc"] = _auroc(probabilities.numpy(), labels)
-    figures["per_class"] = [
+    return {**figures, "auroc": _auroc(probabilities.numpy(), labels), "per_class": per_class}
+
+
+def _per_class(scores: Tensor, target: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+    count = len(classes)
+    true_positive, false_positive, _, _, support = multiclass_stat_scores(
+        scores, target, num_classes=count, average="none"
+    ).T
+    precision, recall, f1 = (
+        metric(scores, target, num_classes=count, average="none")
+        for metric in (multiclass_precision, multiclass_recall, multiclass_f1_score)
+    )
+    return [
         {
             "class": name,
-            "precision": _rounded(precision[i]) if predicted[i] else None,
-            "recall": _rounded(recall[i]) if present[i] else None,
-            "f1": _rounded(f1[i]) if present[i] else None,
+            "precision": _rounded(precision[i]) if true_positive[i] + false_positive[i] > 0 else None,
+            "recall": _rounded(recall[i]) if support[i] else None,
+            "f1": _rounded(f1[i]) if support[i] else None,
             "support": int(support[i]),
         }
         for i, name in enumerate(classes)
     ]
-    return figures
 
 
 def _auroc(probabilities: NDArray[np.float64], labels: NDArray[Any]) -> float | None:

@@ -13,7 +13,12 @@ _ABOUT = """A [timm](https://github.com/huggingface/pytorch-image-models) model,
 
 
 def model_card(
-    *, config: Mapping[str, Any], license_name: str, pictures: Mapping[str, int], report: Mapping[str, Any]
+    *,
+    config: Mapping[str, Any],
+    license_name: str,
+    pictures: Mapping[str, int],
+    report: Mapping[str, Any],
+    calibration: Mapping[str, Any],
 ) -> str:
     """Write the README.md of an exported model, with the front matter that the Hugging Face hub reads.
 
@@ -22,6 +27,7 @@ def model_card(
         license_name: the licence of the exported model, or ``unknown``.
         pictures: how many pictures each split has.
         report: the content of ``reports/evaluate.json``.
+        calibration: the model's own in ``reports/evaluate/trust.json``.
     """
     classes = config["label_names"]
     parts = [
@@ -32,6 +38,7 @@ def model_card(
         _data(pictures),
         _figures(report),
         _use(config["pretrained_cfg"]),
+        _trust(calibration, report["pictures"]),
         _limits(len(classes)),
         _licence(config, license_name),
     ]
@@ -66,17 +73,20 @@ def _figures(report: Mapping[str, Any]) -> str:
     rows = "\n".join(
         f"| {'this model' if name == 'finetune' else name} | "
         + " | ".join(f"{figures[key]:.4f}" for key in LEADERBOARD)
-        + " |"
+        + " | {:.3f} to {:.3f} |".format(*figures["intervals"]["accuracy"])
         for name, figures in models
     )
     return f"""## Figures
 
-On the {report["pictures"]} pictures of the test split, which nothing was trained on or chosen by. The probe is a linear
-classifier on the same backbone before it was fine-tuned.
+On the {report["pictures"]} pictures of the test split, which nothing was trained on or chosen by. The other rows are
+classifiers on what the same backbone gave before it was fine-tuned: the probe is a linear one.
 
-| | {" | ".join(LEADERBOARD.values())} |
-|---|{"---|" * len(LEADERBOARD)}
-{rows}"""
+| | {" | ".join(LEADERBOARD.values())} | 95 % interval of the accuracy |
+|---|{"---|" * (len(LEADERBOARD) + 1)}
+{rows}
+
+NLL is the mean negative log-likelihood, ECE how far the probability of the chosen class is from how often it is
+right."""
 
 
 def _use(config: Mapping[str, Any]) -> str:
@@ -109,12 +119,27 @@ Without timm: `pixels` is float32 (batch, {channels}, {height}, {width}), RGB in
 the classes are `label_names` in `config.json`."""
 
 
+def _trust(calibration: Mapping[str, Any], pictures: int) -> str:
+    before, after = (f"{calibration[when]['ece']:.3f}" for when in ("before", "after"))
+    return f"""## How sure it is
+
+`headstart` in `config.json` has what validation taught, the logits themselves are as they were trained:
+
+- `temperature`: softmax(logits / {calibration["temperature"]:g}) are calibrated probabilities. On the {pictures} test
+  pictures the ECE was {before} without and {after} with it.
+- `conformal`: a threshold for each method and level. The classes whose score is no more than it are a set that holds
+  the right one as often as the level says, for pictures that come as those of validation did. The score of a class is
+  one less its probability (LAC), or the probability of all classes that are likelier (APS), of softmax(logits).
+- `out_of_distribution`: a picture whose distance to `reference.safetensors` is beyond the threshold is unlike 95 or
+  99 % of validation. The distance is one less the cosine of its features, what the classifier reads, to the
+  `neighbour`-th nearest of those features."""
+
+
 def _limits(classes: int) -> str:
     return f"""## Limits
 
 - It always answers with one of its {classes} classes, also for a picture of something else.
-- The figures hold for pictures like those of the test split; for others measure first.
-- Its probabilities (the softmax of the logits) were not calibrated."""
+- The figures hold for pictures like those of the test split; for others measure first."""
 
 
 def _licence(config: Mapping[str, Any], license_name: str) -> str:

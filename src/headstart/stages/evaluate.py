@@ -1,127 +1,184 @@
-"""Compare the models on the test split, the only time that its labels are read.
+"""Compare the models on the test split, the only time that its labels are read, and say how far each can be trusted.
 
-reads:   data/prepared (pictures and labels of test), data/features, models/probe, models/baselines, models/finetune,
-         reports/probe.json and reports/finetune.json (the time that fitting took)
-writes:  reports/evaluate.json (the leaderboard), reports/evaluate/predictions.csv (every test picture),
-         reports/evaluate/confusion_probe.csv, reports/evaluate/confusion_finetune.csv
+reads:   data/prepared (pictures and labels of validation and test), data/features, models/probe, models/baselines,
+         models/finetune; for the report also what the stages before found: reports/prepare.json,
+         reports/features.json, reports/probe.json, reports/finetune.json, reports/prepare/odd_pictures.csv,
+         reports/features/duplicates.csv, reports/features/suspicious_labels.csv, reports/probe/l2_path.csv,
+         reports/finetune/history.csv, reports/finetune/ledger.csv
+writes:  reports/evaluate.json (the leaderboard with intervals, comparisons and a verdict),
+         reports/evaluate/predictions.csv (every test picture), reports/evaluate/confusion_probe.csv,
+         reports/evaluate/confusion_finetune.csv, reports/evaluate/trust.json (calibration, conformal sets, unusual
+         pictures), reports/evaluate/slices.csv (accuracy by the source's further columns),
+         reports/evaluate/suspicious_labels.csv, reports/evaluate/run.json (what was run), models/reference (features
+         of training pictures, from which unusual ones are far), and the report of all of it, reports/index.html
 params:  evaluate
 
 A model's fit_seconds are those of its training and the choice of its settings, its seconds those of its own work on the
-test split: the features are there already. The baselines are asked by the probe, which does not see the labels.
+test split. Whatever is fitted here, such as a temperature, is fitted on validation.
 """
 
+import hashlib
 import logging
-import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
-import timm
-import torch
 from numpy.typing import NDArray
-from torch import nn
+from scipy.special import softmax
 
-from headstart.assembly.inference import infer
+from headstart.assembly.findings import write_suspicious_labels
+from headstart.assembly.outputs import Outputs, finetuned_outputs, heads_outputs
 from headstart.assembly.program import main
-from headstart.assembly.ranks import Ranks, connect
-from headstart.assembly.tracking import summarise
+from headstart.assembly.provenance import provenance
+from headstart.assembly.ranks import connect
+from headstart.assembly.report.page import write_report
+from headstart.assembly.tracking.results import track_evaluation
 from headstart.ground import artifacts
-from headstart.ground.artifacts import Prepared, manifest_rows, read_features, read_head, read_json, read_labels
-from headstart.ground.baselines import read_baselines
+from headstart.ground.artifacts import MANIFEST_COLUMNS, Prepared, Split, manifest_rows, read_json, read_labels
 from headstart.ground.params import Params
-from headstart.libraries.backbone import channels_last
+from headstart.ground.reference import REFERENCE, write_reference
+from headstart.libraries.bootstrap import (
+    ECE_BINS,
+    LEVEL,
+    REPLICATES,
+    contributions,
+    interval,
+    replicate_figures,
+    share_interval,
+)
+from headstart.libraries.calibration import calibration
+from headstart.libraries.comparison import compare, corrected, verdict
+from headstart.libraries.conformal import conformal
+from headstart.libraries.label_issues import suspicious_labels
 from headstart.libraries.metrics import classification_figures, leaderboard
+from headstart.libraries.novelty import novelty
+from headstart.libraries.slices import Slice, slices
 
 PARAMS = ("evaluate",)
-PROBE_REPORT, FINETUNE_REPORT = (artifacts.REPORTS / f"{stage}.json" for stage in ("probe", "finetune"))
+JUDGED: tuple[Split, ...] = ("validation", "test")
+REPORTS = artifacts.REPORTS
 READS = (
     artifacts.PREPARED,
     artifacts.FEATURES,
     artifacts.PROBE,
     artifacts.BASELINES,
     artifacts.FINETUNE,
-    PROBE_REPORT,
-    FINETUNE_REPORT,
+    *(REPORTS / f"{stage}.json" for stage in ("prepare", "features", "probe", "finetune")),
+    REPORTS / "prepare" / "odd_pictures.csv",
+    REPORTS / "features" / "duplicates.csv",
+    REPORTS / "features" / "suspicious_labels.csv",
+    REPORTS / "probe" / "l2_path.csv",
+    REPORTS / "finetune" / "history.csv",
+    REPORTS / "finetune" / "ledger.csv",
 )
-TABLES = artifacts.REPORTS / "evaluate"
-PREDICTIONS = TABLES / "predictions.csv"
+TABLES = REPORTS / "evaluate"
+PREDICTIONS, TRUST, SLICES, RUN = (
+    TABLES / name for name in ("predictions.csv", "trust.json", "slices.csv", "run.json")
+)
+SUSPICIOUS_LABELS = TABLES / "suspicious_labels.csv"
 CONFUSION = {name: TABLES / f"confusion_{name}.csv" for name in ("probe", "finetune")}
-WRITES = (PREDICTIONS, *CONFUSION.values())
+WRITES = (
+    REFERENCE,
+    PREDICTIONS,
+    *CONFUSION.values(),
+    TRUST,
+    SLICES,
+    SUSPICIOUS_LABELS,
+    RUN,
+    REPORTS / "index.html",
+)
 
 logger = logging.getLogger(__name__)
 
+Labels = dict[str, NDArray[np.int64]]
+
 
 def run(params: Params) -> None:
-    """Compute each model's logits, then its figures and tables."""
+    """Ask all models about the same pictures, then judge what they said."""
     ranks, prepared = connect(params.run), Prepared.open()
-    logits, times = _logits_and_times(prepared, params, ranks)
+    finetune, distance, reference = finetuned_outputs(prepared, JUDGED, params, ranks)
     if ranks.rank:
         return
-    labels = read_labels("test")
-    models = {
-        name: classification_figures(outputs, labels, prepared.classes, params.evaluate.top_k) | times[name]
-        for name, outputs in logits.items()
+    models = {**heads_outputs(prepared, JUDGED), "finetune": finetune}
+    labels: Labels = {"validation": read_labels("validation"), "test": read_labels("test")}
+    pictures = [row for row in manifest_rows() if row["split"] == "test"]
+
+    write_reference(reference)
+    _write_predictions(prepared.classes, labels["test"], models, pictures)
+    _write_trust(prepared.classes, labels, models, novelty(distance, len(reference)))
+    _write_slices(labels["test"], models["finetune"], pictures)
+    _write_suspicious_labels(prepared, labels["test"], models["probe"])
+    weights = read_json(artifacts.FEATURES / "features.json").get("weights")
+    with (prepared.folder / "manifest.csv").open("rb") as manifest:
+        hashes = {"data_sha256": hashlib.file_digest(manifest, "sha256").hexdigest(), "weights_sha256": weights}
+    artifacts.write_json(RUN, {"params": params.record(), **provenance(), **hashes})
+    report = _leaderboard(params, prepared.classes, labels["test"], models, _groups(pictures))
+    artifacts.write_report("evaluate", report)
+    track_evaluation(params.run, prepared, prepared.rows("test"), report)
+    page = write_report(prepared)
+    logger.info(
+        "evaluate: %d test pictures of %d classes\n%s", len(pictures), len(prepared.classes), leaderboard(report)
+    )
+    logger.info("%s\n\nthe report: %s", report["verdict"], page)
+
+
+def _groups(pictures: list[dict[str, str]]) -> list[str] | None:
+    """Give each picture's group, where there are groups; one without is a group of its own."""
+    return [row["group"] or row["id"] for row in pictures] if any(row["group"] for row in pictures) else None
+
+
+def _leaderboard(
+    params: Params,
+    classes: list[str],
+    labels: NDArray[np.int64],
+    models: dict[str, Outputs],
+    groups: list[str] | None,
+) -> dict[str, Any]:
+    """Compute every model's figures with their intervals, compare fine-tuning with each other one, and conclude."""
+    top_k = params.evaluate.top_k
+    summands = {name: contributions(model.logits["test"], labels, top_k) for name, model in models.items()}
+    replicates = replicate_figures(summands, labels, groups, top_k)
+    units = len(labels) if groups is None else len(set(groups))
+    shares = ("accuracy", f"top_{top_k}_accuracy")
+    found: dict[str, dict[str, Any]] = {}
+    for name, model in models.items():
+        figures = classification_figures(model.logits["test"], labels, classes, top_k)
+        intervals = {
+            key: share_interval(drawn, units) if key in shares else interval(drawn)
+            for key, drawn in replicates[name].items()
+        }
+        times = {"fit_seconds": model.fit_seconds, "seconds": model.seconds}
+        found[name] = {**figures, **times, "intervals": intervals}
+    right = {name: model.logits["test"].argmax(1) == labels for name, model in models.items()}
+    others = [name for name in models if name != "finetune"]
+    comparisons = corrected(
+        [compare(("finetune", name), right, found, replicates, grouped=groups is not None) for name in others]
+    )
+    # The rival is chosen by validation: the best of several on test would owe some of its lead to luck there.
+    rival = max(range(len(others)), key=lambda i: models[others[i]].val_accuracy)
+    return {
+        "pictures": len(labels),
+        "classes": classes,
+        "verdict": verdict(comparisons[rival], found, len(labels)),
+        "models": found,
+        "comparisons": comparisons,
+        "bootstrap": {
+            "replicates": REPLICATES,
+            "level": LEVEL,
+            "units": "pictures" if groups is None else "groups",
+        },
     }
 
-    _write_tables(prepared.classes, labels, logits)
-    report = {"pictures": len(labels), "classes": prepared.classes, "models": models}
-    artifacts.write_report("evaluate", report)
-    summarise(params.run, _scalars(models))
-    logger.info("evaluate: %d test pictures of %d classes\n%s", len(labels), len(prepared.classes), leaderboard(report))
 
-
-def _logits_and_times(
-    prepared: Prepared, params: Params, ranks: Ranks
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, dict[str, float]]]:
-    """Give each model's logits of the test split, and its fit_seconds and seconds."""
-    probe, finetune = read_json(PROBE_REPORT), read_json(FINETUNE_REPORT)
-    baselines = read_baselines(prepared.rows("test"))
-    logits, times = {}, {}
-
-    def compute(name: str, fit_seconds: float, function: Callable[[], NDArray[np.float32]]) -> None:
-        began = time.perf_counter()
-        logits[name] = function()
-        times[name] = {"fit_seconds": fit_seconds, "seconds": round(time.perf_counter() - began, 3)}
-
-    compute("probe", probe["fit_seconds"], partial(_probe_logits, prepared))
-    for name, figures in probe["heads"].items():
-        logits[name] = baselines[name]
-        times[name] = {"fit_seconds": figures["fit_seconds"], "seconds": figures["predict_seconds"]}
-    compute("finetune", finetune["training_seconds"], partial(_finetune_logits, prepared, params, ranks))
-    return logits, times
-
-
-def _probe_logits(prepared: Prepared) -> NDArray[np.float32]:
-    """Apply the probe's head to the cached features of the test split: (n, classes)."""
-    return read_head().logits(read_features(prepared.rows("test")))
-
-
-def _finetune_logits(prepared: Prepared, params: Params, ranks: Ranks) -> NDArray[np.float32]:
-    """Apply the fine-tuned model to the pictures of the test split, on all ranks: (n, classes)."""
-    model: nn.Module = timm.create_model(f"local-dir:{artifacts.existing(artifacts.FINETUNE)}", pretrained=True)
-    model = channels_last(model.eval().to(ranks.device))
-    batches = infer(
-        model,
-        prepared,
-        prepared.rows("test"),
-        batch_size=params.evaluate.batch_size,
-        run=params.run,
-        ranks=ranks,
-        label="evaluate",
-    )
-    return np.concatenate(list(batches))
-
-
-def _write_tables(classes: list[str], labels: NDArray[np.int64], logits: dict[str, NDArray[np.float32]]) -> None:
-    """Write every test picture's predictions, and for each model the table that DVC draws its confusion matrix from."""
-    chosen = {name: outputs.argmax(1) for name, outputs in logits.items()}
-    probability = {name: torch.from_numpy(outputs).softmax(1).amax(1).numpy() for name, outputs in logits.items()}
-    pictures = (row for row in manifest_rows() if row["split"] == "test")
-    columns = ["id", "source", "label", *(column for name in logits for column in (name, f"{name}_probability"))]
+def _write_predictions(
+    classes: list[str], labels: NDArray[np.int64], models: dict[str, Outputs], pictures: list[dict[str, str]]
+) -> None:
+    """Write every test picture's predictions, and the tables that DVC draws confusion matrices from."""
+    probabilities = {name: softmax(model.logits["test"], axis=1) for name, model in models.items()}
+    chosen = {name: each.argmax(1) for name, each in probabilities.items()}
+    columns = ["id", "source", "label", *(column for name in models for column in (name, f"{name}_probability"))]
     rows = (
         [row["id"], row["source"], row["label"]]
-        + [value for name in logits for value in (classes[chosen[name][i]], f"{probability[name][i]:.6f}")]
+        + [value for name in models for value in (classes[chosen[name][i]], f"{probabilities[name][i].max():.6f}")]
         for i, row in enumerate(pictures)
     )
     artifacts.write_table(PREDICTIONS, columns, rows)
@@ -130,14 +187,28 @@ def _write_tables(classes: list[str], labels: NDArray[np.int64], logits: dict[st
         artifacts.write_table(path, ("actual", "predicted"), pairs)
 
 
-def _scalars(models: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Name the figures of all models for one tracked run: ``probe/accuracy`` ..."""
-    return {
-        f"{name}/{key}": value
-        for name, figures in models.items()
-        for key, value in figures.items()
-        if isinstance(value, float)
+def _write_trust(classes: list[str], labels: Labels, models: dict[str, Outputs], unusual: dict[str, Any]) -> None:
+    """Write what tells how far probabilities can be trusted, all of it fitted on validation."""
+    trust = {
+        "calibration": {name: calibration(model.logits, labels) for name, model in models.items()},
+        "ece_bins": ECE_BINS,
+        "conformal": conformal(models["finetune"].logits, labels, classes),
+        "out_of_distribution": unusual,
     }
+    artifacts.write_json(TRUST, trust)
+
+
+def _write_slices(labels: NDArray[np.int64], model: Outputs, pictures: list[dict[str, str]]) -> None:
+    further = [column for column in pictures[0] if column not in MANIFEST_COLUMNS]
+    columns = {column: [row[column] for row in pictures] for column in further}
+    found = slices(columns, model.logits["test"].argmax(1) == labels, labels, _groups(pictures))
+    artifacts.write_table(SLICES, Slice._fields, found)
+
+
+def _write_suspicious_labels(prepared: Prepared, labels: NDArray[np.int64], probe: Outputs) -> None:
+    """Write the test labels that the probe, which never saw those pictures, contradicts with confidence."""
+    suspicions = suspicious_labels(labels, softmax(probe.logits["test"], axis=1))
+    write_suspicious_labels(SUSPICIOUS_LABELS, prepared, prepared.rows("test"), labels, suspicions)
 
 
 if __name__ == "__main__":

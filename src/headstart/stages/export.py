@@ -1,7 +1,9 @@
 """Write the fine-tuned model as others load it, once every format has been shown to compute what was trained.
 
-reads:   data/prepared (pictures of validation), models/finetune, reports/evaluate.json (for the model card)
-writes:  export (model.safetensors and config.json for timm, model.onnx, README.md), reports/export.json
+reads:   data/prepared (pictures of validation), models/finetune, reports/evaluate.json (for the model card), and what
+         tells how sure it is: models/reference, reports/evaluate/trust.json
+writes:  export (model.safetensors and config.json for timm, model.onnx, reference.safetensors, README.md),
+         reports/export.json
 params:  export
 
 Each format's logits on real pictures are compared with the trained model's first, all on the CPU and so with the same
@@ -24,16 +26,19 @@ from torch import Tensor, nn
 from headstart.assembly.inference import infer
 from headstart.assembly.program import main
 from headstart.assembly.ranks import Ranks, use_cores
+from headstart.assembly.tracking.lineage import track_model
 from headstart.ground import artifacts
 from headstart.ground.artifacts import SPLITS, Prepared, manifest_rows
 from headstart.ground.errors import UserError
 from headstart.ground.params import Params, Run
+from headstart.ground.reference import FEATURES_OF_TRAINING, REFERENCE
 from headstart.libraries.backbone import input_config
 from headstart.libraries.model_card import model_card
 from headstart.libraries.onnx_export import onnx_model, write_onnx
 
 PARAMS = ("export",)
-READS = (artifacts.PREPARED, artifacts.FINETUNE, artifacts.REPORTS / "evaluate.json")
+EVALUATION, TRUST = artifacts.REPORTS / "evaluate.json", artifacts.REPORTS / "evaluate" / "trust.json"
+READS = (artifacts.PREPARED, artifacts.FINETUNE, REFERENCE, EVALUATION, TRUST)
 WRITES = (artifacts.EXPORT,)
 BATCH = 32
 
@@ -45,7 +50,7 @@ def run(params: Params) -> None:
     began = time.perf_counter()
     use_cores(1)
     prepared = Prepared.open()
-    evaluation = artifacts.read_json(READS[2])
+    evaluation, trust = artifacts.read_json(EVALUATION), artifacts.read_json(TRUST)
     rows = _comparison_rows(prepared, params.export.pictures)
     trained = load_timm(artifacts.existing(artifacts.FINETUNE))
     expected = _logits(trained, prepared, rows, BATCH, run=params.run, name="trained")
@@ -55,11 +60,15 @@ def run(params: Params) -> None:
         for name, model, batch_size in _written(aside, trained, prepared):
             found = _logits(model, prepared, rows, batch_size, run=params.run, name=name)
             formats.append(_compared(name, found, expected, rows, params.export.tolerance))
+        config = artifacts.read_json(aside / "config.json") | {"headstart": _told(trust)}
+        artifacts.write_json(aside / "config.json", config)
+        shutil.copyfile(artifacts.existing(FEATURES_OF_TRAINING), aside / FEATURES_OF_TRAINING.name)
         card = model_card(
-            config=artifacts.read_json(aside / "config.json"),
+            config=config,
             license_name=params.export.license,
             pictures={split: len(prepared.rows(split)) for split in SPLITS},
             report=evaluation,
+            calibration=trust["calibration"]["finetune"],
         )
         (aside / "README.md").write_text(card, encoding="utf-8")
     worst = max(figures["max_difference"] for figures in formats)
@@ -73,7 +82,19 @@ def run(params: Params) -> None:
         "seconds": round(time.perf_counter() - began, 2),
     }
     artifacts.write_report("export", report)
+    track_model(params.run, prepared)
     logger.info("export: %s; logits of %d pictures differ by %.1e at most", artifacts.EXPORT, len(rows), worst)
+
+
+def _told(trust: dict[str, Any]) -> dict[str, Any]:
+    """Choose what whoever predicts with the model needs to say how sure it is; timm passes over it."""
+    return {
+        "temperature": trust["calibration"]["finetune"]["temperature"],
+        "conformal": [{key: each[key] for key in ("method", "level", "threshold")} for each in trust["conformal"]],
+        "out_of_distribution": {
+            key: trust["out_of_distribution"][key] for key in ("score", "neighbour", "references", "thresholds")
+        },
+    }
 
 
 def write_timm(folder: Path) -> None:

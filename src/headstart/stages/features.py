@@ -1,8 +1,10 @@
 """Cache the frozen backbone's features: what its classifier reads, one row a picture.
 
-reads:   data/prepared, the backbone's weights
+reads:   data/prepared (with the labels of train and validation), the backbone's weights
 writes:  data/features (features.npy, features.json; of pretrained backbones also the classifier that they came with and
-         the names of its classes: classifier.safetensors, classifier.json), reports/features.json
+         the names of its classes: classifier.safetensors, classifier.json), reports/features.json, and what features
+         tell of the data: reports/features/duplicates.csv (pictures that are in two splits, altered or not),
+         reports/features/suspicious_labels.csv (of train and validation)
 params:  backbone (without drop rates, which do nothing in a frozen backbone), features
 
 Rows are kept by content under run.cache: going back to an earlier backbone or data set reads them, and adding pictures
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from headstart.assembly.feature_cache import FeatureCache, picture_key
+from headstart.assembly.findings import check_features
 from headstart.assembly.inference import infer
 from headstart.assembly.program import main
 from headstart.assembly.ranks import Ranks, connect
@@ -39,7 +42,10 @@ PARAMS = (
     "features",
 )
 READS = (artifacts.PREPARED,)
-WRITES = (artifacts.FEATURES,)
+DUPLICATES, SUSPICIOUS_LABELS = (
+    artifacts.REPORTS / "features" / f"{name}.csv" for name in ("duplicates", "suspicious_labels")
+)
+WRITES = (artifacts.FEATURES, DUPLICATES, SUSPICIOUS_LABELS)
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +84,13 @@ def run(params: Params) -> None:
         "computed": len(todo),
         "reused": shape[0] - len(todo),
         "images_per_second": rate,
-        "seconds": round(time.perf_counter() - began, 2),
     }
-    artifacts.write_report("features", report)
     logger.info(
         "features: %d rows of %d values; %d computed (%s images/s), %d from the cache",
         *(report[name] for name in ("pictures", "width", "computed", "images_per_second", "reused")),
     )
+    report |= check_features(DUPLICATES, SUSPICIOUS_LABELS, prepared)
+    artifacts.write_report("features", report | {"seconds": round(time.perf_counter() - began, 2)})
 
 
 def _keys(prepared: Prepared, ranks: Ranks) -> list[bytes]:

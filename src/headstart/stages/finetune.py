@@ -13,9 +13,11 @@ epoch 0: the result is never worse than it on validation.
 
 import contextlib
 import copy
+import hashlib
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
@@ -26,15 +28,16 @@ from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures, global_batch_size
 from headstart.assembly.machine import check_compiling, check_precision, precision_of_run
 from headstart.assembly.program import main
+from headstart.assembly.provenance import provenance
 from headstart.assembly.ranks import Ranks, connect, device_of
 from headstart.assembly.recipe import anchored, describe, groups_of, phases_of, starting_model
 from headstart.assembly.run_folder import RunFolder, open_run_folder, run_key
-from headstart.assembly.tracking import Tracker
+from headstart.assembly.tracking.runs import Tracker
 from headstart.assembly.trainer import Weights, best_epoch, fit, saved_history
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared
 from headstart.ground.params import Params
-from headstart.libraries.backbone import BATCH_NORM
+from headstart.libraries.backbone import BATCH_NORM, weights_sha256
 from headstart.libraries.ledger import COLUMNS, Row, with_curves
 from headstart.libraries.ledger import table as ledger_table
 from headstart.libraries.objective import balanced_weights
@@ -74,7 +77,7 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
     groups = describe(module.groups, module.phases, params.finetune, module.steps_per_epoch)
     _say_what_depends_on_ranks(module, params, ranks)
     tracked = params.run.tracking != "disabled" and ranks.rank == 0
-    tracker = Tracker(params.run, folder.tracking, {**params.model_dump(), "groups": groups}) if tracked else None
+    tracker = Tracker(params.run, folder.tracking, _config(params, prepared, model, groups)) if tracked else None
     start = fit(
         module,
         pictures,
@@ -82,7 +85,7 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
         run=params.run,
         ranks=ranks,
         folder=folder,
-        hand_over=tracker.log if tracker else lambda _: None,
+        hand_over=tracker.log if tracker else lambda _history, _curve: None,
     )
     if ranks.rank:
         return
@@ -94,9 +97,9 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
             _save(module.model, raw, prepared, aside / "raw")
         if tracker:
             artifacts.write_json(aside / "tracking.json", {"id": tracker.id})
-    epochs, ledger = saved_history(folder)
+    epochs, ledger, curve = saved_history(folder)
     if tracker:
-        tracker.log(with_curves(epochs, ledger))
+        tracker.log(with_curves(epochs, ledger), curve)
     _write_tables(history := [start, *epochs], ledger)
     shown = best["epoch"] or len(epochs)  # the start has no row
     last_rows = [row for row in ledger if row["epoch"] == shown]
@@ -112,6 +115,14 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
         "finetune: best epoch %d of %d, validation loss %.4f, accuracy %.4f",
         *(report[name] for name in ("best_epoch", "epochs", "val_loss", "val_accuracy")),
     )
+
+
+def _config(params: Params, prepared: Prepared, model: nn.Module, groups: Any) -> dict[str, Any]:
+    """Give what the tracked run shows as its config: all of params.yaml, and what it was made with."""
+    with (prepared.folder / "manifest.csv").open("rb") as manifest:
+        hashes = {"data_sha256": hashlib.file_digest(manifest, "sha256").hexdigest()}
+    hashes["weights_sha256"] = weights_sha256(model)
+    return {**params.record(), "groups": groups, **hashes, **provenance()}
 
 
 def _say_what_depends_on_ranks(module: Classifier, params: Params, ranks: Ranks) -> None:

@@ -6,7 +6,7 @@ larger, for random crops. Killed and started again, it goes on where it was.
 reads:  prepare.path (digits and torchvision: the package, or the cache folder), and data/prepared of the run before,
         so that only new pictures are decoded
 writes: data/prepared: the packed pictures and their index, manifest.csv, dataset.json
-        reports/prepare.json
+        reports/prepare.json, reports/prepare/odd_pictures.csv (tiny and blank ones)
 params: prepare, backbone.name, backbone.image_size, backbone.args
 """
 
@@ -24,6 +24,7 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.assembly.findings import check_pictures, class_imbalance
 from headstart.assembly.program import main
 from headstart.assembly.store import (
     Estimate,
@@ -59,7 +60,8 @@ from headstart.libraries.workers import in_order
 
 PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args")
 READS: tuple[str | Path, ...] = ("${prepare.path}",)
-WRITES: tuple[str | Path, ...] = (artifacts.PREPARED,)
+ODD_PICTURES = artifacts.REPORTS / "prepare" / "odd_pictures.csv"
+WRITES: tuple[str | Path, ...] = (artifacts.PREPARED, ODD_PICTURES)
 
 # Pictures whose sizes are read beforehand, to estimate those of all.
 SAMPLE = 64
@@ -95,8 +97,10 @@ def run(params: Params) -> None:
         artifacts.write_json(aside / "dataset.json", about)
     figures |= {"store": made["store"], "train_side": made["train_side"], "bytes": sum(shard_bytes)}
     figures |= {"seconds": round(time.perf_counter() - began, 1)}
-    artifacts.write_report("prepare", counts | figures | {"bad": bad})
     _say(counts, figures, bad)
+    counts["class_imbalance"] = class_imbalance(counts["per_class"])
+    figures |= check_pictures(ODD_PICTURES, artifacts.PREPARED, len(splits), max(made["input"]["input_size"][1:]))
+    artifacts.write_report("prepare", counts | figures | {"bad": bad})
 
 
 def _source(params: Params) -> Source:

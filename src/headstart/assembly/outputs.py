@@ -1,0 +1,92 @@
+"""What every model on the leaderboard says of the pictures that nothing was fitted to, and what it took."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headstart.assembly.inference import infer
+from headstart.assembly.ranks import Ranks
+from headstart.ground import artifacts
+from headstart.ground.artifacts import Prepared, Split, read_features, read_head, read_json
+from headstart.ground.baselines import read_baselines
+from headstart.ground.params import Params
+from headstart.libraries.backbone import channels_last, classifier, features_of
+from headstart.libraries.novelty import REFERENCES, distances
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One model's.
+
+    Attributes:
+        logits: float32 (n, classes) by split, or log-probabilities.
+        val_accuracy: what it was chosen by.
+        fit_seconds: of its training and the choice of its settings.
+        seconds: of its own work on the last of the splits; the features of the frozen backbone are there already.
+    """
+
+    logits: dict[str, NDArray[np.float32]]
+    val_accuracy: float
+    fit_seconds: float
+    seconds: float
+
+
+def heads_outputs(prepared: Prepared, splits: Sequence[Split]) -> dict[str, Outputs]:
+    """Apply the probe's head to the cached features, and read what the baselines said; the last split is timed."""
+    probe, head = read_json(artifacts.REPORTS / "probe.json"), read_head()
+    logits, seconds = dict[str, NDArray[np.float32]](), 0.0
+    for split in splits:
+        began = time.perf_counter()
+        logits[split] = head.logits(read_features(prepared.rows(split)))
+        seconds = time.perf_counter() - began
+    found = {"probe": Outputs(logits, probe["val_accuracy"], probe["fit_seconds"], round(seconds, 3))}
+    baselines = {split: read_baselines(prepared.rows(split)) for split in splits}
+    for name, about in probe["heads"].items():
+        own = {str(split): baselines[split][name] for split in splits}
+        found[name] = Outputs(own, about["val_accuracy"], about["fit_seconds"], about["predict_seconds"])
+    return found
+
+
+def finetuned_outputs(
+    prepared: Prepared, splits: Sequence[Split], params: Params, ranks: Ranks
+) -> tuple[Outputs, dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+    """Apply the fine-tuned model to the pictures, on all ranks; the last split is timed.
+
+    Returns:
+        Its outputs; how far each picture is from those that it was trained on, float32 (n,) by split; and the features
+        of these, float32 (at most ``REFERENCES``, width), evenly over the manifest.
+    """
+    model: nn.Module = timm.create_model(f"local-dir:{artifacts.existing(artifacts.FINETUNE)}", pretrained=True)
+    model = channels_last(model.eval().to(ranks.device))
+    head = classifier(model)
+
+    def both(pixels: Tensor) -> Tensor:
+        features = features_of(model, pixels)
+        return torch.cat([features, head(features)], dim=1)
+
+    def batches(rows: NDArray[np.int64], label: str) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        size = params.evaluate.batch_size
+        for batch in infer(both, prepared, rows, batch_size=size, run=params.run, ranks=ranks, label=label):
+            yield batch[:, : head.in_features], batch[:, head.in_features :].copy()
+
+    train = prepared.rows("train")
+    some = train[np.linspace(0, len(train) - 1, min(REFERENCES, len(train))).astype(np.int64)]
+    reference = np.concatenate([features for features, _ in batches(some, "evaluate, train")])
+    logits, distance, seconds = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float32]](), 0.0
+    for split in splits:
+        began = time.perf_counter()
+        found = [
+            (outputs, distances(features, reference))
+            for features, outputs in batches(prepared.rows(split), f"evaluate, {split}")
+        ]
+        logits[split], distance[split] = (np.concatenate(each) for each in zip(*found, strict=True))
+        seconds = time.perf_counter() - began
+    report = read_json(artifacts.REPORTS / "finetune.json")
+    outputs = Outputs(logits, report["val_accuracy"], report["training_seconds"], round(seconds, 3))
+    return outputs, distance, reference

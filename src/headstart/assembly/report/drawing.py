@@ -1,0 +1,105 @@
+"""The look of the report's charts: inline SVG that takes its ink and its font from the page."""
+
+import re
+import warnings
+from collections.abc import Callable
+from io import StringIO
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+# Okabe and Ito 2008, "Color Universal Design", those that are seen on white and on black; dashes and markers tell lines
+# apart too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+MARKERS = "osD^vP"
+SPACING = 0.04
+"""Of the markers on a line, at least, in diagonals of the axes: hundreds of epochs are not hundreds of markers."""
+INK = "#010203"
+"""Stands for the text's colour of the page, light or dark."""
+SIZE_INCHES, LEGEND_ROW_INCHES = (4.0, 2.7), 0.17
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlepad": 15,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.14,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+}
+
+Look = dict[str, Any]
+"""Keyword arguments of matplotlib's ``plot``."""
+
+
+class Chart(NamedTuple):
+    """A chart, and what is to be seen on it, with its numbers, for those who don't see it."""
+
+    svg: Markup
+    label: str
+
+
+def style(i: int) -> Look:
+    """Give the look of the i-th line: colours first, then also dashes, change."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "markevery": SPACING,
+        "linestyle": DASHES[(i + i // len(COLOURS)) % len(DASHES)],
+    }
+
+
+def chart(name: str, x: str, y: str, draw: Callable[..., str], *what: Any) -> Chart:
+    """Draw a chart.
+
+    Args:
+        name: of the chart, which no other chart of the page has: its elements' names follow from it.
+        x: label of the x axis.
+        y: what goes upwards, written above it.
+        draw: draws ``what`` on the matplotlib axes that it gets first, and gives the chart's label.
+        what: the data.
+    """
+    with rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        # The browser draws the text; whether matplotlib's font has its letters is no matter.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+        axes = figure.subplots()
+        axes.set_xlabel(x)
+        axes.set_title(y, loc="left")
+        label = draw(axes, *what)
+        if entries := len(axes.get_legend_handles_labels()[1]):
+            figure.legend(loc="outside lower left", ncols=2)
+            figure.set_size_inches(SIZE_INCHES[0], SIZE_INCHES[1] + LEGEND_ROW_INCHES * ((entries + 1) // 2))
+        return Chart(_inline(figure), label)
+
+
+def _inline(figure: Figure) -> Markup:
+    """Write a figure as an SVG element without a size, names or a font of its own."""
+    file = StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg, count=1)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"font-family: [^;\"]*;", "", svg)
+    return Markup(svg)  # noqa: S704  (matplotlib escapes its texts)

@@ -1,0 +1,63 @@
+"""What was made from what, as wandb's artifacts: the manifest of the pictures, the features, the exported model.
+
+An artifact is named by its content, so using it again means the same one: that is the lineage, online and after a
+`wandb sync` alike.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from headstart.assembly.tracking.runs import another, going_on
+from headstart.ground.artifacts import EXPORT, FEATURES, REPORTS, Prepared, read_json
+from headstart.ground.params import Run
+
+
+def track_model(run: Run, prepared: Prepared) -> None:
+    """Log the exported model as made from the manifest and the features, and these as made from the manifest."""
+    with going_on(run, "export") as tracked:
+        if tracked is None:
+            return
+        figures = read_json(REPORTS / "evaluate.json")["models"]["finetune"]
+        about = {key: value for key, value in figures.items() if isinstance(value, float)}
+        for used in (_manifest(prepared), _features()):
+            _use(tracked, used)
+        tracked.log_artifact(
+            _artifact("model", [EXPORT], {**about, "files": read_json(REPORTS / "export.json")["files"]})
+        )
+        with another(run, "features", "features") as features:
+            _use(features, _manifest(prepared))
+            features.log_artifact(_features())
+
+
+def _manifest(prepared: Prepared) -> Any:
+    path = prepared.folder / "manifest.csv"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    counts = read_json(REPORTS / "prepare.json")
+    about = {"sha256": digest, "classes": prepared.classes, "splits": counts["splits"], "input": prepared.input}
+    return _artifact("dataset", [path, prepared.folder / "dataset.json"], about)
+
+
+def _features() -> Any:
+    path = FEATURES / "features.json"
+    return _artifact("features", [path], read_json(path))
+
+
+def _artifact(kind: str, paths: list[Path], about: dict[str, Any]) -> Any:
+    """Make an artifact of files, a folder's by their names in it."""
+    from wandb import Artifact  # noqa: PLC0415  (as everywhere in this package)
+
+    artifact = Artifact(kind, type=kind, metadata=json.loads(json.dumps(about)))
+    for path in paths:
+        if path.is_dir():
+            artifact.add_dir(str(path))
+        else:
+            artifact.add_file(str(path))
+    return artifact
+
+
+def _use(tracked: Any, artifact: Any) -> None:
+    """Say that a run reads an artifact: as ``use_artifact``, which refuses offline what can be synced later."""
+    tracked._log_artifact(artifact, is_user_created=True, use_after_commit=True)  # noqa: SLF001
