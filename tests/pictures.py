@@ -105,7 +105,7 @@ def write_finetune(classes: tuple[str, ...] = CLASSES) -> nn.Module:
     model_config = {"label_names": list(classes), "pretrained_cfg": INPUT}
     with replacing(FINETUNE) as aside:
         save_for_hf(model, str(aside), model_config=model_config, safe_serialization=True)
-    write_report("finetune", {"training_seconds": 12.5, "val_accuracy": 0.5})
+    write_report("finetune", {"training_seconds": 6.25, "processes": 2, "val_accuracy": 0.5})
     return model.eval()
 
 

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_two_classes_one_absent_and_logits_that_are_sure_give_json_without_nan()
 
 
 def test_leaderboard_is_aligned_and_sorted() -> None:
-    figures = {"accuracy": 0.5, "balanced_accuracy": 0.25, "macro_f1": 0.125, "nll": 12.3, "ece": 0.25}
+    figures: dict[str, Any] = {"accuracy": 0.5, "balanced_accuracy": 0.25, "macro_f1": 0.125, "nll": 12.3, "ece": 0.25}
     figures |= {"fit_seconds": 0.04, "intervals": {"accuracy": [0.25, 0.75]}}
     report = {"models": {"probe": figures, "finetune": {**figures, "accuracy": 0.75, "fit_seconds": 1234.56}}}
     assert leaderboard(report).splitlines() == [

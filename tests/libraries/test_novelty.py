@@ -20,7 +20,7 @@ def test_few_references_and_features_of_nothing() -> None:
 
 
 def test_thresholds_let_the_usual_share_pass() -> None:
-    validation = np.arange(999, dtype=np.float32) / 1000
+    validation = np.linspace(0, 0.998, 999, dtype=np.float32)
     test = np.array([0.1, 0.94, 0.96, 0.995], np.float32)
     found = novelty({"validation": validation, "test": test}, 500)
     assert found["thresholds"] == pytest.approx({"0.95": 0.949, "0.99": 0.989})

@@ -9,6 +9,7 @@ import torch
 
 from headstart.assembly.inference import Normalize, evaluation_pixels
 from headstart.ground import artifacts
+from headstart.ground.artifacts import SPLITS
 from headstart.ground.baselines import read_baselines
 from headstart.ground.reference import read_reference
 from headstart.libraries.backbone import BUNDLED, build, features_of
@@ -112,8 +113,8 @@ def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.
     run()
     prepared = artifacts.Prepared.open()
     trust = artifacts.read_json(evaluate.TRUST)
-    logits, features = {}, {}
-    for split in ("train", "validation", "test"):
+    logits, features = dict[str, Any](), dict[str, Any]()
+    for split in SPLITS:
         pixels = evaluation_pixels(prepared, prepared.rows(split))
         with torch.no_grad():
             features[split] = features_of(project, Normalize(INPUT)(pixels)).numpy()

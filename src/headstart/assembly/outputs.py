@@ -27,7 +27,7 @@ class Outputs:
     Attributes:
         logits: float32 (n, classes) by split, or log-probabilities.
         val_accuracy: what it was chosen by.
-        fit_seconds: of its training and the choice of its settings.
+        fit_seconds: of its training and the choice of its settings, summed over the processes that trained.
         seconds: of its own work on the last of the splits; the features of the frozen backbone are there already.
     """
 
@@ -88,5 +88,6 @@ def finetuned_outputs(
         logits[split], distance[split] = (np.concatenate(each) for each in zip(*found, strict=True))
         seconds = time.perf_counter() - began
     report = read_json(artifacts.REPORTS / "finetune.json")
-    outputs = Outputs(logits, report["val_accuracy"], report["training_seconds"], round(seconds, 3))
+    fit_seconds = round(report["training_seconds"] * report["processes"], 2)
+    outputs = Outputs(logits, report["val_accuracy"], fit_seconds, round(seconds, 3))
     return outputs, distance, reference

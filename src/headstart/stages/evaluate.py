@@ -13,8 +13,9 @@ writes:  reports/evaluate.json (the leaderboard with intervals, comparisons and 
          of training pictures, from which unusual ones are far), and the report of all of it, reports/index.html
 params:  evaluate
 
-A model's fit_seconds are those of its training and the choice of its settings, its seconds those of its own work on the
-test split. Whatever is fitted here, such as a temperature, is fitted on validation.
+A model's fit_seconds are those of its training and the choice of its settings, summed over the GPUs or processes that
+trained; its seconds those of its own work on the test split. Whatever is fitted here, such as a temperature, is fitted
+on validation.
 """
 
 import hashlib

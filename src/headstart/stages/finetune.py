@@ -103,7 +103,8 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
     _write_tables(history := [start, *epochs], ledger)
     shown = best["epoch"] or len(epochs)  # the start has no row
     last_rows = [row for row in ledger if row["epoch"] == shown]
-    report = _figures(history, best, pictures_an_epoch=module.steps_per_epoch * module.batch_size)
+    report: dict[str, Any] = _figures(history, best, pictures_an_epoch=module.steps_per_epoch * module.batch_size)
+    report |= {"processes": ranks.world, "device": ranks.device.type}
     report |= {"stopped_early": len(history) - 1 < params.finetune.epochs}
     report |= {"seconds": round(time.perf_counter() - began, 2)}
     artifacts.write_report("finetune", {**report, "precision": precision, "groups": groups, "ledger": last_rows})

@@ -9,26 +9,27 @@ import json
 from pathlib import Path
 from typing import Any
 
-from headstart.assembly.tracking.runs import another, going_on
+from headstart.assembly.tracking.runs import going_on
 from headstart.ground.artifacts import EXPORT, FEATURES, REPORTS, Prepared, read_json
 from headstart.ground.params import Run
 
 
 def track_model(run: Run, prepared: Prepared) -> None:
-    """Log the exported model as made from the manifest and the features, and these as made from the manifest."""
+    """Log the features as made from the manifest, by a run of the group, then the exported model as made from both."""
+    with going_on(run, "features", beside="features") as tracked:
+        if tracked is None:
+            return
+        _use(tracked, _manifest(prepared))
+        tracked.log_artifact(_features())
     with going_on(run, "export") as tracked:
         if tracked is None:
             return
-        figures = read_json(REPORTS / "evaluate.json")["models"]["finetune"]
-        about = {key: value for key, value in figures.items() if isinstance(value, float)}
         for used in (_manifest(prepared), _features()):
             _use(tracked, used)
-        tracked.log_artifact(
-            _artifact("model", [EXPORT], {**about, "files": read_json(REPORTS / "export.json")["files"]})
-        )
-        with another(run, "features", "features") as features:
-            _use(features, _manifest(prepared))
-            features.log_artifact(_features())
+        figures = read_json(REPORTS / "evaluate.json")["models"]["finetune"]
+        about = {key: value for key, value in figures.items() if isinstance(value, float)}
+        about |= {"files": read_json(REPORTS / "export.json")["files"]}
+        tracked.log_artifact(_artifact("model", [EXPORT], about))
 
 
 def _manifest(prepared: Prepared) -> Any:

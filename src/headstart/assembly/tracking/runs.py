@@ -2,16 +2,17 @@
 
 A row is handed over when a saved state contains it, under a number of its own: wandb's step. What wandb has is the
 truth, not what this side remembers: a start asks the server, or reads the offline files, and goes on behind the last
-row there.
+row there. An offline file that a kill left without an end is dropped first: the state has its rows, and `wandb sync`
+stops at a file that ends within a record.
 """
 
 import json
 import logging
 import os
 import secrets
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +25,6 @@ from headstart.ground.params import Run
 PROJECT = "headstart"
 RECORD = FINETUNE / "tracking.json"
 SECONDS_TO_START, SECONDS_TO_FINISH = 60, 120
-SECONDS_TO_FLUSH = 5
-"""How long a killed program's wandb process may take to write what it had got."""
 
 Row = dict[str, int | float]
 
@@ -44,23 +43,27 @@ class Tracker:
 
         Args:
             run: the section of params.
-            record: file that keeps the run's id and how many rows it has got.
+            record: file that keeps the run's id, how many rows it has got, and how many before this start.
             config: what to show as the run's config.
 
         Raises:
             UserError: wandb refuses: no key, or a wrong one.
         """
         self._record = record
-        kept: dict[str, Any] = read_json(record) if record.exists() else {"id": secrets.token_hex(4), "rows": 0}
+        new = {"id": secrets.token_hex(4), "rows": 0, "first": 0}
+        kept: dict[str, Any] = read_json(record) if record.exists() else new
         self.id: str = os.environ.get("WANDB_RUN_ID") or kept["id"]
-        known = kept["rows"] if self.id == kept["id"] else 0
-        # Before wandb begins another file of this run.
-        on_disk = _rows_on_disk(self.id, known)
+        if self.id != kept["id"]:
+            kept = new
+        on_disk, dropped = _offline_rows(self.id)
         self._run = _start(run, self.id, job_type="finetune", config=config)
-        if self._run.offline:
-            self._rows = known if on_disk is None else on_disk
-        else:
+        if not self._run.offline:
             self._rows = self._run.step
+        elif on_disk is not None:
+            self._rows = on_disk
+        else:  # what is not there was dropped, or sent and removed
+            self._rows = kept["first"] if dropped else kept["rows"]
+        self._first = self._rows
         for pattern, axis in (("*", "epoch"), ("step/*", "step")):
             self._run.define_metric(pattern, step_metric=axis, summary="none")
         self._keep()
@@ -93,30 +96,34 @@ class Tracker:
                 self._run.finish()
 
     def _keep(self) -> None:
-        write_json(self._record, {"id": self.id, "rows": self._rows})
+        write_json(self._record, {"id": self.id, "rows": self._rows, "first": self._first})
 
 
 @contextmanager
-def going_on(run: Run, job_type: str) -> Iterator[Any]:
-    """Give the wandb run of the fine-tuning in models/finetune, to add to; None where it has none or wandb fails."""
+def going_on(run: Run, stage: str, *, beside: str = "") -> Iterator[Any]:
+    """Give the wandb run of the fine-tuning in models/finetune, to add to, and close it in bounded time.
+
+    Args:
+        run: the section of params.
+        stage: who adds, for what is said.
+        beside: name of another run of its group to give instead.
+
+    Yields:
+        wandb's run; None where the model was trained untracked, or wandb fails.
+    """
     tracked = None
-    with _bounded(job_type):
+    with _bounded(stage):
         if run.tracking != "disabled" and RECORD.exists():
-            tracked = _start(run, read_json(RECORD)["id"], job_type=job_type)
+            run_id = read_json(RECORD)["id"]
+            run_id += f"-{beside}" if beside else ""
+            _offline_rows(run_id)
+            tracked = _start(run, run_id, job_type=beside or "finetune")
     if tracked is None:
         yield None
         return
-    with _bounded(job_type):
+    with _bounded(stage):
         yield tracked
         tracked.finish()
-
-
-@contextmanager
-def another(run: Run, suffix: str, job_type: str) -> Iterator[Any]:
-    """Give a run beside the fine-tuning's, of its group."""
-    tracked = _start(run, f"{read_json(RECORD)['id']}-{suffix}", job_type=job_type)
-    yield tracked
-    tracked.finish()
 
 
 def interleaved(history: Sequence[Row], curve: Sequence[Row]) -> list[Row]:
@@ -164,24 +171,26 @@ def _bounded(stage: str) -> Iterator[None]:
 def _failures() -> tuple[type[Exception], ...]:
     import wandb  # noqa: PLC0415
 
-    return wandb.errors.Error, OSError, TimeoutError
+    return wandb.errors.Error, OSError, ValueError
 
 
-def _rows_on_disk(run_id: str, known: int) -> int | None:
-    """Count the rows in the offline files of a run, waiting a little for those that were known; None without files."""
-    began = time.monotonic()
+def _offline_rows(run_id: str) -> tuple[int | None, bool]:
+    """Count the rows in a run's offline files, after dropping each that a kill has left without an end.
+
+    Returns:
+        The number of the last row and 1, None where there are none; and whether a file was dropped.
+    """
+    last, dropped = None, False
     folder = Path(os.environ.get("WANDB_DIR", ".")) / "wandb"
-    while files := sorted(folder.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")):
-        found = max(map(_rows_in, files))
-        if found >= known or time.monotonic() - began > SECONDS_TO_FLUSH:
-            return found
-        time.sleep(0.2)
-    return None
-
-
-def _rows_in(file: Path) -> int:
-    """Count the rows up to the last whole one in a file that may end in the middle of a record."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    records = (json.loads(line) for line in printed.splitlines() if '"type":"history"' in line)
-    return max((record["history"]["step"]["num"] + 1 for record in records), default=0)
+    for file in sorted(folder.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(file)]
+        told = subprocess.run(command, capture_output=True, check=False)
+        if told.returncode:  # not one of wandb's
+            continue
+        found = json.loads(told.stdout)
+        if found["exit_code"] is None and not file.with_name(f"{file.name}.synced").exists():
+            shutil.rmtree(file.parent)
+            dropped = True
+        elif found["step"] is not None:
+            last = found["step"]
+    return None if last is None else last + 1, dropped
