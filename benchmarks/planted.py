@@ -25,6 +25,7 @@ from benchmarks.machine import ROOT
 from headstart.assembly.findings import write_suspicious_labels
 from headstart.ground.artifacts import Prepared, read_features, read_head, read_json, read_labels, read_table
 from headstart.ground.params_file import parse_params
+from headstart.libraries.calibration import fit_temperature
 from headstart.libraries.label_issues import suspicious_labels
 from headstart.libraries.text_table import text_table
 from headstart.stages import features, prepare, probe
@@ -109,7 +110,9 @@ def run_stages() -> None:
         stage.run(params.declared(stage.PARAMS))
     prepared, labels = Prepared.open(), read_labels("test")
     rows = prepared.rows("test")
-    found = suspicious_labels(labels, softmax(read_head().logits(read_features(rows)), axis=1))
+    logits = {split: read_head().logits(read_features(prepared.rows(split))) for split in ("validation", "test")}
+    temperature = fit_temperature(logits["validation"], read_labels("validation"))
+    found = suspicious_labels(labels, softmax(logits["test"] / temperature, axis=1))
     write_suspicious_labels(Path("test_labels.csv"), prepared, rows, labels, found)
 
 

@@ -123,7 +123,7 @@ def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.
     found = calibration(logits, labels)
     assert trust["calibration"]["finetune"]["temperature"] == pytest.approx(found["temperature"], rel=1e-3)
     assert trust["calibration"]["finetune"]["after"]["nll"] == pytest.approx(found["after"]["nll"], abs=1e-4)
-    knn = {split: read_baselines(prepared.rows(split))["knn"] for split in labels}
+    knn = {str(split): read_baselines(prepared.rows(split))["knn"] for split in SPLITS[1:]}
     assert trust["calibration"]["knn"] == calibration(knn, labels)
 
     for entry, expected in zip(trust["conformal"], conformal(logits, labels, list(CLASSES)), strict=True):

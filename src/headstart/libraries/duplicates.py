@@ -1,12 +1,12 @@
 """Pictures that are in one split and, perhaps altered a little, in another too.
 
-Two measures find them, each beyond a threshold that follows from the data set itself and that a data set without copies
-would have a pair beyond in one case of twenty:
+Two measures find them, each beyond a threshold that follows from the data set itself and that, where its assumption
+holds, a data set without copies would have a pair beyond in one case of twenty:
 
 - The cosine of the features. What is no copy shows how near to it the nearest picture of train may come: the logarithm
-  of that distance, 1 - cosine, is roughly normal over the pictures held out. Its median and its median absolute
-  deviation stand for them, since copies among them hardly move those (Hampel 1974). Finds crops, mirrored and turned
-  pictures.
+  of that distance, 1 - cosine, is roughly normal over the pictures held out. Its median and the median of the
+  deviations below it stand for them, since copies among them hardly move those (Hampel 1974). Finds crops, mirrored and
+  turned pictures.
 - The Hamming distance of the perceptual hashes. Between different pictures it is roughly binomial, with as many bits as
   have that spread by independent chance (Daugman 2004, "How iris recognition works": the degrees of freedom). Finds
   grey and darkened copies, on whose features a backbone may not agree. Pictures that all look alike, such as digits,
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, median_abs_deviation, norm
+from scipy.stats import binom, norm
 
 from headstart.ground.artifacts import SPLITS
 from headstart.libraries.splits import TRAIN
@@ -139,7 +139,7 @@ def _found(pictures: _Pictures, rows: Rows, others: Rows, least: float, furthest
 def _cosine_threshold(pictures: _Pictures, train: Rows, held_out: Rows) -> float:
     """Give the cosine that the nearest of all pictures held out reaches in one data set without copies of twenty."""
     sample = held_out[np.linspace(0, len(held_out) - 1, min(len(held_out), SAMPLED)).astype(np.int64)]
-    if len(sample) < FEWEST:
+    if len(sample) < FEWEST or not len(train):
         return 1 - ROUNDING
     nearest = np.full(len(sample), -1, np.float32)
     for (start, rows), others in product(enumerate(_blocks(sample)), _blocks(train)):
@@ -148,7 +148,9 @@ def _cosine_threshold(pictures: _Pictures, train: Rows, held_out: Rows) -> float
         np.maximum(place, cosines.max(axis=1), out=place)
     logs = np.log(np.maximum(1 - nearest, ROUNDING))
     deviations = norm.isf(FALSE_ALARMS / len(held_out))
-    distance = np.exp(np.median(logs) - deviations * median_abs_deviation(logs, scale="normal"))
+    middle = np.median(logs)
+    spread = np.median(middle - logs[logs <= middle]) / norm.ppf(0.75)
+    distance = np.exp(middle - deviations * spread)
     return float(1 - max(distance, ROUNDING))
 
 

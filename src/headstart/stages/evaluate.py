@@ -46,7 +46,7 @@ from headstart.libraries.bootstrap import (
     replicate_figures,
     share_interval,
 )
-from headstart.libraries.calibration import calibration
+from headstart.libraries.calibration import calibration, fit_temperature
 from headstart.libraries.comparison import compare, corrected, verdict
 from headstart.libraries.conformal import conformal
 from headstart.libraries.label_issues import suspicious_labels
@@ -107,7 +107,7 @@ def run(params: Params) -> None:
     _write_predictions(prepared.classes, labels["test"], models, pictures)
     _write_trust(prepared.classes, labels, models, novelty(distance, len(reference)))
     _write_slices(labels["test"], models["finetune"], pictures)
-    _write_suspicious_labels(prepared, labels["test"], models["probe"])
+    _write_suspicious_labels(prepared, labels, models["probe"])
     weights = read_json(artifacts.FEATURES / "features.json").get("weights")
     with (prepared.folder / "manifest.csv").open("rb") as manifest:
         hashes = {"data_sha256": hashlib.file_digest(manifest, "sha256").hexdigest(), "weights_sha256": weights}
@@ -206,10 +206,11 @@ def _write_slices(labels: NDArray[np.int64], model: Outputs, pictures: list[dict
     artifacts.write_table(SLICES, Slice._fields, found)
 
 
-def _write_suspicious_labels(prepared: Prepared, labels: NDArray[np.int64], probe: Outputs) -> None:
+def _write_suspicious_labels(prepared: Prepared, labels: Labels, probe: Outputs) -> None:
     """Write the test labels that the probe, which never saw those pictures, contradicts with confidence."""
-    suspicions = suspicious_labels(labels, softmax(probe.logits["test"], axis=1))
-    write_suspicious_labels(SUSPICIOUS_LABELS, prepared, prepared.rows("test"), labels, suspicions)
+    temperature = fit_temperature(probe.logits["validation"], labels["validation"])
+    suspicions = suspicious_labels(labels["test"], softmax(probe.logits["test"] / temperature, axis=1))
+    write_suspicious_labels(SUSPICIOUS_LABELS, prepared, prepared.rows("test"), labels["test"], suspicions)
 
 
 if __name__ == "__main__":
