@@ -4,6 +4,7 @@ All of it is written under the working directory, as in a project's folder.
 """
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -82,7 +83,7 @@ def write_prepared(pictures: Mapping[str, int] = PICTURES, classes: tuple[str, .
             place = shard.tell(), len(pixels), crc32(pixels), 0
             index.append((i, *place, label, STORED, STORED, SPLITS.index(split)))
             source = f"{classes[label]}/{i}.png"
-            named = f"{i:016x}", source, classes[label], split, "", f"{i:064x}"
+            named = f"{i:016x}", source, classes[label], split, "", sha256(pixels).hexdigest()
             manifest.append([*named, STORED, STORED, look.phash, look.contrast])
             shard.write(pixels)
     write_table(PREPARED / "manifest.csv", MANIFEST_COLUMNS, manifest)

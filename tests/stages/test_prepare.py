@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import imagehash
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -29,12 +30,13 @@ from headstart.ground.artifacts import (
     manifest_rows,
     read_json,
     read_labels,
+    read_table,
 )
 from headstart.ground.errors import UserError
 from headstart.ground.params import Params
 from headstart.ground.params_file import parse_params
 from headstart.libraries.backbone import evaluation_transform
-from headstart.libraries.images import LabelledImage, content_sha256
+from headstart.libraries.images import LabelledImage, content_sha256, look_of
 from headstart.stages import prepare
 from waiting import wait_for_workers
 
@@ -450,3 +452,20 @@ def test_an_empty_folder_is_refused() -> None:
     Path("pictures").mkdir()
     with pytest.raises(UserError, match="no usable picture"):
         prepare.run(params())
+
+
+def test_what_a_picture_looks_like_is_noted_and_odd_ones_are_listed() -> None:
+    draw_classes(each=12)
+    Image.new("RGB", (300, 200), "grey").save("pictures/a/blank.png")
+    prepare.run(params())
+    manifest = {row["source"]: row for row in manifest_rows()}
+    picture = Image.open("pictures/a/005.png").convert("RGB")
+    noted = look_of(picture)
+    row = manifest["a/005.png"]
+    assert (row["width"], row["height"]) == tuple(map(str, picture.size))
+    assert (row["phash"], float(row["contrast"])) == (noted.phash, noted.contrast)
+    assert imagehash.hex_to_hash(row["phash"]) - imagehash.phash(picture) <= 8
+    assert [(odd["source"], odd["problem"]) for odd in read_table(prepare.ODD_PICTURES)] == [("a/blank.png", "blank")]
+    report = read_json(Path("reports/prepare.json"))
+    assert report["odd_pictures"] == {"tiny": 0, "blank": 1}
+    assert report["class_imbalance"] >= 1
