@@ -53,7 +53,8 @@ def scores(features: Features, labels: NDArray[np.int64]) -> dict[str, Score]:
     covariance = LedoitWolf().fit(features - means[np.searchsorted(np.unique(labels), labels)])
 
     def mahalanobis(others: Features) -> NDArray[np.floating]:
-        return np.min([covariance.mahalanobis(others - mean) for mean in means], axis=0)
+        nearest: NDArray[np.floating] = np.min([covariance.mahalanobis(others - mean) for mean in means], axis=0)
+        return nearest
 
     return {
         "nearest neighbours": lambda others: distances(others, features),
