@@ -17,6 +17,7 @@ COMMANDS = {
     "doctor": ("headstart.doctor", "say what would cost a cluster's hours before any is spent"),
     "leaderboard": ("headstart.leaderboard", "print the figures of the last run and where its results lie"),
     "report": ("headstart.report", "make reports/index.html anew from the last run's figures and tables"),
+    "dashboard": ("headstart.dashboard", "make the workspace in wandb that shows all tracked runs side by side"),
     "study": ("headstart.study", "draw what the mathematics says: early stopping as an L2, gradients by differences"),
 }
 USAGE = "\n".join(

@@ -76,8 +76,10 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
     module = _module(params, prepared, pictures, model, ranks)
     groups = describe(module.groups, module.phases, params.finetune, module.steps_per_epoch)
     _say_what_depends_on_ranks(module, params, ranks)
-    tracked = params.run.tracking != "disabled" and ranks.rank == 0
-    tracker = Tracker(params.run, folder.tracking, _config(params, prepared, model, groups)) if tracked else None
+    tracker = None
+    if params.run.tracking != "disabled" and ranks.rank == 0:
+        tracker = Tracker(params.run, folder.tracking, _config(params, prepared, model, groups))
+    hand_over = tracker.log if tracker else lambda _history, _curve: None
     start = fit(
         module,
         pictures,
@@ -85,7 +87,7 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
         run=params.run,
         ranks=ranks,
         folder=folder,
-        hand_over=tracker.log if tracker else lambda _history, _curve: None,
+        hand_over=hand_over,
     )
     if ranks.rank:
         return
@@ -97,21 +99,24 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
             _save(module.model, raw, prepared, aside / "raw")
         if tracker:
             artifacts.write_json(aside / "tracking.json", {"id": tracker.id})
-    epochs, ledger, curve = saved_history(folder)
-    if tracker:
-        tracker.log(with_curves(epochs, ledger), curve)
+    epochs, ledger, steps = saved_history(folder)
+    hand_over(with_curves(epochs, ledger), steps)
     _write_tables(history := [start, *epochs], ledger)
     shown = best["epoch"] or len(epochs)  # the start has no row
     last_rows = [row for row in ledger if row["epoch"] == shown]
     report: dict[str, Any] = _figures(history, best, pictures_an_epoch=module.steps_per_epoch * module.batch_size)
     report |= {"processes": ranks.world, "device": ranks.device.type}
-    report |= {"stopped_early": len(history) - 1 < params.finetune.epochs}
-    report |= {"seconds": round(time.perf_counter() - began, 2)}
+    seconds = round(time.perf_counter() - began, 2)
+    report |= {"stopped_early": len(history) - 1 < params.finetune.epochs, "seconds": seconds}
     artifacts.write_report("finetune", {**report, "precision": precision, "groups": groups, "ledger": last_rows})
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})
-    which = "best" if best["epoch"] else "last"
-    logger.info("the trained weights after epoch %d, the %s:\n%s", shown, which, ledger_table(last_rows))
+    _say_result(report, shown, last_rows)
+
+
+def _say_result(report: dict[str, Any], shown: float, rows: list[Row]) -> None:
+    which = "best" if report["best_epoch"] else "last"
+    logger.info("the trained weights after epoch %d, the %s:\n%s", shown, which, ledger_table(rows))
     logger.info(
         "finetune: best epoch %d of %d, validation loss %.4f, accuracy %.4f",
         *(report[name] for name in ("best_epoch", "epochs", "val_loss", "val_accuracy")),

@@ -16,7 +16,7 @@ from headstart.ground.params import Run
 
 def track_model(run: Run, prepared: Prepared) -> None:
     """Log the features as made from the manifest, by a run of the group, then the exported model as made from both."""
-    with going_on(run, "features", beside="features") as tracked:
+    with going_on(run, "export", beside="features") as tracked:
         if tracked is None:
             return
         _use(tracked, _manifest(prepared))

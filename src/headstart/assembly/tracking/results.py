@@ -38,7 +38,7 @@ def track_evaluation(run: Run, prepared: Prepared, rows: NDArray[np.int64], repo
             {
                 "verdict": report["verdict"],
                 **{
-                    f"{name}/{key}": value
+                    f"test/{name}/{key}": value
                     for name, figures in report["models"].items()
                     for key, value in figures.items()
                     if isinstance(value, float)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from headstart.ground.artifacts import FINETUNE, read_json, write_json
 from headstart.ground.errors import UserError
@@ -55,14 +55,14 @@ class Tracker:
         self.id: str = os.environ.get("WANDB_RUN_ID") or kept["id"]
         if self.id != kept["id"]:
             kept = new
-        on_disk, dropped = _offline_rows(self.id)
-        self._run = _start(run, self.id, job_type="finetune", config=config)
+        files = _offline_files(self.id)
+        self._run = _start(run, self.id, job_type="finetune", summary=files.summary, config=config)
         if not self._run.offline:
             self._rows = self._run.step
-        elif on_disk is not None:
-            self._rows = on_disk
+        elif files.rows is not None:
+            self._rows = files.rows
         else:  # what is not there was dropped, or sent and removed
-            self._rows = kept["first"] if dropped else kept["rows"]
+            self._rows = kept["first"] if files.dropped else kept["rows"]
         self._first = self._rows
         for pattern, axis in (("*", "epoch"), ("step/*", "step")):
             self._run.define_metric(pattern, step_metric=axis, summary="none")
@@ -114,10 +114,10 @@ def going_on(run: Run, stage: str, *, beside: str = "") -> Iterator[Any]:
     tracked = None
     with _bounded(stage):
         if run.tracking != "disabled" and RECORD.exists():
-            run_id = read_json(RECORD)["id"]
-            run_id += f"-{beside}" if beside else ""
-            _offline_rows(run_id)
-            tracked = _start(run, run_id, job_type=beside or "finetune")
+            if "WANDB_SWEEP_ID" in os.environ:  # the agent's run is the only one that wandb begins there
+                beside = ""
+            run_id = read_json(RECORD)["id"] + (f"-{beside}" if beside else "")
+            tracked = _start(run, run_id, job_type=beside or "finetune", summary=_offline_files(run_id).summary)
     if tracked is None:
         yield None
         return
@@ -131,8 +131,10 @@ def interleaved(history: Sequence[Row], curve: Sequence[Row]) -> list[Row]:
     return [row for each in history for row in (*(step for step in curve if step["epoch"] == each["epoch"]), each)]
 
 
-def _start(run: Run, run_id: str, *, job_type: str, config: dict[str, Any] | None = None) -> Any:
-    """Open a run; where the server can't be reached, offline."""
+def _start(
+    run: Run, run_id: str, *, job_type: str, summary: dict[str, Any], config: dict[str, Any] | None = None
+) -> Any:
+    """Open a run; where the server can't be reached, offline. An offline file then has the summary of those before."""
     import wandb  # noqa: PLC0415  (not needed where tracking is disabled)
 
     assert run.tracking != "disabled"
@@ -143,20 +145,19 @@ def _start(run: Run, run_id: str, *, job_type: str, config: dict[str, Any] | Non
         finish_timeout=SECONDS_TO_FINISH,
         finish_timeout_raises=True,
     )
-    options: dict[str, Any] = {
-        "project": PROJECT,
-        "id": run_id,
-        "group": run_id.partition("-")[0],
-        "job_type": job_type,
-    }
-    options |= {"config": config, "resume": "allow", "settings": settings}
+    options: dict[str, Any] = {"project": PROJECT, "id": run_id, "group": run_id.partition("-")[0]}
+    options |= {"job_type": job_type, "config": config, "resume": "allow", "settings": settings}
     try:
-        return wandb.init(**options, mode=run.tracking)
+        tracked = wandb.init(**options, mode=run.tracking)
     except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
         raise UserError(f"run.tracking: {error}: `wandb login` first, or use offline or disabled") from error
     except wandb.errors.CommError as error:
         logger.warning("wandb's server does not answer (%s): this run is kept offline, for `wandb sync`", error)
-        return wandb.init(**options, mode="offline")
+        wandb.teardown()  # it holds the run that it could not begin
+        tracked = wandb.init(**options, mode="offline")
+    if tracked.offline:  # a sync replaces the summary by each file's in turn
+        tracked.summary.update(summary)
+    return tracked
 
 
 @contextmanager
@@ -165,22 +166,32 @@ def _bounded(stage: str) -> Iterator[None]:
     try:
         yield
     except _failures() as error:
-        logger.warning("wandb did not get all of %s (%s); what it has in wandb/ goes up by `wandb sync`", stage, error)
+        # Not `wandb sync`, which would send what the server has of an online run once more.
+        logger.warning(
+            "wandb did not get all of %s (%s); once it can, `dvc repro -f -s %s` sends the rest", stage, error, stage
+        )
 
 
 def _failures() -> tuple[type[Exception], ...]:
     import wandb  # noqa: PLC0415
 
-    return wandb.errors.Error, OSError, ValueError
+    return wandb.errors.Error, OSError, ValueError, UserError
 
 
-def _offline_rows(run_id: str) -> tuple[int | None, bool]:
-    """Count the rows in a run's offline files, after dropping each that a kill has left without an end.
+class _OfflineFiles(NamedTuple):
+    """What a run's offline files have: how many rows, None where there are none, and the summary of all together.
 
-    Returns:
-        The number of the last row and 1, None where there are none; and whether a file was dropped.
+    ``dropped`` tells whether there was one without an end.
     """
-    last, dropped = None, False
+
+    rows: int | None
+    summary: dict[str, Any]
+    dropped: bool
+
+
+def _offline_files(run_id: str) -> _OfflineFiles:
+    """Read a run's offline files, and drop each that a kill has left without an end and that was not sent."""
+    rows, summary, dropped = None, dict[str, Any](), False
     folder = Path(os.environ.get("WANDB_DIR", ".")) / "wandb"
     for file in sorted(folder.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(file)]
@@ -191,6 +202,7 @@ def _offline_rows(run_id: str) -> tuple[int | None, bool]:
         if found["exit_code"] is None and not file.with_name(f"{file.name}.synced").exists():
             shutil.rmtree(file.parent)
             dropped = True
-        elif found["step"] is not None:
-            last = found["step"]
-    return None if last is None else last + 1, dropped
+            continue
+        rows = rows if found["step"] is None else found["step"] + 1
+        summary |= {name: value for name, value in found["summary"].items() if not name.startswith("_")}
+    return _OfflineFiles(rows, summary, dropped)
