@@ -9,7 +9,7 @@ import torch
 
 from headstart.assembly.inference import Normalize, evaluation_pixels
 from headstart.ground import artifacts
-from headstart.ground.artifacts import SPLITS
+from headstart.ground.artifacts import SPLITS, read_features, read_head
 from headstart.ground.baselines import read_baselines
 from headstart.ground.reference import read_reference
 from headstart.libraries.backbone import BUNDLED, build, features_of
@@ -129,9 +129,29 @@ def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.
     for entry, expected in zip(trust["conformal"], conformal(logits, labels, list(CLASSES)), strict=True):
         assert entry["threshold"] == pytest.approx(expected["threshold"], abs=1e-5)
         assert entry["coverage"] == expected["coverage"]
-    np.testing.assert_allclose(read_reference(), features["train"], atol=1e-4)
+    told, reference = read_reference("finetune")
+    np.testing.assert_allclose(reference, features["train"], atol=1e-4)
+    assert told["temperature"] == trust["calibration"]["finetune"]["temperature"]
+    assert [each["threshold"] for each in told["conformal"]] == [each["threshold"] for each in trust["conformal"]]
+    assert told["out_of_distribution"]["thresholds"] == trust["out_of_distribution"]["thresholds"]
     distance = {split: distances(features[split], features["train"]) for split in labels}
     assert trust["out_of_distribution"]["flagged"] == novelty(distance, 12)["flagged"]
+
+
+@pytest.mark.usefixtures("project")
+def test_an_export_of_the_probe_will_say_how_sure_the_probe_is() -> None:
+    run()
+    prepared = artifacts.Prepared.open()
+    head, split_labels = read_head(), {split: artifacts.read_labels(split) for split in ("validation", "test")}
+    features: dict[str, Any] = {split: read_features(prepared.rows(split)) for split in SPLITS}
+    logits = {split: head.logits(features[split]) for split in split_labels}
+    told, reference = read_reference("probe")
+    np.testing.assert_array_equal(reference, features["train"])
+    assert told["temperature"] == calibration(logits, split_labels)["temperature"]
+    expected = conformal(logits, split_labels, list(CLASSES))
+    assert [each["threshold"] for each in told["conformal"]] == [each["threshold"] for each in expected]
+    distance = {split: distances(features[split], reference) for split in split_labels}
+    assert told["out_of_distribution"]["thresholds"] == novelty(distance, 12)["thresholds"]
 
 
 @pytest.mark.usefixtures("project")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import timm
@@ -29,23 +29,33 @@ class Outputs:
         val_accuracy: what it was chosen by.
         fit_seconds: of its training and the choice of its settings, summed over the processes that trained.
         seconds: of its own work on the last of the splits; the features of the frozen backbone are there already.
+        distance: how far each picture is from those that it was trained on, float32 (n,) by split; empty for what
+            can't be exported.
+        reference: the features of these, float32 (at most ``REFERENCES``, width), evenly over the manifest.
     """
 
     logits: dict[str, NDArray[np.float32]]
     val_accuracy: float
     fit_seconds: float
     seconds: float
+    distance: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    reference: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
 def heads_outputs(prepared: Prepared, splits: Sequence[Split]) -> dict[str, Outputs]:
     """Apply the probe's head to the cached features, and read what the baselines said; the last split is timed."""
     probe, head = read_json(artifacts.REPORTS / "probe.json"), read_head()
-    logits, seconds = dict[str, NDArray[np.float32]](), 0.0
+    reference = read_features(_reference_rows(prepared))
+    logits, distance, seconds = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float32]](), 0.0
     for split in splits:
         began = time.perf_counter()
-        logits[split] = head.logits(read_features(prepared.rows(split)))
+        features = read_features(prepared.rows(split))
+        logits[split] = head.logits(features)
         seconds = time.perf_counter() - began
-    found = {"probe": Outputs(logits, probe["val_accuracy"], probe["fit_seconds"], round(seconds, 3))}
+        parts = np.array_split(features, 1 + len(features) // len(reference))  # a part's cosines are in memory at once
+        distance[split] = np.concatenate([distances(part, reference) for part in parts])
+    about = probe["val_accuracy"], probe["fit_seconds"], round(seconds, 3)
+    found = {"probe": Outputs(logits, *about, distance, reference)}
     baselines = {split: read_baselines(prepared.rows(split)) for split in splits}
     for name, about in probe["heads"].items():
         own = {str(split): baselines[split][name] for split in splits}
@@ -53,15 +63,8 @@ def heads_outputs(prepared: Prepared, splits: Sequence[Split]) -> dict[str, Outp
     return found
 
 
-def finetuned_outputs(
-    prepared: Prepared, splits: Sequence[Split], params: Params, ranks: Ranks
-) -> tuple[Outputs, dict[str, NDArray[np.float32]], NDArray[np.float32]]:
-    """Apply the fine-tuned model to the pictures, on all ranks; the last split is timed.
-
-    Returns:
-        Its outputs; how far each picture is from those that it was trained on, float32 (n,) by split; and the features
-        of these, float32 (at most ``REFERENCES``, width), evenly over the manifest.
-    """
+def finetuned_outputs(prepared: Prepared, splits: Sequence[Split], params: Params, ranks: Ranks) -> Outputs:
+    """Apply the fine-tuned model to the pictures, on all ranks; the last split is timed."""
     model: nn.Module = timm.create_model(f"local-dir:{artifacts.existing(artifacts.FINETUNE)}", pretrained=True)
     model = channels_last(model.eval().to(ranks.device))
     head = classifier(model)
@@ -75,8 +78,7 @@ def finetuned_outputs(
         for batch in infer(both, prepared, rows, batch_size=size, run=params.run, ranks=ranks, label=label):
             yield batch[:, : head.in_features], batch[:, head.in_features :].copy()
 
-    train = prepared.rows("train")
-    some = train[np.linspace(0, len(train) - 1, min(REFERENCES, len(train))).astype(np.int64)]
+    some = _reference_rows(prepared)
     reference = np.concatenate([features for features, _ in batches(some, "evaluate, train")])
     logits, distance, seconds = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float32]](), 0.0
     for split in splits:
@@ -89,5 +91,9 @@ def finetuned_outputs(
         seconds = time.perf_counter() - began
     report = read_json(artifacts.REPORTS / "finetune.json")
     fit_seconds = round(report["training_seconds"] * report["processes"], 2)
-    outputs = Outputs(logits, report["val_accuracy"], fit_seconds, round(seconds, 3))
-    return outputs, distance, reference
+    return Outputs(logits, report["val_accuracy"], fit_seconds, round(seconds, 3), distance, reference)
+
+
+def _reference_rows(prepared: Prepared) -> NDArray[np.int64]:
+    train = prepared.rows("train")
+    return train[np.linspace(0, len(train) - 1, min(REFERENCES, len(train))).astype(np.int64)]

@@ -1,27 +1,26 @@
-"""The names on disk of what tells whether a picture is unlike those that a model was trained on."""
+"""The names on disk of what tells how sure a model is, and whether a picture is unlike those that it was trained on."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.ground.artifacts import existing, replacing
+from headstart.ground.artifacts import existing, read_json, replacing, write_json
 
 REFERENCE = Path("models/reference")
-FEATURES_OF_TRAINING = REFERENCE / "reference.safetensors"
 
 
-def write_reference(features: NDArray[np.float32]) -> None:
-    """Write the fine-tuned model's features of some training pictures, float32 (m, width)."""
-    from safetensors.numpy import save_file  # noqa: PLC0415  (as in artifacts)
-
+def write_reference(models: Mapping[str, tuple[dict[str, Any], NDArray[np.float32]]]) -> None:
+    """Write, by model, what validation taught of it, and its features of some training pictures, float32 (m, width)."""
     with replacing(REFERENCE) as aside:
         aside.mkdir()
-        save_file({"features": features}, aside / FEATURES_OF_TRAINING.name)
+        for name, (told, features) in models.items():
+            write_json(aside / f"{name}.json", told)
+            np.save(aside / f"{name}.npy", features)
 
 
-def read_reference() -> NDArray[np.float32]:
-    """Read what ``write_reference`` wrote; raises UserError where it is missing."""
-    from safetensors.numpy import load_file  # noqa: PLC0415
-
-    return load_file(existing(FEATURES_OF_TRAINING))["features"]
+def read_reference(model: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """Read what ``write_reference`` wrote of a model; raises UserError where it is missing."""
+    return read_json(REFERENCE / f"{model}.json"), np.load(existing(REFERENCE / f"{model}.npy"))

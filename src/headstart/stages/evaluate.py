@@ -9,8 +9,9 @@ writes:  reports/evaluate.json (the leaderboard with intervals, comparisons and 
          reports/evaluate/predictions.csv (every test picture), reports/evaluate/confusion_probe.csv,
          reports/evaluate/confusion_finetune.csv, reports/evaluate/trust.json (calibration, conformal sets, unusual
          pictures), reports/evaluate/slices.csv (accuracy by the source's further columns),
-         reports/evaluate/suspicious_labels.csv, reports/evaluate/run.json (what was run), models/reference (features
-         of training pictures, from which unusual ones are far), and the report of all of it, reports/index.html
+         reports/evaluate/suspicious_labels.csv, reports/evaluate/run.json (what was run), models/reference (of
+         probe and fine-tuned model, what an export says of its answers: temperature, thresholds, features of training
+         pictures, from which unusual ones are far), and the report of all of it, reports/index.html
 params:  evaluate
 
 A model's fit_seconds are those of its training and the choice of its settings, summed over the GPUs or processes that
@@ -96,16 +97,15 @@ Labels = dict[str, NDArray[np.int64]]
 def run(params: Params) -> None:
     """Ask all models about the same pictures, then judge what they said."""
     ranks, prepared = connect(params.run), Prepared.open()
-    finetune, distance, reference = finetuned_outputs(prepared, JUDGED, params, ranks)
+    finetune = finetuned_outputs(prepared, JUDGED, params, ranks)
     if ranks.rank:
         return
     models = {**heads_outputs(prepared, JUDGED), "finetune": finetune}
     labels: Labels = {"validation": read_labels("validation"), "test": read_labels("test")}
     pictures = [row for row in manifest_rows() if row["split"] == "test"]
 
-    write_reference(reference)
     _write_predictions(prepared.classes, labels["test"], models, pictures)
-    _write_trust(prepared.classes, labels, models, novelty(distance, len(reference)))
+    _write_trust(prepared.classes, labels, models)
     _write_slices(labels["test"], models["finetune"], pictures)
     _write_suspicious_labels(prepared, labels, models["probe"])
     weights = read_json(artifacts.FEATURES / "features.json").get("weights")
@@ -188,15 +188,30 @@ def _write_predictions(
         artifacts.write_table(path, ("actual", "predicted"), pairs)
 
 
-def _write_trust(classes: list[str], labels: Labels, models: dict[str, Outputs], unusual: dict[str, Any]) -> None:
-    """Write what tells how far probabilities can be trusted, all of it fitted on validation."""
-    trust = {
-        "calibration": {name: calibration(model.logits, labels) for name, model in models.items()},
-        "ece_bins": ECE_BINS,
-        "conformal": conformal(models["finetune"].logits, labels, classes),
-        "out_of_distribution": unusual,
-    }
-    artifacts.write_json(TRUST, trust)
+def _write_trust(classes: list[str], labels: Labels, models: dict[str, Outputs]) -> None:
+    """Write what tells how far probabilities can be trusted, all of it fitted on validation.
+
+    An export says the same of its pictures, so it gets the models that it may be made of.
+    """
+    calibrations = {name: calibration(model.logits, labels) for name, model in models.items()}
+    exportable = {name: models[name] for name in ("probe", "finetune")}
+    sets = {name: conformal(model.logits, labels, classes) for name, model in exportable.items()}
+    unusual = {name: novelty(model.distance, len(model.reference)) for name, model in exportable.items()}
+    write_reference(
+        {
+            name: (
+                {
+                    "temperature": calibrations[name]["temperature"],
+                    "conformal": [{key: each[key] for key in ("method", "level", "threshold")} for each in sets[name]],
+                    "out_of_distribution": {key: told for key, told in unusual[name].items() if key != "flagged"},
+                },
+                model.reference,
+            )
+            for name, model in exportable.items()
+        }
+    )
+    trust = {"calibration": calibrations, "ece_bins": ECE_BINS}
+    artifacts.write_json(TRUST, trust | {"conformal": sets["finetune"], "out_of_distribution": unusual["finetune"]})
 
 
 def _write_slices(labels: NDArray[np.int64], model: Outputs, pictures: list[dict[str, str]]) -> None:
