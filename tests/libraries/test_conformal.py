@@ -5,26 +5,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from headstart.libraries.conformal import LEVELS, METHODS, conformal, nonconformity, threshold
+from headstart.libraries.conformal import LEVELS, conformal
+from headstart.libraries.nonconformity import METHODS, nonconformity
 
 
 def drawn(n: int, generator: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     true = 1.5 * generator.normal(size=(n, 5))
     labels = (softmax(true, axis=1).cumsum(1) > generator.random((n, 1))).argmax(1)
     return (2 * true).astype(np.float32), labels  # too sure
-
-
-def test_scores_of_a_picture_by_hand() -> None:
-    logits = np.log([[0.5, 0.1, 0.3, 0.1]]).astype(np.float32)
-    np.testing.assert_allclose(nonconformity(logits, "LAC"), [[0.5, 0.9, 0.7, 0.9]], atol=1e-6)
-    np.testing.assert_allclose(nonconformity(logits, "APS"), [[0.0, 0.8, 0.5, 0.9]], atol=1e-6)
-
-
-def test_the_threshold_is_the_rank_of_vovk() -> None:
-    scores = np.arange(1.0, 20.0)[::-1]  # 19 of them: 0.9 · 20 = 18
-    assert threshold(scores, 0.9) == 18
-    assert threshold(scores, 0.95) == 19
-    assert threshold(scores[:18], 0.95) == math.inf
 
 
 def test_sets_hold_the_label_as_often_as_promised() -> None:

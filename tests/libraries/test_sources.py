@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headstart.ground.errors import UserError
-from headstart.libraries.images import BadImageError
+from headstart.libraries.decoding import BadImageError
 from headstart.libraries.sources import ImageFolder, Picture
 from headstart.libraries.tables import CsvTable
 

@@ -18,8 +18,8 @@ from PIL import Image
 from headstart.assembly.earlier_rows import MADE, EarlierRow, EarlierRows, forget_rows, is_made, write_rows
 from headstart.ground.artifacts import replacing, write_json
 from headstart.ground.shards import Row, Store, packed, shard_path
+from headstart.libraries.decoding import BadImageError
 from headstart.libraries.images import (
-    BadImageError,
     LabelledImage,
     Outcome,
     TrainingResize,

@@ -7,41 +7,16 @@ the same pictures bends this a little; what it comes to is measured on test.
 """
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 from scipy.stats import binomtest
 
 from headstart.libraries.bootstrap import LEVEL
+from headstart.libraries.nonconformity import METHODS, nonconformity, threshold
 
-Method = Literal["LAC", "APS"]
-METHODS: tuple[Method, ...] = get_args(Method)
 LEVELS = (0.9, 0.95)
-
-
-def nonconformity(logits: NDArray[np.float32], method: Method) -> NDArray[np.float64]:
-    """Score every class of every picture, float64 (n, classes); a low score means that it may well be the right one.
-
-    LAC (Sadinle et al. 2019) is 1 − p, which gives the smallest sets. APS (Romano et al. 2020) is the probability of
-    all classes that are likelier, which covers hard pictures better; without its draws, so that the same picture gives
-    the same set, never an empty one, and covers no less than asked, maybe more.
-    """
-    probabilities: NDArray[np.float64] = softmax(logits.astype(np.float64), axis=1)
-    if method == "LAC":
-        return 1 - probabilities
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    descending = np.take_along_axis(probabilities, order, axis=1)
-    likelier: NDArray[np.float64] = np.zeros_like(probabilities)
-    np.put_along_axis(likelier, order, np.cumsum(descending, axis=1) - descending, axis=1)
-    return likelier
-
-
-def threshold(scores: NDArray[np.float64], level: float) -> float:
-    """Give the ⌈(n + 1) · level⌉-th smallest of n scores, infinity where there are too few for the level."""
-    rank = math.ceil((len(scores) + 1) * level)
-    return float(np.partition(scores, rank - 1)[rank - 1]) if rank <= len(scores) else math.inf
 
 
 def conformal(

@@ -11,7 +11,8 @@ from PIL import Image
 from torchvision import datasets
 
 from headstart.ground.errors import UserError
-from headstart.libraries.images import BadImageError, LabelledImage
+from headstart.libraries.decoding import BadImageError
+from headstart.libraries.images import LabelledImage
 from headstart.libraries.sources import SPLIT_NAMES, Picture, Source
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.libraries.conformal import threshold
+from headstart.libraries.nonconformity import threshold
 
 REFERENCES = 1000
 """Training pictures whose features are kept, at most."""

@@ -6,15 +6,24 @@ ignored; whatever else lies in a class folder is taken for a picture.
 
 import os
 import posixpath
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 from headstart.ground.artifacts import Split
 from headstart.ground.errors import UserError
-from headstart.libraries.images import BadImageError, LabelledImage
+from headstart.libraries.images import LabelledImage
+from headstart.libraries.picture_files import (
+    identity,
+    is_folder,
+    is_ignored,
+    is_picture_name,
+    name_problem,
+    read_file,
+    shown,
+    walk,
+)
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -22,16 +31,6 @@ SPLIT_NAMES: dict[str, Split] = {
     "valid": "validation",
     "validation": "validation",
     "test": "test",
-}
-IGNORED = {"thumbs.db", "desktop.ini"}
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"}
-LARGEST_FILE = 2**30
-SPECIAL_FILES = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
 }
 
 
@@ -82,18 +81,7 @@ class Files(Source):
 
     def read(self, source: str) -> bytes:
         """Read a file's bytes; raises BadImageError for what is no file. A pipe or a device is never opened."""
-        path = self.root / source
-        try:
-            about = path.stat()
-            if not stat.S_ISREG(about.st_mode):
-                raise BadImageError(f"{SPECIAL_FILES.get(stat.S_IFMT(about.st_mode), 'a special file')}, not a file")
-            if about.st_size > LARGEST_FILE:
-                raise BadImageError("larger than 1 GiB")
-            return path.read_bytes()
-        except FileNotFoundError:
-            raise BadImageError("a link to nothing" if path.is_symlink() else "there is no such file") from None
-        except (OSError, ValueError) as error:
-            raise BadImageError(f"can't be read: {error.strerror if isinstance(error, OSError) else error}") from None
+        return read_file(self.root / source)
 
 
 class ImageFolder(Files):
@@ -102,7 +90,7 @@ class ImageFolder(Files):
     def pictures(self) -> Iterator[Picture]:
         """List the pictures; raises UserError where the folders can't be understood."""
         with os.scandir(self.root) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry))
         given = [name for name in names if name in SPLIT_NAMES]
         if not given:
             yield from self._classes("", None)
@@ -126,71 +114,22 @@ class ImageFolder(Files):
         """List the pictures of all class folders in a folder."""
         with os.scandir(self.root / inside) as entries:
             for entry in entries:
-                name, problem = _shown(entry.name), _name_problem(entry)
+                name, problem = shown(entry.name), name_problem(entry)
                 source = posixpath.join(inside, name)
-                if _ignored(entry.name):
+                if is_ignored(entry.name):
                     continue
                 if problem:
                     yield Picture(source, None, split, problem=problem)
-                elif not _is_folder(entry):
+                elif not is_folder(entry):
                     # Notes and lists beside the class folders are common, and are nobody's pictures.
-                    if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES or entry.is_symlink():
+                    if is_picture_name(name) or entry.is_symlink():
                         yield Picture(source, None, split, problem="lies in no class folder")
                 else:
                     empty = True
-                    for below, trouble in _walk(self.root, source, frozenset({_identity(self.root)})):
+                    for below, trouble in walk(self.root, source, frozenset({identity(self.root)})):
                         empty = False
                         yield Picture(below, name, split, problem=trouble)
                     if empty and split in (None, "train"):
                         raise UserError(
                             f"{self.root / source}: the class folder holds no picture: fill it or remove it"
                         )
-
-
-def _walk(root: Path, inside: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str | None]]:
-    """Name every file below a folder, and what shows to be wrong with it; links are followed, but no loops."""
-    identity = _identity(root / inside)
-    if identity in above:
-        yield inside, "a link to a folder that it lies in"
-        return
-    try:
-        with os.scandir(root / inside) as entries:
-            for entry in entries:
-                below, problem = posixpath.join(inside, _shown(entry.name)), _name_problem(entry)
-                if _ignored(entry.name):
-                    continue
-                if problem or not _is_folder(entry):
-                    yield below, problem
-                else:
-                    yield from _walk(root, below, above | {identity})
-    except OSError as error:
-        yield inside, f"the folder can't be read: {error.strerror}"
-
-
-def _ignored(name: str) -> bool:
-    return name.startswith(".") or name.lower() in IGNORED
-
-
-def _name_problem(entry: os.DirEntry[str]) -> str | None:
-    if _shown(entry.name) != entry.name:
-        return "its name is not UTF-8"
-    if _is_folder(entry) and PurePosixPath(entry.name).suffix.lower() in PICTURE_SUFFIXES:
-        return "a folder with a picture's name"
-    return None
-
-
-def _shown(name: str) -> str:
-    """Write a file name that is not UTF-8 with escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    about = folder.stat()
-    return about.st_dev, about.st_ino

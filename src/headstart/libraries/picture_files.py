@@ -1,0 +1,99 @@
+"""Picture files: found below folders, and read without opening what is no file."""
+
+import os
+import posixpath
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from headstart.libraries.decoding import BadImageError
+
+IGNORED = {"thumbs.db", "desktop.ini"}
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"}
+LARGEST_FILE = 2**30
+SPECIAL_FILES = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file's bytes; raises BadImageError for what is no file. A pipe or a device is never opened."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise BadImageError(f"{SPECIAL_FILES.get(stat.S_IFMT(about.st_mode), 'a special file')}, not a file")
+        if about.st_size > LARGEST_FILE:
+            raise BadImageError("larger than 1 GiB")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadImageError("a link to nothing" if path.is_symlink() else "there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise BadImageError(f"can't be read: {error.strerror if isinstance(error, OSError) else error}") from None
+
+
+def walk(root: Path, inside: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, str | None]]:
+    """Name every file below a folder, and what shows to be wrong with it; links are followed, but no loops.
+
+    Args:
+        root: what names are relative to.
+        inside: the folder, relative to the root, posix.
+        above: the identities of folders that it must not lead back to.
+    """
+    at = identity(root / inside)
+    if at in above:
+        yield inside, "a link to a folder that it lies in"
+        return
+    try:
+        with os.scandir(root / inside) as entries:
+            for entry in entries:
+                below, problem = posixpath.join(inside, shown(entry.name)), name_problem(entry)
+                if is_ignored(entry.name):
+                    continue
+                if problem or not is_folder(entry):
+                    yield below, problem
+                else:
+                    yield from walk(root, below, above | {at})
+    except OSError as error:
+        yield inside, f"the folder can't be read: {error.strerror}"
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file is hidden or a file browser's own."""
+    return name.startswith(".") or name.lower() in IGNORED
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a name ends as pictures' names do."""
+    return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+
+
+def name_problem(entry: os.DirEntry[str]) -> str | None:
+    """Say what is wrong with an entry's name, None where nothing is."""
+    if shown(entry.name) != entry.name:
+        return "its name is not UTF-8"
+    if is_folder(entry) and is_picture_name(entry.name):
+        return "a folder with a picture's name"
+    return None
+
+
+def shown(name: str) -> str:
+    """Write a file name that is not UTF-8 with escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def identity(folder: Path) -> tuple[int, int]:
+    """Tell a folder from all others, under whatever name."""
+    about = folder.stat()
+    return about.st_dev, about.st_ino
