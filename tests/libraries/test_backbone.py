@@ -3,11 +3,9 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -33,6 +31,7 @@ from headstart.libraries.backbone import (
     timm_name,
     weights_sha256,
 )
+from hub_server import HubServer, hub_server
 
 SMALL = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_nfnet"]
 MOBILENET = "mobilenetv3_small_050"
@@ -165,40 +164,6 @@ def test_the_hash_of_the_weights_ignores_the_classifier_and_nothing_else() -> No
     assert weights_sha256(model.double()) != first
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Serves a folder as the hub does, whatever the repository is called."""
-
-    folder: ClassVar[Path]
-    breaks_off: ClassVar[bool]
-    requested: ClassVar[list[str]]
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, *, body: bool) -> None:
-        file = self.folder / self.path.rpartition("/")[2]
-        self.requested.append(f"{self.command} {self.path}")
-        if not file.is_file():
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        content = file.read_bytes()
-        self.send_response(200)
-        for name, value in (("ETag", f'"{file.name}"'), ("X-Repo-Commit", "c" * 40), ("Content-Length", len(content))):
-            self.send_header(name, str(value))
-        self.end_headers()
-        if body:
-            self.wfile.write(content[: len(content) // 2] if self.breaks_off else content)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
 def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The hub at a loopback port where nobody listens, an empty cache, and no waiting between attempts."""
@@ -225,25 +190,16 @@ def point_at(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def hub(no_hub: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    """A hub on loopback that has one small model, under every name."""
+def hub(no_hub: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub on loopback that has one small model, under both names."""
     assert no_hub
-    model = timm.create_model("test_resnet")
-    save_for_hf(model, str(tmp_path / "served"), safe_serialization=True)
-
-    class ThisHub(Hub):
-        folder, breaks_off = tmp_path / "served", False
-        requested: ClassVar[list[str]] = []
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ThisHub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    point_at(server.server_port, monkeypatch)
-    yield ThisHub
-    huggingface_hub.close_session()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    save_for_hf(timm.create_model("test_resnet"), str(tmp_path / "served"), safe_serialization=True)
+    with hub_server() as server:
+        for repository in REPOSITORIES.values():
+            server.publish(repository, tmp_path / "served")
+        point_at(server.port, monkeypatch)
+        yield server
+        huggingface_hub.close_session()
 
 
 def assert_says_what_to_do(message: str, name: str) -> None:
@@ -253,34 +209,34 @@ def assert_says_what_to_do(message: str, name: str) -> None:
     assert "backbone.name: bundled, or backbone.pretrained: false" in message
 
 
-HUB_NAMES = ["hf-hub:owner/name", "test_resnet.r160_in1k"]
+REPOSITORIES = {"hf-hub:owner/name": "owner/name", "test_resnet.r160_in1k": "timm/test_resnet.r160_in1k"}
 
 
-@pytest.mark.parametrize("name", HUB_NAMES)
-def test_weights_come_from_the_hub_through_timms_own_loading(name: str, hub: type[Hub]) -> None:
+@pytest.mark.parametrize("name", REPOSITORIES)
+def test_weights_come_from_the_hub_through_timms_own_loading(name: str, hub: HubServer, tmp_path: Path) -> None:
     model = build(name, pretrained=True, num_classes=None)
-    saved = timm.create_model(f"local-dir:{hub.folder}", pretrained=True).state_dict()
+    saved = timm.create_model(f"local-dir:{tmp_path / 'served'}", pretrained=True).state_dict()
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
-    repository = "owner/name" if "owner" in name else "timm/test_resnet.r160_in1k"
-    assert f"GET /{repository}/resolve/main/model.safetensors" in hub.requested
+    assert f"GET /{REPOSITORIES[name]}/resolve/main/model.safetensors" in hub.requested
     hub.requested.clear()
     assert classifier(build(name, pretrained=True)).out_features == 5  # from the cache: nothing is fetched again
     assert not any(request.startswith("GET") for request in hub.requested)
 
 
 @pytest.mark.usefixtures("no_hub")
-@pytest.mark.parametrize("name", HUB_NAMES)
+@pytest.mark.parametrize("name", REPOSITORIES)
 def test_without_a_hub_the_error_says_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_says_what_to_do(refusal(name, pretrained=True), name)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert_says_what_to_do(refusal(name, pretrained=True), name)
 
 
-@pytest.mark.parametrize("name", HUB_NAMES)
-def test_a_download_that_breaks_off_and_an_unknown_repository_say_what_to_do(name: str, hub: type[Hub]) -> None:
+@pytest.mark.parametrize("name", REPOSITORIES)
+def test_a_download_that_breaks_off_and_an_unknown_repository_say_what_to_do(name: str, hub: HubServer) -> None:
     hub.breaks_off = True
     assert_says_what_to_do(refusal(name, pretrained=True), name)
-    hub.breaks_off, hub.folder = False, hub.folder / "nothing"
+    hub.breaks_off = False
+    hub.repositories.clear()
     assert_says_what_to_do(refusal(name, pretrained=True), name)
 
 

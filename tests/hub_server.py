@@ -1,0 +1,230 @@
+"""A Hugging Face hub on loopback that knows what pushing and loading a model need, and keeps what it gets for tests."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
+
+Json = dict[str, Any]
+USER, TOKEN = "somebody", "hf_" + "t" * 34
+LARGE = (".safetensors", ".onnx")
+"""What goes up as large files; the rest goes into the commit itself."""
+
+
+class RefusedError(Exception):
+    """An answer that is not what was asked for: the status, the hub's code for it, and what it says."""
+
+    def __init__(self, status: int, code: str = "", said: str = "") -> None:
+        super().__init__(status)
+        self.status, self.code, self.said = status, code, said
+
+
+@dataclass
+class Repository:
+    """The files of each branch, by name, and the messages of all commits."""
+
+    private: bool = False
+    branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
+    commits: list[str] = field(default_factory=list)
+
+    @property
+    def head(self) -> str:
+        """The last commit's hash."""
+        return f"{len(self.commits):040x}"
+
+
+@dataclass
+class HubServer:
+    """The repositories by name, the large files that were uploaded, and every request.
+
+    Attributes:
+        breaks_off: whether a download ends in its middle.
+        full: whether large files are refused as by a full disk.
+    """
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    large: dict[str, bytes] = field(default_factory=dict)
+    requested: list[str] = field(default_factory=list)
+    breaks_off: bool = False
+    full: bool = False
+    port: int = 0
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Give what makes huggingface_hub talk to this server alone, as its user."""
+        loopback = {"HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+        return {**loopback, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+    def publish(self, name: str, folder: Path) -> None:
+        """Put a folder's files into a repository's main branch."""
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        self.repositories[name] = Repository(branches={"main": files})
+
+    def create(self, given: Json) -> Json:
+        owner = given["organization"] or USER
+        name = f"{owner}/{given['name']}"
+        if owner != USER:
+            raise RefusedError(403, said=f"you don't have the rights to create a model under {owner}")
+        url = {"url": f"{self.endpoint}/{name}"}
+        if name in self.repositories:
+            raise RefusedError(409, said=json.dumps({"error": "You already created this model repo", **url}))
+        self.repositories[name] = Repository(private=given.get("visibility") == "private")
+        return url
+
+    def about(self, name: str, branch: str) -> Json:
+        """Answer what a repository is and has."""
+        files = [{"rfilename": file} for file in self.files(name, branch)]
+        return {"id": name, **self.state(name), "siblings": files}
+
+    def state(self, name: str) -> Json:
+        return {"private": self.repositories[name].private, "sha": self.repositories[name].head}
+
+    def files(self, name: str, branch: str) -> dict[str, bytes]:
+        if name not in self.repositories:
+            raise RefusedError(404, "RepoNotFound")
+        if branch not in self.repositories[name].branches:
+            raise RefusedError(404, "RevisionNotFound")
+        return self.repositories[name].branches[branch]
+
+    def branch(self, name: str, branch: str) -> Json:
+        """Make a branch that starts where main is."""
+        branches = self.repositories[name].branches
+        if branch in branches:
+            raise RefusedError(409)
+        branches[branch] = dict(branches["main"])
+        return {}
+
+    def upload_modes(self, name: str, branch: str, given: Json) -> Json:
+        self.files(name, branch)
+        modes = [("lfs" if file["path"].endswith(LARGE) else "regular", file["path"]) for file in given["files"]]
+        return {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for mode, path in modes]}
+
+    def upload_addresses(self, given: Json) -> Json:
+        """Say where large files go, but for those that are here already."""
+        objects: list[Json] = [{key: each[key] for key in ("oid", "size")} for each in given["objects"]]
+        for each in objects:
+            if each["oid"] not in self.large:
+                each["actions"] = {"upload": {"href": f"{self.endpoint}/large/{each['oid']}"}}
+        return {"transfer": "basic", "objects": objects}
+
+    def keep(self, oid: str, content: bytes) -> Json:
+        if self.full or hashlib.sha256(content).hexdigest() != oid:
+            raise RefusedError(400, said="not kept")
+        self.large[oid] = content
+        return {}
+
+    def commit(self, name: str, branch: str, lines: list[Json]) -> Json:
+        """Change a branch as the lines of a commit say, all at once."""
+        files = dict(self.files(name, branch))
+        for line in lines:
+            value = line["value"]
+            match line["key"]:
+                case "header":
+                    self.repositories[name].commits.append(value["summary"])
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    files[value["path"]] = self.large[value["oid"]]
+                case "deletedFile":
+                    del files[value["path"]]
+        self.repositories[name].branches[branch] = files
+        head = self.repositories[name].head
+        return {"commitUrl": f"{self.endpoint}/{name}/commit/{head}", "commitOid": head}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: ClassVar[HubServer]
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        self.hub.requested.append(f"{self.command} {self.path}")
+        try:
+            if len(parts) == 5 and parts[2] == "resolve":
+                self._send_file("/".join(parts[:2]), *parts[3:])
+                return
+            if self.headers["Authorization"] != f"Bearer {TOKEN}" and parts[0] != "large":
+                raise RefusedError(401, said="Invalid credentials in Authorization header")
+            self._send(200, json.dumps(self._found(parts, body)).encode())
+        except RefusedError as refused:
+            self._send(refused.status, refused.said.encode(), {"X-Error-Code": refused.code})
+
+    def _found(self, parts: list[str], body: bytes) -> Json:  # noqa: PLR0911  (one for each address)
+        match [self.command, *parts]:
+            case ["PUT", "large", oid]:
+                return self.hub.keep(oid, body)
+            case ["POST", "api", "repos", "create"]:
+                return self.hub.create(json.loads(body))
+            case ["POST", "api", "validate-yaml"]:
+                return {"errors": [], "warnings": []}
+            case ["GET", "api", "models", owner, name, *rest]:
+                return self.hub.about(f"{owner}/{name}", rest[-1] if rest else "main")
+            case ["POST", "api", "models", owner, name, "branch", branch]:
+                return self.hub.branch(f"{owner}/{name}", branch)
+            case ["POST", "api", "models", owner, name, "preupload", branch]:
+                return self.hub.upload_modes(f"{owner}/{name}", branch, json.loads(body))
+            case ["POST", _, _, "info", "lfs", "objects", "batch"]:
+                return self.hub.upload_addresses(json.loads(body))
+            case ["POST", "api", "models", owner, name, "commit", branch]:
+                return self.hub.commit(f"{owner}/{name}", branch, [json.loads(line) for line in body.splitlines()])
+        raise RefusedError(404)
+
+    def _send_file(self, repository: str, branch: str, file: str) -> None:
+        files = self.hub.files(repository, branch)
+        if file not in files:
+            raise RefusedError(404, "EntryNotFound")
+        content = files[file]
+        about = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": self.hub.repositories[repository].head,
+        }
+        self._send(200, content, about, sent=len(content) // 2 if self.hub.breaks_off else len(content))
+
+    def _send(self, status: int, content: bytes, about: dict[str, str] | None = None, sent: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {**(about or {}), "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content[:sent])
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def hub_server() -> Iterator[HubServer]:
+    """Serve until the test is done."""
+    hub = HubServer()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    hub.port = server.server_port
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
