@@ -11,13 +11,13 @@ from typing import NamedTuple
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
 
 from headstart.assembly.callbacks import EpochReport, HandOver, MicroBatches, SettledBuckets
 from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures
 from headstart.assembly.ranks import Ranks, layout
 from headstart.assembly.run_folder import RunFolder
+from headstart.assembly.saved_model import Weights, weights_of_module
 from headstart.assembly.state_files import load_state, usable_state
 from headstart.assembly.states import States, mode_of
 from headstart.assembly.stopping import StopAgreed, stop_flag
@@ -29,8 +29,6 @@ from headstart.ground.workspace import write_stopped
 from headstart.libraries.ledger import Row
 
 logger = logging.getLogger(__name__)
-
-Weights = dict[str, Tensor]
 
 
 def fit(
@@ -212,9 +210,4 @@ def best_epoch(folder: RunFolder, start: HistoryRow, monitor: str) -> tuple[Hist
     if not sign * best[monitor] < sign * start[monitor]:  # nor where it is no number
         return start, None, None
     raw = state.get("current_model_state")
-    return best, _of_model(state["state_dict"]), None if raw is None else _of_model(raw)
-
-
-def _of_model(weights: Weights) -> Weights:
-    """Take the backbone's and head's weights out of the LightningModule's."""
-    return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+    return best, weights_of_module(state["state_dict"]), None if raw is None else weights_of_module(raw)

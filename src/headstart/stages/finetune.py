@@ -16,12 +16,9 @@ import copy
 import hashlib
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
-import torch
 from timm.layers.norm_act import convert_sync_batchnorm
-from timm.models import save_for_hf
 from torch import nn
 
 from headstart.assembly.classifier import Classifier, HistoryRow
@@ -32,8 +29,9 @@ from headstart.assembly.provenance import provenance
 from headstart.assembly.ranks import Ranks, connect, device_of
 from headstart.assembly.recipe import anchored, describe, groups_of, phases_of, starting_model
 from headstart.assembly.run_folder import RunFolder, open_run_folder, run_key
+from headstart.assembly.saved_model import save_timm
 from headstart.assembly.tracking.runs import Tracker
-from headstart.assembly.trainer import Weights, best_epoch, fit, saved_history
+from headstart.assembly.trainer import best_epoch, fit, saved_history
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared
 from headstart.ground.params import Params
@@ -94,9 +92,9 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
 
     best, weights, raw = best_epoch(folder, start, params.finetune.early_stopping.monitor)
     with artifacts.replacing(artifacts.FINETUNE) as aside:
-        _save(module.model, initial if weights is None else weights, prepared, aside)
+        save_timm(module.model, initial if weights is None else weights, prepared, aside)
         if raw is not None:
-            _save(module.model, raw, prepared, aside / "raw")
+            save_timm(module.model, raw, prepared, aside / "raw")
         if tracker:
             artifacts.write_json(aside / "tracking.json", {"id": tracker.id})
     epochs, ledger, steps = saved_history(folder)
@@ -196,18 +194,6 @@ def _module(params: Params, prepared: Prepared, pictures: Pictures, model: nn.Mo
         ranks.on_rank_0(lambda: check_compiling(model, prepared.input, finetune, params.run, steps))
         model.compile()
     return classifier
-
-
-def _save(model: nn.Module, weights: Weights, prepared: Prepared, folder: Path) -> None:
-    """Write the model with these weights as ``timm.create_model("local-dir:folder", pretrained=True)`` loads it."""
-    config = {
-        "label_names": prepared.classes,
-        # A source with as many classes would leave its own names here.
-        "pretrained_cfg": {"label_names": prepared.classes, "label_descriptions": None},
-    }
-    model.load_state_dict(weights)
-    model = model.to(memory_format=torch.contiguous_format)  # safetensors takes no other
-    save_for_hf(model, str(folder), model_config=config, safe_serialization=True, data_config=prepared.input)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from headstart.assembly.findings import check_pictures, class_imbalance
 from headstart.assembly.program import main
+from headstart.assembly.source import open_source
 from headstart.assembly.store import (
     Estimate,
     Packer,
@@ -43,10 +44,9 @@ from headstart.ground.params import Params
 from headstart.ground.shards import STORES, checksum, write_index
 from headstart.libraries.backbone import evaluation_transform, input_config_of
 from headstart.libraries.catalog import Catalog
-from headstart.libraries.datasets import Digits, Torchvision
 from headstart.libraries.images import Outcome, TrainingResize
 from headstart.libraries.progress import Progress
-from headstart.libraries.sources import ImageFolder, Source
+from headstart.libraries.sources import Source
 from headstart.libraries.splits import (
     NOT_GIVEN,
     check_classes,
@@ -55,7 +55,6 @@ from headstart.libraries.splits import (
     joined_units,
     shares_to_draw,
 )
-from headstart.libraries.tables import CsvTable
 from headstart.libraries.workers import in_order
 
 PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args")
@@ -74,7 +73,7 @@ logger = logging.getLogger(__name__)
 def run(params: Params) -> None:
     """Prepare the pictures; raises UserError where the source is bad, or a picture with ``on_bad_image: error``."""
     began = time.perf_counter()
-    source = _source(params)
+    source = open_source(params)
     with resuming(artifacts.PREPARED) as aside, closing(Catalog(aside / "work" / "catalog.sqlite")) as catalog:
         catalog.add(source.pictures())
         if catalog.class_counts():  # torchvision tells the labels with the pixels
@@ -101,19 +100,6 @@ def run(params: Params) -> None:
     counts["class_imbalance"] = class_imbalance(counts["per_class"])
     figures |= check_pictures(ODD_PICTURES, artifacts.PREPARED, len(splits), max(made["input"]["input_size"][1:]))
     artifacts.write_report("prepare", counts | figures | {"bad": bad})
-
-
-def _source(params: Params) -> Source:
-    kind, _, name = params.prepare.source.partition(":")
-    match kind:
-        case "digits":
-            return Digits()
-        case "torchvision":
-            return Torchvision(name, artifacts.cache_folder(params.run.cache) / "torchvision")
-        case "csv":
-            return CsvTable(Path(params.prepare.path), name)
-        case _:
-            return ImageFolder(Path(params.prepare.path))
 
 
 def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tuple[dict[str, Any], Packer, int]:
