@@ -4,13 +4,18 @@
 #        sh slurm/launch.sh doctor|repro [ARGUMENTS]    the other commands that the batch scripts need
 set -eu
 
-# The environment's Python, wherever that is. Adapt it here where yours comes from a module or a container.
+# The environment's Python: the active one's, else .venv's, else the one that runs DVC, as where DVC was started by its
+# path (Linux), else the first on the PATH. Adapt it here where yours comes from a module or a container.
 if [ -n "${VIRTUAL_ENV:-}" ]; then
   python="$VIRTUAL_ENV/bin/python"
 elif [ -x "$(dirname "$0")/../.venv/bin/python" ]; then
   python="$(dirname "$0")/../.venv/bin/python"
 else
-  python=python3
+  python=$({ tr '\0' '\n' <"/proc/$PPID/cmdline" | sed 1q; } 2>/dev/null)
+  case "${python##*/}" in
+  python*) ;;
+  *) python=python3 ;;
+  esac
 fi
 
 command=$1

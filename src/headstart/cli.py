@@ -4,6 +4,7 @@
 """
 
 import runpy
+import shlex
 import sys
 
 COMMANDS = {
@@ -13,6 +14,7 @@ COMMANDS = {
     "finetune": ("headstart.stages.finetune", "fine-tune backbone and head with an L2 per group and early stopping"),
     "evaluate": ("headstart.stages.evaluate", "compare the models on the test split"),
     "export": ("headstart.stages.export", "write the model as timm and ONNX Runtime load it, parity proven first"),
+    "init": ("headstart.init", "lay out a project of your own, ready for git and DVC"),
     "repro": ("headstart.repro", "run `dvc repro` to its end: signals, requeues and one start at a time"),
     "doctor": ("headstart.doctor", "say what would cost a cluster's hours before any is spent"),
     "leaderboard": ("headstart.leaderboard", "print the figures of the last run and where its results lie"),
@@ -37,8 +39,20 @@ def main() -> None:
     if arguments and arguments[0] in COMMANDS:
         module, _ = COMMANDS[arguments[0]]
         sys.argv[1:] = arguments[1:]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "headstart":
+                raise
+            sys.exit(f"error: {_without_extra(arguments[0], error.name)}")
     elif arguments in (["--help"], ["-h"]):
         print(USAGE)
     else:
         sys.exit(f"{USAGE}\n\nerror: {f'no command {arguments[0]!r}' if arguments else 'no command given'}")
+
+
+def _without_extra(command: str, module: str) -> str:
+    from headstart.ground.extras import requirement  # noqa: PLC0415  (--help needs none of it)
+
+    needed = requirement("serve" if command == "serve" else "train")
+    return f"headstart {command} needs {module}, which is not installed: pip install {shlex.quote(needed)}"
