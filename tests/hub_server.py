@@ -12,6 +12,10 @@ from threading import Thread
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
 Json = dict[str, Any]
 USER, TOKEN = "somebody", "hf_" + "t" * 34
 LARGE = (".safetensors", ".onnx")
@@ -59,11 +63,6 @@ class HubServer:
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    def environment(self, home: Path) -> dict[str, str]:
-        """Give what makes huggingface_hub talk to this server alone, as its user."""
-        loopback = {"HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
-        return {**loopback, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
     def publish(self, name: str, folder: Path) -> None:
         """Put a folder's files into a repository's main branch."""
@@ -162,10 +161,11 @@ class _Handler(BaseHTTPRequestHandler):
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         self.hub.requested.append(f"{self.command} {self.path}")
         try:
+            known = self.headers["Authorization"] == f"Bearer {TOKEN}"
             if len(parts) == 5 and parts[2] == "resolve":
-                self._send_file("/".join(parts[:2]), *parts[3:])
+                self._send_file("/".join(parts[:2]), *parts[3:], known=known)
                 return
-            if self.headers["Authorization"] != f"Bearer {TOKEN}" and parts[0] != "large":
+            if not known and parts[0] != "large":
                 raise RefusedError(401, said="Invalid credentials in Authorization header")
             self._send(200, json.dumps(self._found(parts, body)).encode())
         except RefusedError as refused:
@@ -191,8 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.hub.commit(f"{owner}/{name}", branch, [json.loads(line) for line in body.splitlines()])
         raise RefusedError(404)
 
-    def _send_file(self, repository: str, branch: str, file: str) -> None:
+    def _send_file(self, repository: str, branch: str, file: str, *, known: bool) -> None:
         files = self.hub.files(repository, branch)
+        if self.hub.repositories[repository].private and not known:
+            raise RefusedError(401, "RepoNotFound")
         if file not in files:
             raise RefusedError(404, "EntryNotFound")
         content = files[file]
@@ -214,6 +216,24 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+def ask(port: int, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have huggingface_hub ask this port of the loopback alone, with a cache and a login of the test's own."""
+    endpoint = f"http://127.0.0.1:{port}"
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in {
+        "ENDPOINT": endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_OFFLINE": False,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    huggingface_hub.close_session()
+
+
 @contextmanager
 def hub_server() -> Iterator[HubServer]:
     """Serve until the test is done."""
@@ -225,6 +245,7 @@ def hub_server() -> Iterator[HubServer]:
     try:
         yield hub
     finally:
+        huggingface_hub.close_session()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -31,7 +31,7 @@ from headstart.libraries.backbone import (
     timm_name,
     weights_sha256,
 )
-from hub_server import HubServer, hub_server
+from hub_server import HubServer, ask, hub_server
 
 SMALL = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_nfnet"]
 MOBILENET = "mobilenetv3_small_050"
@@ -170,23 +170,10 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    point_at(port, monkeypatch)
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    ask(port, tmp_path, monkeypatch)
     monkeypatch.setattr("time.sleep", lambda _: None)
-    huggingface_hub.close_session()
     yield port
     huggingface_hub.close_session()
-
-
-def point_at(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    endpoint = f"http://127.0.0.1:{port}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @pytest.fixture
@@ -197,9 +184,8 @@ def hub(no_hub: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     with hub_server() as server:
         for repository in REPOSITORIES.values():
             server.publish(repository, tmp_path / "served")
-        point_at(server.port, monkeypatch)
+        ask(server.port, tmp_path, monkeypatch)
         yield server
-        huggingface_hub.close_session()
 
 
 def assert_says_what_to_do(message: str, name: str) -> None:
