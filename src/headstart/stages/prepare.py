@@ -62,6 +62,8 @@ READS: tuple[str | Path, ...] = ("${prepare.path}",)
 ODD_PICTURES = artifacts.REPORTS / "prepare" / "odd_pictures.csv"
 WRITES: tuple[str | Path, ...] = (artifacts.PREPARED, ODD_PICTURES)
 
+# What begins the name of a backbone that is a folder in timm's format.
+LOCAL = "local-dir:"
 # Pictures whose sizes are read beforehand, to estimate those of all.
 SAMPLE = 64
 # What a worker process imports.
@@ -73,6 +75,7 @@ logger = logging.getLogger(__name__)
 def run(params: Params) -> None:
     """Prepare the pictures; raises UserError where the source is bad, or a picture with ``on_bad_image: error``."""
     began = time.perf_counter()
+    _refuse_own_outputs(params.backbone.name)
     source = open_source(params)
     with resuming(artifacts.PREPARED) as aside, closing(Catalog(aside / "work" / "catalog.sqlite")) as catalog:
         catalog.add(source.pictures())
@@ -100,6 +103,17 @@ def run(params: Params) -> None:
     counts["class_imbalance"] = class_imbalance(counts["per_class"])
     figures |= check_pictures(ODD_PICTURES, artifacts.PREPARED, len(splits), max(made["input"]["input_size"][1:]))
     artifacts.write_report("prepare", counts | figures | {"bad": bad})
+
+
+def _refuse_own_outputs(backbone: str) -> None:
+    """Raise UserError where the backbone is what this pipeline writes: each run would begin from the one before."""
+    folder = Path(backbone.removeprefix(LOCAL)).resolve()
+    written = [path for path in (artifacts.EXPORT, artifacts.FINETUNE) if folder.is_relative_to(path.resolve())]
+    if backbone.startswith(LOCAL) and written:
+        raise UserError(
+            f"backbone.name: {backbone}: this pipeline writes {written[0]} anew at each run. To start from it, copy "
+            f"it: mkdir -p backbones && cp -r {written[0]} backbones/first, and backbone.name: {LOCAL}backbones/first"
+        )
 
 
 def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tuple[dict[str, Any], Packer, int]:
