@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from ruamel.yaml import YAML
 from scipy.special import log_softmax
@@ -68,8 +69,13 @@ def params(changes: Mapping[str, Any] | None = None) -> Params:
     return parse_params(content)
 
 
-def write_prepared(pictures: Mapping[str, int] = PICTURES, classes: tuple[str, ...] = CLASSES) -> Prepared:
-    """data/prepared: noise whose brightness goes with its class; classes in turn, the splits mixed."""
+def write_prepared(
+    pictures: Mapping[str, int] = PICTURES, classes: tuple[str, ...] = CLASSES, *, files: bool = False
+) -> Prepared:
+    """data/prepared: noise whose brightness goes with its class; classes in turn, the splits mixed.
+
+    With ``files`` data/raw has the pictures that it was prepared from.
+    """
     generator = np.random.default_rng(0)
     PREPARED.mkdir(parents=True)
     order = generator.permutation([split for split in SPLITS for _ in range(pictures[split])])
@@ -83,7 +89,7 @@ def write_prepared(pictures: Mapping[str, int] = PICTURES, classes: tuple[str, .
             place = shard.tell(), len(pixels), crc32(pixels), 0
             index.append((i, *place, label, STORED, STORED, SPLITS.index(split)))
             source = f"{classes[label]}/{i}.png"
-            named = f"{i:016x}", source, classes[label], split, "", sha256(pixels).hexdigest()
+            named = f"{i:016x}", source, classes[label], split, "", sha256(_file(source, picture, files)).hexdigest()
             manifest.append([*named, STORED, STORED, look.phash, look.contrast])
             shard.write(pixels)
     write_table(PREPARED / "manifest.csv", MANIFEST_COLUMNS, manifest)
@@ -93,6 +99,16 @@ def write_prepared(pictures: Mapping[str, int] = PICTURES, classes: tuple[str, .
     checksums = {name: checksum(PREPARED / name) for name in ("manifest.csv", "index.npy")}
     write_json(PREPARED / "dataset.json", dataset | sizes | {"crc32": checksums})
     return Prepared.open()
+
+
+def _file(source: str, picture: NDArray[np.uint8], on_disk: bool) -> bytes:
+    """Give a picture as a PNG, its pixels as they are where there are no files."""
+    if not on_disk:
+        return picture.tobytes()
+    path = Path("data/raw", source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return path.read_bytes()
 
 
 def write_finetune(classes: tuple[str, ...] = CLASSES) -> nn.Module:

@@ -23,6 +23,8 @@ COMMANDS = {
     "dashboard": ("headstart.dashboard", "make the workspace in wandb that shows all tracked runs side by side"),
     "study": ("headstart.study", "draw what the mathematics says: early stopping as an L2, gradients by differences"),
 }
+CHECKPOINT = "headstart.export_checkpoint"
+"""What `headstart export CHECKPOINT` runs, instead of the stage."""
 USAGE = "\n".join(
     [
         "usage: headstart COMMAND [--help]",
@@ -39,6 +41,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
         module, _ = COMMANDS[arguments[0]]
+        if arguments[0] == "export" and arguments[1:] and not arguments[1].startswith("-"):
+            module = CHECKPOINT
         sys.argv[1:] = arguments[1:]
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,6 +1,8 @@
+import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,66 +12,70 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from headstart.assembly import bundling, gate, preparation
 from headstart.ground import artifacts
 from headstart.ground.errors import UserError
 from headstart.ground.reference import write_reference
-from headstart.libraries.backbone import input_config
-from headstart.libraries.onnx_export import onnx_model
+from headstart.libraries.backbone import build, classifier, features_of, input_config
+from headstart.libraries.exported import Function
+from headstart.libraries.preprocessing import Preprocessing
 from headstart.stages import export
 from pictures import CLASSES, INPUT, params, sources, write_finetune, write_prepared
 
 FIGURES: dict[str, Any] = {"accuracy": 0.75, "balanced_accuracy": 0.5, "macro_f1": 0.25, "nll": 1.125, "ece": 0.0625}
 FIGURES |= {"intervals": {"accuracy": [0.5, 0.875]}}
-TRUST = {
-    "calibration": {"finetune": {"temperature": 1.25, "before": {"ece": 0.0625}, "after": {"ece": 0.03125}}},
-    "conformal": [{"method": "LAC", "level": 0.9, "threshold": 0.75, "coverage": 0.875}],
-    "out_of_distribution": {
-        "score": "a distance",
-        "neighbour": 2,
-        "references": 3,
-        "thresholds": {"0.95": 0.5},
-        "flagged": {"0.95": 0.0},
-    },
+CALIBRATION = {"temperature": 1.25, "before": {"ece": 0.0625}, "after": {"ece": 0.03125}}
+TOLD = {
+    "temperature": 1.25,
+    "conformal": [{"method": "LAC", "level": 0.9, "threshold": 0.75}],
+    "out_of_distribution": {"score": "a distance", "neighbour": 2, "references": 3, "thresholds": {"0.95": 0.5}},
 }
 EVALUATION = {"pictures": 9, "classes": list(CLASSES), "models": {"probe": FIGURES, "finetune": FIGURES}}
+ROUNDED = ["onnx", "onnx_fp16", "onnx_int8", "pt2"]
+LOOSE = {"agreement": 0.5, "nll": 10.0}
+"""For an untrained model, whose classes are as good as tied."""
 
 
-def write_inputs() -> nn.Module:
-    write_prepared()
+def write_inputs(splits: dict[str, int] | None = None) -> None:
+    write_prepared(*([splits] if splits else []), files=True)
     artifacts.write_report("evaluate", EVALUATION)
-    artifacts.write_json(export.TRUST, TRUST)
-    write_reference(np.eye(3, dtype=np.float32))
-    return write_finetune()
+    artifacts.write_json(export.TRUST, {"calibration": {"finetune": CALIBRATION, "probe": CALIBRATION}})
+    artifacts.write_json(export.RUN, {"data_sha256": "d" * 64, "weights_sha256": "e" * 64})
+    write_reference({name: (TOLD, np.eye(3, dtype=np.float32)) for name in ("finetune", "probe")})
+    write_finetune()
 
 
 def run(changes: dict[str, object] | None = None) -> None:
-    export.run(params({"export.license": "CC BY 4.0", **(changes or {})}).declared(export.PARAMS))
+    changes = {"export.license": "CC BY 4.0", "prepare.source": "imagefolder", **(changes or {})}
+    export.run(params(changes).declared(export.PARAMS))
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose model was exported, as it is: the one export of these tests."""
+    """A project whose model was exported in every format."""
     folder = tmp_path_factory.mktemp("project")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_inputs()
-        run()
+        run({"export.formats": ROUNDED, "export.fp16": LOOSE, "export.int8": LOOSE})
     return folder
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Path) -> Path:
-    """Another project in which nothing was exported; its ONNX export is a copy of the good one."""
+    """Another project in which nothing was exported; its ONNX export is a copy of the good one, which is given."""
     monkeypatch.chdir(tmp_path)
     write_inputs()
     good = exported / "export" / "model.onnx"
-    monkeypatch.setattr(export, "write_onnx", lambda _model, path, _size: shutil.copyfile(good, path))
+    monkeypatch.setattr(bundling, "traced", lambda _model, _size: None)
+    monkeypatch.setattr(bundling, "write_onnx", lambda _program, path, _told: shutil.copyfile(good, path))
     return good
 
 
@@ -82,7 +88,8 @@ def assert_nothing_was_written() -> None:
 def test_timm_loads_the_folder_with_all_that_it_needs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(exported)
     assert {path.name for path in artifacts.EXPORT.iterdir()} == {
-        "model.safetensors", "config.json", "model.onnx", "reference.safetensors", "README.md",
+        "model.safetensors", "config.json", "model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.pt2",
+        "reference.npy", "README.md", "LICENSE", "manifest.json",
     }  # fmt: skip
     model: Any = timm.create_model("local-dir:export", pretrained=True).eval()
     assert input_config(model) == INPUT
@@ -92,39 +99,56 @@ def test_timm_loads_the_folder_with_all_that_it_needs(exported: Path, monkeypatc
     inputs = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(inputs), trained(inputs))
+    trained_config = artifacts.read_json(artifacts.FINETUNE / "config.json")
+    exported_config = artifacts.read_json(artifacts.EXPORT / "config.json")
+    added = {"headstart", "pretrained_cfg"}  # timm writes the classes' names there too
+    assert {key: value for key, value in exported_config.items() if key not in added} == {
+        key: value for key, value in trained_config.items() if key not in added
+    }
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-def test_onnx_takes_any_batch(exported: Path, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.pt2"])
+def test_formats_take_any_batch(exported: Path, batch: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(exported)
     trained = timm.create_model(f"local-dir:{artifacts.FINETUNE}", pretrained=True).eval()
     inputs = torch.randn(batch, 3, 32, 32)
-    session = onnxruntime.InferenceSession("export/model.onnx")
-    [logits] = session.run(["logits"], {"pixels": inputs.numpy()})
+    if name == "model.pt2":
+        logits, features = torch.export.load(artifacts.EXPORT / name).module()(inputs)
+    else:
+        session = onnxruntime.InferenceSession(artifacts.EXPORT / name)
+        logits, features = map(torch.from_numpy, session.run(["logits", "features"], {"pixels": inputs.numpy()}))
     with torch.no_grad():
-        np.testing.assert_allclose(logits, trained(inputs).numpy(), atol=1e-4)
+        rounding = {"model.fp16.onnx": 1e-2, "model.int8.onnx": 0.3}.get(name, 1e-4)
+        torch.testing.assert_close(logits, trained(inputs), atol=rounding, rtol=rounding)
+        torch.testing.assert_close(features, features_of(trained, inputs), atol=rounding, rtol=rounding)
+
+
+def test_an_onnx_file_alone_says_what_it_was_made_for(exported: Path) -> None:
+    session = onnxruntime.InferenceSession(exported / "export" / "model.onnx")
+    told = json.loads(session.get_modelmeta().custom_metadata_map["headstart"])
+    assert told == {"label_names": list(CLASSES), "input": INPUT}
 
 
 def test_report_says_what_was_compared(exported: Path) -> None:
     report = artifacts.read_json(exported / "reports" / "export.json")
-    assert report["pictures"] == 10
-    assert [figures["format"] for figures in report["formats"]] == ["timm", "onnx_batch_1", "onnx_batch_32"]
-    for figures in report["formats"]:
-        assert figures["max_difference"] <= report["tolerance"] == 1e-3
+    assert list(report["formats"]) == ["timm", "pt2", "onnx", "onnx_fp16", "onnx_int8"]
+    for name in ("timm", "pt2", "onnx"):
+        figures = report["formats"][name]
+        assert max(figures["max_difference"], figures["noise_difference"]) <= report["tolerance"] == 1e-3
+        assert figures["features_difference"] < 1e-5
         assert figures["top1_agreement"] == 1
-    sizes = {entry["file"]: entry["bytes"] for entry in report["files"]}
-    assert sizes == {path.name: path.stat().st_size for path in (exported / "export").iterdir()}
+    assert 0 < report["formats"]["onnx_fp16"]["max_difference"] < report["formats"]["onnx_int8"]["max_difference"]
+    assert report["preparation"] == {"pictures": 10, "predict": 0, **dict.fromkeys(("stored", "ours"), pytest.approx(0, abs=1e-6))}
+    sizes = {path.name: path.stat().st_size for path in (exported / "export").iterdir()}
+    assert report["files"] == sizes
+    assert sizes["model.int8.onnx"] < 0.5 * sizes["model.onnx"]
 
 
 def test_what_tells_how_sure_it_is_goes_with_the_model(exported: Path) -> None:
     told = artifacts.read_json(exported / "export" / "config.json")["headstart"]
-    assert told == {
-        "temperature": 1.25,
-        "conformal": [{"method": "LAC", "level": 0.9, "threshold": 0.75}],
-        "out_of_distribution": {"score": "a distance", "neighbour": 2, "references": 3, "thresholds": {"0.95": 0.5}},
-    }
-    written = load_file(exported / "export" / "reference.safetensors")
-    assert torch.equal(written["features"], torch.eye(3))
+    assert told == {"format": 1, "input": INPUT, "features": 96} | TOLD
+    np.testing.assert_array_equal(np.load(exported / "export" / "reference.npy"), np.eye(3))
 
 
 def test_the_cards_front_matter_and_figures(exported: Path) -> None:
@@ -133,11 +157,14 @@ def test_the_cards_front_matter_and_figures(exported: Path) -> None:
     front_matter = YAML(typ="safe").load(front)
     assert front_matter["license"] == "CC BY 4.0"
     assert front_matter["library_name"] == "timm"
-    assert "| this model | 0.7500 | 0.5000 | 0.2500 | 1.1250 | 0.0625 | 0.500 to 0.875 |" in text
+    assert "| **this model** | 0.7500 | 0.5000 | 0.2500 | 1.1250 | 0.0625 | 0.500 to 0.875 |" in text
     assert "logits / 1.25" in text
     assert "the ECE was 0.062 without and 0.031 with it" in text
     assert "| validation | 10 |" in text
+    assert f"`{'d' * 64}`" in text
+    assert "`model.int8.onnx`" in text
     assert all(f"`{name}`" in text for name in CLASSES)
+    assert "This model: CC BY 4.0\n" in (exported / "export" / "LICENSE").read_text()
 
 
 def test_the_cards_examples_run(
@@ -157,54 +184,146 @@ def test_the_cards_examples_run(
 
 
 @pytest.mark.usefixtures("project")
-def test_a_broken_timm_export_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = export.write_timm
+def test_the_probe_on_its_frozen_backbone_is_exported() -> None:
+    backbone = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=len(CLASSES)).eval()
+    weight = np.random.default_rng(0).normal(size=(len(CLASSES), 96)).astype(np.float32)
+    artifacts.write_heads([artifacts.Head(weight, np.arange(4, dtype=np.float32), 1e-3)], 0)
+    run({"export.from": "probe", "backbone.name": "test_resnet", "backbone.pretrained": False, "export.formats": []})
+    model: Any = timm.create_model("local-dir:export", pretrained=True).eval()
+    assert np.array_equal(classifier(model).weight.detach().numpy(), weight)
+    inputs = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(features_of(model, inputs), features_of(backbone, inputs))
+    assert artifacts.read_json(artifacts.REPORTS / "export.json")["model"] == "probe"
+    assert "a linear head on the frozen backbone" in (artifacts.EXPORT / "README.md").read_text()
 
-    def flipped(folder: Path) -> None:
-        copy(folder)
+
+@pytest.mark.usefixtures("project")
+def test_a_broken_timm_export_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = bundling.save_timm
+
+    def flipped(model: nn.Module, weights: Any, prepared: artifacts.Prepared, folder: Path) -> None:
+        save(model, weights, prepared, folder)
         tensors = load_file(folder / "model.safetensors")
         save_file({name: -t if name == "fc.weight" else t for name, t in tensors.items()}, folder / "model.safetensors")
 
-    monkeypatch.setattr(export, "write_timm", flipped)
-    with pytest.raises(UserError, match=r"timm: the logits of 10 of 10 pictures differ .+ \w+/\d+\.png"):
+    monkeypatch.setattr(bundling, "save_timm", flipped)
+    with pytest.raises(UserError, match="timm: logits of random input differ"):
         run()
     assert_nothing_was_written()
 
 
-@pytest.mark.parametrize("factor", [1.01, np.nan])
-def test_a_broken_onnx_export_is_caught(project: Path, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scaled(_model: nn.Module, path: Path, _size: tuple[int, int, int]) -> None:
-        model = onnx.load(project)
-        [weight] = [tensor for tensor in model.graph.initializer if tensor.name == "fc.weight"]
-        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(factor), weight.name))
+def change_onnx(good: Path, change: Callable[[onnx.ModelProto], None]) -> Callable[..., None]:
+    def write(_program: Any, path: Path, _told: Any) -> None:
+        model = onnx.load(good)
+        change(model)
         onnx.save(model, path)
 
-    monkeypatch.setattr(export, "write_onnx", scaled)
-    with pytest.raises(UserError, match="onnx_batch_1: the logits of"):
-        run()
+    return write
+
+
+def changed_weight(function: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        [weight] = [tensor for tensor in model.graph.initializer if tensor.name == "model.fc.weight"]
+        changed = np.ascontiguousarray(function(numpy_helper.to_array(weight)), np.float32)
+        weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+
+    return change
+
+
+BROKEN = {
+    "scaled": lambda weight: weight * np.float32(1.01),
+    "not a number": lambda weight: weight * np.float32(np.nan),
+    "labels permuted": lambda weight: weight[[1, 0, 2, 3]],
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_onnx_export_is_caught(project: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundling, "write_onnx", change_onnx(project, changed_weight(BROKEN[how])))
+    with pytest.raises(UserError, match="onnx: logits of random input differ"):
+        run({"export.formats": ["onnx"]})
     assert_nothing_was_written()
 
 
 @pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("how", "broken"),
+    [
+        ("a transposed layout", lambda pixels: pixels.transpose(2, 3)),
+        ("BGR", lambda pixels: pixels.flip(1)),
+        ("a wrong mean", lambda pixels: pixels + 0.05),
+    ],
+)
+def test_a_format_that_reads_its_input_otherwise_is_caught(
+    how: str, broken: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = bundling.onnx_model
+
+    def wrong(path: Path) -> Function:
+        function = load(path)
+        return lambda pixels: function(broken(pixels).contiguous())
+
+    monkeypatch.setattr(bundling, "onnx_model", wrong)
+    with pytest.raises(UserError, match="onnx: logits of random input differ"):
+        run({"export.formats": ["onnx"]})
+    assert_nothing_was_written(), how
+
+
+@pytest.mark.usefixtures("project")
 def test_a_model_left_in_training_mode_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = export.load_timm
-    monkeypatch.setattr(export, "load_timm", lambda folder: load(folder).train(mode=folder.name.endswith(".partial")))
-    with pytest.raises(UserError, match="timm: the logits of"):
+    load = bundling.load_timm
+    monkeypatch.setattr(bundling, "load_timm", lambda folder: load(folder).train())
+    with pytest.raises(UserError, match="timm: logits of random input differ"):
         run()
     assert_nothing_was_written()
 
 
 @pytest.mark.usefixtures("project")
 def test_the_error_names_the_first_picture_that_differs_and_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    def third_is_off(path: Path) -> Callable[[Tensor], Tensor]:
-        logits, calls = onnx_model(path), iter(range(1000))
-        return lambda inputs: logits(inputs) + (0.5 if next(calls) == 2 else 0.0)
+    load = bundling.onnx_model
 
-    monkeypatch.setattr(export, "onnx_model", third_is_off)
+    def third_is_off(path: Path) -> Function:
+        function, calls = load(path), iter(range(1000))
+
+        def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            logits, features = function(pixels)
+            return logits + (0.5 if next(calls) == 3 else 0.0), features  # the first call is the noise
+
+        return run
+
+    monkeypatch.setattr(bundling, "onnx_model", third_is_off)
     prepared = artifacts.Prepared.open()
     third = sources(prepared)[prepared.rows("validation")[2]]
-    with pytest.raises(UserError, match=rf"1 of 10 pictures .+ the first is {re.escape(third)}, by 0\.5\."):
-        run()
+    with pytest.raises(UserError, match=rf"onnx, batch 1: .+ first is {re.escape(third)}: its logits by 0\.5,"):
+        run({"export.formats": ["onnx"]})
+    assert_nothing_was_written()
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("bound", "moved"), [({"agreement": 0.9, "nll": 100.0}, "top class"), ({"agreement": 0.1, "nll": 1e-3}, "loss")]
+)
+def test_a_format_that_rounds_too_coarsely_is_caught(
+    bound: dict[str, float], moved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers that differ in the top class of two of ten pictures, and so in the loss."""
+    load = bundling.onnx_model
+
+    def coarse(path: Path) -> Function:
+        function = load(path)
+
+        def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            logits, features = function(pixels)
+            logits[0] = -logits[0]
+            logits[-1] = logits[-1] + torch.arange(4)
+            return logits, features
+
+        return run if "fp16" in path.name else function
+
+    monkeypatch.setattr(bundling, "onnx_model", coarse)
+    with pytest.raises(UserError, match=rf"onnx_fp16, batch 1: the answers are beyond export\.fp16: .*{moved}"):
+        run({"export.formats": ["onnx", "onnx_fp16"], "export.fp16": bound})
     assert_nothing_was_written()
 
 
@@ -224,8 +343,50 @@ def test_a_config_that_says_something_else_is_caught(changed: dict[str, object])
 
 
 @pytest.mark.usefixtures("project")
+def test_a_preparation_of_predict_that_differs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Preprocessing.of(INPUT)
+    wrong = replace(right, mean=(0.5, 0.4, 0.31))
+    monkeypatch.setattr(preparation.Preprocessing, "of", lambda _config: wrong)
+    prepared = artifacts.Prepared.open()
+    first = sources(prepared)[prepared.rows("validation")[0]]
+    with pytest.raises(UserError, match=rf"{first} comes out otherwise as predict .+ differs by 0\.0333"):
+        run()
+    assert_nothing_was_written()
+
+
+@pytest.mark.usefixtures("project")
+def test_stored_pictures_that_differ_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = preparation.evaluation_pixels
+    monkeypatch.setattr(preparation, "evaluation_pixels", lambda prepared, rows: right(prepared, rows).transpose(1, 2))
+    with pytest.raises(UserError, match="comes out otherwise as stored"):
+        run()
+    assert_nothing_was_written()
+
+
+@pytest.mark.usefixtures("project")
+def test_a_picture_that_changed_since_is_told() -> None:
+    prepared = artifacts.Prepared.open()
+    name = sources(prepared)[prepared.rows("validation")[0]]
+    Image.new("RGB", (40, 40)).save(Path("data/raw", name))
+    with pytest.raises(UserError, match=f"export: {name} was changed since it was prepared: run `dvc repro`"):
+        run()
+    Path("data/raw", name).unlink()
+    with pytest.raises(UserError, match=f"export: {name} can't be read any more: there is no such file"):
+        run()
+
+
+@pytest.mark.usefixtures("project")
 def test_pictures_are_train_s_where_validation_has_none() -> None:
     shutil.rmtree(artifacts.PREPARED)
-    write_prepared({"train": 7, "validation": 0, "test": 2})
-    run({"export.pictures": 5})
-    assert artifacts.read_json(artifacts.REPORTS / "export.json")["pictures"] == 5
+    write_prepared({"train": 7, "validation": 0, "test": 2}, files=True)
+    run({"export.pictures": 5, "export.formats": []})
+    report = artifacts.read_json(artifacts.REPORTS / "export.json")
+    assert report["preparation"]["pictures"] == 5
+    assert report["preparation"]["stored"] is None
+
+
+def test_pictures_are_chosen_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepared = write_prepared()
+    assert gate.comparison_pictures(prepared, 3)[1].tolist() == [0, 4, 9]
+    assert gate.comparison_pictures(prepared, 100)[1].tolist() == list(range(10))

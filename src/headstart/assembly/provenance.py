@@ -1,5 +1,6 @@
-"""What a run was made with: versions, machine, git."""
+"""What a run was made with: data, versions, machine, git."""
 
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import version
@@ -8,7 +9,15 @@ from typing import Any
 
 import torch
 
+from headstart.ground.artifacts import Prepared
+
 LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "scikit-learn", "numpy", "pillow")
+
+
+def data_sha256(prepared: Prepared) -> str:
+    """Hash the manifest: it names every picture by its content, with its label and its split."""
+    with (prepared.folder / "manifest.csv").open("rb") as manifest:
+        return hashlib.file_digest(manifest, "sha256").hexdigest()
 
 
 def provenance() -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from headstart.ground.artifacts import read_head
+from headstart.ground.artifacts import Head, read_head
 from headstart.ground.errors import UserError
 from headstart.ground.finetune import Finetune
 from headstart.ground.params import Backbone
@@ -35,10 +35,18 @@ def starting_model(backbone: Backbone, finetune: Finetune, classes: int) -> nn.M
     A chosen head of a smaller λ than fine-tuning's would start far from its objective's minimum, and steep; on the
     digits the first steps then diverged. There it is the head at fine-tuning's own λ.
     """
+    model = backbone_for(backbone, classes)
+    if finetune.recipe in {"lp_ft", "gradual"}:
+        set_head(model, read_head(_head_l2(model, finetune)))
+    return channels_last(model)
+
+
+def backbone_for(backbone: Backbone, classes: int) -> nn.Module:
+    """Build the backbone with a head of zeros."""
     args: dict[str, Any] = {**backbone.args}
     # Only where asked: not every timm model takes them.
     args |= {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(backbone, name))}
-    model = build(
+    return build(
         backbone.name,
         pretrained=backbone.pretrained,
         image_size=backbone.image_size,
@@ -46,12 +54,14 @@ def starting_model(backbone: Backbone, finetune: Finetune, classes: int) -> nn.M
         seed=backbone.seed,
         num_classes=classes,
     )
-    if finetune.recipe in {"lp_ft", "gradual"}:
-        head, linear = read_head(_head_l2(model, finetune)), classifier(model)
-        with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(head.weight))
-            linear.bias.copy_(torch.from_numpy(head.bias))
-    return channels_last(model)
+
+
+def set_head(model: nn.Module, head: Head) -> None:
+    """Give a model the probe's head."""
+    linear = classifier(model)
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(head.weight))
+        linear.bias.copy_(torch.from_numpy(head.bias))
 
 
 def _head_l2(model: nn.Module, finetune: Finetune) -> float:

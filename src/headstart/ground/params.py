@@ -82,12 +82,33 @@ class Evaluate(Section):
     top_k: Annotated[int, Field(ge=2)]
 
 
+class Rounded(Section):
+    """How far the answers of a format that rounds the weights may be from the trained model's."""
+
+    agreement: Annotated[float, Field(gt=0, le=1)]
+    nll: Positive
+
+
 class Export(Section):
     """The model as others load it."""
 
+    from_: Annotated[Literal["finetune", "probe"], Field(alias="from")]
+    formats: list[Literal["onnx", "onnx_fp16", "onnx_int8", "pt2"]]
     pictures: Count
     tolerance: Positive
+    fp16: Rounded
+    int8: Rounded
     license: str
+    data_license: str
+
+    @field_validator("formats")
+    @classmethod
+    def _rounded_from_whole(cls, formats: list[str]) -> list[str]:
+        if {"onnx_fp16", "onnx_int8"} & set(formats) and "onnx" not in formats:
+            raise ValueError("onnx_fp16 and onnx_int8 are made from onnx: name it too")
+        if len(set(formats)) < len(formats):
+            raise ValueError("name each format once")
+        return formats
 
 
 class Run(Section):

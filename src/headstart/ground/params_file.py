@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -73,7 +74,7 @@ def _explained(problem: Mapping[str, Any], content: Any) -> str:
     key = _key(problem["loc"])
     if problem["type"] == "extra_forbidden":
         parent, _, name = key.rpartition(".")
-        known = Params.model_fields if not parent else _fields(parent)
+        known = [field.alias or name for name, field in (_fields(parent) if parent else Params.model_fields).items()]
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known keys: {', '.join(known)}"
         return f"  {key}: unknown key{hint}"
@@ -83,10 +84,10 @@ def _explained(problem: Mapping[str, Any], content: Any) -> str:
     return f"  {key or 'the file'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
 
 
-def _fields(parent: str) -> Mapping[str, Any]:
+def _fields(parent: str) -> Mapping[str, FieldInfo]:
     """Give the fields of a dotted section."""
     section: Any = Params
     for part in parent.split("."):
         section = section.model_fields[part].annotation
-    fields: Mapping[str, Any] = section.model_fields
+    fields: Mapping[str, FieldInfo] = section.model_fields
     return fields

@@ -14,7 +14,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of ``params.yaml``: strict types, unknown keys refused, immutable."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, serialize_by_alias=True)
 
     if not TYPE_CHECKING:
 

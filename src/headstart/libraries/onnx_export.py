@@ -1,45 +1,100 @@
-"""The model as ONNX: written, checked and run."""
+"""The model as ONNX: written, rounded to fewer bits, and run.
 
-from collections.abc import Callable
+Its input is ``pixels``, float32 (batch, 3, height, width), normalised; its outputs are ``logits``, float32 (batch,
+classes), and ``features``, float32 (batch, width), what the classifier reads.
+"""
+
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.onnx_model import OnnxModel
+from torch import Tensor
+from torch.export import ExportedProgram
 
+from headstart.libraries.exported import Function
+
+OUTPUTS = ["logits", "features"]
 ONE_FILE_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; the graph itself needs some of it
 
 
-def write_onnx(model: nn.Module, path: Path, input_size: tuple[int, int, int]) -> None:
-    """Write a model in evaluation mode, on the CPU, as ONNX with a free batch size.
+def write_onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
+    """Write a traced program as ONNX with a free batch size.
 
-    Its input is ``pixels``, float32 (batch, *input_size), normalised; its output is ``logits``, float32 (batch,
-    classes). The weights are in the file itself, or beside it as ``<name>.data`` where they exceed what one file holds.
+    The weights are in the file itself, or beside it as ``<name>.data`` where they exceed what one file holds.
+
+    Args:
+        program: as ``exported.traced`` gives it.
+        path: of the file.
+        metadata: what a reader of the file alone is to know.
 
     Raises:
         onnx.checker.ValidationError: what was written is not valid ONNX.
     """
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     torch.onnx.export(
-        model,
-        (torch.zeros(2, *input_size),),  # two pictures: an export from one would fix the batch size at 1
+        program,
+        (),
         path,
         input_names=["pixels"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        output_names=OUTPUTS,
+        dynamic_shapes=({0: "batch"},),
         dynamo=True,
         external_data=weights > ONE_FILE_BYTES,
         verbose=False,
     )
+    written = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(written, metadata)
+    onnx.save(written, path)
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def onnx_model(path: Path) -> Callable[[Tensor], Tensor]:
-    """Load what ``write_onnx`` wrote, to run on the CPU: float32 (batch, 3, height, width) to (batch, classes)."""
+def write_fp16(path: Path, target: Path) -> None:
+    """Write an ONNX file with its weights and its arithmetic in float16; input and outputs stay float32."""
+    model = OnnxModel(onnx.load(path))
+    model.convert_float_to_float16(keep_io_types=True)
+    model.topological_sort()
+    onnx.save(model.model, target)
+    onnx.checker.check_model(str(target), full_check=True)
+
+
+class _Batches(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, batches: Iterable[NDArray[np.float32]]) -> None:
+        self._batches: Iterator[NDArray[np.float32]] = iter(batches)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        pixels = next(self._batches, None)
+        return None if pixels is None else {"pixels": pixels}
+
+
+def write_int8(path: Path, target: Path, batches: Iterable[NDArray[np.float32]]) -> None:
+    """Write an ONNX file with weights and activations in 8 bits, weights by output channel.
+
+    Args:
+        path: of the file in float32.
+        target: of the new one.
+        batches: pixels, float32 (n, 3, height, width), from which the range of every activation is measured.
+    """
+    with TemporaryDirectory() as folder:
+        ready = Path(folder) / path.name
+        quant_pre_process(path, ready)
+        quantize_static(ready, target, _Batches(batches), per_channel=True)
+    onnx.checker.check_model(str(target), full_check=True)
+
+
+def onnx_model(path: Path) -> Function:
+    """Load an ONNX file to run on the CPU."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def logits(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"pixels": inputs.contiguous().numpy()})[0])
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = session.run(OUTPUTS, {"pixels": pixels.contiguous().numpy()})
+        return torch.from_numpy(logits), torch.from_numpy(features)
 
-    return logits
+    return run

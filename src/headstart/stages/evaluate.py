@@ -19,7 +19,6 @@ trained; its seconds those of its own work on the test split. Whatever is fitted
 on validation.
 """
 
-import hashlib
 import logging
 from typing import Any
 
@@ -30,7 +29,7 @@ from scipy.special import softmax
 from headstart.assembly.findings import write_suspicious_labels
 from headstart.assembly.outputs import Outputs, finetuned_outputs, heads_outputs
 from headstart.assembly.program import main
-from headstart.assembly.provenance import provenance
+from headstart.assembly.provenance import data_sha256, provenance
 from headstart.assembly.ranks import connect
 from headstart.assembly.report.page import write_report
 from headstart.assembly.tracking.results import track_evaluation
@@ -109,8 +108,7 @@ def run(params: Params) -> None:
     _write_slices(labels["test"], models["finetune"], pictures)
     _write_suspicious_labels(prepared, labels, models["probe"])
     weights = read_json(artifacts.FEATURES / "features.json").get("weights")
-    with (prepared.folder / "manifest.csv").open("rb") as manifest:
-        hashes = {"data_sha256": hashlib.file_digest(manifest, "sha256").hexdigest(), "weights_sha256": weights}
+    hashes = {"data_sha256": data_sha256(prepared), "weights_sha256": weights}
     artifacts.write_json(RUN, {"params": params.record(), **provenance(), **hashes})
     report = _leaderboard(params, prepared.classes, labels["test"], models, _groups(pictures))
     artifacts.write_report("evaluate", report)

@@ -13,7 +13,6 @@ epoch 0: the result is never worse than it on validation.
 
 import contextlib
 import copy
-import hashlib
 import logging
 import time
 from typing import Any
@@ -25,7 +24,7 @@ from headstart.assembly.classifier import Classifier, HistoryRow
 from headstart.assembly.data import Pictures, global_batch_size
 from headstart.assembly.machine import check_compiling, check_precision, precision_of_run
 from headstart.assembly.program import main
-from headstart.assembly.provenance import provenance
+from headstart.assembly.provenance import data_sha256, provenance
 from headstart.assembly.ranks import Ranks, connect, device_of
 from headstart.assembly.recipe import anchored, describe, groups_of, phases_of, starting_model
 from headstart.assembly.run_folder import RunFolder, open_run_folder, run_key
@@ -123,9 +122,7 @@ def _say_result(report: dict[str, Any], shown: float, rows: list[Row]) -> None:
 
 def _config(params: Params, prepared: Prepared, model: nn.Module, groups: Any) -> dict[str, Any]:
     """Give what the tracked run shows as its config: all of params.yaml, and what it was made with."""
-    with (prepared.folder / "manifest.csv").open("rb") as manifest:
-        hashes = {"data_sha256": hashlib.file_digest(manifest, "sha256").hexdigest()}
-    hashes["weights_sha256"] = weights_sha256(model)
+    hashes = {"data_sha256": data_sha256(prepared), "weights_sha256": weights_sha256(model)}
     return {**params.record(), "groups": groups, **hashes, **provenance()}
 
 

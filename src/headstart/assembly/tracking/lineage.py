@@ -4,11 +4,11 @@ An artifact is named by its content, so using it again means the same one: that 
 `wandb sync` alike.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from headstart.assembly.provenance import data_sha256
 from headstart.assembly.tracking.runs import going_on
 from headstart.ground.artifacts import EXPORT, FEATURES, REPORTS, Prepared, read_json
 from headstart.ground.params import Run
@@ -26,18 +26,22 @@ def track_model(run: Run, prepared: Prepared) -> None:
             return
         for used in (_manifest(prepared), _features()):
             _use(tracked, used)
-        figures = read_json(REPORTS / "evaluate.json")["models"]["finetune"]
+        exported = read_json(REPORTS / "export.json")
+        figures = read_json(REPORTS / "evaluate.json")["models"][exported["model"]]
         about = {key: value for key, value in figures.items() if isinstance(value, float)}
-        about |= {"files": read_json(REPORTS / "export.json")["files"]}
+        about |= {key: exported[key] for key in ("model", "formats", "files")}
         tracked.log_artifact(_artifact("model", [EXPORT], about))
 
 
 def _manifest(prepared: Prepared) -> Any:
     path = prepared.folder / "manifest.csv"
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     counts = read_json(REPORTS / "prepare.json")
-    about = {"sha256": digest, "classes": prepared.classes, "splits": counts["splits"], "input": prepared.input}
+    about = {
+        "sha256": data_sha256(prepared),
+        "classes": prepared.classes,
+        "splits": counts["splits"],
+        "input": prepared.input,
+    }
     return _artifact("dataset", [path, prepared.folder / "dataset.json"], about)
 
 

@@ -1,0 +1,95 @@
+"""`headstart export CHECKPOINT`, through the real command."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import save_file
+from torch import nn
+
+from headstart.ground.artifacts import read_json
+from headstart.libraries.backbone import build
+from pictures import CLASSES, params, write_prepared
+
+CHANGES = {"backbone.name": "test_resnet", "export.pictures": 4, "export.formats": []}
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A project with pictures, in the working directory, and a model of its backbone."""
+    monkeypatch.chdir(tmp_path)
+    write_prepared()
+    YAML().dump(params(CHANGES).model_dump(), Path("params.yaml"))
+    model = build("test_resnet", pretrained=False, image_size=None, args={}, seed=3, num_classes=len(CLASSES))
+    nn.init.normal_(model.get_classifier().weight)  # type: ignore[operator]
+    return model.eval()
+
+
+def export(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from headstart.cli import main; main()", "export", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def save(model: nn.Module, path: str) -> None:
+    weights = model.state_dict()
+    if path.endswith(".safetensors"):
+        save_file(weights, path)
+    elif path.endswith(".ckpt"):  # as Lightning writes it
+        inside = {f"model.{name}": value for name, value in weights.items()}
+        torch.save({"epoch": 1, "state_dict": inside | {"metric": torch.zeros(1)}}, path)
+    else:
+        torch.save(weights, path)
+
+
+@pytest.mark.parametrize("path", ["last.ckpt", "weights.pth", "weights.safetensors"])
+def test_any_checkpoint_of_the_model_becomes_a_bundle(trained: nn.Module, path: str) -> None:
+    save(trained, path)
+    done = export(path, "--out", "mine")
+    assert done.returncode == 0, done.stderr
+    model: Any = timm.create_model("local-dir:mine", pretrained=True).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(pixels), trained(pixels))
+    about = read_json(Path("mine/config.json"))["headstart"]
+    assert (about["temperature"], about["conformal"], about["out_of_distribution"]) == (None, [], None)
+    card = Path("mine/README.md").read_text()
+    assert f"from the checkpoint {path}" in card
+    assert "This checkpoint was not evaluated" in card
+    again = export(path, "--out", "mine")
+    assert (again.returncode, again.stderr) == (
+        1, "error: mine exists already: name another folder with --out, or remove it\n"
+    )  # fmt: skip
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("executed",)
+
+
+def test_what_is_not_the_models_is_refused_with_a_reason(trained: nn.Module) -> None:
+    torch.save({"state_dict": Evil()}, "evil.ckpt")
+    Path("damaged.ckpt").write_bytes(b"PK\x03\x04 no zip")
+    Path("damaged.safetensors").write_bytes(b"no safetensors")
+    torch.save([1, 2], "list.pth")
+    other = trained.state_dict() | {"fc.weight": torch.zeros(5, 96), "extra": torch.zeros(1)}
+    torch.save(other, "other.pth")
+    for path, said in {
+        "missing.ckpt": "missing.ckpt does not exist",
+        "evil.ckpt": "evil.ckpt is no checkpoint of tensors and plain values",
+        "damaged.ckpt": "damaged.ckpt can't be read",
+        "damaged.safetensors": "damaged.safetensors can't be read",
+        "list.pth": "list.pth holds no state dict",
+        "other.pth": "(2 differ): extra is not the model's; fc.weight is (5, 96), the model's (4, 96)",
+    }.items():
+        done = export(path)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert said in done.stderr
+        assert "executed" not in done.stdout + done.stderr
+        assert not list(Path().glob("export*"))
+        assert not list(Path().glob(".export*"))
