@@ -75,7 +75,7 @@ class Bundle:
         Raises:
             UserError: the file is not such an array, or was changed.
         """
-        if not self.config.unusual:
+        if self.config.unusual is None:
             return None
         path = self.path(REFERENCE)
         with path.open("rb") as file:

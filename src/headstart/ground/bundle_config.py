@@ -45,7 +45,8 @@ class Config:
         features: width of what the classifier reads.
         temperature: softmax(logits / temperature) is calibrated; None where nothing is known.
         conformal: thresholds for sets, of softmax(logits).
-        unusual: by the share of pictures like those of validation that it lets pass, the largest usual distance.
+        unusual: by the share of pictures like those of validation that it lets pass, the largest usual distance; None
+            where the bundle has no features of training pictures.
     """
 
     architecture: str
@@ -56,7 +57,7 @@ class Config:
     features: int
     temperature: float | None
     conformal: list[ConformalLevel]
-    unusual: dict[float, float]
+    unusual: dict[float, float] | None
 
 
 def parse_config(content: bytes, file: str) -> Config:
@@ -119,9 +120,9 @@ def _level(found: Untrusted) -> ConformalLevel:
     )
 
 
-def _unusual(found: Untrusted) -> dict[float, float]:
+def _unusual(found: Untrusted) -> dict[float, float] | None:
     if found.value is None:
-        return {}
+        return None
     limits = {}
     for share, limit in found["thresholds"].items():
         try:

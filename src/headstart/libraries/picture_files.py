@@ -5,6 +5,7 @@ import posixpath
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from headstart.libraries.decoding import BadImageError
 
@@ -18,6 +19,13 @@ SPECIAL_FILES = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+class Found(NamedTuple):
+    """A picture that was found, and what showed to be wrong with it."""
+
+    path: Path
+    problem: str | None
 
 
 def read_file(path: Path) -> bytes:
