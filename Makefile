@@ -1,6 +1,8 @@
 # make demo   an environment, then the whole pipeline on the pictures that params.yaml names
 # make test   lint, types and tests
-# make lock   requirements.lock anew, from pyproject.toml
+# make dist   the wheel and the sdist, in dist/
+# make lock   requirements.lock anew, from pyproject.toml (with uv)
+# make test-minimum   the tests with the lowest versions that pyproject.toml admits, in .venv-minimum (with uv)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test lock clean
+.PHONY: demo test dist lock test-minimum clean
 
 demo: $(VENV)/installed
 	$(BIN)/dvc repro
@@ -37,6 +39,14 @@ $(VENV)/installed-test: requirements-test.lock $(VENV)/installed
 	$(PIP) --require-hashes -r requirements-test.lock
 	touch $@
 
+dist: $(VENV)/installed
+	$(BIN)/hatchling build
+
+test-minimum:
+	uv venv --quiet --clear --python $(PYTHON) $(VENV)-minimum
+	uv pip install --quiet --python $(VENV)-minimum --resolution lowest-direct -e '.[train,test]'
+	$(VENV)-minimum/bin/pytest
+
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --no-header --extra train --extra build pyproject.toml -o requirements.lock
@@ -44,4 +54,4 @@ lock:
 	  --no-header --extra test --constraint requirements.lock pyproject.toml -o requirements-test.lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-minimum dist .mypy_cache .ruff_cache .pytest_cache
