@@ -71,7 +71,7 @@ class Predictor:
         """
         self.bundle: Bundle = open_bundle(Path(folder))
         self.preprocessing = Preprocessing.of(self.bundle.config.input)
-        self._threads = threads or _cores()
+        self._threads = threads or cores()
         self._judge = Judge.of(self.bundle, calibrated, conformal, conformal_method, top)
         self._run = _runtime(self.bundle, model, device, self._threads)
 
@@ -162,7 +162,8 @@ def _runtime(bundle: Bundle, model: str, device: str, threads: int) -> Run:
     return open_torch(bundle, "cuda" if device == "cuda" else "cpu")
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
