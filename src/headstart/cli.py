@@ -14,6 +14,7 @@ COMMANDS = {
     "finetune": ("headstart.stages.finetune", "fine-tune backbone and head with an L2 per group and early stopping"),
     "evaluate": ("headstart.stages.evaluate", "compare the models on the test split"),
     "export": ("headstart.stages.export", "write the model as timm and ONNX Runtime load it, parity proven first"),
+    "predict": ("headstart.predict", "say what is on pictures, by an exported model; no torch needed"),
     "push": ("headstart.push", "push the exported model to the Hugging Face hub, as timm loads it by its name"),
     "init": ("headstart.init", "lay out a project of your own, ready for git and DVC"),
     "repro": ("headstart.repro", "run `dvc repro` to its end: signals, requeues and one start at a time"),

@@ -1,12 +1,15 @@
 """Picture files: found below folders, and read without opening what is no file."""
 
+import glob
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from headstart.ground.errors import UserError
 from headstart.libraries.decoding import BadImageError
 
 IGNORED = {"thumbs.db", "desktop.ini"}
@@ -41,6 +44,37 @@ def read_file(path: Path) -> bytes:
         raise BadImageError("a link to nothing" if path.is_symlink() else "there is no such file") from None
     except (OSError, ValueError) as error:
         raise BadImageError(f"can't be read: {error.strerror if isinstance(error, OSError) else error}") from None
+
+
+def gather(arguments: Sequence[str]) -> list[Found]:
+    """Find the pictures that a command's arguments mean, those of a folder or a pattern in the order of their names.
+
+    Args:
+        arguments: files, which need not be there; folders, searched for pictures by their names; and patterns with
+            ``*``, ``?``, ``[...]`` and ``**``, where the shell has left them.
+
+    Raises:
+        UserError: a folder or a pattern without any picture.
+    """
+    found: list[Found] = []
+    for argument in arguments:
+        if Path(argument).is_dir():
+            below = sorted(walk(Path(argument), ""), key=itemgetter(0))
+            inside = [Found(Path(argument, name), why) for name, why in below if why or is_picture_name(name)]
+            if not inside:
+                raise UserError(
+                    f"{argument}: no picture lies in this folder; pictures end in {', '.join(sorted(PICTURE_SUFFIXES))}"
+                )
+        elif not os.path.lexists(argument) and set(argument) & set("*?["):
+            names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute pattern)
+            inside = [Found(Path(name), None) for name in names]
+            inside = [each for each in inside if not each.path.is_dir()]
+            if not inside:
+                raise UserError(f"{argument}: no file has such a name")
+        else:
+            inside = [Found(Path(argument), None)]
+        found += inside
+    return found
 
 
 def walk(root: Path, inside: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, str | None]]:
