@@ -7,6 +7,7 @@ import functools
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from headstart.libraries.backbone import build, classifier, features_of, input_c
 from headstart.libraries.exported import traced
 from headstart.libraries.onnx_export import write_onnx
 
+Change = Callable[[Path], object]
 CLASSES = ["cat", "dog", "owl", "yak"]
 INPUT: dict[str, Any] = {
     "input_size": [3, 32, 32],
@@ -52,6 +54,21 @@ def _made() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="bundle"))
     write_bundle(folder, small_model(), CLASSES, INPUT)
     return folder
+
+
+def then_fits(change: Change) -> Change:
+    """Make the manifest fit after a change, so that it is not what is refused."""
+
+    def changed(folder: Path) -> None:
+        change(folder)
+        bundle.write_manifest(folder)
+
+    return changed
+
+
+def with_content(name: str, content: Callable[[Path], bytes]) -> Change:
+    """Give a file another content, and the manifest that fits."""
+    return then_fits(lambda folder: (folder / name).write_bytes(content(folder)))
 
 
 def small_model() -> nn.Module:

@@ -105,10 +105,10 @@ def _predict(arguments: argparse.Namespace) -> None:
                 write(found)
                 status.advance()
                 bad += found.error is not None
+            if not status.done:  # of arguments this is known before
+                raise UserError("no path came on stdin: give one a line")
     finally:
         seconds = status.close()
-    if not status.done:
-        raise UserError("no path came on stdin: give one a line")
     if bad:
         print(f"{bad} of {status.done} pictures are bad: the reasons stand with them as their error", file=sys.stderr)
     if arguments.out is not None:

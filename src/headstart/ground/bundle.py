@@ -82,7 +82,7 @@ class Bundle:
             try:
                 np.lib.format.read_magic(file)
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            except (ValueError, TypeError, MemoryError, RecursionError) as error:
+            except Exception as error:  # noqa: BLE001  (NumPy lets through what Python's parser raises)
                 raise UserError(f"{path}: is no array that NumPy's format 1.0 describes: {error}") from None
             width = self.config.features
             if dtype != np.dtype("<f4") or fortran or len(shape) != 2 or shape[1] != width:

@@ -1,0 +1,49 @@
+"""Runs `headstart predict BUNDLE PICTURE` for one bundle after the other, each in a process that may not take much.
+
+python tests/limited.py PICTURE BUNDLE... prints one line of JSON for each: exit code, stdout, stderr. The processes are
+forked from this one, which has imported what predict imports: 80 of them take seconds.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+
+from headstart.predict import main
+
+MEMORY = 4 * 2**30  # of addresses
+SECONDS = 20
+
+
+def limited(bundle: str, picture: str) -> dict[str, object]:
+    """Run one; a process that hangs is ended by SIGALRM, which is its exit code."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if not child:
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            signal.alarm(SECONDS)
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.argv = ["headstart predict", bundle, picture]
+            try:
+                main()
+            except SystemExit as end:
+                if isinstance(end.code, str):
+                    os.write(2, f"{end.code}\n".encode())
+                os._exit(end.code if isinstance(end.code, int) else 1)
+            except BaseException:  # noqa: BLE001  (a traceback is what the test looks for)
+                sys.excepthook(*sys.exc_info())
+                sys.stderr.flush()
+                os._exit(2)
+            sys.stdout.flush()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        texts = [os.pread(file.fileno(), 10**6, 0).decode(errors="replace") for file in (out, err)]
+    return {"code": os.waitstatus_to_exitcode(status), "stdout": texts[0], "stderr": texts[1]}
+
+
+if __name__ == "__main__":
+    for each in sys.argv[2:]:
+        print(json.dumps(limited(each, sys.argv[1])), flush=True)

@@ -1,0 +1,182 @@
+"""`headstart predict` as it is used: what it takes, what it writes, what it says."""
+
+import csv
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from bundles import CLASSES, copy_bundle
+from headstart.predict import Predictor
+
+COLUMNS = ["picture", "label", "probability", "label_2", "probability_2", "set", "distance", "unusual", "error"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle, and pictures at several depths."""
+    root = tmp_path_factory.mktemp("predict")
+    copy_bundle(root / "export")
+    generator = np.random.default_rng(0)
+    for name in ("b/2.png", "b/1.JPG", "b/deep/3.webp", "a.bmp"):
+        path = root / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
+    (root / "pictures" / "b" / "notes.txt").write_text("no picture")
+    (root / "pictures" / "bad.jpg").write_text("no picture either")
+    (root / "empty").mkdir()
+    return root
+
+
+def predict(
+    *arguments: str, cwd: Path, stdin: str = "", python: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *python, "-m", "headstart.predict", *arguments]
+    return subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, text=True, check=False)
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+ALL = ["pictures/a.bmp", "pictures/b/1.JPG", "pictures/b/2.png", "pictures/b/deep/3.webp", "pictures/bad.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "expected"),
+    [
+        (["pictures"], "", ALL),
+        (["pictures/b", "pictures/a.bmp"], "", [*ALL[1:4], ALL[0]]),
+        (["pictures/*.[bj]*"], "", [ALL[0], ALL[4]]),
+        (["pictures/**/*.webp"], "", [ALL[3]]),
+        (["-"], "\n".join([ALL[2], "", "nowhere.jpg"]), [ALL[2], "nowhere.jpg"]),
+    ],
+)
+def test_files_folders_patterns_and_stdin(folder: Path, arguments: list[str], stdin: str, expected: list[str]) -> None:
+    done = predict("export", *arguments, cwd=folder, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    assert [row["picture"] for row in rows(done.stdout)] == expected
+
+
+def test_the_rows_say_what_the_predictor_says(folder: Path) -> None:
+    done = predict("export", "pictures", "--top", "2", cwd=folder)
+    found, predictor = rows(done.stdout), Predictor(folder / "export")
+    assert list(found[0]) == COLUMNS
+    assert done.stderr == "1 of 5 pictures are bad: the reasons stand with them as their error\n"
+    for row in found[:4]:
+        said = predictor(folder / row["picture"])
+        assert (row["label"], row["label_2"]) == (said.top[0][0], said.top[1][0])
+        assert float(row["probability"]) == pytest.approx(said.probability, abs=1e-5)
+        assert json.loads(row["set"]) == said.set
+        assert float(row["distance"]) == pytest.approx(said.distance, abs=1e-5)
+        assert row["unusual"] == ("" if said.unusual is None else str(said.unusual))
+        assert row["error"] == ""
+    assert list(found[4].values()) == [ALL[4], *[""] * 7, "not a picture that Pillow can read"]
+
+
+def test_all_formats_say_the_same(folder: Path, tmp_path: Path) -> None:
+    names = [str(tmp_path / name) for name in ("x.csv", "x.jsonl", "x.parquet")]
+    for name in names:
+        done = predict("export", "pictures", "--out", name, cwd=folder)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert f"{name}: 5 pictures in " in done.stderr
+    as_csv, lines = rows(Path(names[0]).read_text(encoding="utf-8")), Path(names[1]).read_text(encoding="utf-8")
+    as_json = [json.loads(line) for line in lines.splitlines()]
+    as_parquet: list[dict[str, Any]] = pq.read_table(names[2]).to_pylist()
+    for one, two, three in zip(as_csv, as_json, as_parquet, strict=True):
+        assert three == two | {"top": [{"label": label, "probability": p} for label, p in two["top"]]}
+        assert one["picture"] == two["picture"]
+        assert one["label"] == (two["label"] or "")
+        assert one["set"] == ("" if two["set"] is None else json.dumps(two["set"]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv", "x.jsonl", "x.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing", "pictures"], "nothing is no folder"),
+        (["export", "empty"], "empty: no picture lies in this folder"),
+        (["export", "*.jpg"], "*.jpg: no file has such a name"),
+        (["export", "-"], "no path came on stdin"),
+        (["export", "pictures", "--conformal", "0.5"], "it has 0.9 by LAC, 0.95 by LAC, 0.9 by APS"),
+        (["export", "pictures", "--out", "x.xlsx"], "must end in one of .csv, .jsonl, .parquet"),
+        (["export", "pictures", "--out", "empty.csv"], "is a folder"),
+        (["export", "pictures", "--model", "model.int8.onnx"], "lists no model.int8.onnx"),
+        (["export", "pictures", "--top", "0"], "top must be at least 1"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_message(folder: Path, arguments: list[str], said: str) -> None:
+    (folder / "empty.csv").mkdir(exist_ok=True)
+    done = predict(*arguments, cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+def test_a_run_that_fails_leaves_no_half_of_a_file(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.csv"
+    out.write_text("earlier")
+    done = predict("export", "-", "--out", str(out), cwd=folder)
+    assert done.returncode == 1
+    assert out.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_terminal_gets_lines_and_no_codes_from_names(folder: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "\x1b[31mred.png"
+    odd.write_bytes((folder / ALL[2]).read_bytes())
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "headstart.predict", "export", ALL[1], str(odd)]
+    subprocess.run(command, cwd=folder, stdout=theirs, stderr=theirs, check=True)
+    os.close(theirs)
+    text = os.read(ours, 10_000).decode()
+    os.close(ours)
+    first, second = text.splitlines()
+    assert first.startswith(f"{ALL[1]}  |  ")
+    assert any(label in first for label in CLASSES)
+    assert "set: " in first
+    assert "\x1b" not in text
+    assert r"\x1b[31mred.png" in second
+
+
+def test_who_reads_may_stop(folder: Path) -> None:
+    command = f"{sys.executable} -m headstart.predict export pictures pictures | true"
+    done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
+
+
+def test_parquet_without_pyarrow_and_torch_without_torch(folder: Path) -> None:
+    """What the base install lacks is named, with what installs it."""
+    without = "import sys; sys.modules |= {'pyarrow': None, 'torch': None, 'timm': None}; "
+    start = "from headstart.predict import main; sys.argv[0] = 'predict'; main()"
+    for arguments, said in (
+        (["--out", "x.parquet"], "headstart[parquet]"),
+        (["--device", "torch"], "headstart[train]"),
+    ):
+        command = [sys.executable, "-c", without + start, "export", ALL[1], *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert said in done.stderr
+
+
+def test_predicting_loads_the_base_install_alone(folder: Path) -> None:
+    code = (
+        "import sys; before = set(sys.modules); from headstart.predict import Predictor; "
+        f"print(Predictor('export')({ALL[1]!r}).label); "
+        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(sorted(loaded - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    label, loaded = done.stdout.splitlines()
+    assert label in CLASSES
+    assert loaded == "['PIL', 'headstart', 'numpy', 'onnxruntime']"
