@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": ("headstart.stages.evaluate", "compare the models on the test split"),
     "export": ("headstart.stages.export", "write the model as timm and ONNX Runtime load it, parity proven first"),
     "predict": ("headstart.predict", "say what is on pictures, by an exported model; no torch needed"),
+    "serve": ("headstart.serve", "answer by HTTP what is on pictures"),
     "push": ("headstart.push", "push the exported model to the Hugging Face hub, as timm loads it by its name"),
     "init": ("headstart.init", "lay out a project of your own, ready for git and DVC"),
     "repro": ("headstart.repro", "run `dvc repro` to its end: signals, requeues and one start at a time"),

@@ -33,7 +33,7 @@ def _push(folder: Path, repository: str, *, private: bool, revision: str | None)
     pushed = push_bundle(folder, repository, private=private, revision=revision)
     if stated_license(folder) is None:
         print(
-            "warning: the model card states no licence, so nobody may use the model: set export.license",
+            "warning: the model card states no licence: set export.license, export anew and push again",
             file=sys.stderr,
         )
     print(f"{pushed.commit}\nload it:      timm.create_model({pushed.name!r}, pretrained=True)")

@@ -1,0 +1,125 @@
+"""The service under load: `python -m benchmarks.serving BUNDLE FOLDER [--threads N ...]`, on the loopback alone.
+
+Starts `headstart serve BUNDLE` (with what else is given) in a process of its own and has 1, 8 and 64 clients post the
+pictures of FOLDER, one a request, each its next as soon as its last is answered. Each round is measured twice: alone,
+and with three more clients that mean no good: one whose pictures are broken, one whose bodies are too large, one that
+sends a byte every half second. Prints requests a second and latencies of the good clients, and what the others got.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+SECONDS, REQUESTS = 8.0, 4000
+"""Of a round, at most."""
+HUGE = bytes(20 * 2**20)
+
+
+class Round:
+    """The time that is left, the latencies of good answers in seconds, and the count of each other answer."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.latencies: list[float] = []
+        self.others: Counter[str] = Counter()
+
+    def goes_on(self) -> bool:
+        """Whether there is time, and requests are left."""
+        return time.perf_counter() < self.began + SECONDS and len(self.latencies) < REQUESTS
+
+
+async def good(client: httpx.AsyncClient, pictures: list[bytes], first: int, this: Round) -> None:
+    """Post one picture after the other."""
+    for picture in itertools.cycle(pictures[first % len(pictures) :] + pictures[: first % len(pictures)]):
+        if not this.goes_on():
+            return
+        began = time.perf_counter()
+        status = await post(client, picture)
+        if status == "200":
+            this.latencies.append(time.perf_counter() - began)
+        else:
+            this.others[status] += 1
+
+
+async def post(client: httpx.AsyncClient, body: bytes) -> str:
+    """Post a body as a picture; give the status, or the error that stands for it."""
+    try:
+        answer = await client.post("/predict", content=body, headers={"Content-Type": "image/jpeg"})
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    return str(answer.status_code)
+
+
+async def bad(client: httpx.AsyncClient, body: bytes, name: str, this: Round) -> None:
+    """Post the same body ten times a second, whatever comes of it."""
+    while this.goes_on():
+        this.others[f"{name} {await post(client, body)}"] += 1
+        await asyncio.sleep(0.1)
+
+
+async def slow(port: int, this: Round) -> None:
+    """Announce a picture and send a byte of it every half second."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /predict HTTP/1.1\r\nHost: slow\r\nContent-Type: image/jpeg\r\nContent-Length: 100000\r\n\r\n")
+    while this.goes_on() and not writer.is_closing():
+        writer.write(b"?")
+        await asyncio.sleep(0.5)
+    this.others["slow, cut off" if reader.at_eof() else "slow, still at it"] += 1
+    writer.close()
+
+
+async def measured(port: int, clients: int, pictures: list[bytes], *, hostile: bool) -> Round:
+    """Have all clients ask for a round's time, each over a connection of its own that is there already."""
+    async with contextlib.AsyncExitStack() as stack:
+        url = f"http://127.0.0.1:{port}"
+        asking = [httpx.AsyncClient(base_url=url, timeout=60, verify=False) for _ in range(clients + 2)]  # noqa: S501
+        for client in asking:
+            await stack.enter_async_context(client)
+            await client.get("/health")
+        this = Round()
+        work = [good(client, pictures, i, this) for i, client in enumerate(asking[:clients])]
+        if hostile:
+            work += [bad(asking[-1], b"\xff\xd8 no picture", "broken", this), bad(asking[-2], HUGE, "huge", this)]
+            work += [slow(port, this)]
+        await asyncio.gather(*work)
+        return this
+
+
+def shown(clients: int, this: Round, *, hostile: bool) -> str:
+    """Give a row of the table."""
+    seconds = time.perf_counter() - this.began
+    p50, p99 = (1e3 * float(np.quantile(this.latencies, q)) for q in (0.5, 0.99))
+    others = ", ".join(f"{name}: {count}" for name, count in sorted(this.others.items()))
+    rate = len(this.latencies) / seconds
+    return f"{clients:>7}  {'yes' if hostile else 'no':>7}  {rate:>10.1f}  {p50:>8.1f}  {p99:>8.1f}  {others}"
+
+
+def main() -> None:
+    """Start the service, measure, stop it."""
+    bundle, folder, *arguments = sys.argv[1:]
+    pictures = [path.read_bytes() for path in sorted(Path(folder).rglob("*.*"))[:200] if path.is_file()]
+    command = [sys.executable, "-m", "headstart.serve", bundle, "--port", "0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline().rpartition(":")[2])
+        try:
+            print("clients  hostile  requests/s  p50 (ms)  p99 (ms)  other answers")
+            asyncio.run(measured(port, 2, pictures, hostile=False))  # warm
+            for clients in (1, 8, 64):
+                for hostile in (False, True):
+                    this = asyncio.run(measured(port, clients, pictures, hostile=hostile))
+                    print(shown(clients, this, hostile=hostile), flush=True)
+        finally:
+            server.terminate()
+
+
+if __name__ == "__main__":
+    main()

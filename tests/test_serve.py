@@ -1,0 +1,237 @@
+"""The service as others meet it: a process of its own, asked by a client over the loopback."""
+
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundles import CLASSES, copy_bundle
+from headstart import serve
+from headstart.assembly.predictor import Predictor
+
+MAX_BYTES = 100_000
+# Nobody is waited for longer than a second, but for the answers themselves.
+START = "import headstart.assembly.connections as c; c.PATIENCE = 1; from headstart.serve import main; main()"
+
+
+def encoded(seed: int, size: tuple[int, int] = (50, 40)) -> bytes:
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 120, (size[1], size[0], 3)) + generator.integers(0, 136, 3)
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@contextmanager
+def service(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Start it on a free port; give its address. SIGTERM ends it, with 0 and no traceback."""
+    command = [sys.executable, "-W", "error", "-c", START, str(folder), "--port", "0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            said = process.stdout.readline()
+            assert said.startswith("listening on http://127.0.0.1:"), said
+            yield said.split()[-1], process
+        finally:
+            process.terminate()
+            _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in errors
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_bundle(tmp_path_factory.mktemp("bundle") / "export")
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[httpx.Client]:
+    limits = ["--max-bytes", str(MAX_BYTES), "--max-pixels", "90000", "--max-pictures", "3", "--threads", "2"]
+    with service(folder, *limits) as (url, _), httpx.Client(base_url=url, timeout=60, trust_env=False) as asking:
+        yield asking
+
+
+def post(client: httpx.Client, content: Any, kind: str = "image/png") -> httpx.Response:
+    return client.post("/predict", content=content, headers={"Content-Type": kind})
+
+
+def as_json(predictor: Predictor, content: bytes, name: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(asdict(predictor(content)) | {"picture": name}))
+    return found
+
+
+def test_the_answers_are_the_predictors_one_by_one_and_several_at_once(client: httpx.Client, folder: Path) -> None:
+    predictor = Predictor(folder, threads=1)
+    pictures = {f"ä{i}.png": encoded(i) for i in range(3)}
+    for picture in pictures.values():
+        answer = post(client, picture)
+        assert (answer.status_code, answer.json()) == (200, [as_json(predictor, picture)])
+    assert post(client, picture, "application/octet-stream").json() == answer.json()
+    several = client.post("/predict", files=[("file", pair) for pair in pictures.items()])
+    assert several.status_code == 200
+    assert several.json() == [as_json(predictor, picture, name) for name, picture in pictures.items()]
+
+
+def test_what_it_says_of_itself(client: httpx.Client) -> None:
+    assert client.get("/health").json() == {"status": "ok", "model": "test_resnet", "classes": CLASSES}
+    assert set(client.get("/openapi.json").json()["paths"]) == {"/predict", "/health"}
+    assert client.get("/docs").status_code == client.get("/redoc").status_code == 404  # they load scripts from a CDN
+    assert client.get("/predict").status_code == 405
+
+
+BROKEN = encoded(0)[:1000]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"no picture", "not a picture that Pillow can read"),
+        (BROKEN, "damaged"),
+        (encoded(0, (400, 300)), "400 x 300 pixels are more than 90000"),
+    ],
+)
+def test_a_picture_that_can_not_be_read(client: httpx.Client, content: bytes, said: str) -> None:
+    answer = post(client, content[:MAX_BYTES] if len(content) > MAX_BYTES else content)
+    assert answer.status_code == 422
+    [found] = answer.json()
+    assert found["label"] is None
+    assert said in found["error"]
+
+
+def test_a_picture_that_can_not_be_read_is_no_matter_to_the_others(client: httpx.Client) -> None:
+    files = [("file", ("broken.png", BROKEN)), ("file", ("good.png", encoded(1)))]
+    answer = client.post("/predict", files=files)
+    assert answer.status_code == 200
+    assert [(each["picture"], bool(each["error"]), each["label"] in CLASSES) for each in answer.json()] == [
+        ("broken.png", True, False),
+        ("good.png", False, True),
+    ]
+
+
+def test_a_body_that_is_too_large_is_refused_announced_or_not(client: httpx.Client) -> None:
+    too_large = bytes(MAX_BYTES + 1)
+    for content in (too_large, iter([too_large, *[bytes(100_000)] * 50])):
+        answer = post(client, content)
+        assert answer.status_code == 413
+        assert answer.json() == {"detail": f"the body has more than {MAX_BYTES} bytes"}
+    assert client.post("/predict", files={"file": too_large}).status_code == 413
+    assert post(client, encoded(1)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        ({"files": [("file", b"a picture")] * 4}, 400, "Maximum number of files is 3"),
+        ({"files": {"file": (None, b"no file but a field")}}, 400, "Too many fields"),
+        ({"content": b"--b--\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, "no file"),
+        ({"content": b"??", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, ""),
+        ({"content": b"??", "headers": {"Content-Type": "multipart/form-data"}}, 400, "boundary"),
+        ({"content": b"{}", "headers": {"Content-Type": "application/json"}}, 415, "image/*"),
+        ({"content": b"a picture"}, 415, "multipart/form-data"),
+    ],
+)
+def test_what_is_no_picture_and_no_form_of_them(client: httpx.Client, sent: Any, status: int, said: str) -> None:
+    answer = client.post("/predict", **sent)
+    assert answer.status_code == status
+    assert said in answer.json()["detail"]
+
+
+def test_many_clients_get_their_own_answers(client: httpx.Client, folder: Path) -> None:
+    predictor = Predictor(folder, threads=1)
+    pictures = [encoded(i) for i in range(16)] * 4
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda picture: post(client, picture).json(), pictures))
+    assert answers == [[as_json(predictor, picture)] for picture in pictures]
+
+
+def request(body: bytes) -> tuple[bytes, bytes]:
+    """Give the head of a request, which asks to be told when the body is waited for, and the body."""
+    about = f"Host: test\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\nExpect: 100-continue"
+    return f"POST /predict HTTP/1.1\r\n{about}\r\n\r\n".encode(), body
+
+
+@contextmanager
+def connection(url: str, sent: bytes) -> Iterator[socket.socket]:
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port or 80), timeout=60) as connected:
+        connected.sendall(sent)
+        yield connected
+
+
+def answer_to(connected: socket.socket) -> bytes:
+    """Read an answer, or nothing where the service closes the connection; it is JSON, and ends as such."""
+    read = b""
+    while not read.endswith((b"}", b"]")) and (more := connected.recv(10_000)):
+        read += more
+    return read
+
+
+def wait_until_asked(connected: socket.socket) -> None:
+    assert connected.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_slow_clients_are_not_waited_for_and_hold_nobody_up(folder: Path) -> None:
+    head, picture = request(encoded(0))
+    with (
+        service(folder, "--timeout", "1") as (url, _),
+        connection(url, head) as slow_body,
+        connection(url, head[:30]) as slow_head,
+        connection(url, b"") as nothing,
+        httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
+    ):
+        wait_until_asked(slow_body)
+        slow_body.sendall(picture[:500])
+        assert client.get("/health").status_code == 200
+        said = answer_to(slow_body)
+        assert said.startswith(b"HTTP/1.1 408 ")
+        assert b"the body did not come within 1 s" in said
+        assert answer_to(slow_head) == answer_to(nothing) == b""
+        assert client.get("/health").status_code == 200
+
+
+def test_more_clients_than_it_may_have_are_refused_and_what_is_due_is_answered_at_the_end(folder: Path) -> None:
+    head, picture = request(encoded(3))
+    with service(folder, "--max-clients", "2") as (url, process), connection(url, head) as first:
+        wait_until_asked(first)
+        with connection(url, head) as second, httpx.Client(base_url=url, timeout=60, trust_env=False) as third:
+            wait_until_asked(second)
+            assert third.get("/health").status_code == 503
+        process.send_signal(signal.SIGTERM)
+        first.sendall(picture)
+        assert answer_to(first).startswith(b"HTTP/1.1 200 ")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["headstart serve", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        serve.main()
+    signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().out == ""
+    return str(caught.value.code)
+
+
+def test_what_is_wrong_is_said_before_it_listens(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refusal(capsys, monkeypatch, str(tmp_path / "none"), "--port", "0").startswith(f"error: {tmp_path}/none ")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"can't listen on 127.0.0.1, port {port}" in refusal(capsys, monkeypatch, str(folder), "--port", port)
+    assert "--host" in refusal(capsys, monkeypatch, str(folder), "--host", "192.0.2.1")
+    assert "has no conformal sets" in refusal(capsys, monkeypatch, str(folder), "--port", "0", "--conformal", "0.5")
+    assert refusal(capsys, monkeypatch, str(folder), "--max-bytes", "0") == "2"
