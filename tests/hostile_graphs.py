@@ -112,7 +112,7 @@ GRAPHS: dict[str, Change] = {
     "an operator of somebody's domain": _graph(
         lambda model: model.graph.node.append(_node("Run", ["logits"], ["ran"], domain="evil.example"))
     ),
-    "an operator of Microsoft's that is none of quantisation": _graph(
+    "an operator of Microsoft's": _graph(
         lambda model: model.graph.node.append(_node("EPContext", ["logits"], ["ran"], domain="com.microsoft"))
     ),
     "a loop without an end": _forever(),
