@@ -139,7 +139,11 @@ def test_report_says_what_was_compared(exported: Path) -> None:
         assert figures["features_difference"] < 1e-5
         assert figures["top1_agreement"] == 1
     assert 0 < report["formats"]["onnx_fp16"]["max_difference"] < report["formats"]["onnx_int8"]["max_difference"]
-    assert report["preparation"] == {"pictures": 10, "predict": 0, **dict.fromkeys(("stored", "ours"), pytest.approx(0, abs=1e-6))}
+    assert report["preparation"] == {
+        "pictures": 10,
+        "predict": 0,
+        **dict.fromkeys(("stored", "ours"), pytest.approx(0, abs=1e-6)),
+    }
     sizes = {path.name: path.stat().st_size for path in (exported / "export").iterdir()}
     assert report["files"] == sizes
     assert sizes["model.int8.onnx"] < 0.5 * sizes["model.onnx"]
@@ -388,5 +392,8 @@ def test_pictures_are_train_s_where_validation_has_none() -> None:
 def test_pictures_are_chosen_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     prepared = write_prepared()
-    assert gate.comparison_pictures(prepared, 3)[1].tolist() == [0, 4, 9]
-    assert gate.comparison_pictures(prepared, 100)[1].tolist() == list(range(10))
+    validation, labels = prepared.rows("validation"), artifacts.read_labels("validation")
+    for count, places in ((3, [0, 4, 9]), (100, list(range(10)))):
+        rows, classes = gate.comparison_pictures(prepared, count)
+        assert rows.tolist() == validation[places].tolist()
+        assert classes.tolist() == labels[places].tolist()

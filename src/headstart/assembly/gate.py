@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headstart.assembly.inference import infer
 from headstart.assembly.ranks import Ranks
-from headstart.ground.artifacts import Prepared, Split, manifest_rows, read_labels
+from headstart.ground.artifacts import Prepared, manifest_rows, read_labels
 from headstart.ground.errors import UserError
 from headstart.ground.params import Export, Rounded, Run
 from headstart.libraries.backbone import classifier, features_of
@@ -73,8 +73,7 @@ class Gate:
     def __init__(self, trained: nn.Module, prepared: Prepared, export: Export, run: Run) -> None:
         """Ask the trained model, in evaluation mode: its answers are the measure."""
         self.prepared, self._export, self._run = prepared, export, run
-        split, some = comparison_pictures(prepared, export.pictures)
-        self.rows, self._labels = prepared.rows(split)[some], read_labels(split, prepared.folder)[some]
+        self.rows, self._labels = comparison_pictures(prepared, export.pictures)
         self._width = classifier(trained).in_features
         self._noise = torch.randn(BATCH, *prepared.input["input_size"], generator=torch.Generator().manual_seed(0))
 
@@ -148,15 +147,17 @@ class Gate:
         return function(self._noise)[0].numpy()
 
 
-def comparison_pictures(prepared: Prepared, count: int) -> tuple[Split, NDArray[np.int64]]:
+def comparison_pictures(prepared: Prepared, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Choose pictures evenly over validation, which meets all classes; over train where there is no validation.
 
     Returns:
-        The split, and places in ``prepared.rows(split)``.
+        Their row numbers and their class numbers, int64 (at most ``count``,).
     """
-    split: Split = "validation" if len(prepared.rows("validation")) else "train"
-    last = len(prepared.rows(split)) - 1
-    return split, np.linspace(0, last, min(count, last + 1)).astype(np.int64)
+    rows, labels = prepared.rows("validation"), read_labels("validation", prepared.folder)
+    if not len(rows):
+        rows, labels = prepared.rows("train"), read_labels("train", prepared.folder)
+    some = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)
+    return rows[some], labels[some]
 
 
 def _source_of(prepared: Prepared, row: int) -> str:

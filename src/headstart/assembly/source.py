@@ -3,21 +3,21 @@
 from pathlib import Path
 
 from headstart.ground.artifacts import cache_folder
-from headstart.ground.params import Params
+from headstart.ground.params import Prepare, Run
 from headstart.libraries.datasets import Digits, Torchvision
 from headstart.libraries.sources import ImageFolder, Source
 from headstart.libraries.tables import CsvTable
 
 
-def open_source(params: Params) -> Source:
+def open_source(prepare: Prepare, run: Run) -> Source:
     """Open ``prepare.source``; raises UserError where it can't be had."""
-    kind, _, name = params.prepare.source.partition(":")
+    kind, _, name = prepare.source.partition(":")
     match kind:
         case "digits":
             return Digits()
         case "torchvision":
-            return Torchvision(name, cache_folder(params.run.cache) / "torchvision")
+            return Torchvision(name, cache_folder(run.cache) / "torchvision")
         case "csv":
-            return CsvTable(Path(params.prepare.path), name)
+            return CsvTable(Path(prepare.path), name)
         case _:
-            return ImageFolder(Path(params.prepare.path))
+            return ImageFolder(Path(prepare.path))

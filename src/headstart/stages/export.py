@@ -58,8 +58,8 @@ def run(params: Params) -> None:
     began = time.perf_counter()
     use_cores(1)
     prepared, name = Prepared.open(), params.export.from_
-    split, some = comparison_pictures(prepared, params.export.pictures)
-    preparation = compare_preparation(open_source(params), prepared, prepared.rows(split)[some])
+    source, (rows, _) = open_source(params.prepare, params.run), comparison_pictures(prepared, params.export.pictures)
+    preparation = compare_preparation(source, prepared, rows)
     model = _chosen(params, prepared)
     with artifacts.replacing(artifacts.EXPORT) as aside:
         aside.mkdir()

@@ -76,7 +76,7 @@ def run(params: Params) -> None:
     """Prepare the pictures; raises UserError where the source is bad, or a picture with ``on_bad_image: error``."""
     began = time.perf_counter()
     _refuse_own_outputs(params.backbone.name)
-    source = open_source(params)
+    source = open_source(params.prepare, params.run)
     with resuming(artifacts.PREPARED) as aside, closing(Catalog(aside / "work" / "catalog.sqlite")) as catalog:
         catalog.add(source.pictures())
         if catalog.class_counts():  # torchvision tells the labels with the pixels
