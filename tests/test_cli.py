@@ -82,20 +82,26 @@ def test_the_leaderboard_before_any_run_says_what_to_do(tmp_path: Path) -> None:
     assert "reports/evaluate.json does not exist: run `dvc repro`" in answer.stderr
 
 
-def without(module: str, command: str, cwd: Path) -> str:
+def without(module: str, command: str, cwd: Path, *arguments: str) -> str:
     code = f"import sys; sys.modules[{module!r}] = None; from headstart.cli import main; main()"
-    answer = subprocess.run([sys.executable, "-c", code, command], cwd=cwd, capture_output=True, text=True, check=False)
+    run = [sys.executable, "-c", code, command, *arguments]
+    answer = subprocess.run(run, cwd=cwd, capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stdout) == (1, "")
     return answer.stderr
 
 
 @pytest.mark.parametrize(
-    ("module", "command", "extra"), [("pydantic", "doctor", "train"), ("fastapi", "serve", "serve")]
+    ("module", "command", "arguments", "extra"),
+    [
+        ("pydantic", "doctor", [], "train"),
+        ("fastapi", "serve", ["export"], "serve"),
+        ("huggingface_hub", "push", ["export", "owner/name"], "train"),
+    ],
 )
 def test_a_command_without_its_extra_says_what_to_install(
-    tmp_path: Path, module: str, command: str, extra: str
+    tmp_path: Path, module: str, command: str, arguments: list[str], extra: str
 ) -> None:
-    said = without(module, command, tmp_path)
+    said = without(module, command, tmp_path, *arguments)
     assert said.startswith(f"error: headstart {command} needs {module}, which is not installed: pip install ")
     assert f"headstart[{extra}]" in said
     assert said.count("\n") == 1
