@@ -71,6 +71,7 @@ def with_content(name: str, content: Callable[[Path], bytes]) -> Change:
     return then_fits(lambda folder: (folder / name).write_bytes(content(folder)))
 
 
+@functools.cache
 def small_model() -> nn.Module:
     """A timm model of 0.4 million weights, drawn, so that pictures of noise get different classes, none for sure."""
     with torch.random.fork_rng(), torch.no_grad():

@@ -79,6 +79,14 @@ def test_a_path_a_files_content_and_an_image_are_the_same_picture(predictor: Pre
     assert predictor(path.read_bytes()).top == predictor(Image.open(path)).top == by_path.top
 
 
+def test_an_image_is_turned_as_its_file_would_be(predictor: Predictor, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(1).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as image:
+        assert predictor(image).top == predictor(tmp_path / "turned.png").top != predictor(picture(1)).top
+
+
 def test_many_come_in_order_and_a_bad_one_is_a_row(predictor: Predictor, tmp_path: Path) -> None:
     paths = saved(tmp_path, 60)
     paths[7].write_bytes(b"no picture")
@@ -207,6 +215,8 @@ def test_outputs_that_are_no_numbers_are_an_error_of_the_picture(predictor: Pred
 def test_devices_and_files_that_there_are_not(folder: Path) -> None:
     with pytest.raises(UserError, match="must be cpu, cuda or torch"):
         Predictor(folder, device="tpu")
+    with pytest.raises(UserError, match="threads must be at least 1, not 0"):
+        Predictor(folder, threads=0)
     with pytest.raises(UserError, match=r"lists no model\.int8\.onnx"):
         Predictor(folder, model=bundle.ONNX_INT8)
 

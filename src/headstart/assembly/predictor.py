@@ -16,12 +16,14 @@ from headstart.assembly.judge import Judge, Prediction
 from headstart.assembly.onnx_session import Run, cuda_available, open_session
 from headstart.ground.bundle import ONNX, Bundle, open_bundle
 from headstart.ground.errors import UserError
-from headstart.libraries.decoding import BadImageError, decode, to_rgb
+from headstart.libraries.decoding import BadImageError, decode, upright
 from headstart.libraries.picture_files import Found, read_file, shown
 from headstart.libraries.preprocessing import Preprocessing
 
 BATCH = 16
 """Pictures that a thread decodes and gives to the model together: more was no faster, and takes more memory."""
+BATCH_BYTES = 64 * 2**20
+"""What they may take as the model's input: of large pictures there are fewer in a batch."""
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | Found
 """A picture: the path of a file, a file's content, Pillow's image of it, or what was found in a folder."""
@@ -71,7 +73,9 @@ class Predictor:
         """
         self.bundle: Bundle = open_bundle(Path(folder))
         self.preprocessing = Preprocessing.of(self.bundle.config.input)
-        self._threads = threads or cores()
+        self._threads = cores() if threads is None else threads
+        if self._threads < 1:
+            raise UserError(f"threads must be at least 1, not {threads}")
         self._judge = Judge.of(self.bundle, calibrated, conformal, conformal_method, top)
         self._run = _runtime(self.bundle, model, device, self._threads)
 
@@ -97,8 +101,9 @@ class Predictor:
             UserError: the model can't be run.
         """
         left = iter(pictures)
+        most = BATCH_BYTES // (12 * self.preprocessing.height * self.preprocessing.width)
         # The first batch is of one picture, so that the first answer comes at once.
-        batches = itertools.chain([1], itertools.repeat(BATCH))
+        batches = itertools.chain([1], itertools.repeat(max(1, min(BATCH, most))))
         waiting: deque[Future[list[Prediction]]] = deque()
         pool = ThreadPoolExecutor(self._threads, "predict")
         try:
@@ -120,7 +125,7 @@ class Predictor:
                 raise BadImageError(picture.problem)
             picture = picture.path
         if isinstance(picture, Image.Image):
-            return self.preprocessing(to_rgb(picture))
+            return self.preprocessing(upright(picture))
         content = picture if isinstance(picture, bytes) else read_file(Path(picture))
         return self.preprocessing(decode(content))
 

@@ -51,7 +51,12 @@ def decode(content: bytes) -> Image.Image:
         BadImageError: empty, not a picture, truncated, damaged, too large or too long a strip.
     """
     with _explaining():
-        image = _opened(content)
+        return upright(_opened(content))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image that Pillow has opened into RGB, upright as its EXIF orientation says; raises BadImageError."""
+    with _explaining():
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
 
