@@ -111,6 +111,6 @@ def test_a_command_of_an_extra_says_what_to_install(
 ) -> None:
     answer = run(commands / "headstart", *command.split(), cwd=tmp_path)
     assert (answer.returncode, answer.stdout) == (1, "")
-    assert answer.stderr.startswith(f"error: headstart {command.partition(" ")[0]} needs ")
+    assert answer.stderr.startswith(f"error: headstart {command.partition(' ')[0]} needs ")
     assert f"pip install 'headstart[{extra}] @ {wheel(dist).as_uri()}'" in answer.stderr
     assert answer.stderr.count("\n") == 1
