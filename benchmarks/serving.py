@@ -3,7 +3,8 @@
 Starts `headstart serve BUNDLE` (with what else is given) in a process of its own and has 1, 8 and 64 clients post the
 pictures of FOLDER, one a request, each its next as soon as its last is answered. Each round is measured twice: alone,
 and with three more clients that mean no good: one whose pictures are broken, one whose bodies are too large, one that
-sends a byte every half second. Prints requests a second and latencies of the good clients, and what the others got.
+sends a byte every half second. Prints requests a second and latencies of the good clients, the CPU that the service
+took for each of their requests, and what the others got.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 
 SECONDS, REQUESTS = 8.0, 4000
 """Of a round, at most."""
@@ -93,13 +95,20 @@ async def measured(port: int, clients: int, pictures: list[bytes], *, hostile: b
         return this
 
 
-def shown(clients: int, this: Round, *, hostile: bool) -> str:
-    """Give a row of the table."""
+def shown(clients: int, this: Round, cpu: float, *, hostile: bool) -> str:
+    """Give a row of the table; ``cpu`` is the seconds that the service took."""
     seconds = time.perf_counter() - this.began
     p50, p99 = (1e3 * float(np.quantile(this.latencies, q)) for q in (0.5, 0.99))
     others = ", ".join(f"{name}: {count}" for name, count in sorted(this.others.items()))
     rate = len(this.latencies) / seconds
-    return f"{clients:>7}  {'yes' if hostile else 'no':>7}  {rate:>10.1f}  {p50:>8.1f}  {p99:>8.1f}  {others}"
+    figures = f"{rate:>10.1f}  {p50:>8.1f}  {p99:>8.1f}  {1e3 * cpu / len(this.latencies):>8.1f}"
+    return f"{clients:>7}  {'yes' if hostile else 'no':>7}  {figures}  {others}"
+
+
+def cpu_seconds(process: int) -> float:
+    """Give the CPU time that a process has taken."""
+    times = psutil.Process(process).cpu_times()
+    return float(times.user + times.system)
 
 
 def main() -> None:
@@ -111,12 +120,14 @@ def main() -> None:
         assert server.stdout is not None
         port = int(server.stdout.readline().rpartition(":")[2])
         try:
-            print("clients  hostile  requests/s  p50 (ms)  p99 (ms)  other answers")
+            print("clients  hostile  requests/s  p50 (ms)  p99 (ms)  CPU (ms)  other answers")
             asyncio.run(measured(port, 2, pictures, hostile=False))  # warm
             for clients in (1, 8, 64):
                 for hostile in (False, True):
+                    before = cpu_seconds(server.pid)
                     this = asyncio.run(measured(port, clients, pictures, hostile=hostile))
-                    print(shown(clients, this, hostile=hostile), flush=True)
+                    cpu = cpu_seconds(server.pid) - before
+                    print(shown(clients, this, cpu, hostile=hostile), flush=True)
         finally:
             server.terminate()
 
