@@ -159,7 +159,7 @@ def test_the_cards_front_matter_and_figures(exported: Path) -> None:
     card = (exported / "export" / "README.md").read_text()
     _, front, text = card.split("---\n", 2)
     front_matter = YAML(typ="safe").load(front)
-    assert front_matter["license"] == "CC BY 4.0"
+    assert (front_matter["license"], front_matter["license_name"]) == ("other", "CC BY 4.0")
     assert front_matter["library_name"] == "timm"
     assert "| **this model** | 0.7500 | 0.5000 | 0.2500 | 1.1250 | 0.0625 | 0.500 to 0.875 |" in text
     assert "logits / 1.25" in text

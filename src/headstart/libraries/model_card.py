@@ -1,6 +1,7 @@
 """The model card of an exported model: its data, its figures, how to use it, its limits and its licences."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,9 @@ def _made(model: str) -> str:
 
 def _front_matter(told: Told) -> str:
     # A JSON string is a YAML string, whatever the user's licence is called.
+    quoted = json.dumps(told.license, ensure_ascii=False)
+    is_identifier = re.fullmatch(r"[a-z][a-z0-9.-]*", told.license)  # as the hub's are, such as apache-2.0
+    license_lines = f"license: {quoted}" if is_identifier else f"license: other\nlicense_name: {quoted}"
     return f"""---
 library_name: timm
 pipeline_tag: image-classification
@@ -96,7 +100,7 @@ tags:
 - image-classification
 - timm
 - onnx
-license: {json.dumps(told.license, ensure_ascii=False)}
+{license_lines}
 ---"""
 
 
