@@ -1,5 +1,6 @@
 """The model as one traced program, torch.export's, from which its other formats are written."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,5 +42,7 @@ def write_program(program: ExportedProgram, path: Path) -> None:
 
 def load_program(path: Path) -> Function:
     """Load what ``write_program`` wrote, to run on the CPU."""
-    function: Function = torch.export.load(path).module()
+    with warnings.catch_warnings():  # torch 2.11 warns of how it reads the file itself
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        function: Function = torch.export.load(path).module()
     return function
