@@ -104,8 +104,8 @@ def test_all_formats_say_the_same(folder: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["nothing", "pictures"], "nothing is no folder"),
-        (["export", "empty"], "empty: no picture lies in this folder"),
-        (["export", "*.jpg"], "*.jpg: no file has such a name"),
+        (["export", "empty"], "empty: no picture is there"),
+        (["export", "*.jpg"], "*.jpg: no picture is there"),
         (["export", "-"], "no path came on stdin"),
         (["export", "pictures", "--conformal", "0.5"], "it has 0.9 by LAC, 0.95 by LAC, 0.9 by APS"),
         (["export", "pictures", "--out", "x.xlsx"], "must end in one of .csv, .jsonl, .parquet"),
@@ -147,6 +147,17 @@ def test_a_terminal_gets_lines_and_no_codes_from_names(folder: Path, tmp_path: P
     assert "set: " in first
     assert "\x1b" not in text
     assert r"\x1b[31mred.png" in second
+
+
+def test_a_terminal_that_watches_is_left_clean(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "headstart.predict", "export", "pictures", "--out", str(out)]
+    subprocess.run(command, cwd=folder, stderr=theirs, check=True)
+    os.close(theirs)
+    text = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert text.rpartition("\r\x1b[K")[2].splitlines()[1].startswith(f"{out}: 5 pictures in ")
 
 
 def test_who_reads_may_stop(folder: Path) -> None:

@@ -10,7 +10,8 @@ In Python: from headstart.predict import Predictor; Predictor("export")("cat.jpg
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
 def _predict(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         check_out(arguments.out)
-    pictures, total = _pictures(arguments.pictures)
+    from_stdin = arguments.pictures == ["-"]
+    pictures = _from_stdin() if from_stdin else gather(arguments.pictures)
     predictor = Predictor(
         arguments.bundle,
         device=arguments.device,
@@ -98,7 +100,9 @@ def _predict(arguments: argparse.Namespace) -> None:
     )
     bad = 0
     # Where lines go to a terminal they show themselves how far it is.
-    status = StatusLine(sys.stderr, "pictures", total, shown=arguments.out is not None or not sys.stdout.isatty())
+    status = StatusLine(sys.stderr, "pictures", shown=arguments.out is not None or not sys.stdout.isatty())
+    if status.shown and not from_stdin:
+        threading.Thread(target=_count, args=(arguments.pictures, status), daemon=True).start()
     try:
         with _writer(arguments, predictor) as write:
             for found in predictor.many(pictures):
@@ -115,12 +119,9 @@ def _predict(arguments: argparse.Namespace) -> None:
         print(f"{arguments.out}: {status.done} pictures in {seconds:.1f} s", file=sys.stderr)
 
 
-def _pictures(arguments: list[str]) -> tuple[Iterable[Found], int | None]:
-    """Give the pictures and how many there are, None where they come on stdin."""
-    if arguments == ["-"]:
-        return _from_stdin(), None
-    found = gather(arguments)
-    return found, len(found)
+def _count(arguments: list[str], status: StatusLine) -> None:
+    """Find out how many pictures there are while the first are predicted: none waits for it."""
+    status.total = sum(1 for _ in gather(arguments))
 
 
 def _from_stdin() -> Iterator[Found]:

@@ -18,7 +18,7 @@ def write(root: Path, *names: str) -> None:
 def test_a_folders_pictures_come_by_name_and_nothing_else_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "in/c.JPG", "in/a.png", "in/b/d.webp", "in/notes.txt", "in/.hidden.png", "in/Thumbs.db")
-    assert gather(["in"]) == [Found(Path("in", name), None) for name in ("a.png", "b/d.webp", "c.JPG")]
+    assert list(gather(["in"])) == [Found(Path("in", name), None) for name in ("a.png", "b/d.webp", "c.JPG")]
 
 
 def test_what_is_wrong_is_found_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,5 +46,5 @@ def test_arguments_stay_in_their_order_and_a_name_is_first_a_name(
 def test_no_picture_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no picture lies in this folder|no file has such a name"):
+    with pytest.raises(UserError, match="no picture is there"):
         gather([argument])

@@ -1,11 +1,12 @@
 """Picture files: found below folders, and read without opening what is no file."""
 
 import glob
+import itertools
 import os
 import posixpath
 import stat
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -46,39 +47,40 @@ def read_file(path: Path) -> bytes:
         raise BadImageError(f"can't be read: {error.strerror if isinstance(error, OSError) else error}") from None
 
 
-def gather(arguments: Sequence[str]) -> list[Found]:
-    """Find the pictures that a command's arguments mean, those of a folder or a pattern in the order of their names.
+def gather(arguments: Sequence[str]) -> Iterator[Found]:
+    """Find the pictures that a command's arguments mean, one after the other; those of a folder come by their names.
 
     Args:
         arguments: files, which need not be there; folders, searched for pictures by their names; and patterns with
             ``*``, ``?``, ``[...]`` and ``**``, where the shell has left them.
 
     Raises:
-        UserError: a folder or a pattern without any picture.
+        UserError: at once, a folder or a pattern without any picture.
     """
-    found: list[Found] = []
     for argument in arguments:
-        if Path(argument).is_dir():
-            below = sorted(walk(Path(argument), ""), key=itemgetter(0))
-            inside = [Found(Path(argument, name), why) for name, why in below if why or is_picture_name(name)]
-            if not inside:
-                raise UserError(
-                    f"{argument}: no picture lies in this folder; pictures end in {', '.join(sorted(PICTURE_SUFFIXES))}"
-                )
-        elif not os.path.lexists(argument) and set(argument) & set("*?["):
-            names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute pattern)
-            inside = [Found(Path(name), None) for name in names]
-            inside = [each for each in inside if not each.path.is_dir()]
-            if not inside:
-                raise UserError(f"{argument}: no file has such a name")
-        else:
-            inside = [Found(Path(argument), None)]
-        found += inside
-    return found
+        if next(_meant(argument), None) is None:
+            suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
+            raise UserError(f"{argument}: no picture is there; in folders those count whose names end in {suffixes}")
+    return itertools.chain.from_iterable(map(_meant, arguments))
+
+
+def _meant(argument: str) -> Iterator[Found]:
+    """Find the pictures that one argument means."""
+    if Path(argument).is_dir():
+        for name, problem in walk(Path(argument), ""):
+            if problem or is_picture_name(name):
+                yield Found(Path(argument, name), problem)
+    elif not os.path.lexists(argument) and set(argument) & set("*?["):
+        names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute pattern)
+        yield from (Found(Path(name), None) for name in names if not Path(name).is_dir())
+    else:
+        yield Found(Path(argument), None)
 
 
 def walk(root: Path, inside: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, str | None]]:
     """Name every file below a folder, and what shows to be wrong with it; links are followed, but no loops.
+
+    A folder's files come in the order of their names, of which one folder's are in memory.
 
     Args:
         root: what names are relative to.
@@ -91,7 +93,7 @@ def walk(root: Path, inside: str, above: frozenset[tuple[int, int]] = frozenset(
         return
     try:
         with os.scandir(root / inside) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=attrgetter("name")):
                 below, problem = posixpath.join(inside, shown(entry.name)), name_problem(entry)
                 if is_ignored(entry.name):
                     continue
@@ -117,7 +119,7 @@ def name_problem(entry: os.DirEntry[str]) -> str | None:
     """Say what is wrong with an entry's name, None where nothing is."""
     if shown(entry.name) != entry.name:
         return "its name is not UTF-8"
-    if is_folder(entry) and is_picture_name(entry.name):
+    if is_picture_name(entry.name) and is_folder(entry):
         return "a folder with a picture's name"
     return None
 

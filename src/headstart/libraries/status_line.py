@@ -12,24 +12,24 @@ class StatusLine:
     It is what ``libraries.progress`` is to training, without tqdm.
     """
 
-    def __init__(self, file: TextIO, unit: str, total: int | None, *, shown: bool = True) -> None:
+    def __init__(self, file: TextIO, unit: str, *, shown: bool = True) -> None:
         """Start the clock.
 
         Args:
             file: the terminal.
             unit: what a piece is called, in the plural.
-            total: pieces to do, None where nobody knows.
             shown: False is for who only counts.
         """
-        self.file, self.unit, self.total = file, unit, total
-        self.done, self._shown = 0, shown and file.isatty()
+        self.file, self.unit, self.shown = file, unit, shown and file.isatty()
+        self.done = 0
+        self.total: int | None = None  # pieces to do: whoever knows may say so, also later
         self._began = self._said = time.perf_counter()
 
     def advance(self) -> None:
         """Count a piece that is done."""
         self.done += 1
         now = time.perf_counter()
-        if self._shown and now - self._said >= SECONDS_BETWEEN:
+        if self.shown and now - self._said >= SECONDS_BETWEEN:
             self._said = now
             rate = self.done / (now - self._began)
             of = "" if self.total is None else f" of {self.total}"
@@ -39,7 +39,7 @@ class StatusLine:
 
     def close(self) -> float:
         """Take the line away; give the seconds that it took."""
-        if self._shown:
+        if self.shown:
             self.file.write("\r\x1b[K")
             self.file.flush()
         return time.perf_counter() - self._began
