@@ -4,6 +4,7 @@ Its input is ``pixels``, float32 (batch, 3, height, width), normalised; its outp
 classes), and ``features``, float32 (batch, width), what the classifier reads.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,17 +40,18 @@ def write_onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) -
         onnx.checker.ValidationError: what was written is not valid ONNX.
     """
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
-    torch.onnx.export(
-        program,
-        (),
-        path,
-        input_names=["pixels"],
-        output_names=OUTPUTS,
-        dynamic_shapes=({0: "batch"},),
-        dynamo=True,
-        external_data=weights > ONE_FILE_BYTES,
-        verbose=False,
-    )
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch 2.11 gives them of its own code
+        torch.onnx.export(
+            program,
+            (),
+            path,
+            input_names=["pixels"],
+            output_names=OUTPUTS,
+            dynamic_shapes=({0: "batch"},),
+            dynamo=True,
+            external_data=weights > ONE_FILE_BYTES,
+            verbose=False,
+        )
     written = onnx.load(path, load_external_data=False)
     onnx.helper.set_model_props(written, metadata)
     onnx.save(written, path)
