@@ -116,7 +116,7 @@ def main() -> None:
             rows.append([each, f"{median:.1f}", span, f"{reference / median:.2f}"])
         print(text_table(rows), "\n")
         print(agreement(given.base, bundle, folder, scratch), "\n")
-        for count in (given.count, given.many):
+        for count in sorted({given.count, given.many}):
             crowd = link(paths, scratch / f"crowd{count}", count)
             _, seconds, peak, _ = run([given.base, "-m", "headstart.predict", bundle, str(crowd)])
             print(f"{count:,} paths: {peak:.0f} MB at most, {count / seconds:.0f} pictures/s", flush=True)
