@@ -6,14 +6,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import wandb
 
 from headstart.assembly.tracking.runs import RECORD, Tracker
 from headstart.ground import artifacts
 from headstart.ground.artifacts import Prepared
-from headstart.ground.reference import write_reference
 from headstart.stages import evaluate, export
 from pictures import params, write_finetune, write_prepared, write_probe
 from wandb_server import WandbServer, wandb_server
@@ -24,10 +22,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSe
     """A fine-tuned model that was tracked, and a server; gives the server."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "write_report", lambda _: artifacts.REPORTS / "index.html")
-    prepared = write_prepared()
+    prepared = write_prepared(files=True)
     write_probe(prepared, write_finetune())
     artifacts.write_report("prepare", {"splits": {"train": 12, "validation": 10, "test": 9}})
-    write_reference(np.eye(3, dtype=np.float32))
     with wandb_server() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
@@ -36,7 +33,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSe
 
 
 def run_all(tracking: str) -> None:
-    settings = params({"run.tracking": tracking, "evaluate.batch_size": 4, "export.pictures": 4})
+    settings = params(
+        {
+            "run.tracking": tracking,
+            "evaluate.batch_size": 4,
+            "export.pictures": 4,
+            "export.formats": [],
+            "prepare.source": "imagefolder",
+        }
+    )
     tracker = Tracker(settings.run, Path("record.json"), {"finetune": {"epochs": 1}})
     tracker.log([{"epoch": 1, "val_loss": 0.5}], [{"epoch": 1, "step": 1, "step/loss": 0.75}])
     tracker.finish({"finetune/val_loss": 0.5})
