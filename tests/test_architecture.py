@@ -227,7 +227,8 @@ import headstart.cli
 assert not heavy(), heavy()
 import headstart.ground.params
 assert not heavy() - {"pydantic"}, heavy()
-import headstart.leaderboard, headstart.ground.artifacts, headstart.assembly.program, headstart.stages.probe, headstart.predict
+import headstart.leaderboard, headstart.ground.artifacts, headstart.assembly.program, headstart.stages.probe
+import headstart.predict
 assert not heavy() - {"pydantic", "numpy"}, heavy()
 import lightning, numpy, random, timm, torch  # lightning draws from random's generator: not ours to mend
 def state():

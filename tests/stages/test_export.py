@@ -20,11 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from headstart.assembly import bundling, gate, preparation
+from headstart.assembly.inference import evaluation_pixels
+from headstart.assembly.saved_model import load_timm, save_timm
 from headstart.ground import artifacts
 from headstart.ground.errors import UserError
 from headstart.ground.reference import write_reference
 from headstart.libraries.backbone import build, classifier, features_of, input_config
 from headstart.libraries.exported import Function
+from headstart.libraries.onnx_export import onnx_model
 from headstart.libraries.preprocessing import Preprocessing
 from headstart.stages import export
 from pictures import CLASSES, INPUT, params, sources, write_finetune, write_prepared
@@ -43,8 +46,8 @@ LOOSE = {"agreement": 0.5, "nll": 10.0}
 """For an untrained model, whose classes are as good as tied."""
 
 
-def write_inputs(splits: dict[str, int] | None = None) -> None:
-    write_prepared(*([splits] if splits else []), files=True)
+def write_inputs() -> None:
+    write_prepared(files=True)
     artifacts.write_report("evaluate", EVALUATION)
     artifacts.write_json(export.TRUST, {"calibration": {"finetune": CALIBRATION, "probe": CALIBRATION}})
     artifacts.write_json(export.RUN, {"data_sha256": "d" * 64, "weights_sha256": "e" * 64})
@@ -204,10 +207,8 @@ def test_the_probe_on_its_frozen_backbone_is_exported() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_a_broken_timm_export_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    save = bundling.save_timm
-
     def flipped(model: nn.Module, weights: Any, prepared: artifacts.Prepared, folder: Path) -> None:
-        save(model, weights, prepared, folder)
+        save_timm(model, weights, prepared, folder)
         tensors = load_file(folder / "model.safetensors")
         save_file({name: -t if name == "fc.weight" else t for name, t in tensors.items()}, folder / "model.safetensors")
 
@@ -252,32 +253,26 @@ def test_a_broken_onnx_export_is_caught(project: Path, how: str, monkeypatch: py
 
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize(
-    ("how", "broken"),
-    [
-        ("a transposed layout", lambda pixels: pixels.transpose(2, 3)),
-        ("BGR", lambda pixels: pixels.flip(1)),
-        ("a wrong mean", lambda pixels: pixels + 0.05),
-    ],
+    "broken",
+    [lambda pixels: pixels.transpose(2, 3), lambda pixels: pixels.flip(1), lambda pixels: pixels + 0.05],
+    ids=["a transposed layout", "BGR", "a wrong mean"],
 )
 def test_a_format_that_reads_its_input_otherwise_is_caught(
-    how: str, broken: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+    broken: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = bundling.onnx_model
-
     def wrong(path: Path) -> Function:
-        function = load(path)
+        function = onnx_model(path)
         return lambda pixels: function(broken(pixels).contiguous())
 
     monkeypatch.setattr(bundling, "onnx_model", wrong)
     with pytest.raises(UserError, match="onnx: logits of random input differ"):
         run({"export.formats": ["onnx"]})
-    assert_nothing_was_written(), how
+    assert_nothing_was_written()
 
 
 @pytest.mark.usefixtures("project")
 def test_a_model_left_in_training_mode_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = bundling.load_timm
-    monkeypatch.setattr(bundling, "load_timm", lambda folder: load(folder).train())
+    monkeypatch.setattr(bundling, "load_timm", lambda folder: load_timm(folder).train())
     with pytest.raises(UserError, match="timm: logits of random input differ"):
         run()
     assert_nothing_was_written()
@@ -285,10 +280,8 @@ def test_a_model_left_in_training_mode_is_caught(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("project")
 def test_the_error_names_the_first_picture_that_differs_and_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = bundling.onnx_model
-
     def third_is_off(path: Path) -> Function:
-        function, calls = load(path), iter(range(1000))
+        function, calls = onnx_model(path), iter(range(1000))
 
         def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
             logits, features = function(pixels)
@@ -312,10 +305,9 @@ def test_a_format_that_rounds_too_coarsely_is_caught(
     bound: dict[str, float], moved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers that differ in the top class of two of ten pictures, and so in the loss."""
-    load = bundling.onnx_model
 
     def coarse(path: Path) -> Function:
-        function = load(path)
+        function = onnx_model(path)
 
         def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
             logits, features = function(pixels)
@@ -350,7 +342,7 @@ def test_a_config_that_says_something_else_is_caught(changed: dict[str, object])
 def test_a_preparation_of_predict_that_differs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Preprocessing.of(INPUT)
     wrong = replace(right, mean=(0.5, 0.4, 0.31))
-    monkeypatch.setattr(preparation.Preprocessing, "of", lambda _config: wrong)
+    monkeypatch.setattr(Preprocessing, "of", lambda _config: wrong)
     prepared = artifacts.Prepared.open()
     first = sources(prepared)[prepared.rows("validation")[0]]
     with pytest.raises(UserError, match=rf"{first} comes out otherwise as predict .+ differs by 0\.0333"):
@@ -360,7 +352,7 @@ def test_a_preparation_of_predict_that_differs_is_caught(monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("project")
 def test_stored_pictures_that_differ_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = preparation.evaluation_pixels
+    right = evaluation_pixels
     monkeypatch.setattr(preparation, "evaluation_pixels", lambda prepared, rows: right(prepared, rows).transpose(1, 2))
     with pytest.raises(UserError, match="comes out otherwise as stored"):
         run()
