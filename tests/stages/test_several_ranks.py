@@ -13,12 +13,13 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from headstart.ground.artifacts import FEATURES, FINETUNE, read_table
+from headstart.ground.artifacts import FEATURES, FINETUNE, REPORTS, Prepared, read_json, read_table, write_json
 from headstart.ground.workspace import read_stopped
 from headstart.stages import evaluate, features, finetune
-from pictures import params, write_finetune, write_prepared, write_probe
+from pictures import CLASSES, params, write_finetune, write_prepared, write_probe
+from reported import write_reported
 
 ROUNDING = 2e-6
 AS_RANK = str(Path(__file__).parents[1] / "as_rank.py")
@@ -26,6 +27,8 @@ DEVICES = [sys.executable, AS_RANK]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", AS_RANK]
 STEPS = 8
 """Of an epoch."""
+TESTED = 13
+"""Pictures of the test split."""
 SMALL = {
     "backbone.name": "test_resnet",
     "backbone.pretrained": False,
@@ -50,9 +53,19 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    write_probe(write_prepared({"train": 67, "validation": 21, "test": 13}), write_finetune())
+    write_prepared({"train": 67, "validation": 21, "test": TESTED})
+    write_probe(Prepared.open(), write_untrained())
     yield
     torch.set_num_threads(threads)
+
+
+def write_untrained() -> nn.Module:
+    """What evaluate takes for fine-tuned, with all that its page is made from."""
+    model, path = write_finetune(), REPORTS / "finetune.json"
+    report = read_json(path)
+    write_reported(CLASSES, TESTED, Prepared.open())
+    write_json(path, read_json(path) | report)
+    return model
 
 
 def run(stage: Any, changes: dict[str, Any] | None = None) -> None:
@@ -93,7 +106,7 @@ def test_two_processes_give_what_one_does() -> None:
     bytes_of = {path: path.read_bytes() for path in (FEATURES / "features.npy", evaluate.PREDICTIONS)}
     run(finetune)
     expected = weights(), figures()
-    write_finetune()
+    write_untrained()
     code, output = program([*TORCHRUN, "nothing", "features", "evaluate", "finetune"])
     assert code == 0, output
     for path, content in bytes_of.items():
