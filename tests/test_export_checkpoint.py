@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from headstart.ground.artifacts import read_json
 from headstart.libraries.backbone import build
 from pictures import CLASSES, params, write_prepared
 
-CHANGES = {"backbone.name": "test_resnet", "export.pictures": 4, "export.formats": []}
+CHANGES = {"backbone.name": "test_resnet", "export.pictures": 4, "export.formats": [], "prepare.source": "imagefolder"}
 
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     """A project with pictures, in the working directory, and a model of its backbone."""
     monkeypatch.chdir(tmp_path)
-    write_prepared()
+    write_prepared(files=True)
     YAML().dump(params(CHANGES).model_dump(), Path("params.yaml"))
     model = build("test_resnet", pretrained=False, image_size=None, args={}, seed=3, num_classes=len(CLASSES))
     nn.init.normal_(model.get_classifier().weight)  # type: ignore[operator]
@@ -59,8 +60,11 @@ def test_any_checkpoint_of_the_model_becomes_a_bundle(trained: nn.Module, path: 
     assert (about["temperature"], about["conformal"], about["out_of_distribution"]) == (None, [], None)
     card = Path("mine/README.md").read_text()
     assert f"from the checkpoint {path}" in card
+    assert f"- checkpoint: `{sha256(Path(path).read_bytes()).hexdigest()}`" in card
+    assert "- onnx" not in card
+    assert len({entry.stat().st_mode for entry in Path("mine").iterdir()}) == 1
     assert "This checkpoint was not evaluated" in card
-    again = export(path, "--out", "mine")
+    again = export("--out", "mine", path)
     assert (again.returncode, again.stderr) == (
         1, "error: mine exists already: name another folder with --out, or remove it\n"
     )  # fmt: skip
@@ -79,7 +83,7 @@ def test_what_is_not_the_models_is_refused_with_a_reason(trained: nn.Module) -> 
     other = trained.state_dict() | {"fc.weight": torch.zeros(5, 96), "extra": torch.zeros(1)}
     torch.save(other, "other.pth")
     for path, said in {
-        "missing.ckpt": "missing.ckpt does not exist",
+        "missing.ckpt": "error: missing.ckpt does not exist",
         "evil.ckpt": "evil.ckpt is no checkpoint of tensors and plain values",
         "damaged.ckpt": "damaged.ckpt can't be read",
         "damaged.safetensors": "damaged.safetensors can't be read",

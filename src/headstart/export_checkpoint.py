@@ -1,6 +1,7 @@
 """Write any checkpoint of this project's model as a bundle: `headstart export CHECKPOINT`.
 
-reads:   CHECKPOINT (a Lightning .ckpt, a state dict as torch saves it, or .safetensors), params.yaml, data/prepared
+reads:   CHECKPOINT (a Lightning .ckpt, a state dict as torch saves it, or .safetensors), params.yaml, data/prepared and
+         the files of its validation pictures
 writes:  export-NAME, or the folder that --out names: what the stage `export` writes, each format through the same gate
 
 The weights are those of the backbone of params.yaml with a head for the classes of data/prepared. Nothing is known of
@@ -8,6 +9,7 @@ how sure they are, so there are no temperature, no sets and no distance, and the
 """
 
 import argparse
+import hashlib
 import logging
 import sys
 from pathlib import Path
@@ -36,12 +38,19 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
     """Write the bundle; raises UserError where the checkpoint is not the model's or a format differs from it."""
     if out.exists():
         raise UserError(f"{out} exists already: name another folder with --out, or remove it")
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint} does not exist or is no file")
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     # Late: what is wrong in the command line is said before torch is there.
     from headstart.assembly.bundling import write_bundle  # noqa: PLC0415
+    from headstart.assembly.gate import comparison_pictures  # noqa: PLC0415
+    from headstart.assembly.preparation import compare_preparation  # noqa: PLC0415
     from headstart.assembly.provenance import data_sha256  # noqa: PLC0415
     from headstart.assembly.ranks import use_cores  # noqa: PLC0415
     from headstart.assembly.recipe import backbone_for  # noqa: PLC0415
     from headstart.assembly.saved_model import load_weights  # noqa: PLC0415
+    from headstart.assembly.source import open_source  # noqa: PLC0415
     from headstart.ground.artifacts import SPLITS, Prepared, replacing  # noqa: PLC0415
     from headstart.ground.params_file import load_params  # noqa: PLC0415
     from headstart.libraries.model_card import Told  # noqa: PLC0415
@@ -56,9 +65,11 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
         license=params.export.license,
         data_license=params.export.data_license,
         pictures={split: len(prepared.rows(split)) for split in SPLITS},
-        hashes={"data and splits": data_sha256(prepared)},
+        hashes={"checkpoint": digest, "data and splits": data_sha256(prepared)},
         formats={},
     )
+    rows, _ = comparison_pictures(prepared, params.export.pictures)
+    compare_preparation(open_source(params.prepare, params.run), prepared, rows)
     with replacing(out) as aside:
         aside.mkdir()
         write_bundle(aside, model, prepared, params, told=told, sure=None)

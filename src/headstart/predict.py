@@ -87,6 +87,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         check_out(arguments.out)
     from_stdin = arguments.pictures == ["-"]
+    if "-" in arguments.pictures and not from_stdin:
+        raise UserError("- stands alone: paths come from stdin or from the command line")
     pictures = _from_stdin() if from_stdin else gather(arguments.pictures)
     predictor = Predictor(
         arguments.bundle,

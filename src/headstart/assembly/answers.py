@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import Any, TextIO
 from headstart.assembly.judge import Prediction
 from headstart.ground.artifacts import replacing
 from headstart.ground.errors import UserError
+from headstart.ground.extras import requirement
 
 ROWS = 10_000
 """Of one row group of a Parquet file: what is held in memory."""
@@ -29,7 +31,8 @@ def check_out(out: Path) -> None:
         try:
             import pyarrow.parquet  # noqa: F401, PLC0415
         except ImportError:
-            raise UserError(f"--out {out} needs pyarrow: `pip install 'headstart[parquet]'`, or name a .csv") from None
+            needed = shlex.quote(requirement("parquet"))
+            raise UserError(f"--out {out} needs pyarrow: `pip install {needed}`, or name a .csv") from None
 
 
 @contextmanager

@@ -55,6 +55,8 @@ class _Difference:
         """Point at the pictures to look at where the bound is not kept; none where it is. No number keeps no bound."""
         if not isinstance(bound, Rounded):
             return ~((self.logits <= bound) & (self.features <= bound))
+        if not np.isfinite(self.features).all():
+            return ~np.isfinite(self.features)
         if self.same.mean() >= bound.agreement and self.nll <= bound.nll:
             return np.zeros(len(self.same), bool)
         return ~(self.logits < self.logits.max()) if self.same.all() else ~self.same

@@ -162,6 +162,10 @@ def _runtime(bundle: Bundle, model: str, device: str, threads: int) -> Run:
         return open_session(bundle, model, device=device, threads=threads)
     if device not in ("cuda", "torch"):
         raise UserError(f"device {device!r}: must be cpu, cuda or torch")
+    if model != ONNX:
+        raise UserError(
+            f"{model} needs ONNX Runtime on --device cpu, or onnxruntime-gpu; torch runs the bundle's weights"
+        )
     from headstart.assembly.torch_runtime import open_torch  # noqa: PLC0415  (predict's base install has no torch)
 
     return open_torch(bundle, "cuda" if device == "cuda" else "cpu")

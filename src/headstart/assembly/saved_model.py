@@ -1,5 +1,6 @@
 """A model's weights on disk: in timm's ``local-dir`` format, or as a training left them."""
 
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from headstart.ground.artifacts import Prepared, existing
+from headstart.ground.artifacts import Prepared
+from headstart.ground.bundle import CONFIG, WEIGHTS
 from headstart.ground.errors import UserError
 
 Weights = Mapping[str, Tensor]
@@ -30,6 +32,8 @@ def save_timm(model: nn.Module, weights: Weights, prepared: Prepared, folder: Pa
     model.load_state_dict(weights)
     model = model.to(memory_format=torch.contiguous_format)  # safetensors takes no other
     save_for_hf(model, str(folder), model_config=config, safe_serialization=True, data_config=prepared.input)
+    # safetensors lets nobody else read what it writes.
+    (folder / WEIGHTS).chmod(stat.S_IMODE((folder / CONFIG).stat().st_mode))
 
 
 def load_timm(folder: Path) -> nn.Module:
@@ -51,9 +55,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     try:
         content: Any = (
-            load_file(existing(path))
+            load_file(path)
             if path.suffix == ".safetensors"
-            else torch.load(existing(path), weights_only=True, mmap=True, map_location="cpu")
+            else torch.load(path, weights_only=True, mmap=True, map_location="cpu")
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError, LookupError) as error:
         raise UserError(f"{path} can't be read: {_first_line(error)}") from error

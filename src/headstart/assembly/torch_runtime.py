@@ -1,6 +1,7 @@
 """A bundle's weights in timm's own model, for who has torch: on a GPU without onnxruntime-gpu, or to compare with."""
 
 import re
+import shlex
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from headstart.assembly.onnx_session import Run
 from headstart.ground.bundle import CONFIG, WEIGHTS, Bundle
 from headstart.ground.errors import UserError
+from headstart.ground.extras import requirement
 
 # Of timm.create_model: these load other weights than the bundle's, from wherever they say.
 OTHER_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -38,7 +40,8 @@ def open_torch(bundle: Bundle, device: str) -> Run:
 
         from headstart.libraries.exported import WithFeatures  # noqa: PLC0415
     except ImportError as error:
-        raise UserError(f"{error}: for torch or a GPU, `pip install 'headstart[train]'` (or onnxruntime-gpu)") from None
+        needed = shlex.quote(requirement("train"))
+        raise UserError(f"{error}: for torch or a GPU, `pip install {needed}` (or onnxruntime-gpu)") from None
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU that it can use; leave --device away")
     weights = load_file(bundle.path(WEIGHTS))

@@ -99,8 +99,7 @@ pipeline_tag: image-classification
 tags:
 - image-classification
 - timm
-- onnx
-{license_lines}
+{"- onnx" + chr(10) if "onnx" in told.formats else ""}{license_lines}
 ---"""
 
 
@@ -117,9 +116,14 @@ of pictures than on average. Do not use it alone where a mistake would harm some
 def _data(told: Told) -> str:
     rows = "\n".join(f"| {split} | {count} |" for split, count in told.pictures.items())
     known = "\n".join(f"- {what}: `{value}`" for what, value in told.hashes.items())
+    whose = (
+        ""
+        if told.evaluation
+        else "The project's pictures; which of them the checkpoint was trained on is not known.\n\n"
+    )
     return f"""## Data
 
-| split | pictures |
+{whose}| split | pictures |
 |---|---|
 {rows}
 | all | {sum(told.pictures.values())} |

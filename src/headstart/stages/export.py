@@ -9,7 +9,8 @@ params:  export, backbone, prepare.source, prepare.path
 
 Each format's answers to real pictures are compared with the trained model's first, all on the CPU and so with the same
 arithmetic, and so is what becomes of a picture's file on its way to each of them. Where they differ by more than the
-bounds allow, nothing is written. `headstart export CHECKPOINT` does the same with the weights of any checkpoint.
+bounds allow, nothing is written. `headstart export CHECKPOINT` does the same with the weights of any checkpoint
+(`headstart export CHECKPOINT --help`).
 """
 
 import logging
