@@ -96,7 +96,13 @@ def settings(name: str, pictures: Path) -> Params:
     content["prepare"] |= {"source": "imagefolder", "path": str(pictures), "split": {"validation": 0.5, "test": 0.1}}
     content["backbone"] |= {"name": name, "pretrained": False, "image_size": SIDE}
     content["probe"] |= {"heads": [], "l2": [1e-1, 1e-2]}
-    content["finetune"] |= {"recipe": "full", "epochs": 1, "batch_size": 32, "warmup_epochs": 0, "precision": "32-true"}
+    content["finetune"] |= {
+        "recipe": "lp_ft",
+        "epochs": 1,
+        "batch_size": 32,
+        "warmup_epochs": 0,
+        "precision": "32-true",
+    }
     content["export"] |= {"formats": ["onnx", "onnx_fp16", "onnx_int8", "pt2"], "fp16": ANY, "int8": ANY}
     content["run"] |= {"accelerator": "cpu", "tracking": "disabled", "cache": "cache"}
     return parse_params(content)

@@ -13,7 +13,9 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import nn
 
+from headstart.export_checkpoint import export_checkpoint
 from headstart.ground.artifacts import read_json
+from headstart.ground.errors import UserError
 from headstart.libraries.backbone import build
 from pictures import CLASSES, params, write_prepared
 
@@ -75,7 +77,9 @@ class Evil:
         return print, ("executed",)
 
 
-def test_what_is_not_the_models_is_refused_with_a_reason(trained: nn.Module) -> None:
+def test_what_is_not_the_models_is_refused_with_a_reason(
+    trained: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"state_dict": Evil()}, "evil.ckpt")
     Path("damaged.ckpt").write_bytes(b"PK\x03\x04 no zip")
     Path("damaged.safetensors").write_bytes(b"no safetensors")
@@ -83,17 +87,16 @@ def test_what_is_not_the_models_is_refused_with_a_reason(trained: nn.Module) -> 
     other = trained.state_dict() | {"fc.weight": torch.zeros(5, 96), "extra": torch.zeros(1)}
     torch.save(other, "other.pth")
     for path, said in {
-        "missing.ckpt": "error: missing.ckpt does not exist",
+        "missing.ckpt": "missing.ckpt does not exist or is no file",
         "evil.ckpt": "evil.ckpt is no checkpoint of tensors and plain values",
         "damaged.ckpt": "damaged.ckpt can't be read",
         "damaged.safetensors": "damaged.safetensors can't be read",
         "list.pth": "list.pth holds no state dict",
         "other.pth": "(2 differ): extra is not the model's; fc.weight is (5, 96), the model's (4, 96)",
     }.items():
-        done = export(path)
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: ")
-        assert said in done.stderr
-        assert "executed" not in done.stdout + done.stderr
+        with pytest.raises(UserError) as refused:
+            export_checkpoint(Path(path), Path("export-it"), Path("params.yaml"))
+        assert said in str(refused.value)
+        assert "executed" not in capsys.readouterr().out
         assert not list(Path().glob("export*"))
         assert not list(Path().glob(".export*"))

@@ -43,7 +43,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
         module, _ = COMMANDS[arguments[0]]
-        if arguments[0] == "export" and ("--out" in arguments or (arguments[1:2] and arguments[1][0] != "-")):
+        if arguments[0] == "export" and ("--out" in arguments or (arguments[1:] and not arguments[1].startswith("-"))):
             module = CHECKPOINT
         sys.argv[1:] = arguments[1:]
         try:

@@ -93,13 +93,14 @@ def _front_matter(told: Told) -> str:
     quoted = json.dumps(told.license, ensure_ascii=False)
     is_identifier = re.fullmatch(r"[a-z][a-z0-9.-]*", told.license)  # as the hub's are, such as apache-2.0
     license_lines = f"license: {quoted}" if is_identifier else f"license: other\nlicense_name: {quoted}"
+    tags = "\n".join(f"- {tag}" for tag in ("timm", "onnx") if tag in told.formats)
     return f"""---
 library_name: timm
 pipeline_tag: image-classification
 tags:
 - image-classification
-- timm
-{"- onnx" + chr(10) if "onnx" in told.formats else ""}{license_lines}
+{tags}
+{license_lines}
 ---"""
 
 
@@ -116,11 +117,8 @@ of pictures than on average. Do not use it alone where a mistake would harm some
 def _data(told: Told) -> str:
     rows = "\n".join(f"| {split} | {count} |" for split, count in told.pictures.items())
     known = "\n".join(f"- {what}: `{value}`" for what, value in told.hashes.items())
-    whose = (
-        ""
-        if told.evaluation
-        else "The project's pictures; which of them the checkpoint was trained on is not known.\n\n"
-    )
+    unknown = "The project's pictures; which of them the checkpoint was trained on is not known.\n\n"
+    whose = "" if told.evaluation else unknown
     return f"""## Data
 
 {whose}| split | pictures |
