@@ -44,8 +44,6 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # Late: what is wrong in the command line is said before torch is there.
     from headstart.assembly.bundling import write_bundle  # noqa: PLC0415
-    from headstart.assembly.gate import comparison_pictures  # noqa: PLC0415
-    from headstart.assembly.preparation import compare_preparation  # noqa: PLC0415
     from headstart.assembly.provenance import data_sha256  # noqa: PLC0415
     from headstart.assembly.ranks import use_cores  # noqa: PLC0415
     from headstart.assembly.recipe import backbone_for  # noqa: PLC0415
@@ -68,11 +66,10 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
         hashes={"checkpoint": digest, "data and splits": data_sha256(prepared)},
         formats={},
     )
-    rows, _ = comparison_pictures(prepared, params.export.pictures)
-    compare_preparation(open_source(params.prepare, params.run), prepared, rows)
+    source = open_source(params.prepare, params.run)
     with replacing(out) as aside:
         aside.mkdir()
-        write_bundle(aside, model, prepared, params, told=told, sure=None)
+        write_bundle(aside, model, prepared, source, params, told=told, sure=None)
     logging.getLogger(__name__).info("%s", out)
 
 

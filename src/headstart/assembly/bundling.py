@@ -13,6 +13,7 @@ from torch import nn
 
 from headstart.assembly.gate import BATCH, Gate
 from headstart.assembly.inference import Normalize, evaluation_pixels
+from headstart.assembly.preparation import compare_preparation
 from headstart.assembly.saved_model import load_timm, save_timm
 from headstart.ground import bundle
 from headstart.ground.artifacts import Prepared, read_json, write_json
@@ -23,6 +24,8 @@ from headstart.libraries.backbone import classifier, input_config
 from headstart.libraries.exported import Function, WithFeatures, load_program, traced, write_program
 from headstart.libraries.model_card import Told, licence_notes, model_card
 from headstart.libraries.onnx_export import onnx_model, write_fp16, write_int8, write_onnx
+from headstart.libraries.sampling import evenly
+from headstart.libraries.sources import Source
 
 CALIBRATION = 128
 """Training pictures by which the ranges of 8-bit activations are measured, at most."""
@@ -34,25 +37,27 @@ logger = logging.getLogger(__name__)
 
 
 def write_bundle(
-    folder: Path, model: nn.Module, prepared: Prepared, params: Params, *, told: Told, sure: Sure | None
-) -> dict[str, dict[str, float]]:
-    """Write a bundle.
+    folder: Path, model: nn.Module, prepared: Prepared, source: Source, params: Params, *, told: Told, sure: Sure | None
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Write a bundle, once its pictures were shown to come out the same from their files on.
 
     Args:
         folder: an empty one, which is not looked at where this fails.
         model: in evaluation mode, on the CPU.
         prepared: the pictures that it was trained on.
+        source: where they came from.
         params: the section ``export`` is used, and ``run``.
         told: what its card says; its ``formats`` are filled in here.
         sure: of this very model; None where nobody has measured it.
 
     Returns:
-        What the gate has found, by format.
+        What the gate has found, by format, and ``compare_preparation``.
 
     Raises:
-        UserError: a format does not answer as the model does.
+        UserError: a format does not answer as the model does, or pictures are prepared otherwise.
     """
     gate = Gate(model, prepared, params.export, params.run)
+    preparation = compare_preparation(source, prepared, gate.rows)
     formats = {}
     for name, function in _written(folder, model, prepared, params.export.formats):
         formats[name] = gate.check(name, function)
@@ -72,7 +77,7 @@ def write_bundle(
     (folder / bundle.CARD).write_text(model_card(config, told), encoding="utf-8")
     (folder / bundle.LICENSE).write_text(licence_notes(config, told), encoding="utf-8")
     bundle.write_manifest(folder)
-    return formats
+    return formats, preparation
 
 
 def _written(
@@ -104,8 +109,7 @@ def _written(
 
 def _training_batches(prepared: Prepared) -> Iterator[NDArray[np.float32]]:
     """Give training pictures, evenly over the manifest, as the model reads them."""
-    rows, normalize = prepared.rows("train"), Normalize(prepared.input)
-    some = rows[np.linspace(0, len(rows) - 1, min(CALIBRATION, len(rows))).astype(np.int64)]
+    some, normalize = evenly(prepared.rows("train"), CALIBRATION), Normalize(prepared.input)
     for start in range(0, len(some), BATCH):
         yield normalize(evaluation_pixels(prepared, some[start : start + BATCH])).contiguous().numpy()
 

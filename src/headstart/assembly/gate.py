@@ -16,6 +16,7 @@ from headstart.ground.errors import UserError
 from headstart.ground.params import Export, Rounded, Run
 from headstart.libraries.backbone import classifier, features_of
 from headstart.libraries.exported import Function
+from headstart.libraries.sampling import evenly
 
 BATCH = 32
 
@@ -158,8 +159,7 @@ def comparison_pictures(prepared: Prepared, count: int) -> tuple[NDArray[np.int6
     rows, labels = prepared.rows("validation"), read_labels("validation", prepared.folder)
     if not len(rows):
         rows, labels = prepared.rows("train"), read_labels("train", prepared.folder)
-    some = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)
-    return rows[some], labels[some]
+    return evenly(rows, count), evenly(labels, count)
 
 
 def _source_of(prepared: Prepared, row: int) -> str:

@@ -18,6 +18,7 @@ from headstart.ground.baselines import read_baselines
 from headstart.ground.params import Params
 from headstart.libraries.backbone import channels_last, classifier, features_of
 from headstart.libraries.novelty import REFERENCES, distances
+from headstart.libraries.sampling import evenly
 
 
 @dataclass(frozen=True)
@@ -95,5 +96,4 @@ def finetuned_outputs(prepared: Prepared, splits: Sequence[Split], params: Param
 
 
 def _reference_rows(prepared: Prepared) -> NDArray[np.int64]:
-    train = prepared.rows("train")
-    return train[np.linspace(0, len(train) - 1, min(REFERENCES, len(train))).astype(np.int64)]
+    return evenly(prepared.rows("train"), REFERENCES)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
 from headstart.ground.artifacts import SPLITS
+from headstart.libraries.sampling import evenly
 from headstart.libraries.splits import TRAIN
 
 FALSE_ALARMS = 0.05
@@ -138,7 +139,7 @@ def _found(pictures: _Pictures, rows: Rows, others: Rows, least: float, furthest
 
 def _cosine_threshold(pictures: _Pictures, train: Rows, held_out: Rows) -> float:
     """Give the cosine that the nearest of all pictures held out reaches in one data set without copies of twenty."""
-    sample = held_out[np.linspace(0, len(held_out) - 1, min(len(held_out), SAMPLED)).astype(np.int64)]
+    sample = evenly(held_out, SAMPLED)
     if len(sample) < FEWEST or not len(train):
         return 1 - ROUNDING
     nearest = np.full(len(sample), -1, np.float32)

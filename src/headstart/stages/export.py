@@ -20,8 +20,6 @@ from pathlib import Path
 from torch import nn
 
 from headstart.assembly.bundling import check_config, write_bundle
-from headstart.assembly.gate import comparison_pictures
-from headstart.assembly.preparation import compare_preparation
 from headstart.assembly.program import main
 from headstart.assembly.ranks import use_cores
 from headstart.assembly.recipe import backbone_for, set_head
@@ -59,12 +57,13 @@ def run(params: Params) -> None:
     began = time.perf_counter()
     use_cores(1)
     prepared, name = Prepared.open(), params.export.from_
-    source, (rows, _) = open_source(params.prepare, params.run), comparison_pictures(prepared, params.export.pictures)
-    preparation = compare_preparation(source, prepared, rows)
+    source, told = open_source(params.prepare, params.run), _told(params, prepared)
     model = _chosen(params, prepared)
     with artifacts.replacing(artifacts.EXPORT) as aside:
         aside.mkdir()
-        formats = write_bundle(aside, model, prepared, params, told=_told(params, prepared), sure=read_reference(name))
+        formats, preparation = write_bundle(
+            aside, model, prepared, source, params, told=told, sure=read_reference(name)
+        )
     worst = max(figures["max_difference"] for form, figures in formats.items() if "_" not in form)
     report = {
         "model": name,
