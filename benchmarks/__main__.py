@@ -20,8 +20,8 @@ from benchmarks.machine import ROOT, describe
 from benchmarks.options import Options
 from benchmarks.pictures import make_pictures, mean_bytes
 from benchmarks.task import Task
-from headstart.ground.params_file import load_params
-from headstart.libraries.backbone import input_config
+from headstart.config.loader import load_params
+from headstart.models.backbone import input_config
 
 NAMES = ("loader", "epoch", "prepare", "startup", "overhead", "ddp", "features")
 LARGE, SMALL = (500, 375), (32, 32)  # pixels of the JPEGs

@@ -17,12 +17,15 @@ import torch
 from ruamel.yaml import YAML
 
 from benchmarks.machine import ROOT
-from headstart.assembly.inference import Normalize, evaluation_pixels
-from headstart.ground.artifacts import REPORTS, Prepared, read_features, read_json
-from headstart.ground.params import Params
-from headstart.ground.params_file import parse_params
-from headstart.libraries.backbone import build, classifier, features_of
-from headstart.libraries.text_table import text_table
+from headstart.config.loader import parse_params
+from headstart.config.schema import Params
+from headstart.core.io import read_json
+from headstart.core.paths import REPORTS
+from headstart.core.text import text_table
+from headstart.data.dataset import Prepared
+from headstart.data.loader import Normalize, evaluation_pixels
+from headstart.features.cache import read_features
+from headstart.models.backbone import build, classifier, features_of
 from headstart.stages import evaluate, export, features, finetune, prepare, probe
 
 BACKBONES = (

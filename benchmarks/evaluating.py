@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.machine import ROOT
 from benchmarks.memory import pss
-from headstart.libraries.text_table import text_table
+from headstart.core.text import text_table
 
 CLASSES, OTHERS = 10, 600
 BEFORE = ("prepare", "features", "probe", "finetune")

@@ -31,14 +31,17 @@ import numpy as np
 import torch
 
 from benchmarks.ranks import as_rank, free_port
-from headstart.assembly import states
-from headstart.assembly.classifier import Classifier
-from headstart.assembly.state_files import load_state
-from headstart.ground.artifacts import FINETUNE, Head, read_table, write_heads
+from headstart.core import paths
+from headstart.core.io import read_table
+from headstart.core.paths import FINETUNE
+from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
+from headstart.training import checkpoint
+from headstart.training.checkpoint import load_state
+from headstart.training.module import Classifier
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from pictures import params, write_prepared
+from helpers.pictures import params, write_prepared
 
 FORK = get_context("fork")
 SECONDS_TO_TERMINATE = 2
@@ -69,7 +72,7 @@ STEPS = Path("steps.txt")
 def slow_down(step: float) -> None:
     """Make steps, validations and saves slow, and have rank 0 note each step with its time."""
     real_step, real_validation = Classifier.training_step, Classifier.validation_step
-    real_end, real_save = states.States.on_train_batch_end, torch.save
+    real_end, real_save = checkpoint.States.on_train_batch_end, torch.save
 
     def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
         time.sleep(step)
@@ -94,9 +97,9 @@ def slow_down(step: float) -> None:
     patches: list[tuple[Any, str, Any]] = [
         (Classifier, "training_step", training_step),
         (Classifier, "validation_step", validation_step),
-        (states.States, "on_train_batch_end", on_train_batch_end),
+        (checkpoint.States, "on_train_batch_end", on_train_batch_end),
         (torch, "save", save),
-        (states, "LARGEST_SHARE", 1.0),
+        (checkpoint, "LARGEST_SHARE", 1.0),
     ]
     for owner, name, value in patches:
         setattr(owner, name, value)
@@ -150,8 +153,8 @@ def result() -> str:
     digest = hashlib.sha256((FINETUNE / "model.safetensors").read_bytes())
     if (FINETUNE / "raw").exists():
         digest.update((FINETUNE / "raw" / "model.safetensors").read_bytes())
-    rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in read_table(finetune.HISTORY)]
-    digest.update(json.dumps([rows, read_table(finetune.LEDGER)]).encode())
+    rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in read_table(paths.HISTORY)]
+    digest.update(json.dumps([rows, read_table(paths.LEDGER)]).encode())
     return digest.hexdigest()
 
 

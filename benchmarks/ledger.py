@@ -13,9 +13,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from headstart.ground.params_file import parse_params
-from headstart.libraries.ledger import Ledger
+from headstart.config.loader import parse_params
 from headstart.stages import finetune
+from headstart.training.regularization.ledger import Ledger
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from headstart.libraries.linear import cross_entropy, l2_path
+from headstart.probe.logistic import cross_entropy, l2_path
 
 PATH = [1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6]  # params.yaml's
 BLOCK = 5000

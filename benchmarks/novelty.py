@@ -22,9 +22,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from timm.data.transforms_factory import create_transform
 
-from headstart.libraries.backbone import BUNDLED, build, features_of, input_config
-from headstart.libraries.novelty import distances
-from headstart.libraries.text_table import text_table
+from headstart.core.text import text_table
+from headstart.inference.scores import distances
+from headstart.models.backbone import BUNDLED, build, features_of, input_config
 
 Features = NDArray[np.float32]
 Score = Callable[[Features], NDArray[np.floating]]

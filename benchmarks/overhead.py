@@ -10,7 +10,7 @@ from benchmarks.contestants.headstart import make_project
 from benchmarks.epoch import LIMIT
 from benchmarks.options import Options
 from benchmarks.rounds import ALLOCATOR, Contestant, Rates, run_rounds
-from headstart.libraries.text_table import text_table
+from headstart.core.text import text_table
 
 BATCH_SIZE = 8
 CONTESTANTS = (

@@ -22,12 +22,16 @@ from ruamel.yaml import YAML
 from scipy.special import softmax
 
 from benchmarks.machine import ROOT
-from headstart.assembly.findings import write_suspicious_labels
-from headstart.ground.artifacts import Prepared, read_features, read_head, read_json, read_labels, read_table
-from headstart.ground.params_file import parse_params
-from headstart.libraries.calibration import fit_temperature
-from headstart.libraries.label_issues import suspicious_labels
-from headstart.libraries.text_table import text_table
+from headstart.config.loader import parse_params
+from headstart.core import paths
+from headstart.core.io import read_json, read_table
+from headstart.core.text import text_table
+from headstart.data.dataset import Prepared, read_labels
+from headstart.data_checks.label_errors import suspicious_labels
+from headstart.data_checks.tables import write_suspicious_labels
+from headstart.features.cache import read_features
+from headstart.models.head import read_head
+from headstart.probe.temperature import fit_temperature
 from headstart.stages import features, prepare, probe
 
 COPIES_A_KIND, SWAPS = 5, 50
@@ -118,7 +122,7 @@ def run_stages() -> None:
 
 def report(copies: dict[frozenset[str], str], swapped: set[str]) -> None:
     """Print recall and precision, of copies by kind and of labels by split."""
-    pairs = {frozenset((row["source"], row["other_source"])) for row in read_table(features.DUPLICATES)}
+    pairs = {frozenset((row["source"], row["other_source"])) for row in read_table(paths.DUPLICATES)}
     kinds = [(kind, {pair for pair, each in copies.items() if each == kind}) for kind in ALTERED]
     rows = [[kind, f"{len(planted & pairs)} of {len(planted)}"] for kind, planted in kinds]
     hits = len(set(copies) & pairs)
@@ -128,7 +132,7 @@ def report(copies: dict[frozenset[str], str], swapped: set[str]) -> None:
     for pair in pairs - set(copies):
         print("  not planted:", *sorted(pair))
 
-    tables = {"train, validation": features.SUSPICIOUS_LABELS, "test": Path("test_labels.csv")}
+    tables = {"train, validation": paths.FEATURE_LABEL_ERRORS, "test": Path("test_labels.csv")}
     for split, table in tables.items():
         found = {row["source"] for row in read_table(table)}
         planted = {source for source in swapped if source.startswith("test/") == (split == "test")}

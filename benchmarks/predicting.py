@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import ROOT
-from headstart.libraries.text_table import text_table
+from headstart.core.text import text_table
 
 TIMM = {"timm, its defaults": ("256", "2"), "timm, batch 32": ("32", "2"), "timm, no workers": ("32", "0")}
 OURS = "headstart predict"

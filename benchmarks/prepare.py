@@ -19,8 +19,8 @@ from benchmarks.memory import pss
 from benchmarks.options import Options
 from benchmarks.rounds import Contestant, Rates, run_rounds, table
 from benchmarks.task import CLASSES, Task
-from headstart.ground.artifacts import Prepared, manifest_rows
-from headstart.libraries.text_table import text_table
+from headstart.core.text import text_table
+from headstart.data.dataset import Prepared, manifest_rows
 
 SERIAL = "serial Pillow loop"
 CONTESTANTS = (

@@ -27,10 +27,10 @@ from ruamel.yaml import YAML
 from sklearn.datasets import load_digits
 from torch.multiprocessing.spawn import start_processes
 
-from headstart.assembly.classifier import Classifier
-from headstart.ground.params import Params
-from headstart.ground.params_file import parse_params
+from headstart.config.loader import parse_params
+from headstart.config.schema import Params
 from headstart.stages import features, finetune, prepare, probe
+from headstart.training.module import Classifier
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 PICTURES = {"train": 67, "val": 21, "test": 13}

@@ -21,8 +21,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from headstart.ground.params import Params
-from headstart.ground.params_file import parse_params
+from headstart.config.loader import parse_params
+from headstart.config.schema import Params
 from headstart.stages import evaluate, features, finetune, prepare, probe
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.machine import ROOT
 from benchmarks.task import Task
-from headstart.libraries.text_table import text_table
+from headstart.core.text import text_table
 
 OURS = ("headstart", "memory")  # run by this interpreter; the others by that of the peers
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # what stages do by mallopt

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ranks import before_finetuning, launch, params_with, write_digits
-from headstart.assembly import states
-from headstart.assembly.states import States
-from headstart.assembly.watchdog import PERIOD, Watchdog
-from headstart.ground.params import Params
-from headstart.ground.params_file import load_params
+from headstart.config.loader import load_params
+from headstart.config.schema import Params
+from headstart.distributed.heartbeat import PERIOD, Watchdog
 from headstart.stages import finetune
+from headstart.training import checkpoint
+from headstart.training.checkpoint import States
 
 ADAMW = {"finetune.optimizer": "adamw"}
 RESNET50 = {"backbone.name": "resnet50", "backbone.pretrained": False, "finetune.recipe": "full"}
@@ -84,7 +84,7 @@ def time_saves(params: Params) -> None:
         return saved
 
     setattr(States, "_save", save)  # noqa: B010  (mypy forbids the assignment)
-    states.LARGEST_SHARE = 1.0
+    checkpoint.LARGEST_SHARE = 1.0
     finetune.run(params.declared(finetune.PARAMS))
     FIGURES.write_text(json.dumps([statistics.median(seconds), max(sizes)]))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.contestants.headstart import make_project, stage
 from benchmarks.machine import ROOT
 from benchmarks.options import Options
-from headstart.libraries.text_table import text_table
+from headstart.core.text import text_table
 
 TIMM = "timm, to the end of the first epoch"
 STAGES = ("prepare", "features", "probe", "finetune")

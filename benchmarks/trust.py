@@ -13,9 +13,9 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.libraries.bootstrap import contributions, figures, interval, replicate_figures, share_interval
-from headstart.libraries.comparison import compare, corrected
-from headstart.libraries.conformal import conformal
+from headstart.evaluation.bootstrap import contributions, figures, interval, replicate_figures, share_interval
+from headstart.evaluation.conformal import conformal
+from headstart.evaluation.significance import compare, corrected
 
 CLASSES, TOP_K, MODELS = 10, 3, 7
 SHARES = np.linspace(4, 1, CLASSES) / np.linspace(4, 1, CLASSES).sum()

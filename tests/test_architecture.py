@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from headstart.cli import COMMANDS
-from headstart.ground.params import Params
+from headstart.config.schema import Params
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "headstart"
@@ -52,7 +52,7 @@ OURS = {name: {other for other in imported(tree) if other in TREES} for name, tr
 
 def test_the_modules_are_found() -> None:
     assert {layer(name) for name in TREES} == set(LAYERS)
-    assert "headstart.ground.artifacts" in OURS["headstart.stages.probe"]
+    assert "headstart.data.dataset" in OURS["headstart.stages.probe"]
     assert set(STAGE_MODULES) == {name for name in TREES if re.fullmatch(r"headstart\.stages\.\w+", name)}
 
 
@@ -94,7 +94,7 @@ def test_packages_are_empty() -> None:
 
 def test_wandb_has_one_seam_and_dvc_none() -> None:
     users = {name for name, tree in TREES.items() if "wandb" in {other.split(".")[0] for other in imported(tree)}}
-    assert {name.rpartition(".")[0] for name in users} == {"headstart.assembly.tracking"}
+    assert {name.rpartition(".")[0] for name in users} == {"headstart.tracking"}
     top = [node for name in users for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert "wandb" not in {other.split(".")[0] for node in top for other in imported(node)}
     assert [name for name, tree in TREES.items() if "dvc" in {other.split(".")[0] for other in imported(tree)}] == []
@@ -225,9 +225,9 @@ def heavy():
 
 import headstart.cli
 assert not heavy(), heavy()
-import headstart.ground.params
+import headstart.config.schema
 assert not heavy() - {"pydantic"}, heavy()
-import headstart.leaderboard, headstart.ground.artifacts, headstart.assembly.program, headstart.stages.probe
+import headstart.leaderboard, headstart.data.dataset, headstart.stages.program, headstart.stages.probe
 import headstart.predict
 assert not heavy() - {"pydantic", "numpy"}, heavy()
 import lightning, numpy, random, timm, torch  # lightning draws from random's generator: not ours to mend

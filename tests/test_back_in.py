@@ -11,15 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from headstart.assembly.recipe import starting_model
-from headstart.assembly.saved_model import load_timm, save_timm
-from headstart.ground.artifacts import EXPORT, FINETUNE, Prepared, read_head, read_json
-from headstart.ground.baselines import read_own_classifier
-from headstart.ground.errors import UserError
-from headstart.ground.params import Params
-from headstart.libraries.backbone import build, classifier, classifier_name, input_config
+from headstart.config.schema import Params
+from headstart.core.errors import UserError
+from headstart.core.io import read_json
+from headstart.core.paths import EXPORT, FINETUNE
+from headstart.data.dataset import Prepared
+from headstart.models.backbone import build, classifier, classifier_name, input_config
+from headstart.models.head import read_head, read_own_classifier
+from headstart.models.timm_checkpoint import load_timm, save_timm
 from headstart.stages import features, finetune, prepare, probe
-from pictures import CLASSES, INPUT, params, write_prepared
+from headstart.training.phases import starting_model
+from helpers.pictures import CLASSES, INPUT, params, write_prepared
 
 FIRST = "backbones/first"
 # Unlike test_vit's own in size, preprocessing, layers and drop rates.

@@ -108,4 +108,4 @@ def test_a_command_without_its_extra_says_what_to_install(
 
 
 def test_a_module_of_our_own_that_is_missing_is_no_extra(tmp_path: Path) -> None:
-    assert "Traceback" in without("headstart.ground.params", "prepare", tmp_path)
+    assert "Traceback" in without("headstart.config.schema", "prepare", tmp_path)

@@ -13,11 +13,11 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import nn
 
-from headstart.export_checkpoint import export_checkpoint
-from headstart.ground.artifacts import read_json
-from headstart.ground.errors import UserError
-from headstart.libraries.backbone import build
-from pictures import CLASSES, params, write_prepared
+from headstart.core.errors import UserError
+from headstart.core.io import read_json
+from headstart.export.checkpoint import export_checkpoint
+from headstart.models.backbone import build
+from helpers.pictures import CLASSES, params, write_prepared
 
 CHANGES = {"backbone.name": "test_resnet", "export.pictures": 4, "export.formats": [], "prepare.source": "imagefolder"}
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from headstart import init
-from headstart.ground.errors import UserError
-from headstart.ground.params_file import load_params
-from headstart.init import lay_out, template
-from pictures import ROOT
+from headstart import init_project
+from headstart.config.loader import load_params
+from headstart.core.errors import UserError
+from headstart.init_project import lay_out, template
+from helpers.pictures import ROOT
 
 IDENTITY = {f"GIT_{role}_{what}": "t@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 DVC = (sys.executable, "-m", "dvc")
@@ -24,7 +24,7 @@ def output(*command: str, cwd: Path) -> str:
 
 
 def headstart_init(folder: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "headstart.init", folder]
+    command = [sys.executable, "-m", "headstart.init_project", folder]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
@@ -80,7 +80,7 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path, name: str) -> 
 
 
 def test_what_fails_on_the_way_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(init, "template", lambda: template() | {"slurm/last": tmp_path / "missing"})
+    monkeypatch.setattr(init_project, "template", lambda: template() | {"slurm/last": tmp_path / "missing"})
     with pytest.raises(UserError, match="can't be written"):
         lay_out(tmp_path / "new" / "project")
     assert list(tmp_path.iterdir()) == []

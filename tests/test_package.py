@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from headstart.init import template
-from pictures import ROOT
+from headstart.init_project import template
+from helpers.pictures import ROOT
 
 BUILD = [sys.executable, "-m", "hatchling", "build", "-d"]
 

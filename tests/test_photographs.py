@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageOps
 from timm.data.transforms_factory import create_transform
 
-from headstart.assembly.inference import Normalize, evaluation_pixels
-from headstart.ground.artifacts import Prepared, manifest_rows
+from headstart.data.dataset import Prepared, manifest_rows
+from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.stages import prepare
-from pictures import params
+from helpers.pictures import params
 
 PICTURES = os.environ.get("HEADSTART_PICTURES")
 

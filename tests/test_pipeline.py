@@ -13,7 +13,7 @@ import timm
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pictures import ROOT, params
+from helpers.pictures import ROOT, params
 
 CHANGES = {
     "prepare.source": "imagefolder",

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bundles import CLASSES, copy_bundle
 from headstart.predict import Predictor
+from helpers.bundles import CLASSES, copy_bundle
 
 COLUMNS = ["picture", "label", "probability", "label_2", "probability_2", "set", "distance", "unusual", "error"]
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundles import copy_bundle
-from headstart.libraries.picture_files import is_picture_name, shown
-from hostile_bundles import HOSTILE, make_hostile
-from hostile_pictures import make_hostile_pictures
+from headstart.images.files import is_picture_name, shown
+from helpers.bundles import copy_bundle
+from helpers.hostile_bundles import HOSTILE, make_hostile
+from helpers.hostile_pictures import make_hostile_pictures
 
 End = dict[str, Any]
-LIMITED = Path(__file__).parent / "limited.py"
+LIMITED = Path(__file__).parent / "helpers" / "limited.py"
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import timm
 import torch
 from huggingface_hub import constants
 
-from bundles import CLASSES, copy_bundle
 from headstart import push
-from headstart.ground.artifacts import read_json
-from headstart.ground.bundle import write_manifest
-from headstart.libraries.backbone import build, weights_sha256
-from hub_server import TOKEN, HubServer, ask, hub_server
+from headstart.core.io import read_json
+from headstart.inference.bundle import write_manifest
+from headstart.models.backbone import build, weights_sha256
+from helpers.bundles import CLASSES, copy_bundle
+from helpers.hub_server import TOKEN, HubServer, ask, hub_server
 
 NAME = "somebody/flowers"
 Said = Callable[..., tuple[str, str]]
@@ -163,7 +163,7 @@ def test_what_the_hub_refuses_says_what_to_do(
 def test_a_hub_that_is_not_there_or_says_nothing_is_not_waited_for(
     hub: HubServer, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headstart.assembly.hub.PATIENCE", 0.1)
+    monkeypatch.setattr("headstart.export.push.PATIENCE", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert f"the push to {NAME} broke off (ReadTimeout" in refusal(NAME)

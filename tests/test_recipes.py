@@ -17,13 +17,15 @@ from ruamel.yaml import YAML
 from scipy.io import savemat
 from torchvision import datasets
 
-from headstart.assembly.recipe import describe, groups_of, phases_of
-from headstart.ground.artifacts import manifest_rows, read_table
-from headstart.ground.params import Params
-from headstart.ground.params_file import load_params, parse_params
-from headstart.libraries.backbone import build
+from headstart.config.loader import load_params, parse_params
+from headstart.config.schema import Params
+from headstart.core import paths
+from headstart.core.io import read_table
+from headstart.data.dataset import manifest_rows
+from headstart.models.backbone import build
 from headstart.stages import evaluate, features, finetune, prepare, probe
-from pictures import ROOT
+from headstart.training.phases import describe, groups_of, phases_of
+from helpers.pictures import ROOT
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
 DATA_SETS = {"flowers102": "Flowers102", "food101": "Food101", "pets": "OxfordIIITPet"}
@@ -204,7 +206,7 @@ def test_a_recipe_runs_on_invented_pictures(name: str, tmp_path: Path, monkeypat
     assert all(row["source"].split("/")[1] == "test" for row in rows if row["split"] == "test")
     assert counts["validation"] == CLASSES * VALIDATION or data != "flowers102"
     assert 0 < counts["validation"] < counts["train"]
-    history = read_table(finetune.HISTORY)
+    history = read_table(paths.HISTORY)
     assert [int(row["epoch"]) for row in history] == [0, 1, 2]
     groups = json.loads(Path("reports/finetune.json").read_text())["groups"]
     rates = {row["lr"] for row in groups if row["group"] == "backbone"}

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundles import CLASSES, copy_bundle
 from headstart import serve
-from headstart.assembly.predictor import Predictor
+from headstart.inference.predictor import Predictor
+from helpers.bundles import CLASSES, copy_bundle
 
 MAX_BYTES = 100_000
 # Nobody is waited for longer than a second, but for the answers themselves.
-START = "import headstart.assembly.connections as c; c.PATIENCE = 1; from headstart.serve import main; main()"
+START = "import headstart.inference.server as c; c.PATIENCE = 1; from headstart.serve import main; main()"
 
 
 def encoded(seed: int, size: tuple[int, int] = (50, 40)) -> bytes:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headstart.ground.artifacts import Prepared, read_labels, read_table, write_features
-from headstart.libraries.implicit_l2 import equivalent_l2, safe_rate
-from headstart.study import early_stopping, gradients
-from pictures import write_prepared
+from headstart.core.io import read_table
+from headstart.data.dataset import Prepared, read_labels
+from headstart.features.cache import write_features
+from headstart.theory import early_stopping, gradients
+from headstart.theory.implicit_l2 import equivalent_l2, safe_rate
+from helpers.pictures import write_prepared
 
 STUDY = Path("reports/study")
 STEPS = 300

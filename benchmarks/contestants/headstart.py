@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 
 from benchmarks.contestants import plain
 from benchmarks.task import HFLIP, LR, MOMENTUM, RATIO, SCALE, WEIGHT_DECAY, Task
-from headstart.assembly.data import Pictures
-from headstart.assembly.inference import Normalize
-from headstart.assembly.ranks import Ranks
-from headstart.ground import artifacts
-from headstart.ground.artifacts import Prepared
-from headstart.ground.params_file import load_params
+from headstart.config.loader import load_params
+from headstart.core import paths
+from headstart.data.dataset import Prepared
+from headstart.data.loader import Normalize
+from headstart.distributed.process_group import Ranks
+from headstart.training.datamodule import Pictures
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +46,7 @@ class Batches:
 def batches(task: Task) -> plain.Batches:
     """Give the data module's loader of a project in which ``prepare`` has run."""
     folder, device = project(task), torch.device(task.device)
-    params, prepared = load_params(folder / "params.yaml"), Prepared.open(folder / artifacts.PREPARED)
+    params, prepared = load_params(folder / "params.yaml"), Prepared.open(folder / paths.PREPARED)
     run = params.run.model_copy(update={"workers": task.workers})
     pictures = Pictures(prepared, params.finetune, run, Ranks(device=device))
     trainer: Any = SimpleNamespace(accumulate_grad_batches=1)

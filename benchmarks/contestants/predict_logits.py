@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart.assembly.onnx_session import open_session
-from headstart.ground.bundle import ONNX, open_bundle
-from headstart.libraries.decoding import decode
-from headstart.libraries.preprocessing import Preprocessing
+from headstart.images.decode import decode
+from headstart.images.preprocess import Preprocessing
+from headstart.inference.bundle import ONNX, open_bundle
+from headstart.inference.onnx_runtime import open_session
 
 
 def main(folder: str, pictures: str, target: str) -> None:

@@ -17,15 +17,18 @@ COMMANDS = {
     "predict": ("headstart.predict", "say what is on pictures, by an exported model; no torch needed"),
     "serve": ("headstart.serve", "answer by HTTP what is on pictures"),
     "push": ("headstart.push", "push the exported model to the Hugging Face hub, as timm loads it by its name"),
-    "init": ("headstart.init", "lay out a project of your own, ready for git and DVC"),
-    "repro": ("headstart.repro", "run `dvc repro` to its end: signals, requeues and one start at a time"),
-    "doctor": ("headstart.doctor", "say what would cost a cluster's hours before any is spent"),
+    "init": ("headstart.init_project", "lay out a project of your own, ready for git and DVC"),
+    "repro": ("headstart.slurm.repro", "run `dvc repro` to its end: signals, requeues and one start at a time"),
+    "doctor": ("headstart.slurm.doctor.run", "say what would cost a cluster's hours before any is spent"),
     "leaderboard": ("headstart.leaderboard", "print the figures of the last run and where its results lie"),
     "report": ("headstart.report", "make reports/index.html anew from the last run's figures and tables"),
     "dashboard": ("headstart.dashboard", "make the workspace in wandb that shows all tracked runs side by side"),
-    "study": ("headstart.study", "draw what the mathematics says: early stopping as an L2, gradients by differences"),
+    "study": (
+        "headstart.theory.study",
+        "draw what the mathematics says: early stopping as an L2, gradients by differences",
+    ),
 }
-CHECKPOINT = "headstart.export_checkpoint"
+CHECKPOINT = "headstart.export.checkpoint"
 """What `headstart export CHECKPOINT` runs, instead of the stage."""
 USAGE = "\n".join(
     [
@@ -59,7 +62,7 @@ def main() -> None:
 
 
 def _without_extra(command: str, module: str) -> str:
-    from headstart.ground.extras import requirement  # noqa: PLC0415  (--help needs none of it)
+    from headstart.core.errors import requirement  # noqa: PLC0415  (--help needs none of it)
 
     needed = requirement("serve" if command == "serve" else "train")
     return f"headstart {command} needs {module}, which is not installed: pip install {shlex.quote(needed)}"

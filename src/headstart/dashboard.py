@@ -7,8 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from headstart.assembly.tracking.workspace import save_workspace
-from headstart.ground.errors import UserError
+from headstart.core.errors import UserError
+from headstart.tracking.wandb_workspace import save_workspace
 
 
 def main() -> None:

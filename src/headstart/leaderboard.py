@@ -6,8 +6,9 @@ reads:  reports/evaluate.json
 import argparse
 import sys
 
-from headstart.ground.artifacts import EXPORT, REPORTS, read_json
-from headstart.ground.errors import UserError
+from headstart.core.errors import UserError
+from headstart.core.io import read_json
+from headstart.core.paths import EXPORT, HTML_REPORT, report_of
 
 
 def main() -> None:
@@ -16,14 +17,14 @@ def main() -> None:
         prog="headstart leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     try:
-        report = read_json(REPORTS / "evaluate.json")
+        report = read_json(report_of("evaluate"))
     except UserError as error:
         sys.exit(f"error: {error}")
-    from headstart.libraries.metrics import leaderboard  # noqa: PLC0415  (brings torch, which an error needs not)
+    from headstart.evaluation.metrics import leaderboard  # noqa: PLC0415  (brings torch, which an error needs not)
 
     print(leaderboard(report))
     print(f"\nmodel:  {EXPORT}/ (README.md there says how to load it)")
-    print(f"report: {REPORTS}/index.html (opens in any browser)")
+    print(f"report: {HTML_REPORT} (opens in any browser)")
 
 
 if __name__ == "__main__":

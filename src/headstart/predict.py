@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from headstart.assembly.answers import Write, check_out, csv_rows, lines, writing
-from headstart.assembly.judge import Prediction
-from headstart.assembly.predictor import Predictor
-from headstart.ground.bundle import ONNX
-from headstart.ground.errors import UserError
-from headstart.libraries.decoding import BadImageError
-from headstart.libraries.picture_files import Found, gather
-from headstart.libraries.status_line import StatusLine
+from headstart.core.errors import UserError
+from headstart.core.progress import StatusLine
+from headstart.images.decode import BadImageError
+from headstart.images.files import Found, gather
+from headstart.inference.bundle import ONNX
+from headstart.inference.postprocess import Prediction
+from headstart.inference.predictor import Predictor
+from headstart.inference.writers import Write, check_out, csv_rows, lines, writing
 
 __all__ = ["BadImageError", "Prediction", "Predictor", "UserError"]
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from headstart.ground.errors import UserError
+from headstart.core.errors import UserError
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _push(folder: Path, repository: str, *, private: bool, revision: str | None) -> None:
-    from headstart.assembly.hub import push_bundle, stated_license  # noqa: PLC0415  (--help needs no more than Python)
+    from headstart.export.push import push_bundle, stated_license  # noqa: PLC0415  (--help needs no more than Python)
 
     pushed = push_bundle(folder, repository, private=private, revision=revision)
     if stated_license(folder) is None:

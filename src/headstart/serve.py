@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from headstart.ground.errors import UserError
+from headstart.core.errors import UserError
 
 
 def main() -> None:
@@ -69,9 +69,8 @@ def _count(least: int) -> Callable[[str], int]:
 
 def _serve(arguments: argparse.Namespace) -> None:
     # Here, so that --help needs no more than Python.
-    from headstart.assembly.connections import listening_socket, serve  # noqa: PLC0415
-    from headstart.assembly.predictor import Predictor, cores  # noqa: PLC0415
-    from headstart.assembly.service import Limits, application  # noqa: PLC0415
+    from headstart.inference.predictor import Predictor, cores  # noqa: PLC0415
+    from headstart.inference.server import Limits, application, listening_socket, serve  # noqa: PLC0415  # noqa: PLC0415
 
     threads = arguments.threads or cores()
     with listening_socket(arguments.host, arguments.port) as listening:

@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.assembly.inference import Normalize, evaluation_pixels
-from headstart.ground import artifacts
-from headstart.ground.artifacts import SPLITS, read_features, read_head
-from headstart.ground.baselines import read_baselines
-from headstart.ground.reference import read_reference
-from headstart.libraries.backbone import BUNDLED, build, features_of
-from headstart.libraries.calibration import calibration
-from headstart.libraries.conformal import conformal
-from headstart.libraries.novelty import distances, novelty
+from headstart.core import paths
+from headstart.core.io import read_json, read_table, write_table
+from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Prepared, manifest_rows, read_labels
+from headstart.data.loader import Normalize, evaluation_pixels
+from headstart.evaluation.calibration import calibration
+from headstart.evaluation.conformal import conformal
+from headstart.evaluation.ood import novelty, read_reference
+from headstart.features.cache import read_features
+from headstart.inference.scores import distances
+from headstart.models.backbone import BUNDLED, build, features_of
+from headstart.models.head import read_head
+from headstart.probe.outputs import read_baselines
 from headstart.stages import evaluate, features, probe
-from pictures import CLASSES, INPUT, params, write_finetune, write_prepared, write_probe
+from helpers.pictures import CLASSES, INPUT, params, write_finetune, write_prepared, write_probe
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """Everything that the stage reads, in the working directory; gives the fine-tuned model."""
     monkeypatch.chdir(tmp_path)
     # The page has tests of its own, and is made from more than is written here.
-    monkeypatch.setattr(evaluate, "write_report", lambda _: artifacts.REPORTS / "index.html")
+    monkeypatch.setattr(evaluate, "write_html_report", lambda _: paths.REPORTS / "index.html")
     prepared = write_prepared()
     model = write_finetune()
     write_probe(prepared, model)
@@ -39,8 +42,8 @@ def run(changes: dict[str, object] | None = None) -> None:
 @pytest.mark.usefixtures("project")
 def test_report_has_every_model_and_the_tables_agree_with_it() -> None:
     run()
-    report = artifacts.read_json(artifacts.REPORTS / "evaluate.json")
-    predictions = artifacts.read_table(artifacts.REPORTS / "evaluate" / "predictions.csv")
+    report = read_json(paths.REPORTS / "evaluate.json")
+    predictions = read_table(paths.REPORTS / "evaluate" / "predictions.csv")
     assert (report["pictures"], report["classes"]) == (9, list(CLASSES))
     assert list(report["models"]) == ["probe", "knn", "finetune"]
     for name, figures in report["models"].items():
@@ -50,14 +53,14 @@ def test_report_has_every_model_and_the_tables_agree_with_it() -> None:
         assert set(figures["intervals"]) <= set(figures)
         assert sum(entry["support"] for entry in figures["per_class"]) == 9
     for name in ("probe", "finetune"):
-        confusion = artifacts.read_table(artifacts.REPORTS / "evaluate" / f"confusion_{name}.csv")
+        confusion = read_table(paths.REPORTS / "evaluate" / f"confusion_{name}.csv")
         assert confusion == [{"actual": row["label"], "predicted": row[name]} for row in predictions]
 
 
 @pytest.mark.usefixtures("project")
 def test_the_time_spent_is_that_of_the_stage_that_spent_it() -> None:
     run()
-    models = artifacts.read_json(artifacts.REPORTS / "evaluate.json")["models"]
+    models = read_json(paths.REPORTS / "evaluate.json")["models"]
     assert {name: figures["fit_seconds"] for name, figures in models.items()} == {
         "probe": 1.5,
         "knn": 2.5,
@@ -69,9 +72,9 @@ def test_the_time_spent_is_that_of_the_stage_that_spent_it() -> None:
 
 def test_predictions_are_those_of_the_models_on_each_test_picture(project: torch.nn.Module) -> None:
     run()
-    prepared = artifacts.Prepared.open()
-    manifest = [row for row in artifacts.manifest_rows() if row["split"] == "test"]
-    predictions = artifacts.read_table(artifacts.REPORTS / "evaluate" / "predictions.csv")
+    prepared = Prepared.open()
+    manifest = [row for row in manifest_rows() if row["split"] == "test"]
+    predictions = read_table(paths.REPORTS / "evaluate" / "predictions.csv")
     for name in ("id", "source", "label"):
         assert [row[name] for row in predictions] == [row[name] for row in manifest]
 
@@ -80,7 +83,7 @@ def test_predictions_are_those_of_the_models_on_each_test_picture(project: torch
     inputs = ((pixels / 255 - torch.tensor(INPUT["mean"])) / torch.tensor(INPUT["std"])).permute(0, 3, 1, 2)
     with torch.no_grad():
         finetune = project(inputs)
-    probe = torch.from_numpy(artifacts.read_head().logits(artifacts.read_features(rows)))
+    probe = torch.from_numpy(read_head().logits(read_features(rows)))
     assert not torch.equal(finetune.argmax(1), probe.argmax(1))
     knn = torch.from_numpy(read_baselines(rows)["knn"])
     for name, logits in (("finetune", finetune), ("probe", probe), ("knn", knn)):
@@ -95,7 +98,7 @@ def test_figures_do_not_depend_on_the_batch_size() -> None:
     found = []
     for batch_size in (4, 9, 64):
         run({"evaluate.batch_size": batch_size})
-        models = artifacts.read_json(artifacts.REPORTS / "evaluate.json")["models"]
+        models = read_json(paths.REPORTS / "evaluate.json")["models"]
         found.append({name: {**figures, "seconds": 0} for name, figures in models.items()})
     for other in found[1:]:
         intervals, expected = (models["finetune"].pop("intervals") for models in (other, copy.deepcopy(found[0])))
@@ -111,15 +114,15 @@ def test_figures_do_not_depend_on_the_batch_size() -> None:
 def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.nn.Module) -> None:
     """From the model's own answers to validation and test, computed here again."""
     run()
-    prepared = artifacts.Prepared.open()
-    trust = artifacts.read_json(evaluate.TRUST)
+    prepared = Prepared.open()
+    trust = read_json(paths.TRUST)
     logits, features = dict[str, Any](), dict[str, Any]()
     for split in SPLITS:
         pixels = evaluation_pixels(prepared, prepared.rows(split))
         with torch.no_grad():
             features[split] = features_of(project, Normalize(INPUT)(pixels)).numpy()
             logits[split] = project(Normalize(INPUT)(pixels)).numpy()
-    labels = {split: artifacts.read_labels(split) for split in ("validation", "test")}
+    labels = {split: read_labels(split) for split in ("validation", "test")}
     found = calibration(logits, labels)
     assert trust["calibration"]["finetune"]["temperature"] == pytest.approx(found["temperature"], rel=1e-3)
     assert trust["calibration"]["finetune"]["after"]["nll"] == pytest.approx(found["after"]["nll"], abs=1e-4)
@@ -141,8 +144,8 @@ def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.
 @pytest.mark.usefixtures("project")
 def test_an_export_of_the_probe_will_say_how_sure_the_probe_is() -> None:
     run()
-    prepared = artifacts.Prepared.open()
-    head, split_labels = read_head(), {split: artifacts.read_labels(split) for split in ("validation", "test")}
+    prepared = Prepared.open()
+    head, split_labels = read_head(), {split: read_labels(split) for split in ("validation", "test")}
     features: dict[str, Any] = {split: read_features(prepared.rows(split)) for split in SPLITS}
     logits = {split: head.logits(features[split]) for split in split_labels}
     told, reference = read_reference("probe")
@@ -157,8 +160,8 @@ def test_an_export_of_the_probe_will_say_how_sure_the_probe_is() -> None:
 @pytest.mark.usefixtures("project")
 def test_comparisons_and_the_verdict_agree_with_the_predictions() -> None:
     run()
-    report = artifacts.read_json(artifacts.REPORTS / "evaluate.json")
-    predictions = artifacts.read_table(evaluate.PREDICTIONS)
+    report = read_json(paths.REPORTS / "evaluate.json")
+    predictions = read_table(paths.PREDICTIONS)
     assert [(each["model"], each["against"]) for each in report["comparisons"]] == [
         ("finetune", "probe"),
         ("finetune", "knn"),
@@ -177,19 +180,19 @@ def test_comparisons_and_the_verdict_agree_with_the_predictions() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_groups_and_further_columns_of_the_source_are_used() -> None:
-    rows = list(artifacts.manifest_rows())
-    columns = [*artifacts.MANIFEST_COLUMNS, "site"]
+    rows = list(manifest_rows())
+    columns = [*MANIFEST_COLUMNS, "site"]
     tests = [row for row in rows if row["split"] == "test"]
     for i, row in enumerate(tests):
         row |= {"group": str(i // 3), "site": "north" if i < 4 else "south"}
     table = [[row.get(column, "north") for column in columns] for row in rows]
-    artifacts.write_table(artifacts.PREPARED / "manifest.csv", columns, table)
+    write_table(paths.PREPARED / "manifest.csv", columns, table)
     run()
-    report = artifacts.read_json(artifacts.REPORTS / "evaluate.json")
+    report = read_json(paths.REPORTS / "evaluate.json")
     assert report["bootstrap"]["units"] == "groups"
     assert {each["mcnemar_p"] for each in report["comparisons"]} == {None}
-    predictions = artifacts.read_table(evaluate.PREDICTIONS)
-    for entry in artifacts.read_table(evaluate.SLICES):
+    predictions = read_table(paths.PREDICTIONS)
+    for entry in read_table(paths.SLICES):
         mine = [row for i, row in enumerate(predictions) if (i < 4) == (entry["value"] == "north")]
         assert (entry["column"], int(entry["pictures"])) == ("site", len(mine))
         assert float(entry["accuracy"]) == pytest.approx(np.mean([r["finetune"] == r["label"] for r in mine]), abs=1e-6)
@@ -198,10 +201,10 @@ def test_groups_and_further_columns_of_the_source_are_used() -> None:
 @pytest.mark.usefixtures("project")
 def test_what_was_run_is_written_down() -> None:
     run({"finetune.epochs": 7})
-    ran = artifacts.read_json(evaluate.RUN)
+    ran = read_json(paths.RUN_INFO)
     assert ran["params"]["finetune"]["epochs"] == 7
     assert ran["params"]["evaluate"]["batch_size"] == 4
-    manifest = (artifacts.PREPARED / "manifest.csv").read_bytes()
+    manifest = (paths.PREPARED / "manifest.csv").read_bytes()
     assert ran["data_sha256"] == hashlib.sha256(manifest).hexdigest()
     assert {"headstart", "versions", "python", "machine", "gpu", "git", "weights_sha256"} <= set(ran)
 
@@ -211,7 +214,7 @@ def test_the_backbones_own_classes_and_the_heads_go_through_the_stages(
 ) -> None:
     """Five sets of the bundled backbone's 200 classes against the sums of the whole model's own softmax."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "write_report", lambda _: artifacts.REPORTS / "index.html")
+    monkeypatch.setattr(evaluate, "write_html_report", lambda _: paths.REPORTS / "index.html")
     sets = {"a": list(range(10)), "b": ["n01882714", "Egyptian cat"], "c": [50, 51, 52], "d": [100, 199], "e": "rest"}
     changes = {"probe.l2": [0.1], "probe.heads": ["ridge", "tree"], "probe.class_map": sets, "run.cache": "cache"}
     prepared = write_prepared(classes=tuple(sets))
@@ -231,9 +234,9 @@ def test_the_backbones_own_classes_and_the_heads_go_through_the_stages(
     sums = np.column_stack([sums, 1 - sums.sum(1)])
     np.testing.assert_allclose(np.exp(read_baselines(prepared.rows("test"))["zero_shot"]), sums, rtol=1e-3, atol=1e-6)
 
-    models = artifacts.read_json(artifacts.REPORTS / "evaluate.json")["models"]
+    models = read_json(paths.REPORTS / "evaluate.json")["models"]
     assert list(models) == ["probe", "ridge", "tree", "zero_shot", "finetune"]
-    labels = artifacts.read_labels("test")
+    labels = read_labels("test")
     assert models["zero_shot"]["accuracy"] == pytest.approx(np.mean(sums.argmax(1) == labels), abs=1e-6)
     assert models["zero_shot"]["nll"] == pytest.approx(-np.log(sums[np.arange(9), labels]).mean(), abs=1e-3)
     assert models["zero_shot"]["fit_seconds"] == 0

@@ -19,18 +19,20 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from headstart.assembly import bundling, gate, preparation
-from headstart.assembly.inference import evaluation_pixels
-from headstart.assembly.saved_model import load_timm, save_timm
-from headstart.ground import artifacts
-from headstart.ground.errors import UserError
-from headstart.ground.reference import write_reference
-from headstart.libraries.backbone import build, classifier, features_of, input_config
-from headstart.libraries.exported import Function
-from headstart.libraries.onnx_export import onnx_model
-from headstart.libraries.preprocessing import Preprocessing
+from headstart.core import paths
+from headstart.core.errors import UserError
+from headstart.core.io import read_json, write_json, write_report
+from headstart.data.dataset import Prepared, read_labels
+from headstart.data.loader import evaluation_pixels
+from headstart.evaluation.ood import write_reference
+from headstart.export import bundle_writer, parity
+from headstart.export.formats import Function, onnx_model
+from headstart.images.preprocess import Preprocessing
+from headstart.models.backbone import build, classifier, features_of, input_config
+from headstart.models.head import Head, write_heads
+from headstart.models.timm_checkpoint import load_timm, save_timm
 from headstart.stages import export
-from pictures import CLASSES, INPUT, params, sources, write_finetune, write_prepared
+from helpers.pictures import CLASSES, INPUT, params, sources, write_finetune, write_prepared
 
 FIGURES: dict[str, Any] = {"accuracy": 0.75, "balanced_accuracy": 0.5, "macro_f1": 0.25, "nll": 1.125, "ece": 0.0625}
 FIGURES |= {"intervals": {"accuracy": [0.5, 0.875]}}
@@ -48,9 +50,9 @@ LOOSE = {"agreement": 0.5, "nll": 10.0}
 
 def write_inputs() -> None:
     write_prepared(files=True)
-    artifacts.write_report("evaluate", EVALUATION)
-    artifacts.write_json(export.TRUST, {"calibration": {"finetune": CALIBRATION, "probe": CALIBRATION}})
-    artifacts.write_json(export.RUN, {"data_sha256": "d" * 64, "weights_sha256": "e" * 64})
+    write_report("evaluate", EVALUATION)
+    write_json(paths.TRUST, {"calibration": {"finetune": CALIBRATION, "probe": CALIBRATION}})
+    write_json(paths.RUN_INFO, {"data_sha256": "d" * 64, "weights_sha256": "e" * 64})
     write_reference({name: (TOLD, np.eye(3, dtype=np.float32)) for name in ("finetune", "probe")})
     write_finetune()
 
@@ -77,20 +79,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Path) -> 
     monkeypatch.chdir(tmp_path)
     write_inputs()
     good = exported / "export" / "model.onnx"
-    monkeypatch.setattr(bundling, "traced", lambda _model, _size: None)
-    monkeypatch.setattr(bundling, "write_onnx", lambda _program, path, _told: shutil.copyfile(good, path))
+    monkeypatch.setattr(bundle_writer, "traced", lambda _model, _size: None)
+    monkeypatch.setattr(bundle_writer, "write_onnx", lambda _program, path, _told: shutil.copyfile(good, path))
     return good
 
 
 def assert_nothing_was_written() -> None:
-    assert not artifacts.EXPORT.exists()
+    assert not paths.EXPORT.exists()
     assert not list(Path().glob(".export*"))
-    assert not (artifacts.REPORTS / "export.json").exists()
+    assert not (paths.REPORTS / "export.json").exists()
 
 
 def test_timm_loads_the_folder_with_all_that_it_needs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(exported)
-    assert {path.name for path in artifacts.EXPORT.iterdir()} == {
+    assert {path.name for path in paths.EXPORT.iterdir()} == {
         "model.safetensors", "config.json", "model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.pt2",
         "reference.npy", "README.md", "LICENSE", "manifest.json",
     }  # fmt: skip
@@ -98,12 +100,12 @@ def test_timm_loads_the_folder_with_all_that_it_needs(exported: Path, monkeypatc
     assert input_config(model) == INPUT
     assert model.num_classes == len(CLASSES)
     assert model.pretrained_cfg["label_names"] == list(CLASSES)
-    trained = timm.create_model(f"local-dir:{artifacts.FINETUNE}", pretrained=True).eval()
+    trained = timm.create_model(f"local-dir:{paths.FINETUNE}", pretrained=True).eval()
     inputs = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(inputs), trained(inputs))
-    trained_config = artifacts.read_json(artifacts.FINETUNE / "config.json")
-    exported_config = artifacts.read_json(artifacts.EXPORT / "config.json")
+    trained_config = read_json(paths.FINETUNE / "config.json")
+    exported_config = read_json(paths.EXPORT / "config.json")
     added = {"headstart", "pretrained_cfg"}  # timm writes the classes' names there too
     assert {key: value for key, value in exported_config.items() if key not in added} == {
         key: value for key, value in trained_config.items() if key not in added
@@ -114,12 +116,12 @@ def test_timm_loads_the_folder_with_all_that_it_needs(exported: Path, monkeypatc
 @pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.pt2"])
 def test_formats_take_any_batch(exported: Path, batch: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(exported)
-    trained = timm.create_model(f"local-dir:{artifacts.FINETUNE}", pretrained=True).eval()
+    trained = timm.create_model(f"local-dir:{paths.FINETUNE}", pretrained=True).eval()
     inputs = torch.randn(batch, 3, 32, 32)
     if name == "model.pt2":
-        logits, features = torch.export.load(artifacts.EXPORT / name).module()(inputs)
+        logits, features = torch.export.load(paths.EXPORT / name).module()(inputs)
     else:
-        session = onnxruntime.InferenceSession(artifacts.EXPORT / name)
+        session = onnxruntime.InferenceSession(paths.EXPORT / name)
         logits, features = map(torch.from_numpy, session.run(["logits", "features"], {"pixels": inputs.numpy()}))
     with torch.no_grad():
         rounding = {"model.fp16.onnx": 1e-2, "model.int8.onnx": 0.3}.get(name, 1e-4)
@@ -134,7 +136,7 @@ def test_an_onnx_file_alone_says_what_it_was_made_for(exported: Path) -> None:
 
 
 def test_report_says_what_was_compared(exported: Path) -> None:
-    report = artifacts.read_json(exported / "reports" / "export.json")
+    report = read_json(exported / "reports" / "export.json")
     assert list(report["formats"]) == ["timm", "pt2", "onnx", "onnx_fp16", "onnx_int8"]
     for name in ("timm", "pt2", "onnx"):
         figures = report["formats"][name]
@@ -153,7 +155,7 @@ def test_report_says_what_was_compared(exported: Path) -> None:
 
 
 def test_what_tells_how_sure_it_is_goes_with_the_model(exported: Path) -> None:
-    told = artifacts.read_json(exported / "export" / "config.json")["headstart"]
+    told = read_json(exported / "export" / "config.json")["headstart"]
     assert told == {"format": 1, "input": INPUT, "features": 96} | TOLD
     np.testing.assert_array_equal(np.load(exported / "export" / "reference.npy"), np.eye(3))
 
@@ -179,7 +181,7 @@ def test_the_cards_examples_run(
 ) -> None:
     monkeypatch.chdir(exported)
     Image.effect_noise((50, 40), 60).save("picture.jpg")
-    examples = re.findall(r"```python\n(.+?)```", artifacts.EXPORT.joinpath("README.md").read_text(), re.DOTALL)
+    examples = re.findall(r"```python\n(.+?)```", paths.EXPORT.joinpath("README.md").read_text(), re.DOTALL)
     assert len(examples) == 2
     names: dict[str, object] = {}
     for example in examples:
@@ -194,25 +196,25 @@ def test_the_cards_examples_run(
 def test_the_probe_on_its_frozen_backbone_is_exported() -> None:
     backbone = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=len(CLASSES)).eval()
     weight = np.random.default_rng(0).normal(size=(len(CLASSES), 96)).astype(np.float32)
-    artifacts.write_heads([artifacts.Head(weight, np.arange(4, dtype=np.float32), 1e-3)], 0)
+    write_heads([Head(weight, np.arange(4, dtype=np.float32), 1e-3)], 0)
     run({"export.from": "probe", "backbone.name": "test_resnet", "backbone.pretrained": False, "export.formats": []})
     model: Any = timm.create_model("local-dir:export", pretrained=True).eval()
     assert np.array_equal(classifier(model).weight.detach().numpy(), weight)
     inputs = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(features_of(model, inputs), features_of(backbone, inputs))
-    assert artifacts.read_json(artifacts.REPORTS / "export.json")["model"] == "probe"
-    assert "a linear head on the frozen backbone" in (artifacts.EXPORT / "README.md").read_text()
+    assert read_json(paths.REPORTS / "export.json")["model"] == "probe"
+    assert "a linear head on the frozen backbone" in (paths.EXPORT / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("project")
 def test_a_broken_timm_export_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def flipped(model: nn.Module, weights: Any, prepared: artifacts.Prepared, folder: Path) -> None:
+    def flipped(model: nn.Module, weights: Any, prepared: Prepared, folder: Path) -> None:
         save_timm(model, weights, prepared, folder)
         tensors = load_file(folder / "model.safetensors")
         save_file({name: -t if name == "fc.weight" else t for name, t in tensors.items()}, folder / "model.safetensors")
 
-    monkeypatch.setattr(bundling, "save_timm", flipped)
+    monkeypatch.setattr(bundle_writer, "save_timm", flipped)
     with pytest.raises(UserError, match="timm: logits of random input differ"):
         run()
     assert_nothing_was_written()
@@ -245,7 +247,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_onnx_export_is_caught(project: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundling, "write_onnx", change_onnx(project, changed_weight(BROKEN[how])))
+    monkeypatch.setattr(bundle_writer, "write_onnx", change_onnx(project, changed_weight(BROKEN[how])))
     with pytest.raises(UserError, match="onnx: logits of random input differ"):
         run({"export.formats": ["onnx"]})
     assert_nothing_was_written()
@@ -264,7 +266,7 @@ def test_a_format_that_reads_its_input_otherwise_is_caught(
         function = onnx_model(path)
         return lambda pixels: function(broken(pixels).contiguous())
 
-    monkeypatch.setattr(bundling, "onnx_model", wrong)
+    monkeypatch.setattr(bundle_writer, "onnx_model", wrong)
     with pytest.raises(UserError, match="onnx: logits of random input differ"):
         run({"export.formats": ["onnx"]})
     assert_nothing_was_written()
@@ -272,7 +274,7 @@ def test_a_format_that_reads_its_input_otherwise_is_caught(
 
 @pytest.mark.usefixtures("project")
 def test_a_model_left_in_training_mode_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundling, "load_timm", lambda folder: load_timm(folder).train())
+    monkeypatch.setattr(bundle_writer, "load_timm", lambda folder: load_timm(folder).train())
     with pytest.raises(UserError, match="timm: logits of random input differ"):
         run()
     assert_nothing_was_written()
@@ -289,8 +291,8 @@ def test_the_error_names_the_first_picture_that_differs_and_by_how_much(monkeypa
 
         return run
 
-    monkeypatch.setattr(bundling, "onnx_model", third_is_off)
-    prepared = artifacts.Prepared.open()
+    monkeypatch.setattr(bundle_writer, "onnx_model", third_is_off)
+    prepared = Prepared.open()
     third = sources(prepared)[prepared.rows("validation")[2]]
     with pytest.raises(UserError, match=rf"onnx, batch 1: .+ first is {re.escape(third)}: its logits by 0\.5,"):
         run({"export.formats": ["onnx"]})
@@ -317,7 +319,7 @@ def test_a_format_that_rounds_too_coarsely_is_caught(
 
         return run if "fp16" in path.name else function
 
-    monkeypatch.setattr(bundling, "onnx_model", coarse)
+    monkeypatch.setattr(bundle_writer, "onnx_model", coarse)
     with pytest.raises(UserError, match=rf"onnx_fp16, batch 1: the answers are beyond export\.fp16: .*{moved}"):
         run({"export.formats": ["onnx", "onnx_fp16"], "export.fp16": bound})
     assert_nothing_was_written()
@@ -328,11 +330,11 @@ def test_a_format_that_rounds_too_coarsely_is_caught(
     "changed", [{"label_names": ["dog", "cat", "owl", "yak"]}, {"pretrained_cfg": {"crop_pct": 1}}]
 )
 def test_a_config_that_says_something_else_is_caught(changed: dict[str, object]) -> None:
-    path = artifacts.FINETUNE / "config.json"
-    config = artifacts.read_json(path)
+    path = paths.FINETUNE / "config.json"
+    config = read_json(path)
     for key, value in changed.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) else value
-    artifacts.write_json(path, config)
+    write_json(path, config)
     with pytest.raises(UserError, match=r"config\.json: (label_names|crop_pct) is"):
         run()
     assert_nothing_was_written()
@@ -343,7 +345,7 @@ def test_a_preparation_of_predict_that_differs_is_caught(monkeypatch: pytest.Mon
     right = Preprocessing.of(INPUT)
     wrong = replace(right, mean=(0.5, 0.4, 0.31))
     monkeypatch.setattr(Preprocessing, "of", lambda _config: wrong)
-    prepared = artifacts.Prepared.open()
+    prepared = Prepared.open()
     first = sources(prepared)[prepared.rows("validation")[0]]
     with pytest.raises(UserError, match=rf"{first} comes out otherwise as predict .+ differs by 0\.0333"):
         run()
@@ -353,7 +355,7 @@ def test_a_preparation_of_predict_that_differs_is_caught(monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("project")
 def test_stored_pictures_that_differ_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = evaluation_pixels
-    monkeypatch.setattr(preparation, "evaluation_pixels", lambda prepared, rows: right(prepared, rows).transpose(1, 2))
+    monkeypatch.setattr(parity, "evaluation_pixels", lambda prepared, rows: right(prepared, rows).transpose(1, 2))
     with pytest.raises(UserError, match="comes out otherwise as stored"):
         run()
     assert_nothing_was_written()
@@ -361,7 +363,7 @@ def test_stored_pictures_that_differ_are_caught(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("project")
 def test_a_picture_that_changed_since_is_told() -> None:
-    prepared = artifacts.Prepared.open()
+    prepared = Prepared.open()
     name = sources(prepared)[prepared.rows("validation")[0]]
     Image.new("RGB", (40, 40)).save(Path("data/raw", name))
     with pytest.raises(UserError, match=f"export: {name} was changed since it was prepared: run `dvc repro`"):
@@ -373,10 +375,10 @@ def test_a_picture_that_changed_since_is_told() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_pictures_are_train_s_where_validation_has_none() -> None:
-    shutil.rmtree(artifacts.PREPARED)
+    shutil.rmtree(paths.PREPARED)
     write_prepared({"train": 7, "validation": 0, "test": 2}, files=True)
     run({"export.pictures": 5, "export.formats": []})
-    report = artifacts.read_json(artifacts.REPORTS / "export.json")
+    report = read_json(paths.REPORTS / "export.json")
     assert report["preparation"]["pictures"] == 5
     assert report["preparation"]["stored"] is None
 
@@ -384,8 +386,8 @@ def test_pictures_are_train_s_where_validation_has_none() -> None:
 def test_pictures_are_chosen_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     prepared = write_prepared()
-    validation, labels = prepared.rows("validation"), artifacts.read_labels("validation")
+    validation, labels = prepared.rows("validation"), read_labels("validation")
     for count, places in ((3, [0, 4, 9]), (100, list(range(10)))):
-        rows, classes = gate.comparison_pictures(prepared, count)
+        rows, classes = parity.comparison_pictures(prepared, count)
         assert rows.tolist() == validation[places].tolist()
         assert classes.tolist() == labels[places].tolist()

@@ -11,13 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from headstart.assembly import inference
-from headstart.assembly.inference import Normalize, evaluation_pixels, infer
-from headstart.ground.artifacts import FEATURES, Prepared, read_features
-from headstart.ground.baselines import read_own_classifier
-from headstart.libraries.backbone import BUNDLED, build, classifier, evaluation_transform
+from headstart.core.paths import FEATURES
+from headstart.data import loader
+from headstart.data.dataset import Prepared
+from headstart.data.loader import Normalize, evaluation_pixels
+from headstart.data.transforms import evaluation_transform
+from headstart.features.cache import read_features
+from headstart.features.extract import infer
+from headstart.models.backbone import BUNDLED, build, classifier
+from headstart.models.head import read_own_classifier
 from headstart.stages import features
-from pictures import params, write_prepared
+from helpers.pictures import params, write_prepared
 
 SMALL = {"backbone.name": "test_resnet", "backbone.pretrained": False, "features.batch_size": 4, "run.cache": "cache"}
 
@@ -135,6 +139,6 @@ def test_timms_crop_is_not_built_for_every_picture(monkeypatch: pytest.MonkeyPat
         built.append(config)
         return evaluation_transform(config)
 
-    monkeypatch.setattr(inference, "evaluation_transform", counted)
+    monkeypatch.setattr(loader, "evaluation_transform", counted)
     run(**{"features.batch_size": 31})
     assert len(built) == 1  # all 31 pictures are computed in one batch, and named without it

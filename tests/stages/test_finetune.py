@@ -16,15 +16,19 @@ from timm.models import save_for_hf
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from headstart.assembly.callbacks import MicroBatches
-from headstart.assembly.classifier import Classifier
-from headstart.assembly.data import Batch, Part, TrainingPictures
-from headstart.assembly.machine import check_precision
-from headstart.ground.artifacts import FINETUNE, Head, Prepared, read_table, write_heads
-from headstart.ground.errors import UserError
-from headstart.libraries.backbone import build
+from headstart.core import paths
+from headstart.core.errors import UserError
+from headstart.core.io import read_table
+from headstart.core.paths import FINETUNE
+from headstart.data.dataset import Prepared
+from headstart.models.backbone import build
+from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
-from pictures import INPUT, params, write_prepared
+from headstart.training.autotune import check_precision
+from headstart.training.batch_size import MicroBatches
+from headstart.training.datamodule import Batch, Part, TrainingPictures
+from headstart.training.module import Classifier
+from helpers.pictures import INPUT, params, write_prepared
 
 SMALL = {
     "backbone.name": "test_resnet",
@@ -52,7 +56,7 @@ def run(changes: dict[str, Any] | None = None) -> dict[str, Tensor]:
 
 
 def history() -> list[dict[str, str]]:
-    rows = read_table(finetune.HISTORY)
+    rows = read_table(paths.HISTORY)
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
 
 
@@ -233,7 +237,7 @@ def test_l2_sp_stays_nearer_to_the_start_than_l2() -> None:
 
 def test_the_ledger_is_in_the_report_and_in_its_table() -> None:
     run()
-    report, rows = json.loads(Path("reports/finetune.json").read_text()), read_table(finetune.LEDGER)
+    report, rows = json.loads(Path("reports/finetune.json").read_text()), read_table(paths.LEDGER)
     assert {row["group"] for row in report["ledger"]} == {"head", "head_free", "backbone", "backbone_free"}
     assert len(rows) == 3 * 4
     kept = [row for row in rows if int(row["epoch"]) == report["best_epoch"]]

@@ -19,26 +19,20 @@ from PIL import Image
 from ruamel.yaml import YAML
 from timm.data.transforms_factory import create_transform
 
-from damaged import make_damaged
-from headstart.assembly import store
-from headstart.assembly.inference import Normalize, evaluation_pixels
-from headstart.ground.artifacts import (
-    MANIFEST_COLUMNS,
-    PREPARED,
-    SPLITS,
-    Prepared,
-    manifest_rows,
-    read_json,
-    read_labels,
-    read_table,
-)
-from headstart.ground.errors import UserError
-from headstart.ground.params import Params
-from headstart.ground.params_file import parse_params
-from headstart.libraries.backbone import evaluation_transform
-from headstart.libraries.images import LabelledImage, content_sha256, look_of
+from headstart.config.loader import parse_params
+from headstart.config.schema import Params
+from headstart.core import paths
+from headstart.core.errors import UserError
+from headstart.core.io import read_json, read_table
+from headstart.core.paths import PREPARED
+from headstart.data import packing
+from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Prepared, manifest_rows, read_labels
+from headstart.data.image_info import LabelledImage, content_sha256, look_of
+from headstart.data.loader import Normalize, evaluation_pixels
+from headstart.data.transforms import evaluation_transform
 from headstart.stages import prepare
-from waiting import wait_for_workers
+from helpers.damaged import make_damaged
+from helpers.waiting import wait_for_workers
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,7 +125,7 @@ def test_training_pictures_are_stored_for_crops_and_others_at_timms_evaluation_r
 
 def test_every_row_has_its_splits_size_where_splits_come_out_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes of three lend; groups that share a picture are joined, whatever their own numbers say."""
-    monkeypatch.setattr(store, "SHARD_PICTURES", 7)
+    monkeypatch.setattr(packing, "SHARD_PICTURES", 7)
     rows = ["path,label,group"]
     for number in range(40):
         label = f"c{number % 13:02d}"
@@ -172,7 +166,7 @@ def hash_of(*parts: object) -> int:
 def test_a_run_from_nothing_and_an_incremental_one_write_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(store, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
     draw_classes(each=12)
     prepare.run(params(store=kind))
     first, before = written(), splits()
@@ -201,7 +195,7 @@ def test_a_run_from_nothing_and_an_incremental_one_write_the_same_bytes(
 
 
 def test_other_workers_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
     draw_classes("abc", each=20)
     alone = params()
     prepare.run(alone)
@@ -215,8 +209,8 @@ def test_other_workers_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> 
 
 KILLED = """
 import os, signal, sys
-from headstart.assembly import store
-from headstart.ground.params_file import load_params
+from headstart.data import packing as store
+from headstart.config.loader import load_params
 from headstart.stages import prepare
 from pathlib import Path
 
@@ -234,7 +228,7 @@ prepare.run(load_params(Path("params.yaml")).declared(prepare.PARAMS))
 
 
 def test_a_run_after_a_kill_decodes_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
     draw_classes(each=12)
     with Path("params.yaml").open("w") as file:
         YAML().dump(content("imagefolder"), file)
@@ -263,7 +257,7 @@ def run_interrupted(before: int) -> None:
         return content_sha256(content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "content_sha256", hash_or_stop)
+        patch.setattr(packing, "content_sha256", hash_or_stop)
         with pytest.raises(KeyboardInterrupt):
             prepare.run(params())
     assert not PREPARED.exists()
@@ -284,7 +278,7 @@ def test_what_was_packed_before_an_error_is_used(monkeypatch: pytest.MonkeyPatch
 
 
 def test_damaged_rows_are_decoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SHARD_PICTURES", 6)
+    monkeypatch.setattr(packing, "SHARD_PICTURES", 6)
     draw_classes(each=12)
     prepare.run(params())
     whole = written()
@@ -303,7 +297,7 @@ def test_damaged_rows_are_decoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_jpegs_of_the_resized_pixels_take_less_and_are_near_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
     for i in range(24):
         draw_smooth(f"pictures/{'ab'[i % 2]}/{i}.png", i)
     prepare.run(params(train_scale=6.0))
@@ -430,7 +424,7 @@ def test_identical_pictures_of_given_splits_are_counted() -> None:
 
 
 def test_classes_are_checked_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.Packer, "__call__", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(packing.Packer, "__call__", lambda *_: pytest.fail("decoded"))
     draw_classes("a")
     with pytest.raises(UserError, match="single class, 'a'"):
         prepare.run(params())
@@ -465,7 +459,7 @@ def test_what_a_picture_looks_like_is_noted_and_odd_ones_are_listed() -> None:
     assert (row["width"], row["height"]) == tuple(map(str, picture.size))
     assert (row["phash"], float(row["contrast"])) == (noted.phash, noted.contrast)
     assert imagehash.hex_to_hash(row["phash"]) - imagehash.phash(picture) <= 8
-    assert [(odd["source"], odd["problem"]) for odd in read_table(prepare.ODD_PICTURES)] == [("a/blank.png", "blank")]
+    assert [(odd["source"], odd["problem"]) for odd in read_table(paths.ODD_PICTURES)] == [("a/blank.png", "blank")]
     report = read_json(Path("reports/prepare.json"))
     assert report["odd_pictures"] == {"tiny": 0, "blank": 1}
     assert report["class_imbalance"] >= 1

@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headstart.ground.artifacts import PROBE, Prepared, read_head, read_labels, read_table, write_features
-from headstart.ground.baselines import OwnClassifier, read_baselines, write_own_classifier
-from headstart.ground.errors import UserError
-from headstart.libraries import classical
-from headstart.libraries.linear import cross_entropy
+from headstart.core.errors import UserError
+from headstart.core.io import read_table
+from headstart.core.paths import PROBE
+from headstart.data.dataset import Prepared, read_labels
+from headstart.features.cache import write_features
+from headstart.models.head import OwnClassifier, read_head, write_own_classifier
+from headstart.probe import sklearn_heads
+from headstart.probe.logistic import cross_entropy
+from headstart.probe.outputs import read_baselines
 from headstart.stages import probe
-from pictures import CLASSES, params, write_prepared
+from helpers.pictures import CLASSES, params, write_prepared
 
 PATH = [1.0, 0.1, 0.01]
 HEADS = ["ridge", "knn", "tree", "forest", "boosting"]
@@ -23,8 +27,8 @@ HEADS = ["ridge", "knn", "tree", "forest", "boosting"]
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     """Features that tell the class, but for noise."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(classical, "FOREST_TREES", 20)
-    monkeypatch.setattr(classical, "ITERATIONS", 5)
+    monkeypatch.setattr(sklearn_heads, "FOREST_TREES", 20)
+    monkeypatch.setattr(sklearn_heads, "ITERATIONS", 5)
     prepared = write_prepared({"train": 40, "validation": 24, "test": 8})
     generator = np.random.default_rng(1)
     features = generator.normal(size=(len(prepared.ids), 6)).astype(np.float32)
@@ -93,7 +97,7 @@ def test_other_heads_leave_the_one_that_fine_tuning_starts_from_as_it_is() -> No
 
 @pytest.mark.usefixtures("prepared")
 def test_a_head_that_does_not_pay_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classical, "MOST_CLASSES", {"boosting": 3})
+    monkeypatch.setattr(sklearn_heads, "MOST_CLASSES", {"boosting": 3})
     report = run(heads=["boosting", "ridge"])
     assert list(report["heads"]) == ["ridge"]
     assert report["skipped"] == {"boosting": "4 classes: its time grows with them, and beyond 3 it is skipped"}

@@ -18,14 +18,17 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import Tensor
 
-from headstart.assembly.classifier import Classifier
-from headstart.assembly.data import Pictures
-from headstart.assembly.state_files import StateFiles
-from headstart.ground.artifacts import FINETUNE, Head, read_table, write_heads
-from headstart.ground.errors import UserError
-from headstart.ground.workspace import read_stopped
+from headstart.core import paths
+from headstart.core.errors import UserError
+from headstart.core.io import read_table
+from headstart.core.paths import FINETUNE
+from headstart.core.run_state import read_stopped
+from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
-from pictures import params, write_prepared
+from headstart.training.checkpoint import StateFiles
+from headstart.training.datamodule import Pictures
+from headstart.training.module import Classifier
+from helpers.pictures import params, write_prepared
 
 SMALL = {
     "backbone.name": "test_resnet",
@@ -55,8 +58,8 @@ def run(changes: dict[str, Any]) -> Result:
 
 
 def result() -> Result:
-    rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in read_table(finetune.HISTORY)]
-    return load_file(FINETUNE / "model.safetensors"), rows, read_table(finetune.LEDGER)
+    rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in read_table(paths.HISTORY)]
+    return load_file(FINETUNE / "model.safetensors"), rows, read_table(paths.LEDGER)
 
 
 def assert_same(a: Result, b: Result) -> None:

@@ -15,14 +15,17 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from headstart.ground.artifacts import FEATURES, FINETUNE, REPORTS, Prepared, read_json, read_table, write_json
-from headstart.ground.workspace import read_stopped
+from headstart.core import paths
+from headstart.core.io import read_json, read_table, write_json
+from headstart.core.paths import FEATURES, FINETUNE, REPORTS
+from headstart.core.run_state import read_stopped
+from headstart.data.dataset import Prepared
 from headstart.stages import evaluate, features, finetune
-from pictures import CLASSES, params, write_finetune, write_prepared, write_probe
-from reported import write_reported
+from helpers.pictures import CLASSES, params, write_finetune, write_prepared, write_probe
+from helpers.reported import write_reported
 
 ROUNDING = 2e-6
-AS_RANK = str(Path(__file__).parents[1] / "as_rank.py")
+AS_RANK = str(Path(__file__).parents[1] / "helpers" / "as_rank.py")
 DEVICES = [sys.executable, AS_RANK]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", AS_RANK]
 STEPS = 8
@@ -82,7 +85,7 @@ def program(command: list[str], changes: dict[str, Any] | None = None) -> tuple[
 
 def figures() -> list[list[float]]:
     """The history and the ledger, times left out."""
-    rows = read_table(finetune.HISTORY) + read_table(finetune.LEDGER)
+    rows = read_table(paths.HISTORY) + read_table(paths.LEDGER)
     return [
         [float(value or 0) for name, value in row.items() if name != "group" and "seconds" not in name] for row in rows
     ]
@@ -103,7 +106,7 @@ def test_two_processes_give_what_one_does() -> None:
     """Of features and predictions the very bytes; of a fine-tuning weights, history and ledger up to rounding."""
     for stage in (features, evaluate):
         run(stage)
-    bytes_of = {path: path.read_bytes() for path in (FEATURES / "features.npy", evaluate.PREDICTIONS)}
+    bytes_of = {path: path.read_bytes() for path in (FEATURES / "features.npy", paths.PREDICTIONS)}
     run(finetune)
     expected = weights(), figures()
     write_untrained()

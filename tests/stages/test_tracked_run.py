@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headstart.ground.artifacts import FINETUNE, Head, read_json, read_table, write_heads
+from headstart.core import paths
+from headstart.core.io import read_json, read_table
+from headstart.core.paths import FINETUNE
+from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
-from pictures import params, write_prepared
+from helpers.pictures import params, write_prepared
 
 EPOCHS, STEPS = 12, 4
 CHANGES = {
@@ -52,7 +55,7 @@ def test_the_curves_are_those_of_the_reports_and_the_summary_is_the_best_epochs(
     finetune.run(params(CHANGES).declared(finetune.PARAMS))
     rows = history(Path())
     steps, epochs = ([row for row in rows if ("step" in row) == told] for told in (True, False))
-    reported = read_table(finetune.HISTORY)[1:]
+    reported = read_table(paths.HISTORY)[1:]
     assert len(epochs) == len(reported) == EPOCHS
     for row, expected in zip(epochs, reported, strict=True):
         for name in ("train_loss", "penalty", "val_loss", "val_accuracy"):

@@ -26,18 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from headstart.assembly.findings import write_suspicious_labels
-from headstart.assembly.outputs import Outputs, finetuned_outputs, heads_outputs
-from headstart.assembly.program import main
-from headstart.assembly.provenance import data_sha256, provenance
-from headstart.assembly.ranks import connect
-from headstart.assembly.report.page import write_report
-from headstart.assembly.tracking.results import track_evaluation
-from headstart.ground import artifacts
-from headstart.ground.artifacts import MANIFEST_COLUMNS, Prepared, Split, manifest_rows, read_json, read_labels
-from headstart.ground.params import Params
-from headstart.ground.reference import REFERENCE, write_reference
-from headstart.libraries.bootstrap import (
+from headstart.config.schema import Params
+from headstart.core import paths
+from headstart.core.io import read_json, write_json, write_report, write_table
+from headstart.data.dataset import MANIFEST_COLUMNS, Prepared, Split, data_sha256, manifest_rows, read_labels
+from headstart.data_checks.label_errors import suspicious_labels
+from headstart.data_checks.tables import write_suspicious_labels
+from headstart.distributed.process_group import connect
+from headstart.evaluation.bootstrap import (
     ECE_BINS,
     LEVEL,
     REPLICATES,
@@ -46,46 +42,44 @@ from headstart.libraries.bootstrap import (
     replicate_figures,
     share_interval,
 )
-from headstart.libraries.calibration import calibration, fit_temperature
-from headstart.libraries.comparison import compare, corrected, verdict
-from headstart.libraries.conformal import conformal
-from headstart.libraries.label_issues import suspicious_labels
-from headstart.libraries.metrics import classification_figures, leaderboard
-from headstart.libraries.novelty import novelty
-from headstart.libraries.slices import Slice, slices
+from headstart.evaluation.calibration import calibration
+from headstart.evaluation.conformal import conformal
+from headstart.evaluation.metrics import classification_figures, leaderboard
+from headstart.evaluation.ood import novelty, write_reference
+from headstart.evaluation.predictions import Outputs, finetuned_outputs, heads_outputs
+from headstart.evaluation.significance import compare, corrected, verdict
+from headstart.evaluation.slices import Slice, slices
+from headstart.probe.temperature import fit_temperature
+from headstart.report.page import write_html_report
+from headstart.stages.program import main
+from headstart.tracking.evaluation import track_evaluation
+from headstart.tracking.provenance import provenance
 
 PARAMS = ("evaluate",)
 JUDGED: tuple[Split, ...] = ("validation", "test")
-REPORTS = artifacts.REPORTS
 READS = (
-    artifacts.PREPARED,
-    artifacts.FEATURES,
-    artifacts.PROBE,
-    artifacts.BASELINES,
-    artifacts.FINETUNE,
-    *(REPORTS / f"{stage}.json" for stage in ("prepare", "features", "probe", "finetune")),
-    REPORTS / "prepare" / "odd_pictures.csv",
-    REPORTS / "features" / "duplicates.csv",
-    REPORTS / "features" / "suspicious_labels.csv",
-    REPORTS / "probe" / "l2_path.csv",
-    REPORTS / "finetune" / "history.csv",
-    REPORTS / "finetune" / "ledger.csv",
+    paths.PREPARED,
+    paths.FEATURES,
+    paths.PROBE,
+    paths.BASELINES,
+    paths.FINETUNE,
+    *(paths.report_of(stage) for stage in ("prepare", "features", "probe", "finetune")),
+    paths.ODD_PICTURES,
+    paths.DUPLICATES,
+    paths.FEATURE_LABEL_ERRORS,
+    paths.L2_PATH,
+    paths.HISTORY,
+    paths.LEDGER,
 )
-TABLES = REPORTS / "evaluate"
-PREDICTIONS, TRUST, SLICES, RUN = (
-    TABLES / name for name in ("predictions.csv", "trust.json", "slices.csv", "run.json")
-)
-SUSPICIOUS_LABELS = TABLES / "suspicious_labels.csv"
-CONFUSION = {name: TABLES / f"confusion_{name}.csv" for name in ("probe", "finetune")}
 WRITES = (
-    REFERENCE,
-    PREDICTIONS,
-    *CONFUSION.values(),
-    TRUST,
-    SLICES,
-    SUSPICIOUS_LABELS,
-    RUN,
-    REPORTS / "index.html",
+    paths.OOD_REFERENCE,
+    paths.PREDICTIONS,
+    *paths.CONFUSION.values(),
+    paths.TRUST,
+    paths.SLICES,
+    paths.TEST_LABEL_ERRORS,
+    paths.RUN_INFO,
+    paths.HTML_REPORT,
 )
 
 logger = logging.getLogger(__name__)
@@ -107,13 +101,13 @@ def run(params: Params) -> None:
     _write_trust(prepared.classes, labels, models)
     _write_slices(labels["test"], models["finetune"], pictures)
     _write_suspicious_labels(prepared, labels, models["probe"])
-    weights = read_json(artifacts.FEATURES / "features.json").get("weights")
+    weights = read_json(paths.FEATURES_INFO).get("weights")
     hashes = {"data_sha256": data_sha256(prepared), "weights_sha256": weights}
-    artifacts.write_json(RUN, {"params": params.record(), **provenance(), **hashes})
+    write_json(paths.RUN_INFO, {"params": params.record(), **provenance(), **hashes})
     report = _leaderboard(params, prepared.classes, labels["test"], models, _groups(pictures))
-    artifacts.write_report("evaluate", report)
+    write_report("evaluate", report)
     track_evaluation(params.run, prepared, prepared.rows("test"), report)
-    page = write_report(prepared)
+    page = write_html_report(prepared)
     logger.info(
         "evaluate: %d test pictures of %d classes\n%s", len(pictures), len(prepared.classes), leaderboard(report)
     )
@@ -180,10 +174,10 @@ def _write_predictions(
         + [value for name in models for value in (classes[chosen[name][i]], f"{probabilities[name][i].max():.6f}")]
         for i, row in enumerate(pictures)
     )
-    artifacts.write_table(PREDICTIONS, columns, rows)
-    for name, path in CONFUSION.items():
+    write_table(paths.PREDICTIONS, columns, rows)
+    for name, path in paths.CONFUSION.items():
         pairs = [(classes[label], classes[choice]) for label, choice in zip(labels, chosen[name], strict=True)]
-        artifacts.write_table(path, ("actual", "predicted"), pairs)
+        write_table(path, ("actual", "predicted"), pairs)
 
 
 def _write_trust(classes: list[str], labels: Labels, models: dict[str, Outputs]) -> None:
@@ -209,21 +203,21 @@ def _write_trust(classes: list[str], labels: Labels, models: dict[str, Outputs])
         }
     )
     trust = {"calibration": calibrations, "ece_bins": ECE_BINS}
-    artifacts.write_json(TRUST, trust | {"conformal": sets["finetune"], "out_of_distribution": unusual["finetune"]})
+    write_json(paths.TRUST, trust | {"conformal": sets["finetune"], "out_of_distribution": unusual["finetune"]})
 
 
 def _write_slices(labels: NDArray[np.int64], model: Outputs, pictures: list[dict[str, str]]) -> None:
     further = [column for column in pictures[0] if column not in MANIFEST_COLUMNS]
     columns = {column: [row[column] for row in pictures] for column in further}
     found = slices(columns, model.logits["test"].argmax(1) == labels, labels, _groups(pictures))
-    artifacts.write_table(SLICES, Slice._fields, found)
+    write_table(paths.SLICES, Slice._fields, found)
 
 
 def _write_suspicious_labels(prepared: Prepared, labels: Labels, probe: Outputs) -> None:
     """Write the test labels that the probe, which never saw those pictures, contradicts with confidence."""
     temperature = fit_temperature(probe.logits["validation"], labels["validation"])
     suspicions = suspicious_labels(labels["test"], softmax(probe.logits["test"] / temperature, axis=1))
-    write_suspicious_labels(SUSPICIOUS_LABELS, prepared, prepared.rows("test"), labels["test"], suspicions)
+    write_suspicious_labels(paths.TEST_LABEL_ERRORS, prepared, prepared.rows("test"), labels["test"], suspicions)
 
 
 if __name__ == "__main__":

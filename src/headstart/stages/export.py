@@ -19,35 +19,34 @@ from pathlib import Path
 
 from torch import nn
 
-from headstart.assembly.bundling import check_config, write_bundle
-from headstart.assembly.program import main
-from headstart.assembly.ranks import use_cores
-from headstart.assembly.recipe import backbone_for, set_head
-from headstart.assembly.saved_model import load_timm
-from headstart.assembly.source import open_source
-from headstart.assembly.tracking.lineage import track_model
-from headstart.ground import artifacts
-from headstart.ground.artifacts import SPLITS, Prepared
-from headstart.ground.bundle import CONFIG
-from headstart.ground.params import Params
-from headstart.ground.reference import REFERENCE, read_reference
-from headstart.libraries.model_card import Told
+from headstart.config.schema import Params
+from headstart.core import paths
+from headstart.core.io import existing, read_json, replacing, write_report
+from headstart.core.paths import MODEL_CONFIG
+from headstart.data.dataset import SPLITS, Prepared
+from headstart.data.sources import open_source
+from headstart.distributed.process_group import use_cores
+from headstart.evaluation.ood import read_reference
+from headstart.export.bundle_writer import check_config, write_bundle
+from headstart.export.model_card import Told
+from headstart.models.backbone import backbone_for, set_head
+from headstart.models.head import read_head
+from headstart.models.timm_checkpoint import load_timm
+from headstart.stages.program import main
+from headstart.tracking.lineage import track_model
 
 PARAMS = ("export", "backbone", "prepare.source", "prepare.path")
-EVALUATION, TRUST, RUN = (
-    artifacts.REPORTS / name for name in ("evaluate.json", "evaluate/trust.json", "evaluate/run.json")
-)
 READS: tuple[str | Path, ...] = (
-    artifacts.PREPARED,
+    paths.PREPARED,
     "${prepare.path}",
-    artifacts.PROBE,
-    artifacts.FINETUNE,
-    REFERENCE,
-    EVALUATION,
-    TRUST,
-    RUN,
+    paths.PROBE,
+    paths.FINETUNE,
+    paths.OOD_REFERENCE,
+    paths.report_of("evaluate"),
+    paths.TRUST,
+    paths.RUN_INFO,
 )
-WRITES = (artifacts.EXPORT,)
+WRITES = (paths.EXPORT,)
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def run(params: Params) -> None:
     prepared, name = Prepared.open(), params.export.from_
     source, told = open_source(params.prepare, params.run), _told(params, prepared)
     model = _chosen(params, prepared)
-    with artifacts.replacing(artifacts.EXPORT) as aside:
+    with replacing(paths.EXPORT) as aside:
         aside.mkdir()
         formats, preparation = write_bundle(
             aside, model, prepared, source, params, told=told, sure=read_reference(name)
@@ -71,28 +70,28 @@ def run(params: Params) -> None:
         "max_difference": worst,
         "formats": formats,
         "preparation": preparation,
-        "files": {path.name: path.stat().st_size for path in sorted(artifacts.EXPORT.iterdir())},
+        "files": {path.name: path.stat().st_size for path in sorted(paths.EXPORT.iterdir())},
         "seconds": round(time.perf_counter() - began, 2),
     }
-    artifacts.write_report("export", report)
+    write_report("export", report)
     track_model(params.run, prepared)
     pictures = preparation["pictures"]
-    logger.info("export: %s; logits of %d pictures differ by %.1e at most", artifacts.EXPORT, pictures, worst)
+    logger.info("export: %s; logits of %d pictures differ by %.1e at most", paths.EXPORT, pictures, worst)
 
 
 def _chosen(params: Params, prepared: Prepared) -> nn.Module:
     """Load the model that export.from names."""
     if params.export.from_ == "probe":
         model = backbone_for(params.backbone, len(prepared.classes))
-        set_head(model, artifacts.read_head())
+        set_head(model, read_head())
         return model.eval()
-    model = load_timm(artifacts.existing(artifacts.FINETUNE))
-    check_config(artifacts.FINETUNE / CONFIG, model, prepared)
+    model = load_timm(existing(paths.FINETUNE))
+    check_config(paths.FINETUNE / MODEL_CONFIG, model, prepared)
     return model
 
 
 def _told(params: Params, prepared: Prepared) -> Told:
-    run = artifacts.read_json(RUN)
+    run = read_json(paths.RUN_INFO)
     return Told(
         model=params.export.from_,
         license=params.export.license,
@@ -100,8 +99,8 @@ def _told(params: Params, prepared: Prepared) -> Told:
         pictures={split: len(prepared.rows(split)) for split in SPLITS},
         hashes={"data and splits": run["data_sha256"], "pretrained weights": run["weights_sha256"]},
         formats={},
-        evaluation=artifacts.read_json(EVALUATION),
-        calibration=artifacts.read_json(TRUST)["calibration"][params.export.from_],
+        evaluation=read_json(paths.report_of("evaluate")),
+        calibration=read_json(paths.TRUST)["calibration"][params.export.from_],
     )
 
 

@@ -20,18 +20,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from headstart.assembly.feature_cache import FeatureCache, picture_key
-from headstart.assembly.findings import check_features
-from headstart.assembly.inference import infer
-from headstart.assembly.program import main
-from headstart.assembly.ranks import Ranks, connect
-from headstart.ground import artifacts
-from headstart.ground.artifacts import SPLITS, Prepared
-from headstart.ground.baselines import write_own_classifier
-from headstart.ground.errors import UserError
-from headstart.ground.params import Params
-from headstart.libraries.backbone import build, channels_last, classifier, features_of, weights_sha256
-from headstart.libraries.class_map import own_classifier
+from headstart.config.schema import Params
+from headstart.core import paths
+from headstart.core.errors import UserError
+from headstart.core.io import write_report
+from headstart.data.dataset import SPLITS, Prepared
+from headstart.data_checks.tables import check_features
+from headstart.distributed.process_group import Ranks, connect
+from headstart.features.cache import FeatureCache, picture_key, write_features
+from headstart.features.extract import infer
+from headstart.models.backbone import build, channels_last, classifier, features_of, weights_sha256
+from headstart.models.head import write_own_classifier
+from headstart.probe.zero_shot import own_classifier
+from headstart.stages.program import main
 
 PARAMS = (
     "backbone.name",
@@ -41,11 +42,8 @@ PARAMS = (
     "backbone.seed",
     "features",
 )
-READS = (artifacts.PREPARED,)
-DUPLICATES, SUSPICIOUS_LABELS = (
-    artifacts.REPORTS / "features" / f"{name}.csv" for name in ("duplicates", "suspicious_labels")
-)
-WRITES = (artifacts.FEATURES, DUPLICATES, SUSPICIOUS_LABELS)
+READS = (paths.PREPARED,)
+WRITES = (paths.FEATURES, paths.DUPLICATES, paths.FEATURE_LABEL_ERRORS)
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +65,14 @@ def run(params: Params) -> None:
     about = {"weights": weights_sha256(model), "input": prepared.input, "dtype": params.features.dtype}
     shape = len(prepared.ids), classifier(model).in_features
 
-    folder = artifacts.cache_folder(params.run.cache) / "features"
+    folder = paths.cache_folder(params.run.cache) / "features"
     cache = ranks.on_rank_0(lambda: FeatureCache(folder, about, shape[1], params.features.dtype))
     keys = _keys(prepared, ranks)
     todo = ranks.from_rank_0(lambda: _first_of_each(keys, list(cache.missing(keys)) if cache else []))
     rate = _compute(todo, keys, prepared, model, cache=cache, params=params, ranks=ranks)
     if cache is None:
         return
-    artifacts.write_features(map(cache.row, keys), shape, params.features.dtype, about)
+    write_features(map(cache.row, keys), shape, params.features.dtype, about)
     cache.close()
     if own is not None:
         write_own_classifier(own)
@@ -89,8 +87,8 @@ def run(params: Params) -> None:
         "features: %d rows of %d values; %d computed (%s images/s), %d from the cache",
         *(report[name] for name in ("pictures", "width", "computed", "images_per_second", "reused")),
     )
-    report |= check_features(DUPLICATES, SUSPICIOUS_LABELS, prepared)
-    artifacts.write_report("features", report | {"seconds": round(time.perf_counter() - began, 2)})
+    report |= check_features(paths.DUPLICATES, paths.FEATURE_LABEL_ERRORS, prepared)
+    write_report("features", report | {"seconds": round(time.perf_counter() - began, 2)})
 
 
 def _keys(prepared: Prepared, ranks: Ranks) -> list[bytes]:

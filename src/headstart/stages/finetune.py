@@ -20,30 +20,29 @@ from typing import Any
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
-from headstart.assembly.classifier import Classifier, HistoryRow
-from headstart.assembly.data import Pictures, global_batch_size
-from headstart.assembly.machine import check_compiling, check_precision, precision_of_run
-from headstart.assembly.program import main
-from headstart.assembly.provenance import data_sha256, provenance
-from headstart.assembly.ranks import Ranks, connect, device_of
-from headstart.assembly.recipe import anchored, describe, groups_of, phases_of, starting_model
-from headstart.assembly.run_folder import RunFolder, open_run_folder, run_key
-from headstart.assembly.saved_model import save_timm
-from headstart.assembly.tracking.runs import Tracker
-from headstart.assembly.trainer import best_epoch, fit, saved_history
-from headstart.ground import artifacts
-from headstart.ground.artifacts import Prepared
-from headstart.ground.params import Params
-from headstart.libraries.backbone import BATCH_NORM, weights_sha256
-from headstart.libraries.ledger import COLUMNS, Row, with_curves
-from headstart.libraries.ledger import table as ledger_table
-from headstart.libraries.objective import balanced_weights
+from headstart.config.schema import Params
+from headstart.core import paths
+from headstart.core.io import replacing, write_json, write_report, write_table
+from headstart.data.dataset import Prepared, data_sha256
+from headstart.distributed.process_group import Ranks, connect, device_of
+from headstart.models.backbone import BATCH_NORM, weights_sha256
+from headstart.models.timm_checkpoint import save_timm
+from headstart.stages.program import main
+from headstart.tracking.provenance import provenance
+from headstart.tracking.wandb_run import Tracker
+from headstart.training.autotune import check_compiling, check_precision, precision_of_run
+from headstart.training.checkpoint import RunFolder, open_run_folder, run_key
+from headstart.training.datamodule import Pictures, global_batch_size
+from headstart.training.losses import balanced_weights
+from headstart.training.module import Classifier, HistoryRow
+from headstart.training.phases import anchored, describe, groups_of, phases_of, starting_model
+from headstart.training.regularization.ledger import COLUMNS, Row, with_curves
+from headstart.training.regularization.ledger import table as ledger_table
+from headstart.training.trainer import best_epoch, fit, saved_history
 
 PARAMS = ("backbone", "finetune")
-READS = (artifacts.PREPARED, artifacts.PROBE)
-HISTORY = artifacts.REPORTS / "finetune" / "history.csv"
-LEDGER = artifacts.REPORTS / "finetune" / "ledger.csv"
-WRITES = (artifacts.FINETUNE, HISTORY, LEDGER)
+READS = (paths.PREPARED, paths.PROBE)
+WRITES = (paths.FINETUNE, paths.HISTORY, paths.LEDGER)
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +54,9 @@ def run(params: Params) -> None:
     prepared = Prepared.open()
     key = run_key(
         {"backbone": params.backbone.model_dump(), "finetune": params.finetune.model_dump()},
-        [prepared.folder / "manifest.csv", prepared.folder / "dataset.json", artifacts.PROBE / "heads.safetensors"],
+        [paths.MANIFEST, paths.DATASET, paths.HEADS],
     )
-    cache = artifacts.cache_folder(params.run.cache)
+    cache = paths.cache_folder(params.run.cache)
     with contextlib.ExitStack() as opened:
         folder = ranks.from_rank_0(lambda: opened.enter_context(open_run_folder(cache, key, resume=params.run.resume)))
         _train(params, prepared, folder, ranks)
@@ -90,12 +89,12 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
         return
 
     best, weights, raw = best_epoch(folder, start, params.finetune.early_stopping.monitor)
-    with artifacts.replacing(artifacts.FINETUNE) as aside:
+    with replacing(paths.FINETUNE) as aside:
         save_timm(module.model, initial if weights is None else weights, prepared, aside)
         if raw is not None:
-            save_timm(module.model, raw, prepared, aside / "raw")
+            save_timm(module.model, raw, prepared, aside / paths.RAW_MODEL.name)
         if tracker:
-            artifacts.write_json(aside / "tracking.json", {"id": tracker.id})
+            write_json(aside / paths.TRACKED_RUN.name, {"id": tracker.id})
     epochs, ledger, steps = saved_history(folder)
     hand_over(with_curves(epochs, ledger), steps)
     _write_tables(history := [start, *epochs], ledger)
@@ -105,7 +104,7 @@ def _train(params: Params, prepared: Prepared, folder: RunFolder, ranks: Ranks) 
     report |= {"processes": ranks.world, "device": ranks.device.type}
     seconds = round(time.perf_counter() - began, 2)
     report |= {"stopped_early": len(history) - 1 < params.finetune.epochs, "seconds": seconds}
-    artifacts.write_report("finetune", {**report, "precision": precision, "groups": groups, "ledger": last_rows})
+    write_report("finetune", {**report, "precision": precision, "groups": groups, "ledger": last_rows})
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})
     _say_result(report, shown, last_rows)
@@ -142,9 +141,9 @@ def _say_what_depends_on_ranks(module: Classifier, params: Params, ranks: Ranks)
 
 def _write_tables(history: list[HistoryRow], ledger: list[Row]) -> None:
     columns = list(history[-1])
-    artifacts.write_table(HISTORY, columns, [[row.get(name, "") for name in columns] for row in history])
+    write_table(paths.HISTORY, columns, [[row.get(name, "") for name in columns] for row in history])
     rows = [["" if row[name] is None else row[name] for name in COLUMNS] for row in ledger]
-    artifacts.write_table(LEDGER, COLUMNS, rows)
+    write_table(paths.LEDGER, COLUMNS, rows)
 
 
 def _figures(history: list[HistoryRow], best: HistoryRow, *, pictures_an_epoch: int) -> dict[str, int | float]:

@@ -24,30 +24,19 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.assembly.findings import check_pictures, class_imbalance
-from headstart.assembly.program import main
-from headstart.assembly.source import open_source
-from headstart.assembly.store import (
-    Estimate,
-    Packer,
-    Resizes,
-    choose_store,
-    earlier_rows,
-    is_there,
-    made_by,
-    resuming,
-)
-from headstart.ground import artifacts
-from headstart.ground.artifacts import MANIFEST_COLUMNS, SPLITS
-from headstart.ground.errors import UserError
-from headstart.ground.params import Params
-from headstart.ground.shards import STORES, checksum, write_index
-from headstart.libraries.backbone import evaluation_transform, input_config_of
-from headstart.libraries.catalog import Catalog
-from headstart.libraries.images import Outcome, TrainingResize
-from headstart.libraries.progress import Progress
-from headstart.libraries.sources import Source
-from headstart.libraries.splits import (
+from headstart.config.schema import Params
+from headstart.core import paths
+from headstart.core.errors import UserError
+from headstart.core.io import write_json, write_report, write_table
+from headstart.core.progress import Progress
+from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS
+from headstart.data.image_info import Outcome, TrainingResize
+from headstart.data.index import Catalog
+from headstart.data.packing import Estimate, Packer, Resizes, choose_store, earlier_rows, is_there, made_by, resuming
+from headstart.data.parallel import in_order
+from headstart.data.shards import STORES, checksum, write_index
+from headstart.data.sources import Source, open_source
+from headstart.data.splits import (
     NOT_GIVEN,
     check_classes,
     complete_splits,
@@ -55,19 +44,21 @@ from headstart.libraries.splits import (
     joined_units,
     shares_to_draw,
 )
-from headstart.libraries.workers import in_order
+from headstart.data.transforms import evaluation_transform
+from headstart.data_checks.tables import check_pictures, class_imbalance
+from headstart.models.backbone import input_config_of
+from headstart.stages.program import main
 
 PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args")
 READS: tuple[str | Path, ...] = ("${prepare.path}",)
-ODD_PICTURES = artifacts.REPORTS / "prepare" / "odd_pictures.csv"
-WRITES: tuple[str | Path, ...] = (artifacts.PREPARED, ODD_PICTURES)
+WRITES: tuple[str | Path, ...] = (paths.PREPARED, paths.ODD_PICTURES)
 
 # What begins the name of a backbone that is a folder in timm's format.
 LOCAL = "local-dir:"
 # Pictures whose sizes are read beforehand, to estimate those of all.
 SAMPLE = 64
 # What a worker process imports.
-PRELOAD = ("headstart.assembly.store", "headstart.libraries.backbone", "headstart.libraries.datasets")
+PRELOAD = ("headstart.data.packing", "headstart.models.backbone", "headstart.data.sources")
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +68,7 @@ def run(params: Params) -> None:
     began = time.perf_counter()
     _refuse_own_outputs(params.backbone.name)
     source = open_source(params.prepare, params.run)
-    with resuming(artifacts.PREPARED) as aside, closing(Catalog(aside / "work" / "catalog.sqlite")) as catalog:
+    with resuming(paths.PREPARED) as aside, closing(Catalog(aside / "work" / "catalog.sqlite")) as catalog:
         catalog.add(source.pictures())
         if catalog.class_counts():  # torchvision tells the labels with the pixels
             check_classes(catalog.class_counts(), splits_given=NOT_GIVEN not in catalog.given_counts())
@@ -91,24 +82,24 @@ def run(params: Params) -> None:
             splits, counts = _splits(params, catalog, classes)
             figures |= _pack_again(packer, catalog, splits, workers)
         columns = (*MANIFEST_COLUMNS, *source.further_columns)
-        artifacts.write_table(aside / "manifest.csv", columns, catalog.manifest(splits))
+        write_table(aside / "manifest.csv", columns, catalog.manifest(splits))
         write_index(aside, catalog.index(classes, splits), len(splits))
         shard_bytes = [path.stat().st_size for path in sorted(aside.glob("pixels-*.bin"))]
         checksums = {name: checksum(aside / name) for name in ("manifest.csv", "index.npy")}
         about = {"pictures": len(splits), "classes": classes, **made, "shard_bytes": shard_bytes, "crc32": checksums}
-        artifacts.write_json(aside / "dataset.json", about)
+        write_json(aside / "dataset.json", about)
     figures |= {"store": made["store"], "train_side": made["train_side"], "bytes": sum(shard_bytes)}
     figures |= {"seconds": round(time.perf_counter() - began, 1)}
     _say(counts, figures, bad)
     counts["class_imbalance"] = class_imbalance(counts["per_class"])
-    figures |= check_pictures(ODD_PICTURES, artifacts.PREPARED, len(splits), max(made["input"]["input_size"][1:]))
-    artifacts.write_report("prepare", counts | figures | {"bad": bad})
+    figures |= check_pictures(paths.ODD_PICTURES, paths.PREPARED, len(splits), max(made["input"]["input_size"][1:]))
+    write_report("prepare", counts | figures | {"bad": bad})
 
 
 def _refuse_own_outputs(backbone: str) -> None:
     """Raise UserError where the backbone is what this pipeline writes: each run would begin from the one before."""
     folder = Path(backbone.removeprefix(LOCAL)).resolve()
-    written = [path for path in (artifacts.EXPORT, artifacts.FINETUNE) if folder.is_relative_to(path.resolve())]
+    written = [path for path in (paths.EXPORT, paths.FINETUNE) if folder.is_relative_to(path.resolve())]
     if backbone.startswith(LOCAL) and written:
         raise UserError(
             f"backbone.name: {backbone}: this pipeline writes {written[0]} anew at each run. To start from it, copy "
@@ -129,9 +120,9 @@ def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tup
     resizes = Resizes(TrainingResize(as_pixels["train_side"], config["interpolation"]), evaluation_transform(config)[0])
     estimate = Estimate.of(catalog.sample(SAMPLE), source.read, resizes)
     size = estimate.total(catalog.given_counts(), sum(shares.values()))
-    was = next((kind for kind in STORES if is_there(folder, artifacts.PREPARED, as_pixels | {"store": kind})), None)
+    was = next((kind for kind in STORES if is_there(folder, paths.PREPARED, as_pixels | {"store": kind})), None)
     made = as_pixels | {"store": (store := choose_store(prepare.store, size, folder, was=was))}
-    earlier = earlier_rows(folder, artifacts.PREPARED, made)
+    earlier = earlier_rows(folder, paths.PREPARED, made)
     return made, Packer(folder, source.read, resizes, shares, store, earlier), estimate.shard_pictures(store)
 
 

@@ -20,20 +20,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.assembly.program import main
-from headstart.ground import artifacts
-from headstart.ground.artifacts import Head, Prepared, read_features, read_labels
-from headstart.ground.baselines import read_own_classifier, write_baselines
-from headstart.ground.errors import UserError
-from headstart.ground.params import Params, Probe
-from headstart.libraries.class_map import REST, resolve, summed
-from headstart.libraries.classical import Labelled, fit, reason_to_skip
-from headstart.libraries.linear import cross_entropy, l2_path
+from headstart.config.schema import Params, Probe
+from headstart.core import paths
+from headstart.core.errors import UserError
+from headstart.core.io import write_report, write_table
+from headstart.data.dataset import Prepared, read_labels
+from headstart.features.cache import read_features
+from headstart.models.head import Head, read_own_classifier, write_heads
+from headstart.probe.logistic import cross_entropy, l2_path
+from headstart.probe.outputs import write_baselines
+from headstart.probe.sklearn_heads import Labelled, fit, reason_to_skip
+from headstart.probe.zero_shot import REST, resolve, summed
+from headstart.stages.program import main
 
 PARAMS = ("probe",)
-READS = (artifacts.PREPARED, artifacts.FEATURES)
-L2_PATH = artifacts.REPORTS / "probe" / "l2_path.csv"
-WRITES = (artifacts.PROBE, artifacts.BASELINES, L2_PATH)
+READS = (paths.PREPARED, paths.FEATURES)
+WRITES = (paths.PROBE, paths.BASELINES, paths.L2_PATH)
 ZERO_SHOT = "zero_shot"
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -65,7 +67,7 @@ def run(params: Params) -> None:
         outputs.add(ZERO_SHOT, settings, predict, fit_seconds=0.0)
     write_baselines(outputs.rows, outputs.log_probabilities)
     report |= {"heads": outputs.figures, "skipped": skipped, "seconds": round(time.perf_counter() - began, 2)}
-    artifacts.write_report("probe", report)
+    write_report("probe", report)
     logger.info("probe: λ %.1e chosen, validation accuracy %.4f", report["l2"], report["val_accuracy"])
 
 
@@ -102,10 +104,10 @@ def _linear_head(probe: Probe, train: Labelled, validation: Labelled, classes: i
     l2, train_loss, _, val_loss, val_accuracy = table[best]
     if len(table) > 1 and best in {0, len(table) - 1}:
         logger.info("probe: the best λ, %.1e, is at the end of the path: extend probe.l2 beyond it", l2)
-    artifacts.write_heads(heads, best)
+    write_heads(heads, best)
     # DVC's plots have linear axes only.
     columns = ("log10_l2", "l2", "train_loss", "squared_norm", "val_loss", "val_accuracy")
-    artifacts.write_table(L2_PATH, columns, [(math.log10(row[0]), *row) for row in table])
+    write_table(paths.L2_PATH, columns, [(math.log10(row[0]), *row) for row in table])
     return {
         "l2": l2,
         "train_loss": train_loss,

@@ -1,0 +1,129 @@
+"""Every name on disk through which the stages meet, with its reader and its writer.
+
+Names are relative to the project's folder, in which every stage runs. A file or folder appears under its final name
+only when it is whole (``replacing``).
+"""
+
+import csv
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.core.errors import UserError
+from headstart.core.io import existing, read_json
+from headstart.core.paths import PREPARED
+from headstart.data.shards import DamagedRowError, Shards, Store, checksum, read_index, shard_path
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+MANIFEST_COLUMNS = ("id", "source", "label", "split", "group", "sha256", "width", "height", "phash", "contrast")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The packed pictures that ``prepare`` wrote, memory-mapped, without their labels.
+
+    Rows stand in the manifest's order. Pictures of validation and test are at the backbone's evaluation resize, before
+    its crop; training pictures are larger, for random crops. A row is checked against its checksum when this process
+    first reads it; about 50 bytes a picture are held in memory, most of them the memory-mapped index.
+
+    Attributes:
+        folder: where the pictures are.
+        classes: the names of the classes, in the order of the classifier's outputs.
+        input: timm's data config for the backbone: ``input_size`` (3, height, width), ``interpolation``, ``mean``,
+            ``std``, ``crop_pct``, ``crop_mode``.
+        store: how rows are packed.
+    """
+
+    folder: Path
+    classes: list[str]
+    input: dict[str, Any]
+    store: Store
+
+    @classmethod
+    def open(cls, folder: Path = PREPARED) -> "Prepared":
+        """Open the folder that ``prepare`` wrote; raises UserError where a file is missing, cut off or unreadable."""
+        dataset = read_json(folder / "dataset.json")
+        for i, size in enumerate(dataset["shard_bytes"]):
+            path = shard_path(folder, i)
+            if not path.is_file() or path.stat().st_size != size:
+                raise _damaged(path, f"is missing, or not of the {size} bytes that it had")
+        if checksum(folder / "index.npy") != dataset["crc32"]["index.npy"]:
+            raise _damaged(folder / "index.npy", "is missing or damaged")
+        return cls(folder, dataset["classes"], dataset["input"], dataset["store"])
+
+    @cached_property
+    def ids(self) -> NDArray[np.uint64]:
+        """uint64 (n,), a picture's name for the random numbers of its augmentation."""
+        return self._shards.index["id"]
+
+    @cached_property
+    def splits(self) -> NDArray[np.int8]:
+        """int8 (n,), indices into ``SPLITS``."""
+        return np.ascontiguousarray(self._shards.index["split"])
+
+    def rows(self, split: Split) -> NDArray[np.int64]:
+        """Give the row numbers of a split."""
+        return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def pixels(self, row: int) -> NDArray[np.uint8]:
+        """Give one picture, uint8 (height, width, 3), read-only; raises UserError where it is damaged."""
+        try:
+            return self._shards.pixels(row)
+        except (DamagedRowError, OSError, ValueError) as error:
+            path = shard_path(self.folder, int(self._shards.index["shard"][row]))
+            source = next(itertools.islice(manifest_rows(self.folder), row, None))["source"]
+            raise _damaged(path, f"is damaged: the picture {source} is not as it was stored") from error
+
+    @cached_property
+    def _shards(self) -> Shards:
+        return Shards(self.folder, self.store, read_index(self.folder))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open files out: a worker process opens its own."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    """Say what gets a file back; without the first step DVC trusts it, and its cache, unseen."""
+    return UserError(
+        f"{path} {what}. `chmod u+w {path}; touch {path}` makes DVC look at it again, then `dvc checkout --force "
+        f"{path.parent}` gets it back from DVC's cache. If it is damaged there too, `rm -f {path}` and then `dvc repro "
+        "-f prepare` decode anew what was in it"
+    )
+
+
+def manifest_rows(folder: Path = PREPARED) -> Iterator[dict[str, str]]:
+    """Stream the manifest, the only truth on which pictures there are and on splits and labels."""
+    with existing(folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        yield from csv.DictReader(file)
+
+
+def read_labels(split: Split, folder: Path = PREPARED) -> NDArray[np.int64]:
+    """Read the class numbers of a split's pictures, in the order of ``Prepared.rows(split)``.
+
+    Only ``evaluate`` reads those of the test split.
+    """
+    index = read_index(folder)
+    return np.asarray(index["label"][index["split"] == SPLITS.index(split)], np.int64)
+
+
+Kind = TypeVar("Kind", bound=np.generic)
+
+
+def evenly(rows: NDArray[Kind], most: int) -> NDArray[Kind]:
+    """Choose at most so many of (n, ...), evenly from the first to the last; the same places for the same n."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+
+
+def data_sha256(prepared: Prepared) -> str:
+    """Hash the manifest: it names every picture by its content, with its label and its split."""
+    with (prepared.folder / "manifest.csv").open("rb") as manifest:
+        return hashlib.file_digest(manifest, "sha256").hexdigest()

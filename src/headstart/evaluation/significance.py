@@ -1,0 +1,106 @@
+"""Whether one classifier is better than another on the same test pictures, and whether it is worth its cost."""
+
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from headstart.evaluation.bootstrap import LEVEL, Replicates, interval
+
+
+def compare(
+    names: tuple[str, str],
+    right: Mapping[str, NDArray[np.bool_]],
+    points: Mapping[str, Mapping[str, Any]],
+    replicates: Mapping[str, Replicates],
+    *,
+    grouped: bool,
+) -> dict[str, Any]:
+    """Compare two classifiers on the same pictures, plain JSON values; a positive difference favours the first.
+
+    Args:
+        names: the two, keys of what follows.
+        right: bool (n,), where each is right.
+        points: each one's ``accuracy`` and ``nll``.
+        replicates: each one's figures on the same redrawn test sets.
+        grouped: whether pictures come in groups; McNemar's test, which takes them for independent, is then left out.
+
+    Returns:
+        ``model`` and ``against``; ``accuracy_difference`` and ``nll_difference`` (how much lower the first's is)
+        with their intervals; how often only one was right; ``mcnemar_p``, exact and two-sided (McNemar 1947), or None;
+        ``bootstrap_p``, twice the share of redrawn sets on which the difference in accuracy is none or turns its sign.
+    """
+    model, against = names
+    only, only_other = (int((right[a] & ~right[b]).sum()) for a, b in (names, names[::-1]))
+    accuracy = replicates[model]["accuracy"] - replicates[against]["accuracy"]
+    nll = replicates[against]["nll"] - replicates[model]["nll"]
+    discordant = only + only_other
+    turned = min((accuracy <= 0).sum(), (accuracy >= 0).sum())
+    return {
+        "model": model,
+        "against": against,
+        "accuracy_difference": round(points[model]["accuracy"] - points[against]["accuracy"], 6),
+        "accuracy_interval": interval(accuracy) or [0.0, 0.0],
+        "nll_difference": round(points[against]["nll"] - points[model]["nll"], 6),
+        "nll_interval": interval(nll) or [0.0, 0.0],
+        "only_model_right": only,
+        "only_other_right": only_other,
+        "mcnemar_p": None if grouped else float(binomtest(only, discordant).pvalue) if discordant else 1.0,
+        "bootstrap_p": float(min(1.0, 2 * (turned + 1) / (len(accuracy) + 1))),
+    }
+
+
+def corrected(comparisons: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to several comparisons their p-values corrected for there being several: ``<test>_corrected_p``."""
+    found = [dict(comparison) for comparison in comparisons]
+    for test in ("mcnemar", "bootstrap"):
+        p_values = [comparison[f"{test}_p"] for comparison in comparisons]
+        by_holm = holm(p_values) if None not in p_values else p_values
+        for comparison, p in zip(found, by_holm, strict=True):
+            comparison[f"{test}_corrected_p"] = p
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number by Holm's step-down method (1979), valid however the tests depend."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    by_holm = np.empty(len(p_values))
+    by_holm[order] = np.minimum(1, np.maximum.accumulate(factors * np.asarray(p_values)[order]))
+    return [float(value) for value in by_holm]
+
+
+def verdict(comparison: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], pictures: int) -> str:
+    """Say in a sentence whether a model is worth its cost against another, by the interval of the difference.
+
+    It is worth it where the whole interval of the difference in accuracy is above zero, not where it is below, and not
+    shown either way where it holds zero; there the sentence says how many test pictures would show a difference of the
+    size that was seen, from the variance of paired differences (Connor 1987).
+
+    Args:
+        comparison: what ``compare`` gave.
+        models: each model's ``accuracy`` and ``fit_seconds``.
+        pictures: the number of test pictures.
+    """
+    model, against = comparison["model"], comparison["against"]
+    low, high = (100 * end for end in comparison["accuracy_interval"])
+    difference = comparison["accuracy_difference"]
+    (right, seconds), (other_right, other_seconds) = (
+        (f"{100 * models[name]['accuracy']:.1f} %", f"{models[name]['fit_seconds']:.1f} s") for name in (model, against)
+    )
+    figures = (
+        f"{model} has {right} right and {against} {other_right}, a difference of {100 * difference:+.1f} points "
+        f"({100 * LEVEL:.0f} % interval {low:+.1f} to {high:+.1f}), for {seconds} of fitting against {other_seconds}"
+    )
+    if low > 0:
+        return f"Worth it here: {figures}."
+    if high < 0:
+        return f"Not worth it here: {figures}."
+    if not difference:
+        return f"Not shown to be worth it: {figures}."
+    discordant = (comparison["only_model_right"] + comparison["only_other_right"]) / pictures
+    needed = NormalDist().inv_cdf((1 + LEVEL) / 2) ** 2 * (discordant - difference**2) / difference**2
+    return f"Not shown to be worth it: {figures}; about {max(needed, pictures + 1):,.0f} test pictures would tell."

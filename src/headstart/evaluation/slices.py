@@ -1,0 +1,71 @@
+"""Where a classifier is worst: its accuracy by the values of the source's further columns."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.evaluation.bootstrap import draws, share_interval
+
+MOST_VALUES = 30
+"""A column with more values is cut into quarters where they are numbers, and left out where not."""
+
+
+class Slice(NamedTuple):
+    """Accuracy on the pictures with one value of a column, with its interval."""
+
+    column: str
+    value: str
+    pictures: int
+    accuracy: float
+    low: float
+    high: float
+
+
+def slices(
+    columns: Mapping[str, Sequence[str]],
+    right: NDArray[np.bool_],
+    labels: NDArray[np.int64],
+    groups: Sequence[str] | None,
+) -> list[Slice]:
+    """Give a classifier's accuracy by slice, that which is surely worst first: by the upper end of the interval.
+
+    Args:
+        columns: n values each, as text; empty ones are in no slice.
+        right: bool (n,), whether the classifier is right.
+        labels: int64 (n,), strata of the intervals' bootstrap.
+        groups: as ``bootstrap.draws``.
+    """
+    members = {(column, value): mask for column in columns for value, mask in _values(columns[column])}
+    if not members:
+        return []
+    masks = np.stack(list(members.values()), axis=1).astype(np.float32)
+    drawn = [(times @ (masks * right[:, None]), times @ masks) for times in draws(labels, groups)]
+    hits, counts = (np.concatenate(each) for each in zip(*drawn, strict=True))
+    found = []
+    for i, (column, value) in enumerate(members):
+        mask = masks[:, i] > 0
+        units = mask.sum() if groups is None else len(set(np.asarray(groups)[mask]))
+        some = counts[:, i] > 0
+        low, high = share_interval(hits[some, i] / counts[some, i], int(units))
+        found.append(Slice(column, value, int(mask.sum()), round(float(right[mask].mean()), 6), low, high))
+    return sorted(found, key=lambda each: (each.high, each.accuracy))
+
+
+def _values(texts: Sequence[str]) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Give a column's values, or ranges of values, and which pictures have each."""
+    values = np.asarray(texts, object)
+    names = sorted(set(texts) - {""})
+    if len(names) <= MOST_VALUES:
+        return [(name, values == name) for name in names] if len(names) > 1 else []
+    try:
+        numbers = np.array([float(text) if text else np.nan for text in texts])
+    except ValueError:
+        return []
+    ends = np.unique(np.nanquantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
+    return [
+        (f"{low:g} to {high:g}", (numbers >= low) & ((numbers < high) | (high == ends[-1]) & (numbers == high)))
+        for low, high in pairwise(ends)
+    ]

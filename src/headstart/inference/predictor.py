@@ -1,0 +1,182 @@
+"""Pictures to predictions, from a bundle alone: many at once on all cores, or one."""
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from headstart.core.errors import UserError
+from headstart.images.decode import BadImageError, decode, upright
+from headstart.images.files import Found, read_file, shown
+from headstart.images.preprocess import Preprocessing
+from headstart.inference.bundle import ONNX, Bundle, open_bundle
+from headstart.inference.onnx_runtime import Run, cuda_available, open_session
+from headstart.inference.postprocess import Judge, Prediction
+
+BATCH = 16
+"""Pictures that a thread decodes and gives to the model together: more was no faster, and takes more memory."""
+BATCH_BYTES = 64 * 2**20
+"""What they may take as the model's input: of large pictures there are fewer in a batch."""
+
+Picture = str | os.PathLike[str] | bytes | Image.Image | Found
+"""A picture: the path of a file, a file's content, Pillow's image of it, or what was found in a folder."""
+
+
+class Predictor:
+    """A bundle's model, ready to say what is on pictures.
+
+    Many threads may use one predictor at once: nothing in it changes after it was made.
+
+    Example:
+        >>> prediction = Predictor("export")("cat.jpg")
+        >>> prediction.label, prediction.probability, prediction.set, prediction.distance
+        ('cat', 0.98, ['cat'], 0.12)
+
+    Attributes:
+        bundle: what it was made from.
+        preprocessing: how a picture becomes the model's input.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        model: str = ONNX,
+        calibrated: bool = False,
+        conformal: float | None = None,
+        conformal_method: str | None = None,
+        top: int = 5,
+        threads: int | None = None,
+    ) -> None:
+        """Check the bundle and load its model.
+
+        Args:
+            folder: the bundle.
+            device: ``cpu``, ``cuda`` (by onnxruntime-gpu or else torch), or ``torch`` (torch on the CPU).
+            model: the bundle's ONNX file to run.
+            calibrated: give probabilities after the bundle's temperature; conformal sets stay as they were measured.
+            conformal: level of the sets of classes, one that the bundle has; None takes its first, if any.
+            conformal_method: ``LAC`` or ``APS``; None takes the first that the bundle has of that level.
+            top: how many of the likeliest classes ``Prediction.top`` lists.
+            threads: that decode and compute; None is one for each core that this process may use.
+
+        Raises:
+            UserError: the bundle is refused, or has no such level, temperature or file.
+        """
+        self.bundle: Bundle = open_bundle(Path(folder))
+        self.preprocessing = Preprocessing.of(self.bundle.config.input)
+        self._threads = cores() if threads is None else threads
+        if self._threads < 1:
+            raise UserError(f"threads must be at least 1, not {threads}")
+        self._judge = Judge.of(self.bundle, calibrated, conformal, conformal_method, top)
+        self._run = _runtime(self.bundle, model, device, self._threads)
+
+    def __call__(self, picture: Picture) -> Prediction:
+        """Predict one picture.
+
+        Raises:
+            BadImageError: it can't be read, or is no usable picture.
+            UserError: the model can't be run.
+        """
+        (found,) = self.predict(self.prepare(picture)[None])
+        if found.error:
+            raise BadImageError(found.error)
+        return replace(found, picture=_name(picture))
+
+    def many(self, pictures: Iterable[Picture]) -> Iterator[Prediction]:
+        """Predict pictures one after the other as they come, on all threads, in their order.
+
+        A picture that can't be read is a prediction with its ``error``. However many there are, only a few batches are
+        in memory.
+
+        Raises:
+            UserError: the model can't be run.
+        """
+        left = iter(pictures)
+        most = BATCH_BYTES // (12 * self.preprocessing.height * self.preprocessing.width)
+        # The first batch is of one picture, so that the first answer comes at once.
+        batches = itertools.chain([1], itertools.repeat(max(1, min(BATCH, most))))
+        waiting: deque[Future[list[Prediction]]] = deque()
+        pool = ThreadPoolExecutor(self._threads, "predict")
+        try:
+            for size in batches:
+                batch = list(itertools.islice(left, size))
+                if batch:
+                    waiting.append(pool.submit(self._batch, batch))
+                while waiting and (not batch or len(waiting) > 2 * self._threads or waiting[0].done()):
+                    yield from waiting.popleft().result()
+                if not batch:
+                    return
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def prepare(self, picture: Picture) -> NDArray[np.float32]:
+        """Read a picture and make it the model's input, float32 (3, height, width); raises BadImageError."""
+        if isinstance(picture, Found):
+            if picture.problem:
+                raise BadImageError(picture.problem)
+            picture = picture.path
+        if isinstance(picture, Image.Image):
+            return self.preprocessing(upright(picture))
+        content = picture if isinstance(picture, bytes) else read_file(Path(picture))
+        return self.preprocessing(decode(content))
+
+    def predict(self, inputs: NDArray[np.float32]) -> list[Prediction]:
+        """Run the model on prepared pictures, float32 (n, 3, height, width), and judge what it gives.
+
+        Where its outputs are no finite numbers, a prediction has an ``error``.
+
+        Raises:
+            UserError: the model can't be run.
+        """
+        return self._judge(*self._run(inputs))
+
+    def _batch(self, pictures: list[Picture]) -> list[Prediction]:
+        inputs, problems = [], {}
+        for i, picture in enumerate(pictures):
+            try:
+                inputs.append(self.prepare(picture))
+            except BadImageError as error:
+                problems[i] = str(error)
+            except MemoryError:
+                problems[i] = "there is not the memory to decode it"
+        good = iter(self.predict(np.stack(inputs)) if inputs else [])
+        return [
+            Prediction(_name(picture), error=problems[i])
+            if i in problems
+            else replace(next(good), picture=_name(picture))
+            for i, picture in enumerate(pictures)
+        ]
+
+
+def _runtime(bundle: Bundle, model: str, device: str, threads: int) -> Run:
+    if device == "cpu" or (device == "cuda" and cuda_available()):
+        return open_session(bundle, model, device=device, threads=threads)
+    if device not in ("cuda", "torch"):
+        raise UserError(f"device {device!r}: must be cpu, cuda or torch")
+    if model != ONNX:
+        raise UserError(
+            f"{model} needs ONNX Runtime on --device cpu, or onnxruntime-gpu; torch runs the bundle's weights"
+        )
+    from headstart.inference.torch_runtime import open_torch  # noqa: PLC0415  (predict's base install has no torch)
+
+    return open_torch(bundle, "cuda" if device == "cuda" else "cpu")
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _name(picture: Picture) -> str:
+    if isinstance(picture, bytes | Image.Image):
+        return ""
+    return shown(os.fspath(picture.path if isinstance(picture, Found) else picture))

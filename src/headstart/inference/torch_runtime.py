@@ -1,0 +1,70 @@
+"""A bundle's weights in timm's own model, for who has torch: on a GPU without onnxruntime-gpu, or to compare with."""
+
+import re
+import shlex
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.core.errors import UserError, requirement
+from headstart.core.paths import MODEL_CONFIG, MODEL_WEIGHTS
+from headstart.inference.bundle import Bundle
+from headstart.inference.onnx_runtime import Run
+
+# Of timm.create_model: these load other weights than the bundle's, from wherever they say.
+OTHER_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+LARGEST_ARGUMENT = 16384
+
+
+def open_torch(bundle: Bundle, device: str) -> Run:
+    """Build the architecture that ``config.json`` names and load the bundle's weights into it.
+
+    Args:
+        bundle: whose weights.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: torch is not installed or has no such device, or architecture and weights do not fit.
+    """
+    path = bundle.folder / MODEL_CONFIG
+    if not re.fullmatch(r"[a-z0-9_]+", bundle.config.architecture):  # no scheme, no path, no hub
+        raise UserError(f"{path}: architecture is no name of timm's")
+    for name, value in bundle.config.model_args.items():
+        if name in OTHER_WEIGHTS or not _is_plain(value):
+            raise UserError(f"{path}: model_args.{name} is none that an exported model has")
+    try:
+        import timm  # noqa: PLC0415  (only whoever asks for torch has it)
+        import torch  # noqa: PLC0415
+        from safetensors.torch import load_file  # noqa: PLC0415
+
+        from headstart.models.backbone import WithFeatures  # noqa: PLC0415
+    except ImportError as error:
+        needed = shlex.quote(requirement("train"))
+        raise UserError(f"{error}: for torch or a GPU, `pip install {needed}` (or onnxruntime-gpu)") from None
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU that it can use; leave --device away")
+    weights = load_file(bundle.path(MODEL_WEIGHTS))
+    arguments: dict[str, Any] = bundle.config.model_args | {"num_classes": len(bundle.config.classes)}
+    try:
+        model = timm.create_model(bundle.config.architecture, pretrained=False, **arguments)
+        model.load_state_dict(weights)
+    except Exception as error:  # noqa: BLE001  (each architecture raises what it likes)
+        raise UserError(f"{path}: timm can't build this model with {MODEL_WEIGHTS}: {str(error)[:300]}") from None
+    with_features = WithFeatures(model).eval().to(device)
+
+    def run(inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        with torch.inference_mode():
+            logits, features = with_features(torch.from_numpy(inputs).to(device))
+        return logits.cpu().numpy(), features.cpu().numpy()
+
+    return run
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an argument is a number of no absurd size, a short text, or a list of such."""
+    if isinstance(value, list):
+        return len(value) <= 100 and all(_is_plain(each) for each in value)
+    if isinstance(value, int | float):
+        return abs(value) <= LARGEST_ARGUMENT
+    return value is None or (isinstance(value, str) and len(value) <= 100)

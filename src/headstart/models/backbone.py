@@ -1,0 +1,216 @@
+"""The timm backbone: built, loaded, split into features and classifier, and how it wants its pictures.
+
+Features are what the classifier reads, ``forward_head(forward_features(x), pre_logits=True)`` (for MobileNetV3, 1,024
+wide and not the 576 of the last map); the classifier is timm's own.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from timm.data.config import resolve_data_config
+from torch import Tensor, nn
+
+from headstart.config.schema import Backbone
+from headstart.core.errors import UserError
+from headstart.models.head import Head
+
+BUNDLED = "bundled"
+BATCH_NORM = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  (torch's only common base)
+# httpx2's, httpx's or requests', whichever the installed huggingface_hub is built on.
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+
+
+def build(
+    name: str,
+    *,
+    pretrained: bool,
+    image_size: int | None,
+    args: dict[str, Any],
+    seed: int = 0,
+    num_classes: int | None = None,
+) -> nn.Module:
+    """Make the timm model; with ``num_classes`` its classifier is a new one that starts at zero.
+
+    Args:
+        name: ``bundled``, or any name that timm.create_model takes.
+        pretrained: load weights; else they are drawn from ``seed``, the same ones every time.
+        image_size: side of the input in pixels, None for the backbone's own.
+        args: further arguments of timm.create_model (``drop_rate``, ``drop_path_rate`` ...).
+        seed: for the weights that are drawn; torch's global generator is left as it was.
+        num_classes: None keeps the pretrained classifier.
+
+    Raises:
+        UserError: no such model, arguments that it does not take, weights that can't be had, or a classifier that is
+            not one linear layer.
+    """
+    with torch.random.fork_rng(), _explaining(name):
+        torch.manual_seed(seed)
+        model: nn.Module = timm.create_model(timm_name(name), pretrained=pretrained, **args)
+        if image_size is not None and hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=image_size)  # type: ignore[operator]
+        if num_classes is not None:
+            model.reset_classifier(num_classes)  # type: ignore[operator]
+            head = classifier(model)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+    return model
+
+
+def timm_name(name: str) -> str:
+    """Give the name that timm knows: ``bundled`` is a folder of this package, in timm's ``local-dir`` format."""
+    return f"local-dir:{resources.files('headstart') / 'pretrained' / 'resnet18d_64'}" if name == BUNDLED else name
+
+
+def classifier(model: nn.Module) -> nn.Linear:
+    """Give timm's classifier; raises UserError where it is not one linear layer with a bias."""
+    head = model.get_classifier()  # type: ignore[operator]
+    if isinstance(head, tuple | list | nn.ModuleList):
+        raise UserError(
+            "backbone.name: this model has several classifiers (distilled ones do); choose one with a single classifier"
+        )
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        raise UserError(
+            f"backbone.name: this model's classifier is a {type(head).__name__}, not a linear layer with a bias; "
+            "choose another model"
+        )
+    return head
+
+
+def classifier_name(model: nn.Module) -> str:
+    """Give the classifier's module name, such as ``fc`` or ``head.fc``."""
+    head = classifier(model)
+    modules: Iterator[tuple[str, nn.Module]] = model.named_modules()
+    return next(name for name, module in modules if module is head)
+
+
+def features_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Compute what the classifier reads: (batch, 3, height, width) to (batch, width)."""
+    maps = model.forward_features(inputs)  # type: ignore[operator]
+    features: Tensor = model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+    return features
+
+
+def input_config(model: nn.Module, image_size: int | None = None) -> dict[str, Any]:
+    """Give timm's data config, which evaluation's preprocessing follows from, as plain JSON values.
+
+    Returns:
+        ``input_size`` [3, height, width], ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
+    """
+    config: dict[str, Any] = resolve_data_config({"img_size": image_size}, model=model)  # type: ignore[no-untyped-call]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def input_config_of(name: str, image_size: int | None, args: dict[str, Any]) -> dict[str, Any]:
+    """Give ``input_config`` of a model by its name, without its weights: only a hub's config is fetched, if any."""
+    with torch.device("meta"):
+        model = build(name, pretrained=False, image_size=None, args=args)
+    return input_config(model, image_size)
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Put a model's weights into channels_last, in which convolutions on CPUs and GPUs are fastest; give it back.
+
+    All but those of strided 1 x 1 convolutions of the picture itself (RepVGG's stems): in channels_last their backward
+    crashes on CPUs whose widest vectors are AVX2 (torch 2.15), so they read a contiguous copy.
+    """
+    model = model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.kernel_size == (1, 1) != module.stride:
+            module.to(memory_format=torch.contiguous_format)
+            module.register_forward_pre_hook(_contiguous)
+    return model
+
+
+def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].contiguous(),)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hash the backbone's weights and buffers, names included, without the classifier's."""
+    skip = classifier_name(model) + "."
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(skip):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    """Turn what timm and the hub raise into what a user can do."""
+    try:
+        yield
+    except (OSError, HTTP_ERROR) as error:
+        if isinstance(error, FileNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise UserError(f"backbone.name: {name}: {error}") from error
+        raise UserError(
+            f"backbone.name: the weights of {name} can't be fetched ({type(error).__name__}: {error}). You can\n"
+            "  1. run once where the hub is in reach (it keeps them in HF_HOME), and copy that folder here;\n"
+            "  2. save the model as a folder with timm's save_for_hf and use backbone.name: local-dir:/that/folder;\n"
+            "  3. use backbone.name: bundled, or backbone.pretrained: false."
+        ) from error
+    except TypeError as error:
+        raise UserError(f"backbone.args: timm does not build {name} with them: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        nearest = difflib.get_close_matches(name.split(".", maxsplit=1)[0], timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(nearest)}?" if "Unknown model" in str(error) and nearest else ""
+        raise UserError(f"backbone.name: {name}: {error}{hint}") from error
+
+
+def hold_still(model: nn.Module, *, statistics: bool) -> None:
+    """Set what is frozen to evaluation mode: modules none of whose parameters trains, so dropout is off there.
+
+    Args:
+        model: in training mode.
+        statistics: whether BatchNorm's running statistics stay as they are everywhere.
+    """
+    for module in model.modules():
+        parameters = list(module.parameters())
+        frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
+        if frozen or (statistics and isinstance(module, BATCH_NORM)):
+            module.eval()
+
+
+def backbone_for(backbone: Backbone, classes: int) -> nn.Module:
+    """Build the backbone with a head of zeros."""
+    args: dict[str, Any] = {**backbone.args}
+    # Only where asked: not every timm model takes them.
+    args |= {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(backbone, name))}
+    return build(
+        backbone.name,
+        pretrained=backbone.pretrained,
+        image_size=backbone.image_size,
+        args=args,
+        seed=backbone.seed,
+        num_classes=classes,
+    )
+
+
+def set_head(model: nn.Module, head: Head) -> None:
+    """Give a model the probe's head."""
+    linear = classifier(model)
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(head.weight))
+        linear.bias.copy_(torch.from_numpy(head.bias))
+
+
+class WithFeatures(nn.Module):
+    """A timm model that gives its features beside its logits: whoever predicts compares them with those of training."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the model."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Give logits (batch, classes) and what the classifier reads, (batch, width)."""
+        features = features_of(self.model, pixels)
+        return classifier(self.model)(features), features

@@ -1,0 +1,196 @@
+"""The charts of the report. Each function draws on matplotlib's axes and gives the label: what is to be seen there."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from headstart.report.formatting import compact, figure, percent, small_percent, strength
+from headstart.report.inputs import Row
+from headstart.report.svg import INK, Chart, Look, chart, style
+
+Measure = tuple[str, str, Callable[[float], str]]
+"""A column of the ledger, what it is called, and how it is written."""
+WEIGHTS: tuple[Measure, Measure] = (("norm", "‖W‖", compact), ("distance", "‖W − W₀‖", compact))
+MOVED: tuple[Measure, Measure] = (
+    ("data_movement", "by the data", small_percent),
+    ("shrink", "by the penalty", small_percent),
+)
+OPEN: Look = {"linestyle": ":", "markerfacecolor": "none"}
+
+
+def learning_charts(history: Sequence[Row], finetuning: Row) -> list[Chart]:
+    """Draw losses and accuracy by epoch, from lines of history.csv."""
+    return [
+        chart("loss", "epoch", "cross-entropy", _loss, history, finetuning),
+        chart("accuracy", "epoch", "validation accuracy", _accuracy, history, finetuning),
+    ]
+
+
+def probe_chart(path: Sequence[Row]) -> Chart:
+    """Draw the probe's loss along its path of λ, from lines of l2_path.csv."""
+    return chart("probe", "log₁₀ λ of the probe", "probe: validation cross-entropy", _probe, path)
+
+
+def ledger_charts(ledger: Sequence[Row], finetuning: Row) -> list[Chart]:
+    """Draw size, distance and causes of movement of each group by epoch, and what the early stop was worth.
+
+    Groups of biases and norms, whose names end in ``_free``, are left out: nothing is taken from them.
+    """
+    groups = [group for group in finetuning["groups"] if not group["group"].endswith("_free")]
+    lines = {group["group"]: [row for row in ledger if row["group"] == group["group"]] for group in groups}
+    titles = {"norm and distance from the start": WEIGHTS, "change within the epoch, share of ‖W‖": MOVED}
+    charts = [
+        chart(f"ledger-{i}", "epoch", f"{title}, log scale", _by_group, lines, measures, finetuning)
+        for i, (title, measures) in enumerate(titles.items())
+    ]
+    if any(row["equivalent_l2"] for row in ledger):
+        set_to = {group["group"]: group["l2"] for group in groups}
+        charts.append(
+            chart("stop", "epoch", "λ that stopping here is like, log scale", _early_stop, lines, set_to, finetuning)
+        )
+    return charts
+
+
+def reliability_charts(calibration: dict[str, Row]) -> list[Chart]:
+    """Draw accuracy against confidence, of the fine-tuned model and of the probe."""
+    return [
+        chart(f"calibration-{name}", "mean probability in the bin", f"{name}: share right", _reliability, name, it)
+        for name in ("finetune", "probe")
+        for it in [calibration[name]]
+    ]
+
+
+def sizes_chart(conformal: Sequence[Row]) -> Chart:
+    """Draw how many classes the prediction sets have."""
+    return chart("sizes", "classes in the set, at most", "share of test pictures", _sizes, conformal)
+
+
+def _loss(axes: Axes, history: Sequence[Row], finetuning: Row) -> str:
+    train = [(row["epoch"], row["train_loss"]) for row in history if row["train_loss"] is not None]
+    validation = [(row["epoch"], row["val_loss"]) for row in history]
+    values = [value for _, value in train + validation]
+    for i, (name, line) in enumerate((("validation", validation), ("training", train))):
+        if line:
+            axes.plot(*zip(*line, strict=True), label=name, **style(i))
+    if min(values) > 0 and max(values) > 10 * min(values):
+        _log(axes, compact)
+        axes.set_title("cross-entropy, log scale", loc="left")
+    _epochs(axes, finetuning)
+    trained = f" Training: {figure(train[0][1])} in epoch 1, {figure(train[-1][1])} in the last." if train else ""
+    return f"Loss by epoch. Validation: {_course(history, 'val_loss', finetuning, figure)}.{trained}"
+
+
+def _accuracy(axes: Axes, history: Sequence[Row], finetuning: Row) -> str:
+    axes.plot([row["epoch"] for row in history], [row["val_accuracy"] for row in history], **style(0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    _epochs(axes, finetuning)
+    return f"Validation accuracy by epoch: {_course(history, 'val_accuracy', finetuning, percent)}."
+
+
+def _probe(axes: Axes, path: Sequence[Row]) -> str:
+    best = min(path, key=lambda row: row["val_loss"])
+    first, last, chosen = (strength(10 ** row["log10_l2"]) for row in (path[0], path[-1], best))
+    axes.plot([row["log10_l2"] for row in path], [row["val_loss"] for row in path], **style(0))
+    _mark(axes, best["log10_l2"], "chosen")
+    lowest = f"lowest, {figure(best['val_loss'])}, at {chosen}"
+    return f"The probe's validation loss along λ, from {first} to {last}: {lowest}."
+
+
+def _course(history: Sequence[Row], name: str, finetuning: Row, write: Callable[[float], str]) -> str:
+    best = next(row for row in history if row["epoch"] == finetuning["best_epoch"])
+    return (
+        f"{write(history[0][name])} at the start, {write(best[name])} after epoch {best['epoch']}, which was kept, "
+        f"{write(history[-1][name])} after the last, {history[-1]['epoch']}"
+    )
+
+
+def _epochs(axes: Axes, finetuning: Row) -> None:
+    """Mark the epoch that was kept, and where training was stopped early."""
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    _mark(axes, finetuning["best_epoch"], "kept")
+    if finetuning["stopped_early"] and finetuning["epochs"] != finetuning["best_epoch"]:
+        _mark(axes, finetuning["epochs"], "stopped", side="left", linestyle="-")
+
+
+def _mark(axes: Axes, x: float, what: str, *, side: Literal["left", "right"] = "right", linestyle: str = ":") -> None:
+    axes.axvline(x, color=INK, linewidth=0.9, linestyle=linestyle)
+    axes.text(x, 1.02, what, horizontalalignment=side, fontsize=8, transform=axes.get_xaxis_transform())
+
+
+def _log(axes: Axes, write: Callable[[float], str]) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes.yaxis.set_major_formatter(lambda value, _: write(value))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _by_group(axes: Axes, lines: dict[str, list[Row]], pair: tuple[Measure, Measure], finetuning: Row) -> str:
+    """Draw two measures of each group, the second dotted and open; zeros have no place on a logarithmic axis."""
+    said = []
+    for i, (group, rows) in enumerate(lines.items()):
+        for (name, what, write), open_look in zip(pair, ({}, OPEN), strict=True):
+            values = [(row["epoch"], row[name]) for row in rows if row[name] > 0]
+            if values:
+                axes.plot(*zip(*values, strict=True), label=f"{group}, {what}", **{**style(i), **open_look})
+                (epoch, first), (_, last) = values[0], values[-1]
+                said.append(f"{group}, {what}: {write(first)} in epoch {epoch}, {write(last)} at the end")
+    _log(axes, pair[0][2])
+    _epochs(axes, finetuning)
+    return f"By epoch. {'; '.join(said)}."
+
+
+def _early_stop(axes: Axes, lines: dict[str, list[Row]], set_to: dict[str, float], finetuning: Row) -> str:
+    said: list[str] = []
+    drawn: set[tuple[str, ...]] = set()
+    for i, (group, rows) in enumerate(lines.items()):
+        course = [(row["epoch"], row["equivalent_l2"]) for row in rows if row["equivalent_l2"]]
+        whose = tuple(f"{value:.6g}" for _, value in course)
+        if course and whose not in drawn:  # groups with one learning rate have one line
+            label = f"stopping, {group}" if drawn else "stopping"
+            drawn.add(whose)
+            axes.plot(*zip(*course, strict=True), label=label, **{**style(i), "color": INK})
+            kept = dict(course).get(finetuning["best_epoch"])
+            said.append(f"stopping is like λ = {strength(kept or course[-1][1])} for {group}")
+        if set_to[group]:
+            axes.axhline(set_to[group], label=f"set for {group}", **{**style(i), "marker": ""})
+            said.append(f"the λ set for {group} is {strength(set_to[group])}")
+    _log(axes, strength)
+    _epochs(axes, finetuning)
+    return f"The λ that an early stop resembles, by epoch: {'; '.join(said)}."
+
+
+def _reliability(axes: Axes, name: str, calibration: Row) -> str:
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
+    for i, when in enumerate(("before", "after")):
+        bins = calibration[when]["bins"]
+        label = f"{when} scaling, ECE {figure(calibration[when]['ece'])}"
+        x, y, pictures = zip(*((b["confidence"], b["accuracy"], b["pictures"]) for b in bins), strict=True)
+        look = style(1 - i)
+        axes.plot(x, y, label=label, **{**look, "linewidth": 0.8, "marker": ""})
+        axes.scatter(x, y, [3 + 120 * n / sum(pictures) for n in pictures], color=look["color"], marker=look["marker"])
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    said = "; ".join(
+        f"where it says {percent(b['confidence'], 0)}, {percent(b['accuracy'], 0)} of {b['pictures']} are right"
+        for b in calibration["after"]["bins"]
+    )
+    return f"Reliability of {name} after temperature scaling: {said}."
+
+
+def _sizes(axes: Axes, conformal: Sequence[Row]) -> str:
+    """Draw the shares of sets that have at most so many classes."""
+    said = []
+    for i, entry in enumerate(conformal):
+        counts = {int(size): pictures for size, pictures in entry["sizes"].items()}
+        sizes, total = range(max(counts) + 2), sum(counts.values())
+        shares = [sum(n for size, n in counts.items() if size <= most) / total for most in sizes]
+        name = f"{entry['method']} {percent(entry['level'], 0)}"
+        axes.step(sizes, shares, where="post", label=name, **{**style(i), "marker": ""})
+        said.append(f"{name} has {percent(counts.get(1, 0) / total)} with one class, at most {max(counts)}")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    return f"Sizes of the prediction sets: {'; '.join(said)}."

@@ -1,0 +1,107 @@
+"""Say what would cost hours before any is spent: a batch script, params.yaml, this machine, an allocation's nodes.
+
+reads:   params.yaml, data/prepared where it is there, and the batch script
+writes:  nothing that stays
+
+By hand before a job is submitted, `headstart doctor slurm/repro.sbatch`; in the job the batch script calls it first,
+and it starts all of the job's tasks once. Without a script it checks this machine. Each finding is one line that says
+what to do. Exit code 1 where there is an error, else 0.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from headstart.config.loader import load_params
+from headstart.config.schema import Params
+from headstart.core.errors import UserError
+from headstart.slurm.doctor.batch_checks import check_params, check_script, check_tracking, resources_of
+from headstart.slurm.doctor.batch_script import BatchScript, read_batch_script
+from headstart.slurm.doctor.finding import Finding
+from headstart.slurm.doctor.slurm_commands import allocated, check_by_sbatch, settings
+
+
+def main() -> None:
+    """Print the findings."""
+    parser = argparse.ArgumentParser(
+        prog="headstart doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("script", type=Path, nargs="?", help="a batch script for sbatch")
+    parser.add_argument("--json", action="store_true", help="print a list of {severity, name, message}")
+    args = parser.parse_args()
+    findings = list(examine(args.script))
+    if args.json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=2, ensure_ascii=False))
+    else:
+        for severity, name, message in findings:
+            print(f"{severity}: {message} [{name}]")
+        if all(finding.severity == "info" for finding in findings):
+            print("doctor: nothing wrong was found")
+    sys.exit(any(finding.severity == "error" for finding in findings))
+
+
+def examine(path: Path | None) -> Iterator[Finding]:
+    """Check a batch script, ``params.yaml``, and what this process runs on.
+
+    Args:
+        path: of the script; None for none.
+    """
+    in_job, script, cluster = "SLURM_JOB_ID" in os.environ, BatchScript(), settings()
+    if path is not None:
+        try:
+            script = read_batch_script(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            yield Finding("error", "script-unreadable", f"{path} can't be read as a batch script: {error}")
+            return
+        if cluster and not in_job:
+            yield from check_by_sbatch(path)
+    if in_job:  # sbatch knew every option
+        troubles = [trouble for trouble in script.troubles if not trouble.name.startswith("option")]
+        script = replace(script, options=allocated(script.options), troubles=troubles)
+    if path is not None:
+        yield from check_script(script, cluster)
+    try:
+        params = load_params(Path("params.yaml"))
+    except UserError as error:
+        lines = str(error).splitlines()
+        yield from (Finding("error", "params-invalid", line.strip()) for line in lines[1:] or lines)
+        return
+    if path is not None:
+        yield from check_params(script, params)
+    yield from check_tracking(params)
+    yield from _examine_machine(script, params, in_job=in_job, by_hand=path is None)
+
+
+def _examine_machine(script: BatchScript, params: Params, *, in_job: bool, by_hand: bool) -> Iterator[Finding]:
+    """Check what needs torch; a login node's own device says nothing of the job's."""
+    from headstart.slurm.doctor import machine_checks  # noqa: PLC0415  (--help and a broken params.yaml do not need torch)
+
+    try:
+        sizes = machine_checks.sizes_of(params)
+    except UserError as error:
+        yield Finding("error", "backbone-unavailable", str(error))
+        return
+    picture, resources = None, resources_of(script.options)
+    try:
+        yield from machine_checks.check_disk(params, script.options, sizes)
+        if in_job:
+            from headstart.slurm.doctor.allocation_checks import check_tasks  # noqa: PLC0415
+
+            findings, picture = check_tasks(params, resources, sizes.weights)
+            yield from findings
+    except (OSError, NotImplementedError) as error:
+        yield Finding("error", "folder-not-writable", f"{error}: mend that, or set run.cache to another folder")
+    if by_hand and not in_job:
+        troubles = list(machine_checks.check_device(params))
+        yield from troubles
+        picture = None if troubles else machine_checks.seconds_a_picture(params)
+    if picture is not None:
+        yield from machine_checks.check_time(params, script.options, resources, picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What a run was made with: data, versions, machine, git."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "scikit-learn", "numpy", "pillow")
+
+
+def provenance() -> dict[str, Any]:
+    """Describe what runs now, in plain JSON values.
+
+    Returns:
+        ``headstart``, its version; ``versions`` of libraries; ``python``; ``machine``; ``gpu``, its name or None;
+        ``git``, None outside a repository, else ``commit`` and whether tracked files other than ``dvc.lock`` are
+        changed (``dirty``).
+    """
+    return {
+        "headstart": version("headstart"),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git": _git(),
+    }
+
+
+def _processor() -> str:
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git() -> dict[str, Any] | None:
+    try:
+        commit = _answer("rev-parse", "HEAD")
+        # DVC is writing its lock while a stage runs.
+        changed = _answer("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "dirty": bool(changed)}
+
+
+def _answer(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True)  # noqa: S607  (the user's git)
+    return done.stdout.strip()

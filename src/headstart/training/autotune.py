@@ -1,0 +1,186 @@
+"""What is faster on this machine, measured on a few training steps: which precision, and whether to compile."""
+
+import copy
+import hashlib
+import json
+import logging
+import platform
+import socket
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from headstart.config.finetune import Finetune
+from headstart.config.schema import Run
+from headstart.core.errors import UserError
+from headstart.core.io import read_json, write_json
+from headstart.core.paths import cache_folder
+from headstart.data.loader import Normalize
+from headstart.distributed.process_group import device_of
+from headstart.training.checkpoint import RunFolder
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+ROUNDS = 7
+LARGEST_BATCH = 32
+CLEARLY = 1.1
+"""bf16 is chosen where its steps are this many times as fast."""
+HOPELESS = 4
+"""A step this many times as slow ends the measurement: on CPUs without native bf16 it takes up to 50 times as long."""
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that the hardware lacks, before Lightning silently takes another.
+
+    Raises:
+        UserError: with what to use instead.
+    """
+    if precision == "16-mixed" and device.type != "cuda":
+        raise UserError(
+            "finetune.precision: 16-mixed needs a CUDA GPU, and none is used here; use auto, 32-true or bf16-mixed"
+        )
+    if precision == "bf16-mixed" and device.type == "cuda" and not _has_bf16(device):
+        raise UserError("finetune.precision: this GPU has no bfloat16; use 16-mixed or 32-true")
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def precision_of_run(
+    model: nn.Module, config: dict[str, Any], finetune: Finetune, run: Run, folder: RunFolder
+) -> Precision:
+    """Give ``finetune.precision``, for ``auto`` the faster one, which the run then keeps.
+
+    Args:
+        model: what will be trained; it stays as it is.
+        config: timm's data config.
+        finetune: the section of params.
+        run: the section of params.
+        folder: where the run's choice is kept.
+
+    Raises:
+        UserError: the run began in a precision that the hardware here lacks.
+    """
+    if finetune.precision != "auto":
+        return finetune.precision
+    if folder.precision.exists():
+        kept: dict[str, Precision] = read_json(folder.precision)
+        check_precision(kept["precision"], device_of(run))
+        logger.info("precision: %(precision)s, in which this fine-tuning began on %(host)s", kept)
+        return kept["precision"]
+    chosen = _faster(model, config, device_of(run), finetune.batch_size, cache_folder(run.cache) / "precision.json")
+    write_json(folder.precision, {"precision": chosen, "host": socket.gethostname()})
+    return chosen
+
+
+def _faster(model: nn.Module, config: dict[str, Any], device: torch.device, batch_size: int, memory: Path) -> Precision:
+    """Measure steps in fp32 and bf16, or remember what was measured for this hardware, model and size."""
+    size = max(2, min(batch_size, LARGEST_BATCH))
+    about = [_hardware(device), torch.__version__, torch.get_num_threads(), config["input_size"], size, repr(model)]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
+    remembered = read_json(memory) if memory.exists() else {}
+    if key not in remembered:
+        ratio = 0.0
+        if _has_bf16(device):
+            plain, bf16 = seconds_a_step(copy.deepcopy(model), config, device, size, (False, True))
+            ratio = plain / bf16
+        precision = "bf16-mixed" if ratio > CLEARLY else "32-true"
+        remembered[key] = {"precision": precision, "bf16_speed": round(ratio, 3)}
+        write_json(memory, remembered)
+    logger.info("precision: %(precision)s; bf16 steps are %(bf16_speed).2f times as fast as fp32", remembered[key])
+    chosen: Precision = remembered[key]["precision"]
+    return chosen
+
+
+def _hardware(device: torch.device) -> str:
+    """Name what computes; a CPU also by its features, since virtual ones share a name."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else [platform.processor()]
+    return f"{device.type} " + " ".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+
+
+def seconds_a_step(
+    model: nn.Module, config: dict[str, Any], device: torch.device, size: int, bf16: Sequence[bool]
+) -> list[float]:
+    """Measure forward and backward on grey pictures: medians of several rounds, after a warm-up.
+
+    Args:
+        model: a copy of what will be trained; it is moved, and its gradients and BatchNorm's statistics change.
+        config: timm's data config.
+        device: where to.
+        size: pictures a step; halved while a GPU's memory is too small for them.
+        bf16: whether under autocast, for each kind of step; they take turns.
+
+    Returns:
+        Seconds of each kind.
+    """
+    model, normalize = model.to(device).train(), Normalize(config).to(device)
+    _, height, width = config["input_size"]
+    pixels = torch.full((size, height, width, 3), 128, dtype=torch.uint8, device=device)
+    rounds: list[list[float]] = []
+    try:
+        for _ in range(1 + ROUNDS):
+            rounds.append([_seconds(model, normalize, pixels, bf16=each) for each in bf16])
+            if len(rounds) > 1 and max(rounds[-1]) > HOPELESS * min(rounds[-1]):
+                break
+    except torch.OutOfMemoryError:
+        if size <= 2:
+            raise
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        return seconds_a_step(model, config, device, size // 2, bf16)
+    return [statistics.median(each) for each in zip(*rounds[1:], strict=True)]
+
+
+def _seconds(model: nn.Module, normalize: Normalize, pixels: Tensor, *, bf16: bool) -> float:
+    began = time.perf_counter()
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
+        logits: Tensor = model(normalize(pixels))
+    logits.float().logsumexp(dim=1).mean().backward()  # type: ignore[no-untyped-call]
+    if pixels.device.type == "cuda":
+        torch.cuda.synchronize(pixels.device)
+    return time.perf_counter() - began
+
+
+def check_compiling(model: nn.Module, config: dict[str, Any], finetune: Finetune, run: Run, steps: int) -> None:
+    """Refuse ``finetune.compile`` where it does not pay.
+
+    Args:
+        model: what will be trained; it stays as it is.
+        config: timm's data config.
+        finetune: the section of params, its precision known.
+        run: the section of params.
+        steps: optimiser steps that are planned.
+
+    Raises:
+        UserError: it can't be compiled here, or the time to compile is more than the steps would save.
+    """
+    size = -(-finetune.batch_size // finetune.accumulate)
+    device, bf16 = device_of(run), (finetune.precision == "bf16-mixed",)
+    (plain,) = seconds_a_step(copy.deepcopy(model), config, device, size, bf16)
+    tried = copy.deepcopy(model)
+    tried.compile()
+    began = time.perf_counter()
+    try:
+        (fast,) = seconds_a_step(tried, config, device, size, bf16)
+    except Exception as error:  # a compiler's errors are of any kind
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"finetune.compile: torch.compile fails here ({reason}); set it to false") from error
+    compiling = time.perf_counter() - began - (1 + ROUNDS) * fast
+    saved = (plain - fast) * finetune.accumulate * steps
+    logger.info("compile: a step takes %.4f s instead of %.4f, after %.0f s of compiling", fast, plain, compiling)
+    if saved < compiling:
+        raise UserError(
+            f"finetune.compile: compiling takes {compiling:.0f} s here and saves {max(saved, 0):.0f} s in {steps} "
+            "steps; set it to false"
+        )

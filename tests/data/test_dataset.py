@@ -1,0 +1,284 @@
+import io
+import json
+import pickle
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from headstart.core import paths
+from headstart.core.errors import UserError
+from headstart.core.io import read_json, read_table, replacing, write_json, write_report, write_table
+from headstart.data.dataset import SPLITS, Prepared, manifest_rows, read_labels
+from headstart.data.shards import INDEX, Shards, packed, read_index, shard_path
+from headstart.features.cache import read_features, write_features
+from headstart.models.head import Head, read_head, write_heads
+from helpers.pictures import CLASSES, INPUT, PICTURES, STORED, write_prepared
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_file_that_failed_half_way_leaves_the_old_one_and_nothing_beside_it(project: Path) -> None:
+    def write(text: str, *, fail: bool) -> None:
+        with replacing(project / "deep" / "file.txt") as aside:
+            aside.write_text(text)
+            assert aside.parent == project / "deep"
+            assert aside.name != "file.txt"
+            if fail:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write("half", fail=True)
+    assert list((project / "deep").iterdir()) == []
+    write("whole", fail=False)
+    with pytest.raises(KeyboardInterrupt):
+        write("half", fail=True)
+    assert [path.name for path in (project / "deep").iterdir()] == ["file.txt"]
+    assert (project / "deep" / "file.txt").read_text() == "whole"
+
+
+def test_a_folder_appears_whole_or_not_at_all(project: Path) -> None:
+    final = project / "out"
+
+    def write(names: list[str], *, fail: bool) -> None:
+        with replacing(final) as aside:
+            aside.mkdir()
+            for name in names:
+                (aside / name).write_text(name)
+            if fail:
+                raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        write(["a"], fail=True)
+    assert list(project.iterdir()) == []
+    write(["a", "b"], fail=False)
+    with pytest.raises(ValueError, match=r"^$"):
+        write(["c"], fail=True)
+    assert sorted(path.name for path in final.iterdir()) == ["a", "b"]
+    write(["c"], fail=False)
+    assert [path.name for path in final.iterdir()] == ["c"]
+    assert [path.name for path in project.iterdir()] == ["out"]
+
+
+def test_what_a_link_points_to_is_not_written_over(project: Path) -> None:
+    """DVC may link its outputs into its cache."""
+    kept = project / "cache"
+    kept.write_text("{}")
+    (project / "report.json").symlink_to(kept)
+    write_json(project / "report.json", {"new": 1})
+    assert (kept.read_text(), read_json(project / "report.json")) == ("{}", {"new": 1})
+
+
+def test_json_is_readable_and_refuses_what_json_has_not(project: Path) -> None:
+    path = project / "x.json"
+    write_json(path, {"λ": 1e-4, "names": ["ö"]})
+    assert "λ" in path.read_text(encoding="utf-8")
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON compliant"):
+            write_json(path, {"loss": number})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"λ": 1e-4, "names": ["ö"]}
+    assert list(project.iterdir()) == [path]
+
+
+def test_a_report_is_named_after_its_stage() -> None:
+    write_report("probe", {"l2": 0.1})
+    assert read_json(Path("reports/probe.json")) == {"l2": 0.1}
+
+
+def test_a_table_keeps_commas_lines_and_quotes(project: Path) -> None:
+    rows = [["a,b", "ein\nzwei", '"x"'], ["", "ö", "1"]]
+    write_table(project / "t.csv", ("one", "two", "three"), iter(rows))
+    assert [list(row.values()) for row in read_table(project / "t.csv")] == rows
+
+
+def test_prepared_gives_the_pixels_that_were_stored_and_the_splits() -> None:
+    prepared = write_prepared()
+    stored = np.fromfile(shard_path(paths.PREPARED, 0), np.uint8).reshape(-1, STORED, STORED, 3)
+    assert len(prepared.ids) == len(stored) == sum(PICTURES.values())
+    for row, picture in enumerate(stored):
+        assert np.array_equal(prepared.pixels(row), picture)
+    assert (tuple(prepared.classes), prepared.input) == (CLASSES, INPUT)
+    rows = {split: prepared.rows(split) for split in SPLITS}
+    assert {split: len(of_split) for split, of_split in rows.items()} == PICTURES
+    assert sorted(np.concatenate(list(rows.values()))) == list(range(len(stored)))
+    manifest = list(manifest_rows())
+    assert [int(row["id"], 16) for row in manifest] == prepared.ids.tolist()
+    for split, of_split in rows.items():
+        assert [row["split"] for row in manifest if row["split"] == split] == [split] * len(of_split)
+        assert {manifest[row]["split"] for row in of_split} == {split}
+
+
+def test_stored_pixels_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        write_prepared().pixels(0)[0, 0, 0] = 1
+
+
+def test_prepared_is_sent_to_another_process_without_its_pixels() -> None:
+    prepared = write_prepared()
+    before = prepared.pixels(3).copy()
+    sent = pickle.dumps(prepared)
+    assert len(sent) < before.nbytes < shard_path(paths.PREPARED, 0).stat().st_size
+    assert np.array_equal(pickle.loads(sent).pixels(3), before)  # noqa: S301  (our own bytes)
+
+
+def test_labels_stand_in_the_order_of_the_rows() -> None:
+    prepared = write_prepared()
+    labels = np.array([CLASSES.index(row["label"]) for row in manifest_rows()])
+    assert len(set(labels.tolist())) == len(CLASSES)
+    for split in SPLITS:
+        assert np.array_equal(read_labels(split), labels[prepared.rows(split)])
+
+
+def test_what_is_missing_is_named() -> None:
+    for read, name in (
+        (Prepared.open, "data/prepared/dataset.json"),
+        (read_head, "models/probe/heads.json"),
+        (lambda: read_features(np.arange(2)), "data/features/features.npy"),
+        (lambda: read_json(Path("reports/x.json")), "reports/x.json"),
+    ):
+        with pytest.raises(UserError, match=name):
+            read()
+
+
+def test_what_a_failed_run_leaves_to_the_next_stays_beside(project: Path) -> None:
+    def write(*, fail: bool) -> None:
+        with replacing(project / "out", resumable=True) as aside:
+            aside.mkdir(exist_ok=not fail)
+            if fail:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(fail=True)
+    assert [path.name for path in project.iterdir()] == [".out.partial"]
+    write(fail=False)
+    assert [path.name for path in project.iterdir()] == ["out"]
+
+
+REMEDY = r"`chmod u\+w (\S+); touch \1`.*`dvc checkout --force data/prepared`.*`rm -f \1`.*`dvc repro -f prepare`"
+
+
+def change(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_shard_that_is_missing_or_cut_off_is_named_on_opening() -> None:
+    prepared = write_prepared()
+    shard = shard_path(paths.PREPARED, 0)
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"data/prepared/pixels-00000\.bin is missing, or not of .* bytes.*{REMEDY}"):
+        Prepared.open()
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"data/prepared/pixels-00000\.bin is missing.*{REMEDY}"):
+        Prepared.open()
+    with pytest.raises(UserError, match=rf"data/prepared/pixels-00000\.bin is damaged.*{REMEDY}"):
+        prepared.pixels(0)  # opened before
+
+
+def test_a_flipped_bit_is_found_where_the_picture_is_read_for_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = write_prepared()
+    size = STORED * STORED * 3
+    change(shard_path(paths.PREPARED, 0), 7 * size + 100)
+    prepared.pixels(6)
+    source = list(manifest_rows())[7]["source"]
+    for opened in (prepared, Prepared.open(), pickle.loads(pickle.dumps(prepared))):  # noqa: S301  (our own bytes)
+        with pytest.raises(UserError, match=rf"pixels-00000\.bin is damaged: the picture {source} is not.*{REMEDY}"):
+            opened.pixels(7)
+    monkeypatch.setattr("zlib.crc32", lambda _: pytest.fail("checked again"))
+    prepared.pixels(6)
+
+
+def test_an_index_that_is_missing_or_damaged_is_named() -> None:
+    write_prepared()
+    change(paths.PREPARED / "index.npy", 200)
+    with pytest.raises(UserError, match=rf"index\.npy is missing or damaged.*{REMEDY}"):
+        Prepared.open()
+    (paths.PREPARED / "index.npy").unlink()
+    with pytest.raises(UserError, match=r"index\.npy is missing"):
+        Prepared.open()
+
+
+def test_the_index_takes_few_bytes_a_picture() -> None:
+    prepared = write_prepared()
+    index, flags, permutation = read_index(paths.PREPARED).itemsize, 1 + prepared.splits.itemsize, 8
+    rows_and_labels = 2 * 8
+    assert index + flags + permutation + rows_and_labels <= 100
+
+
+def test_jpegs_are_read_as_pillow_reads_them() -> None:
+    x, y = np.meshgrid(np.arange(60), np.arange(40))
+    smooth = np.stack([x * 4, y * 5, 100 + x + y], axis=2).astype(np.uint8)
+    row = packed(Image.fromarray(smooth), "jpeg")
+    assert len(row) < smooth.nbytes / 2
+    shard_path(Path(), 0).write_bytes(b"before" + row)
+    index = np.array([(0, 6, len(row), crc32(row), 0, 0, 40, 60, 0)], INDEX)
+    pixels = Shards(Path(), "jpeg", index).pixels(0)
+    assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(row))))
+    assert np.abs(pixels.astype(int) - smooth).mean() < 1
+    with pytest.raises(ValueError, match="read-only"):
+        pixels[0, 0, 0] = 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_features_are_read_as_they_were_written(dtype: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(7, 5)).astype(dtype)
+    write_features(iter(rows), rows.shape, dtype, {"weights": "abc"})
+    chosen = np.array([6, 0, 3])
+    read = read_features(chosen)
+    assert read.dtype == np.float32
+    assert np.array_equal(read, rows[chosen].astype(np.float32))
+    assert np.load(paths.FEATURES / "features.npy").dtype == dtype
+    assert read_json(paths.FEATURES / "features.json") == {"weights": "abc"}
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_features_of_another_count_of_pictures_are_not_written(count: int) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        write_features(iter(np.zeros((count, 5))), (3, 5), "float32", {})
+    assert not paths.FEATURES.exists()
+    assert list(paths.FEATURES.parent.iterdir()) == []
+
+
+def test_heads_are_read_as_they_were_written() -> None:
+    generator = np.random.default_rng(0)
+    written = [
+        Head(generator.normal(size=(3, 4)).astype(np.float32), generator.normal(size=3).astype(np.float32), l2)
+        for l2 in (1.0, 1e-2, 3e-5)
+    ]
+    write_heads(written, chosen=1)
+    for least_l2, expected in (
+        (0.0, written[1]),
+        (1e-6, written[1]),
+        (1e-2, written[1]),
+        (0.2, written[0]),
+        (5.0, written[0]),
+    ):
+        head = read_head(least_l2)
+        assert head.weight.dtype == head.bias.dtype == np.float32
+        assert np.array_equal(head.weight, expected.weight)
+        assert np.array_equal(head.bias, expected.bias)
+        assert head.l2 == expected.l2
+
+
+def test_logits_are_the_heads() -> None:
+    generator = np.random.default_rng(0)
+    head = Head(generator.normal(size=(3, 4)).astype(np.float32), np.arange(3, dtype=np.float32), 0.1)
+    features = generator.normal(size=(6, 4)).astype(np.float32)
+    expected = [[float(row @ head.weight[c] + head.bias[c]) for c in range(3)] for row in features]
+    assert np.allclose(head.logits(features), expected, atol=1e-6)
+
+
+def test_the_cache_folder_is_the_users_unless_params_name_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert paths.cache_folder(None).is_relative_to(tmp_path)
+    assert paths.cache_folder(None).name == "headstart"
+    assert paths.cache_folder("~/here") == tmp_path / "here"
+    assert not paths.cache_folder("~/here").exists()

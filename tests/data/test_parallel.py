@@ -1,0 +1,94 @@
+"""Work in other processes gives what work here gives, in order, takes no more tasks than it can hold, and ends."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headstart.data.parallel import in_order
+from helpers.waiting import wait_for_workers
+
+
+def process_of(_: int) -> int:
+    return os.getpid()
+
+
+def slowly_doubled(number: int) -> int:
+    time.sleep(0.02 * (number % 3))
+    return 2 * number
+
+
+def failing(number: int) -> int:
+    if number == 7:
+        raise ValueError("seven")
+    time.sleep(20 if number > 7 else 0)
+    return number
+
+
+def test_results_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_workers(monkeypatch)
+    assert list(in_order(slowly_doubled, range(30), workers=2, preload=["json"])) == list(range(0, 60, 2))
+
+
+def test_tasks_are_taken_as_results_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_workers(monkeypatch)
+    taken = 0
+
+    def tasks() -> Iterator[int]:
+        nonlocal taken
+        while taken < 40:
+            taken += 1
+            yield taken
+
+    processes = set()
+    for done, process in enumerate(in_order(process_of, tasks(), workers=2, preload=["json"]), start=1):
+        assert taken <= done + 4
+        processes.add(process)
+    assert done == 40
+    assert len(processes - {os.getpid()}) in (1, 2)
+
+
+def test_little_work_is_done_here() -> None:
+    """Importing torch takes longer than it."""
+    assert set(in_order(process_of, range(5), workers=4, preload=["torch"])) == {os.getpid()}
+    assert list(in_order(process_of, [], workers=4, preload=["json"])) == []
+
+
+def test_a_failure_does_not_wait_for_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_workers(monkeypatch)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="seven"):
+        list(in_order(failing, range(12), workers=2, preload=["json"]))
+    assert time.monotonic() - began < 15
+
+
+KILLED = """
+import os, signal, sys, time
+sys.path[:0] = {folders!r}
+import test_parallel
+from pytest import MonkeyPatch
+from headstart.data import parallel
+if __name__ == "__main__":
+    test_parallel.wait_for_workers(MonkeyPatch())
+    for worker in parallel.in_order(test_parallel.waiting, range(9), workers=2, preload=["json"]):
+        print(worker, flush=True)
+"""
+
+
+def waiting(number: int) -> int:
+    time.sleep(60 if number > 2 else 0)
+    return os.getpid()
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED.format(folders=[str(folder) for folder in Path(__file__).parents[:2]]))
+    with subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) == process.pid
+        assert process.pid not in {int(process.stdout.readline()) for _ in range(2)}
+        process.kill()
+        process.communicate(timeout=20)  # whoever lives still has the pipe's other end

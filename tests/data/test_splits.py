@@ -1,0 +1,156 @@
+"""The drawn splits stay where they are when pictures are added, and every class is in each."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from headstart.core.errors import UserError
+from headstart.data.splits import (
+    NOT_GIVEN,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    check_classes,
+    complete_splits,
+    count_duplicates,
+    joined_units,
+    placed,
+    shares_to_draw,
+    unit_number,
+)
+
+SHARES = {"validation": 0.2, "test": 0.1}
+
+
+def units(n: int, seed: int = 0) -> NDArray[np.uint64]:
+    return np.random.default_rng(seed).integers(0, 2**64, n, np.uint64)
+
+
+def at(*places: float) -> NDArray[np.uint64]:
+    return np.array([int(place * 2**64) for place in places], np.uint64)
+
+
+def drawn(labels: NDArray[np.int32], of: NDArray[np.uint64]) -> NDArray[np.int8]:
+    names = [str(i) for i in range(int(labels.max()) + 1)]
+    return complete_splits(np.full(len(of), NOT_GIVEN, np.int8), labels, of, names, **SHARES)
+
+
+def test_shares_are_met_and_additions_move_nothing() -> None:
+    labels, of = np.arange(20000, dtype=np.int32) % 7, units(20000)
+    first, more = drawn(labels[:10000], of[:10000]), drawn(labels, of)
+    np.testing.assert_array_equal(first, more[:10000])
+    np.testing.assert_allclose(np.bincount(more) / 20000, [0.7, 0.2, 0.1], atol=0.01)
+
+
+def test_fixed_thresholds() -> None:
+    splits = drawn(np.zeros(5, np.int32), at(0, 0.0999, 0.1001, 0.2999, 0.3001))
+    assert splits.tolist() == [TEST, TEST, VALIDATION, VALIDATION, TRAIN]
+
+
+@pytest.mark.parametrize(
+    ("given", "drawn_ones"),
+    [
+        ([NOT_GIVEN], {TEST: 0.1, VALIDATION: 0.2}),
+        ([TRAIN], {TEST: 0.1, VALIDATION: 0.2}),
+        ([TRAIN, VALIDATION], {VALIDATION: 0.2}),
+        ([TRAIN, TEST], {VALIDATION: 0.2}),
+        ([TRAIN, VALIDATION, TEST], {}),
+    ],
+)
+def test_the_split_of_a_picture_can_be_foreseen(given: list[int], drawn_ones: dict[int, float]) -> None:
+    shares, of = shares_to_draw(given, **SHARES), units(3000)
+    assert shares == drawn_ones
+    labels, of_source = np.zeros(3000, np.int32), np.resize(given, 3000).astype(np.int8)
+    splits = complete_splits(of_source, labels, of, ["a"], **SHARES)
+    foreseen = np.isin(of_source, [TRAIN, NOT_GIVEN])
+    np.testing.assert_array_equal(splits[foreseen], placed(of[foreseen], shares))
+    assert not (splits[~foreseen] == TRAIN).any()
+
+
+def test_a_units_number_is_its_groups_or_its_contents() -> None:
+    content = bytes.fromhex("00000000000000ff") + bytes(24)
+    assert unit_number(None, content) == unit_number("", content) == 255
+    assert unit_number("a", content) == unit_number("a", bytes(32)) != unit_number("b", content)
+
+
+def test_a_class_lends_the_picture_with_the_nearest_hash() -> None:
+    # Class 0 has nothing below 0.3: test takes 0.35, then validation 0.5. Class 1 lacks train: it takes 0.29.
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1], np.int32)
+    splits = drawn(labels, at(0.9, 0.35, 0.5, 0.8, 0.05, 0.15, 0.25, 0.29))
+    assert splits.tolist() == [TRAIN, TEST, VALIDATION, TRAIN, TEST, VALIDATION, VALIDATION, TRAIN]
+
+
+def test_a_loan_takes_no_class_from_a_split() -> None:
+    # The unit at 0.31 would be nearest for class 0, but it is all that class 1 has in train.
+    of = at(0.31, 0.5, 0.6, 0.9, 0.15, 0.05, 0.31)
+    splits = drawn(np.array([0, 0, 0, 0, 1, 1, 1], np.int32), of)
+    assert splits.tolist() == [TRAIN, TEST, VALIDATION, TRAIN, VALIDATION, TEST, TRAIN]
+
+
+def test_units_stay_together() -> None:
+    rng = np.random.default_rng(1)
+    of, labels = units(40)[rng.integers(0, 40, 500)], rng.integers(0, 3, 500).astype(np.int32)
+    splits = drawn(labels, of)
+    assert all(len(np.unique(splits[of == unit])) == 1 for unit in np.unique(of))
+    assert all((splits[labels == label] == split).any() for label in range(3) for split in (TRAIN, VALIDATION, TEST))
+
+
+def test_units_that_share_a_picture_are_joined() -> None:
+    of = np.array([5, 7, 7, 9, 2, 4], np.uint64)
+    contents = np.array([1, 1, 2, 2, 3, 8], np.uint64)
+    assert joined_units(of, contents).tolist() == [5, 5, 5, 5, 2, 4]
+
+
+def test_given_validation_without_test_is_the_test_split() -> None:
+    n = 3000
+    given = np.where(np.arange(n) % 3 == 0, VALIDATION, TRAIN).astype(np.int8)
+    splits = complete_splits(given, np.zeros(n, np.int32), units(n), ["a"], **SHARES)
+    np.testing.assert_array_equal(splits == TEST, given == VALIDATION)
+    assert 0.17 < (splits[given == TRAIN] == VALIDATION).mean() < 0.23
+
+
+def test_all_given_splits_are_kept(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    given = np.array([TRAIN, TRAIN, VALIDATION, TEST], np.int8)
+    splits = complete_splits(given, np.array([0, 1, 0, 0], np.int32), units(4), ["a", "b"], **SHARES)
+    np.testing.assert_array_equal(splits, given)
+    assert "test has no picture of 'b'" in caplog.text
+
+
+def test_a_class_that_is_not_trained_on_is_refused() -> None:
+    given = np.array([TRAIN, VALIDATION, TEST], np.int8)
+    with pytest.raises(UserError, match="no training picture of 'b'"):
+        complete_splits(given, np.array([0, 0, 1], np.int32), units(3), ["a", "b"], **SHARES)
+
+
+def test_too_few_distinct_pictures_are_refused() -> None:
+    with pytest.raises(UserError, match=r"'?0'?: 2"):
+        drawn(np.zeros(4, np.int32), at(0.1, 0.1, 0.5, 0.5))
+
+
+def test_groups_that_can_not_be_spread_are_refused() -> None:
+    # Classes 0 and 1 share groups a and b, so that c and d must be in one split; class 2 has c, d and only one more.
+    a, b, c, d, e = 0.1, 0.3, 0.5, 0.7, 0.9
+    labels = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2], np.int32)
+    with pytest.raises(UserError, match="can't be spread"):
+        drawn(labels, at(a, b, c, a, b, d, c, d, e))
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "no usable picture"),
+        ({"a": 0, "b": 0}, "no usable"),
+        ({"a": 9}, "single class"),
+        ({"a": 9, "b": 2}, "b: 2"),
+    ],
+)
+def test_what_can_not_become_a_classifier(counts: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_classes(counts, splits_given=False)
+
+
+def test_duplicates_are_counted() -> None:
+    contents = np.array([1, 1, 2, 3, 3, 3], np.uint64)
+    splits = np.array([TRAIN, TEST, TRAIN, TEST, TEST, TEST], np.int8)
+    assert count_duplicates(contents, splits) == {"identical": 3, "across_splits": 1}

@@ -1,0 +1,125 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binomtest, bootstrap
+
+from headstart.evaluation import bootstrap as module
+from headstart.evaluation.bootstrap import (
+    REPLICATES,
+    contributions,
+    draws,
+    figures,
+    interval,
+    replicate_figures,
+    share_interval,
+)
+from headstart.evaluation.metrics import classification_figures
+
+CLASSES = ["a", "b", "c", "d", "absent"]
+
+
+def drawn(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Logits that know something of the labels; the last class does not occur."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 4, n)
+    logits = generator.normal(size=(n, 5)) + 2 * np.eye(5)[labels]
+    return logits.astype(np.float32), labels
+
+
+def test_sums_over_all_pictures_give_what_torchmetrics_gives() -> None:
+    logits, labels = drawn(300)
+    expected = classification_figures(logits, labels, CLASSES, 3)
+    found = figures(contributions(logits, labels, 3).sum(axis=0)[None], 3)
+    assert set(found) == set(expected) - {"auroc", "per_class"}
+    for name, values in found.items():
+        assert values == pytest.approx([expected[name]], abs=2e-6), name
+
+
+def test_a_replicate_is_the_figures_of_the_pictures_that_were_drawn() -> None:
+    logits, labels = drawn(80)
+    (replicates,) = replicate_figures({"model": contributions(logits, labels, 3)}, labels, None, 3).values()
+    times = np.concatenate(list(draws(labels, None)))
+    for i in (0, 57, REPLICATES - 1):
+        again = np.repeat(np.arange(80), times[i].astype(int))
+        expected = classification_figures(logits[again], labels[again], CLASSES, 3)
+        for name, values in replicates.items():
+            assert values[i] == pytest.approx(expected[name], abs=2e-6), name
+
+
+def test_each_class_is_drawn_as_often_as_it_occurs() -> None:
+    labels = np.repeat([0, 1, 2], [50, 7, 1])
+    times = np.concatenate(list(draws(labels, None)))
+    assert times.shape == (REPLICATES, 58)
+    for label, count in enumerate([50, 7, 1]):
+        assert set(times[:, labels == label].sum(1)) == {count}
+    # In the long run each picture once, with the variance of n draws out of n.
+    assert times[:, :50].mean() == 1
+    assert times[:, :50].var() == pytest.approx(1 - 1 / 50, rel=0.02)
+
+
+def test_groups_are_drawn_whole_and_mixed_ones_among_themselves() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 0, 1, 0, 1])
+    groups = ["x", "x", "y", "z", "z", "m", "m", "n", "n"]
+    times = np.concatenate(list(draws(labels, groups)))
+    for group in set(groups):
+        members = times[:, [name == group for name in groups]]
+        assert (members == members[:, :1]).all()
+    by_unit = {group: times[:, groups.index(group)] for group in "xyzmn"}
+    assert set(by_unit["x"] + by_unit["y"]) == {2}
+    assert set(by_unit["m"] + by_unit["n"]) == {2}
+    assert set(by_unit["z"]) == {1}
+    assert Counter(by_unit["x"]).keys() == {0, 1, 2}
+
+
+def test_groups_widen_the_interval() -> None:
+    """Ten copies of each picture say no more than one."""
+    logits, labels = drawn(60)
+    once = replicate_figures({"m": contributions(logits, labels, 3)}, labels, None, 3)["m"]["accuracy"]
+    copies = np.repeat(np.arange(60), 10)
+    summands = contributions(logits[copies], labels[copies], 3)
+    names = [str(i) for i in copies]
+    grouped = replicate_figures({"m": summands}, labels[copies], names, 3)["m"]["accuracy"]
+    alone = replicate_figures({"m": summands}, labels[copies], None, 3)["m"]["accuracy"]
+    assert grouped.std() == pytest.approx(once.std(), rel=0.1)
+    assert alone.std() < 0.5 * once.std()
+
+
+def test_the_interval_is_that_of_scipys_bootstrap() -> None:
+    """One class, so that its stratum is all there is."""
+    logits, _ = drawn(200)
+    labels = np.zeros(200, np.int64)
+    replicates = replicate_figures({"m": contributions(logits, labels, 3)}, labels, None, 3)["m"]
+    right = (logits.argmax(1) == 0).astype(float)
+    expected = bootstrap((right,), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
+    assert interval(replicates["accuracy"]) == pytest.approx(list(expected), abs=0.012)
+    nll = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels), reduction="none").numpy()
+    expected = bootstrap((nll,), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
+    assert interval(replicates["nll"]) == pytest.approx(list(expected), abs=0.02)
+
+
+def test_an_interval_without_spread_is_none_and_of_a_share_exact() -> None:
+    assert interval(np.ones(10)) is None
+    exact = binomtest(20, 20).proportion_ci(0.95)
+    assert share_interval(np.ones(10), 20) == pytest.approx([exact.low, 1.0], abs=1e-6)
+    assert share_interval(np.zeros(10), 20) == pytest.approx([0.0, 1 - exact.low], abs=1e-6)
+    spread = np.linspace(0, 1, 1001)
+    assert share_interval(spread, 20) == interval(spread) == pytest.approx([0.025, 0.975])
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 test sets of 150 pictures in 4 classes of unlike difficulty; benchmarks/trust.py does it at length."""
+    monkeypatch.setattr(module, "REPLICATES", 300)
+    shares, accuracies = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.9, 0.8, 0.7, 0.6])
+    truth, hits = shares @ accuracies, []
+    generator = np.random.default_rng(1)
+    labels = np.repeat(np.arange(4), (shares * 150).astype(int))
+    for _ in range(200):
+        right = generator.random(len(labels)) < accuracies[labels]
+        logits = 4 * np.eye(4, dtype=np.float32)[np.where(right, labels, (labels + 1) % 4)]
+        replicates = replicate_figures({"m": contributions(logits, labels, 3)}, labels, None, 3)["m"]
+        low, high = interval(replicates["accuracy"]) or (0, 0)
+        hits.append(low <= truth <= high)
+    assert 0.9 <= np.mean(hits) <= 0.985

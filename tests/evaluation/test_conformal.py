@@ -1,0 +1,61 @@
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from headstart.evaluation.conformal import LEVELS, conformal
+from headstart.inference.scores import METHODS, nonconformity
+
+
+def drawn(n: int, generator: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    true = 1.5 * generator.normal(size=(n, 5))
+    labels = (softmax(true, axis=1).cumsum(1) > generator.random((n, 1))).argmax(1)
+    return (2 * true).astype(np.float32), labels  # too sure
+
+
+def test_sets_hold_the_label_as_often_as_promised() -> None:
+    """Over 300 draws of both splits: LAC between the level and 1/(n + 1) above it, APS at least the level."""
+    generator = np.random.default_rng(0)
+    held = []
+    for _ in range(300):
+        (logits, labels), (test_logits, test_labels) = drawn(100, generator), drawn(100, generator)
+        found = conformal(
+            {"validation": logits, "test": test_logits}, {"validation": labels, "test": test_labels}, list("abcde")
+        )
+        held.append([each["coverage"] for each in found])
+    kinds = [(each["method"], each["level"]) for each in found]
+    for (method, level), mean, error in zip(kinds, np.mean(held, 0), np.std(held, 0) / math.sqrt(300), strict=True):
+        assert mean > level - 3 * error, (method, level)
+        if method == "LAC":
+            assert mean < level + 1 / 101 + 3 * error, level
+
+
+def test_what_is_measured_agrees_with_the_sets() -> None:
+    generator = np.random.default_rng(1)
+    (logits, labels), (test_logits, test_labels) = drawn(200, generator), drawn(90, generator)
+    test_labels[test_labels == 4] = 3
+    found = conformal(
+        {"validation": logits, "test": test_logits}, {"validation": labels, "test": test_labels}, list("abcde")
+    )
+    assert [(each["method"], each["level"]) for each in found] == [(m, level) for m in METHODS for level in LEVELS]
+    for each in found:
+        sets = nonconformity(test_logits, each["method"]) <= each["threshold"]
+        held = sets[np.arange(90), test_labels]
+        assert each["coverage"] == pytest.approx(held.mean(), abs=1e-6)
+        assert each["coverage_interval"][0] < each["coverage"] < each["coverage_interval"][1]
+        assert sum(int(size) * count for size, count in each["sizes"].items()) == sets.sum()
+        assert each["mean_size"] == pytest.approx(sets.sum() / 90, abs=1e-4)
+        assert each["empty"] == pytest.approx((sets.sum(1) == 0).mean(), abs=1e-6)
+        assert [entry["pictures"] for entry in each["per_class"]] == np.bincount(test_labels, minlength=5).tolist()
+        assert each["per_class"][1]["coverage"] == pytest.approx(held[test_labels == 1].mean(), abs=1e-6)
+        assert each["per_class"][4]["coverage"] is None
+        assert each["method"] == "LAC" or each["empty"] == 0
+
+
+def test_too_few_pictures_for_a_level_mean_all_classes() -> None:
+    logits, labels = drawn(12, np.random.default_rng(0))
+    found = conformal({"validation": logits, "test": logits}, {"validation": labels, "test": labels}, list("abcde"))
+    at_95 = [each for each in found if each["level"] == 0.95]
+    assert [(each["threshold"], each["coverage"], each["mean_size"]) for each in at_95] == [(None, 1, 5), (None, 1, 5)]

@@ -1,0 +1,83 @@
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from headstart.evaluation.metrics import classification_figures, leaderboard
+
+CLASSES = ["ant", "bee", "cow", "dog", "elk", "fox"]
+ABSENT, NEVER_PREDICTED = 4, 5
+
+
+@pytest.fixture
+def answers() -> tuple[np.ndarray, np.ndarray]:
+    """Random logits and labels: one class is predicted but never occurs, another occurs but is never predicted."""
+    generator = np.random.default_rng(0)
+    labels = generator.choice([0, 1, 2, 3, 5], 300, p=[0.4, 0.3, 0.15, 0.1, 0.05])
+    logits = generator.normal(size=(300, 6)).astype(np.float32)
+    logits[np.arange(300), labels] += 1.5
+    logits[:, NEVER_PREDICTED] -= 10
+    return logits, labels
+
+
+def test_figures_are_those_of_scikit_learn(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, labels = answers
+    predicted, present = logits.argmax(1), np.unique(labels)
+    assert ABSENT in predicted
+    assert NEVER_PREDICTED not in predicted
+    figures = classification_figures(logits, labels, CLASSES, top_k=3)
+
+    probabilities = np.exp(logits.astype(np.float64))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    _, recall, f1, _ = reference.precision_recall_fscore_support(labels, predicted, labels=present, zero_division=0.0)
+    assert figures["accuracy"] == pytest.approx(reference.accuracy_score(labels, predicted), abs=1e-6)
+    assert figures["balanced_accuracy"] == pytest.approx(recall.mean(), abs=1e-6)
+    assert figures["macro_f1"] == pytest.approx(f1.mean(), abs=1e-6)
+    top_3 = reference.top_k_accuracy_score(labels, logits, k=3, labels=range(6))
+    assert figures["top_3_accuracy"] == pytest.approx(top_3, abs=1e-6)
+    assert figures["nll"] == pytest.approx(reference.log_loss(labels, probabilities, labels=range(6)), abs=1e-6)
+    assert figures["brier"] == pytest.approx(((probabilities - np.eye(6)[labels]) ** 2).sum(1).mean(), abs=1e-6)
+    # The area is the share of pairs of a picture of the class and another that are in the right order.
+    own = [(probabilities[labels == c, c][:, None], probabilities[labels != c, c]) for c in present]
+    assert figures["auroc"] == pytest.approx(np.mean([(a > b).mean() for a, b in own]), abs=1e-6)
+
+
+def test_per_class_figures_are_those_of_scikit_learn(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, labels = answers
+    per_class = classification_figures(logits, labels, CLASSES, top_k=3)["per_class"]
+    expected = np.array(
+        reference.precision_recall_fscore_support(labels, logits.argmax(1), labels=range(6), zero_division=0.0)
+    ).T
+    assert [entry["class"] for entry in per_class] == CLASSES
+    for entry, (precision, recall, f1, support) in zip(per_class, expected, strict=True):
+        assert entry["support"] == support
+        for name, value in (("precision", precision), ("recall", recall), ("f1", f1)):
+            assert entry[name] is None or entry[name] == pytest.approx(value, abs=1e-6)
+    assert [name for name, value in per_class[ABSENT].items() if value is None] == ["recall", "f1"]
+    assert [name for name, value in per_class[NEVER_PREDICTED].items() if value is None] == ["precision"]
+
+
+def test_top_k_is_left_out_where_every_class_would_count(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    assert "top_5_accuracy" in classification_figures(*answers, CLASSES, top_k=5)
+    assert not any(name.startswith("top_") for name in classification_figures(*answers, CLASSES, top_k=6))
+
+
+def test_two_classes_one_absent_and_logits_that_are_sure_give_json_without_nan() -> None:
+    logits = np.array([[1e4, -1e4], [1e4, -1e4]], np.float32)
+    figures = classification_figures(logits, np.array([0, 0]), ["a", "b"], top_k=3)
+    json.dumps(figures, allow_nan=False)
+    assert (figures["accuracy"], figures["balanced_accuracy"], figures["macro_f1"], figures["nll"]) == (1, 1, 1, 0)
+    assert (figures["brier"], figures["ece"], figures["auroc"]) == (0, 0, None)
+
+
+def test_leaderboard_is_aligned_and_sorted() -> None:
+    figures: dict[str, Any] = {"accuracy": 0.5, "balanced_accuracy": 0.25, "macro_f1": 0.125, "nll": 12.3, "ece": 0.25}
+    figures |= {"fit_seconds": 0.04, "intervals": {"accuracy": [0.25, 0.75]}}
+    report = {"models": {"probe": figures, "finetune": {**figures, "accuracy": 0.75, "fit_seconds": 1234.56}}}
+    assert leaderboard(report).splitlines() == [
+        "model     accuracy  95 % interval  balanced accuracy  macro F1      NLL     ECE  fitted in",
+        "finetune    0.7500    0.250-0.750             0.2500    0.1250  12.3000  0.2500   1234.6 s",
+        "probe       0.5000    0.250-0.750             0.2500    0.1250  12.3000  0.2500      0.0 s",
+    ]

@@ -1,0 +1,43 @@
+"""Stages as one of several ranks runs them: python as_rank.py EVENT STAGE...
+
+EVENT happens to rank 1 in the second step of the second epoch: signal, kill, raise, or nothing.
+"""
+
+import importlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from headstart.config.loader import load_params
+from headstart.distributed import heartbeat
+from headstart.training.module import Classifier
+
+SIGNALS = {"signal": signal.SIGUSR1, "kill": signal.SIGKILL}
+
+
+def main() -> None:
+    event, *names = sys.argv[1:]
+    real = Classifier.training_step
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if (self.global_rank, self.current_epoch, batch_idx) == (1, 1, 1):
+            if event == "raise":
+                raise RuntimeError("out of luck")
+            if event in SIGNALS:
+                os.kill(os.getpid(), SIGNALS[event])
+        return real(self, batch, batch_idx)
+
+    setattr(Classifier, "training_step", training_step)  # noqa: B010  (mypy forbids the assignment)
+    heartbeat.PERIOD = 0.2
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("headstart").setLevel(logging.INFO)
+    for name in names:
+        stage = importlib.import_module(f"headstart.stages.{name}")
+        stage.run(load_params(Path("params.yaml")).declared(stage.PARAMS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""A small bundle of an untrained model, made once a session.
+
+python tests/bundles.py FOLDER [bundled] writes it, or one of the bundled backbone, to try things by hand.
+"""
+
+import functools
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+from headstart.core import paths
+from headstart.core.io import read_json, write_json
+from headstart.export.formats import traced, write_onnx
+from headstart.inference import bundle
+from headstart.models.backbone import build, classifier, features_of, input_config
+
+Change = Callable[[Path], object]
+CLASSES = ["cat", "dog", "owl", "yak"]
+INPUT: dict[str, Any] = {
+    "input_size": [3, 32, 32],
+    "interpolation": "bilinear",
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.25, 0.3],
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+TOLD: dict[str, Any] = {
+    "temperature": 1.5,
+    "conformal": [
+        {"method": "LAC", "level": 0.9, "threshold": 0.7},
+        {"method": "LAC", "level": 0.95, "threshold": None},
+        {"method": "APS", "level": 0.9, "threshold": 0.6},
+    ],
+}
+
+
+def copy_bundle(folder: Path) -> Path:
+    """Give a copy of the bundle, to be changed."""
+    shutil.copytree(_made(), folder)
+    return folder
+
+
+@functools.cache
+def _made() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="bundle"))
+    write_bundle(folder, small_model(), CLASSES, INPUT)
+    return folder
+
+
+def then_fits(change: Change) -> Change:
+    """Make the manifest fit after a change, so that it is not what is refused."""
+
+    def changed(folder: Path) -> None:
+        change(folder)
+        bundle.write_manifest(folder)
+
+    return changed
+
+
+def with_content(name: str, content: Callable[[Path], bytes]) -> Change:
+    """Give a file another content, and the manifest that fits."""
+    return then_fits(lambda folder: (folder / name).write_bytes(content(folder)))
+
+
+@functools.cache
+def small_model() -> nn.Module:
+    """A timm model of 0.4 million weights, drawn, so that pictures of noise get different classes, none for sure."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model: nn.Module = timm.create_model("test_resnet", num_classes=len(CLASSES))
+        for _ in range(20):  # BatchNorm sees some
+            model(torch.randn(16, 3, 32, 32))
+        head, features = classifier(model), features_of(model.eval(), coloured_noise(64))
+        nn.init.normal_(head.weight, std=2 / float(features.std(0).norm()))
+        head.bias.copy_(-(features @ head.weight.T).mean(0))
+    return model
+
+
+def coloured_noise(count: int) -> torch.Tensor:
+    """Normalised pictures, float32 (count, 3, 32, 32)."""
+    return torch.randn(count, 3, 1, 1) + 0.5 * torch.randn(count, 3, 32, 32)
+
+
+def write_bundle(folder: Path, model: nn.Module, classes: list[str], data_config: dict[str, Any]) -> None:
+    """Write a bundle whose reference is noise, half of which is beyond the threshold of 0.95."""
+    save_for_hf(
+        model,
+        str(folder),
+        model_config={"label_names": classes, "pretrained_cfg": data_config},
+        safe_serialization=True,
+    )
+    write_onnx(traced(model, tuple(data_config["input_size"])), folder / bundle.ONNX, {})
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(40, *data_config["input_size"])).astype(np.float32))
+    with torch.inference_mode():
+        features = features_of(model, noise).numpy()
+    np.save(folder / bundle.REFERENCE, features)
+    thresholds = {"0.95": 0.05, "0.99": 0.5}
+    far = {"score": "1 - cosine", "neighbour": 10, "references": 40, "thresholds": thresholds}
+    ours = {"format": 1, "input": data_config, "features": features.shape[1], "out_of_distribution": far}
+    write_json(folder / paths.MODEL_CONFIG, read_json(folder / paths.MODEL_CONFIG) | {"headstart": ours | TOLD})
+    (folder / bundle.CARD).write_text("# A model for tests\n", encoding="utf-8")
+    bundle.write_manifest(folder)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True)
+    if sys.argv[2:] == ["bundled"]:
+        backbone = build("bundled", pretrained=True, image_size=None, args={}).eval()
+        names = read_json(Path("src/headstart/pretrained/resnet18d_64/config.json"))["label_names"]
+        write_bundle(target, backbone, names, input_config(backbone))
+    else:
+        write_bundle(target, small_model(), CLASSES, INPUT)

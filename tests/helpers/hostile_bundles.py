@@ -1,0 +1,196 @@
+"""Bundles that mean harm, or are damaged: each is a good one with one thing changed, its manifest made to fit again.
+
+python tests/hostile_bundles.py FOLDER writes them all, to try things by hand.
+"""
+
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart.core import paths
+from headstart.core.io import read_json, write_json
+from headstart.inference import bundle
+from helpers.bundles import Change, copy_bundle, then_fits, with_content
+from helpers.hostile_graphs import GRAPHS
+
+
+class Runs:
+    """What a pickle does when it is loaded: it leaves a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def make_hostile(folder: Path, name: str) -> Path:
+    """Write the bundle of this name; should it ever execute anything, ``executed`` lies beside it."""
+    HOSTILE[name](copy_bundle(folder))
+    return folder
+
+
+def _config(*path: str | int, value: Any) -> Change:
+    """Set a value of config.json."""
+
+    def change(folder: Path) -> None:
+        content = read_json(folder / paths.MODEL_CONFIG)
+        place = content
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        (folder / paths.MODEL_CONFIG).write_text(json.dumps(content))
+
+    return then_fits(change)
+
+
+def _without(key: str) -> Change:
+    def change(folder: Path) -> None:
+        content = read_json(folder / paths.MODEL_CONFIG)
+        del content[key]
+        write_json(folder / paths.MODEL_CONFIG, content)
+
+    return then_fits(change)
+
+
+def _manifest(change: Callable[[dict[str, Any]], None]) -> Change:
+    def changed(folder: Path) -> None:
+        content = read_json(folder / bundle.MANIFEST)
+        change(content)
+        (folder / bundle.MANIFEST).write_text(json.dumps(content))
+
+    return changed
+
+
+def _instead(name: str, make: Change) -> Change:
+    """Put something else where a file was; the manifest stays as it was."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
+def _npy_header(text: str) -> Callable[[Path], bytes]:
+    header = text.encode() + b"\n"
+    return lambda _: b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+def _array(array: Any, **options: Any) -> Change:
+    return then_fits(lambda folder: np.save(folder / bundle.REFERENCE, array, **options))
+
+
+def _pickled(folder: Path) -> bytes:
+    return pickle.dumps(Runs(folder.parent / "executed"))
+
+
+def _object_array(folder: Path) -> None:
+    array = np.array([Runs(folder.parent / "executed")], dtype=object)
+    np.save(folder / bundle.REFERENCE, array, allow_pickle=True)
+
+
+MANIFESTS: dict[str, Change] = {
+    "no manifest": lambda folder: (folder / bundle.MANIFEST).unlink(),
+    "manifest is no JSON": lambda folder: (folder / bundle.MANIFEST).write_text("{"),
+    "manifest of another format": _manifest(lambda content: content.update(format=2)),
+    "manifest of a million nested lists": lambda folder: (folder / bundle.MANIFEST).write_text("[" * 10**6),
+    "manifest of 70 MB": lambda folder: (folder / bundle.MANIFEST).write_bytes(b" " * 70 * 2**20),
+    "manifest with a key twice": lambda folder: (folder / bundle.MANIFEST).write_text(
+        '{"format": 1, "files": {}, "files": {}}'
+    ),
+    "manifest lists a path above": _manifest(
+        lambda content: content["files"].update({"../passwd": content["files"][paths.MODEL_CONFIG]})
+    ),
+    "manifest lists an absolute path": _manifest(
+        lambda content: content["files"].update({"/etc/passwd": content["files"][paths.MODEL_CONFIG]})
+    ),
+    "manifest lists what is not there": _manifest(
+        lambda content: content["files"].update({"more": content["files"][paths.MODEL_CONFIG]})
+    ),
+    "manifest without the model": _manifest(lambda content: content["files"].pop(bundle.ONNX)),
+    "manifest with a negative size": _manifest(lambda content: content["files"][bundle.ONNX].update(bytes=-1)),
+    "manifest with a size of true": _manifest(lambda content: content["files"][bundle.ONNX].update(bytes=True)),
+    "manifest with another hash": _manifest(lambda content: content["files"][bundle.ONNX].update(sha256="0" * 64)),
+    "manifest of a list": lambda folder: (folder / bundle.MANIFEST).write_text("[]"),
+    "one bit of the model changed": lambda folder: _flip(folder / bundle.ONNX),
+    "one bit of the config changed": lambda folder: _flip(folder / paths.MODEL_CONFIG),
+    "config is a folder": _instead(paths.MODEL_CONFIG, Path.mkdir),
+    "config is a pipe": _instead(paths.MODEL_CONFIG, os.mkfifo),
+    "model is a pipe": _instead(bundle.ONNX, os.mkfifo),
+    "model is a device": _instead(bundle.ONNX, lambda path: path.symlink_to("/dev/zero")),
+    "model is a link out": _instead(bundle.ONNX, lambda path: path.symlink_to("/etc/passwd")),
+    "manifest is a pipe": _instead(bundle.MANIFEST, os.mkfifo),
+    "reference is a link to itself": _instead(bundle.REFERENCE, lambda path: path.symlink_to(path.name)),
+}
+CONFIGS: dict[str, Change] = {
+    "config is no UTF-8": with_content(paths.MODEL_CONFIG, lambda _: b"\xff\xfe{}"),
+    "config is a pickle": with_content(paths.MODEL_CONFIG, _pickled),
+    "config of a million nested objects": with_content(paths.MODEL_CONFIG, lambda _: b'{"a":' * 10**6),
+    "config of one digit after another": with_content(paths.MODEL_CONFIG, lambda _: b"9" * 10**6),
+    "config without labels": _without("label_names"),
+    "config without headstart": _without("headstart"),
+    "labels that are one text": _config("label_names", value="cats"),
+    "labels twice": _config("label_names", value=["cat", "cat", "owl", "yak"]),
+    "labels too few": _config("label_names", value=["cat"]),
+    "a label that is half a character": _config("label_names", 0, value="\ud800"),
+    "a label that is a number": _config("label_names", 0, value=7),
+    "num_classes is not a number": _config("num_classes", value=float("nan")),
+    "num_classes is gigantic": _config("num_classes", value=10**30),
+    "input of a billion pixels a side": _config("headstart", "input", "input_size", value=[3, 10**9, 10**9]),
+    "input of a negative height": _config("headstart", "input", "input_size", value=[3, -32, 32]),
+    "input of true by true": _config("headstart", "input", "input_size", value=[3, True, True]),
+    "input of other sides": _config("headstart", "input", "input_size", value=[3, 64, 64]),
+    "std of zero": _config("headstart", "input", "std", value=[0.2, 0, 0.3]),
+    "std of infinity": _config("headstart", "input", "std", value=[0.2, float("inf"), 0.3]),
+    "mean of two": _config("headstart", "input", "mean", value=[0.5, 0.5]),
+    "crop of nearly nothing": _config("headstart", "input", "crop_pct", value=1e-300),
+    "an interpolation of no name": _config("headstart", "input", "interpolation", value="__class__"),
+    "a crop mode that is an object": _config("headstart", "input", "crop_mode", value={}),
+    "features of no width": _config("headstart", "features", value=0),
+    "temperature of zero": _config("headstart", "temperature", value=0),
+    "temperature that is a text": _config("headstart", "temperature", value="1.5"),
+    "conformal of no method": _config("headstart", "conformal", 0, "method", value="os.system"),
+    "thresholds by no share": _config("headstart", "out_of_distribution", "thresholds", value={"most": 1}),
+    "format of tomorrow": _config("headstart", "format", value=2),
+}
+REFERENCES: dict[str, Change] = {
+    "reference is a pickle": with_content(bundle.REFERENCE, _pickled),
+    "reference of pickled objects": then_fits(_object_array),
+    "reference of 2^60 rows": with_content(
+        bundle.REFERENCE, _npy_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**60}, 96)}}")
+    ),
+    "reference of negative rows": with_content(
+        bundle.REFERENCE, _npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 96)}")
+    ),
+    "reference with code in its header": with_content(
+        bundle.REFERENCE, _npy_header("__import__('os').mkdir('executed')")
+    ),
+    "reference with a deep header": with_content(bundle.REFERENCE, _npy_header("(" * 9000)),
+    "reference of another width": _array(np.zeros((5, 7), np.float32)),
+    "reference of float64": _array(np.zeros((5, 96))),
+    "reference of NaN": _array(np.full((5, 96), np.nan, np.float32)),
+    "reference of no rows": _array(np.zeros((0, 96), np.float32)),
+    "reference cut off": with_content(bundle.REFERENCE, lambda folder: (folder / bundle.REFERENCE).read_bytes()[:-5]),
+    "reference is a zip": with_content(bundle.REFERENCE, lambda _: b"PK\x03\x04" + bytes(100)),
+}
+OTHERS: dict[str, Change] = {"model is a pickle": with_content(bundle.ONNX, _pickled)}
+HOSTILE = OTHERS | MANIFESTS | CONFIGS | REFERENCES | GRAPHS
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+if __name__ == "__main__":
+    for each in HOSTILE:
+        make_hostile(Path(sys.argv[1]) / each.replace(" ", "_").replace("/", ""), each)
+    print(len(HOSTILE), "bundles")

@@ -1,0 +1,136 @@
+"""Invented data for tests: params, packed pictures, and what the stages before the tested one would have written.
+
+All of it is written under the working directory, as in a project's folder.
+"""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from ruamel.yaml import YAML
+from scipy.special import log_softmax
+from timm.models import save_for_hf
+from torch import nn
+
+from headstart.config.loader import parse_params
+from headstart.config.schema import Params
+from headstart.core.io import replacing, write_json, write_report, write_table
+from headstart.core.paths import FINETUNE, PREPARED
+from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Prepared, manifest_rows
+from headstart.data.image_info import look_of
+from headstart.data.shards import checksum, shard_path, write_index
+from headstart.features.cache import write_features
+from headstart.models.backbone import features_of
+from headstart.models.head import Head, write_heads
+from headstart.probe.outputs import write_baselines
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ("cat", "dog", "owl", "yak")
+PICTURES = {"train": 12, "validation": 10, "test": 9}
+INPUT = {
+    "input_size": [3, 32, 32],
+    "interpolation": "bilinear",
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.25, 0.3],
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+STORED = 36  # 32 / 0.875: pictures are stored before the crop
+
+
+def params(changes: Mapping[str, Any] | None = None) -> Params:
+    """The project's own params.yaml, on the CPU, untracked, without classical heads, with changes by dotted key."""
+    content = YAML(typ="safe").load(ROOT / "params.yaml")
+    quiet = {"run.accelerator": "cpu", "run.tracking": "disabled", "run.workers": 0, "probe.heads": []}
+    quiet |= {"finetune.precision": "32-true"}
+    for key, value in {**quiet, **(changes or {})}.items():
+        section, *path, name = key.split(".")
+        place = content[section]
+        for part in path:
+            place = place[part]
+        place[name] = value
+    return parse_params(content)
+
+
+def write_prepared(
+    pictures: Mapping[str, int] = PICTURES, classes: tuple[str, ...] = CLASSES, *, files: bool = False
+) -> Prepared:
+    """data/prepared: noise whose brightness goes with its class; classes in turn, the splits mixed.
+
+    With ``files`` data/raw has the pictures that it was prepared from.
+    """
+    generator = np.random.default_rng(0)
+    PREPARED.mkdir(parents=True)
+    order = generator.permutation([split for split in SPLITS for _ in range(pictures[split])])
+    manifest, index = [], []
+    with shard_path(PREPARED, 0).open("wb") as shard:
+        for i, split in enumerate(order):
+            label = i % len(classes)
+            darkest = 150 * label // (len(classes) - 1)
+            picture = generator.integers(darkest, darkest + 100, (STORED, STORED, 3), dtype=np.uint8)
+            look, pixels = look_of(Image.fromarray(picture)), picture.tobytes()
+            place = shard.tell(), len(pixels), crc32(pixels), 0
+            index.append((i, *place, label, STORED, STORED, SPLITS.index(split)))
+            source = f"{classes[label]}/{i}.png"
+            named = f"{i:016x}", source, classes[label], split, "", sha256(_file(source, picture, files)).hexdigest()
+            manifest.append([*named, STORED, STORED, look.phash, look.contrast])
+            shard.write(pixels)
+    write_table(PREPARED / "manifest.csv", MANIFEST_COLUMNS, manifest)
+    write_index(PREPARED, index, len(index))
+    dataset = {"pictures": len(index), "classes": list(classes), "input": INPUT, "store": "raw"}
+    sizes = {"shard_bytes": [shard_path(PREPARED, 0).stat().st_size]}
+    checksums = {name: checksum(PREPARED / name) for name in ("manifest.csv", "index.npy")}
+    write_json(PREPARED / "dataset.json", dataset | sizes | {"crc32": checksums})
+    return Prepared.open()
+
+
+def _file(source: str, picture: NDArray[np.uint8], on_disk: bool) -> bytes:
+    """Give a picture as a PNG, its pixels as they are where there are no files."""
+    if not on_disk:
+        return picture.tobytes()
+    path = Path("data/raw", source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return path.read_bytes()
+
+
+def write_finetune(classes: tuple[str, ...] = CLASSES) -> nn.Module:
+    """models/finetune and its report: a small untrained timm model whose BatchNorm saw data, so its modes differ."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: nn.Module = timm.create_model("test_resnet", num_classes=len(classes))
+        nn.init.normal_(model.get_classifier().weight)  # type: ignore[operator]
+        with torch.no_grad():
+            model(torch.randn(8, 3, 32, 32) + 0.5)
+    model_config = {"label_names": list(classes), "pretrained_cfg": INPUT}
+    with replacing(FINETUNE) as aside:
+        save_for_hf(model, str(aside), model_config=model_config, safe_serialization=True)
+    write_report("finetune", {"training_seconds": 6.25, "processes": 2, "val_accuracy": 0.5})
+    return model.eval()
+
+
+def write_probe(prepared: Prepared, model: nn.Module) -> None:
+    """What features and probe write: the model's features, its classifier a little changed, and one baseline, drawn."""
+    head = model.get_classifier()  # type: ignore[operator]
+    with torch.inference_mode():
+        features = features_of(model, torch.randn(len(prepared.ids), 3, 32, 32)).numpy()
+        weight, bias = head.weight.numpy() + 0.1, head.bias.numpy()
+    write_features(iter(features), features.shape, "float32", {})
+    write_heads([Head(weight, bias, 1e-3)], 0)
+    outside_train = np.setdiff1d(np.arange(len(prepared.ids)), prepared.rows("train"))
+    scores = np.random.default_rng(0).normal(size=(len(outside_train), len(prepared.classes)))
+    write_baselines(outside_train, {"knn": np.asarray(log_softmax(scores, axis=1), np.float32)})
+    figures = {"val_accuracy": 0.25, "fit_seconds": 2.5, "predict_seconds": 0.25}
+    write_report("probe", {"val_accuracy": 0.75, "fit_seconds": 1.5, "heads": {"knn": figures}})
+
+
+def sources(prepared: Prepared) -> list[str]:
+    """Every picture's source, by row."""
+    return [row["source"] for row in manifest_rows(prepared.folder)]

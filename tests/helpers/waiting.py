@@ -1,0 +1,20 @@
+"""Have worker processes do their part in tests too small to wait for them."""
+
+from threading import Event
+from typing import Any
+
+import pytest
+
+from headstart.data import parallel
+
+
+def wait_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let only the first task be done in this process."""
+    start = parallel.server_started
+
+    def start_and_wait(*arguments: Any) -> Event:
+        ready = start(*arguments)
+        ready.wait()
+        return ready
+
+    monkeypatch.setattr(parallel, "server_started", start_and_wait)

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+
+from headstart.core.errors import UserError
+from headstart.report.page import SIDE, Thumbnails
+from helpers import pictures
+
+
+def test_a_picture_is_small_and_given_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, "STORED", 2 * SIDE)
+    thumbnails = Thumbnails(pictures.write_prepared())
+    first, again, other = thumbnails(3), thumbnails(3), thumbnails(4)
+    assert (first.row, first.width, first.height) == (3, SIDE, SIDE)
+    assert first.uri is not None
+    assert first.uri.startswith("data:image/webp;base64,")
+    assert again == first._replace(uri=None)
+    assert other.uri not in (None, first.uri)
+    # 24 + 216 mistakes and 5 lists of 24 in the data checks, all of them noise, are below 5 MB.
+    assert (24 + 216 + 5 * 24) * len(first.uri) < 4e6
+
+
+@pytest.mark.parametrize("row", [-1, sum(pictures.PICTURES.values())])
+def test_a_row_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, row: int) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="run `dvc repro`"):
+        Thumbnails(pictures.write_prepared())(row)

@@ -1,0 +1,132 @@
+"""What is chosen by measuring. The measurements are real in one test and invented in the others."""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from headstart.core.errors import UserError
+from headstart.core.io import read_json
+from headstart.training import autotune
+from headstart.training.checkpoint import RunFolder
+from helpers.pictures import INPUT, params
+
+SIZE = {**INPUT, "input_size": [3, 32, 32]}
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    with torch.random.fork_rng():
+        made: nn.Module = timm.create_model("test_resnet", num_classes=4)
+    return made
+
+
+def invented(plain: float, bf16: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have steps in fp32 and bf16 take so many seconds; the list grows with every measurement."""
+    measured: list[int] = []
+
+    def measure(*_: Any) -> tuple[float, float]:
+        measured.append(1)
+        return plain, bf16
+
+    monkeypatch.setattr(autotune, "seconds_a_step", measure)
+    return measured
+
+
+def choose(model: nn.Module, folder: Path, precision: str = "auto") -> str:
+    section = params({"finetune.precision": precision, "run.cache": str(folder / "cache")})
+    kept = RunFolder(folder / "run")
+    kept.path.mkdir(exist_ok=True)
+    return autotune.precision_of_run(model, SIZE, section.finetune, section.run, kept)
+
+
+@pytest.mark.parametrize(("bf16_seconds", "expected"), [(0.5, "bf16-mixed"), (0.95, "32-true"), (2.0, "32-true")])
+def test_the_clearly_faster_one_is_chosen_said_and_remembered(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16_seconds: float, expected: str
+) -> None:
+    measured = invented(1.0, bf16_seconds, monkeypatch)
+    assert choose(model, tmp_path) == expected
+    assert choose(model, tmp_path) == expected
+    assert len(measured) == 1
+    other: nn.Module = timm.create_model("test_vit", num_classes=4)
+    (tmp_path / "run" / "precision.json").unlink()
+    choose(other, tmp_path)
+    assert len(measured) == 2
+
+
+def test_a_run_keeps_the_precision_in_which_it_began(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    invented(1.0, 0.5, monkeypatch)
+    assert choose(model, tmp_path) == "bf16-mixed"
+    assert "precision: bf16-mixed; bf16 steps are 2.00 times as fast as fp32" in caplog.text
+    invented(1.0, 2.0, monkeypatch)
+    monkeypatch.setattr(autotune, "_hardware", lambda _: "another machine")
+    assert choose(model, tmp_path) == "bf16-mixed"
+    assert "precision: bf16-mixed, in which this fine-tuning began on" in caplog.text
+    assert choose(model, tmp_path, precision="32-true") == "32-true"
+    monkeypatch.setattr(autotune, "device_of", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    with pytest.raises(UserError, match="this GPU has no bfloat16"):
+        choose(model, tmp_path)
+
+
+def test_the_measurement_is_of_real_steps_and_leaves_the_model_alone(model: nn.Module, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    choose(model, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    (remembered,) = read_json(tmp_path / "cache" / "precision.json").values()
+    assert (remembered["bf16_speed"] > autotune.CLEARLY) == (remembered["precision"] == "bf16-mixed")
+    small, large = (
+        autotune.seconds_a_step(copy.deepcopy(model), SIZE, torch.device("cpu"), size, [False])[0] for size in (2, 256)
+    )
+    assert large > 2 * small
+
+
+def test_a_hopeless_precision_is_tried_twice_and_too_large_a_batch_is_halved(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[int, bool]] = []
+
+    def step(_: nn.Module, __: nn.Module, pixels: torch.Tensor, *, bf16: bool) -> float:
+        tried.append((len(pixels), bf16))
+        if len(pixels) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 5.0 if bf16 else 1.0
+
+    monkeypatch.setattr(autotune, "_seconds", step)
+    assert autotune.seconds_a_step(model, SIZE, torch.device("cpu"), 32, (False, True)) == [1.0, 5.0]
+    assert tried == [(32, False), (16, False), *[(8, False), (8, True)] * 2]
+
+
+def check(model: nn.Module, steps: int) -> None:
+    section = params({"finetune.compile": True})
+    autotune.check_compiling(model, SIZE, section.finetune, section.run, steps)
+
+
+def test_compiling_is_refused_where_it_does_not_pay(model: nn.Module) -> None:
+    counters.clear()
+    with pytest.raises(UserError, match=r"finetune\.compile: compiling takes \d+ s here and saves \d+ s in 2 steps"):
+        check(model, steps=2)
+    assert counters["frames"]["ok"] > 0  # it was really compiled
+
+
+def test_compiling_is_taken_where_it_pays_and_refused_where_it_fails(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> list[float]:
+        raise RuntimeError("no C++ compiler\nand much more")
+
+    calls = iter([lambda *_: [1.0], lambda *_: [0.5], lambda *_: [1.0], broken])
+    monkeypatch.setattr(autotune, "seconds_a_step", lambda *_: next(calls)())
+    check(model, steps=100)
+    with pytest.raises(UserError, match=r"fails here \(no C\+\+ compiler\); set it to false"):
+        check(model, steps=100)

@@ -1,0 +1,201 @@
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from headstart.config.finetune import Finetune
+from headstart.core.errors import UserError
+from headstart.data.dataset import Prepared, read_labels
+from headstart.data.loader import evaluation_pixels
+from headstart.distributed.process_group import Ranks
+from headstart.training.datamodule import Batch, GlobalBatches, Part, Pictures, global_batch_size
+from helpers.pictures import PICTURES, params, write_prepared
+
+COUNT = 23
+
+
+def finetune(batch_size: int, accumulate: int = 1, seed: int = 0, **changes: Any) -> Finetune:
+    changes |= {"batch_size": batch_size, "accumulate": accumulate, "seed": seed}
+    return params({f"finetune.{name}": value for name, value in changes.items()}).finetune
+
+
+def places(section: Finetune, rank: int, world: int, epoch: int = 0, count: int = COUNT) -> list[list[int]]:
+    """What a rank gets: the places in each of its micro-batches."""
+    return [part.places.tolist() for part in parts_of(section, rank, world, epoch, count)]
+
+
+def parts_of(section: Finetune, rank: int, world: int, epoch: int = 0, count: int = COUNT) -> list[Part]:
+    batches = GlobalBatches(count, section, rank, world, section.accumulate)
+    batches.set_epoch(epoch)
+    got = list(batches)
+    assert [part.epoch for part in got] == [epoch] * len(batches)
+    return got
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_parts_of_all_ranks_are_the_same_global_batch(world: int, accumulate: int) -> None:
+    whole = places(finetune(8), 0, 1, epoch=3)
+    assert [len(batch) for batch in whole] == [8, 8]
+    ranks = [places(finetune(8, accumulate), rank, world, epoch=3) for rank in range(world)]
+    assert all(len(batches) == 2 * accumulate for batches in ranks)
+    for step, batch in enumerate(whole):
+        parts = [batches[step * accumulate + part] for batches in ranks for part in range(accumulate)]
+        assert [place for part in parts for place in part] == batch
+        assert all(len(part) == 8 // world // accumulate for part in parts)
+
+
+def test_a_batch_that_does_not_divide_is_still_shared_whole() -> None:
+    (whole, *_), ranks = places(finetune(7), 0, 1), [places(finetune(7, 2), rank, 3) for rank in range(3)]
+    assert sorted(place for batches in ranks for part in batches[:2] for place in part) == sorted(whole)
+    assert all(part for batches in ranks for part in batches)
+
+
+def test_an_epoch_is_a_permutation_that_follows_from_seed_and_epoch_alone() -> None:
+    orders = {}
+    for seed in (0, 1):
+        for epoch in (0, 1, 2):
+            order = [place for batch in places(finetune(8, seed=seed), 0, 1, epoch) for place in batch]
+            assert order == [place for batch in places(finetune(8, seed=seed), 0, 1, epoch) for place in batch]
+            assert len(set(order)) == len(order) == 16
+            assert set(order) <= set(range(COUNT))
+            orders[tuple(order)] = (seed, epoch)
+    assert len(orders) == 6
+    seen = {place for epoch in range(12) for batch in places(finetune(8), 0, 1, epoch) for place in batch}
+    assert seen == set(range(COUNT))  # those left out of one epoch are in another
+
+
+def test_a_batch_is_all_there_is_where_there_is_less() -> None:
+    assert global_batch_size(5, finetune(8)) == 5
+    (batch,) = places(finetune(8), 0, 1, count=5)
+    assert sorted(batch) == list(range(5))
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "world", "count"), [(3, 1, 4, 23), (6, 4, 2, 23), (8, 1, 4, 3)])
+def test_a_batch_too_small_to_be_shared_is_refused(batch_size: int, accumulate: int, world: int, count: int) -> None:
+    with pytest.raises(UserError, match=r"finetune\.batch_size") as caught:
+        GlobalBatches(count, finetune(batch_size, accumulate), 0, world, accumulate)
+    assert f"{world} processes" in str(caught.value)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    monkeypatch.chdir(tmp_path)
+    return write_prepared()
+
+
+def pictures_of(prepared: Prepared, rank: int = 0, world: int = 1, workers: int = 0, **changes: Any) -> Pictures:
+    """The data module as the given rank's trainer would ask it."""
+    section = finetune(4, **{"augment.hflip": 0.5, **changes})
+    made = Pictures(prepared, section, params({"run.workers": workers}).run, Ranks(rank, world))
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=section.accumulate)
+    made.trainer = trainer
+    return made
+
+
+def epoch_of(loader: DataLoader[Batch], epoch: int) -> Iterator[Batch]:
+    assert isinstance(loader.sampler, GlobalBatches)
+    loader.sampler.set_epoch(epoch)
+    for batch in loader:
+        assert (batch.pixels.dtype, batch.pixels.shape[1:]) == (torch.uint8, (32, 32, 3))
+        assert batch.labels.dtype == torch.int64
+        yield batch
+
+
+MIXUP: dict[str, Any] = {"augment.mixup": 0.4}
+EVERYTHING = {
+    "augment.policy": "randaugment",
+    "augment.color_jitter": [0.4, 0.4, 0.4, 0.1],
+    "augment.erasing": 0.5,
+    "augment.vflip": 0.5,
+    "augment.mixup": 0.4,
+    "augment.cutmix": 1.0,
+}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    ("world", "accumulate", "workers"), [(2, 1, 0), (4, 1, 0), (2, 2, 0), (1, 1, 1), (1, 1, 2), (1, 1, 4), (2, 1, 2)]
+)
+def test_training_batches_are_the_same_bytes_whoever_loads_them(
+    prepared: Prepared, world: int, accumulate: int, workers: int, changes: dict[str, Any]
+) -> None:
+    whole = list(epoch_of(pictures_of(prepared, **changes).train_dataloader(), 1))
+    assert len(whole) == PICTURES["train"] // 4
+    loaders = [
+        pictures_of(prepared, rank, world, workers, accumulate=accumulate, **changes).train_dataloader()
+        for rank in range(world)
+    ]
+    parts = [list(epoch_of(loader, 1)) for loader in loaders]
+    for step, batch in enumerate(whole):
+        shares = [share for rank in parts for share in rank[step * accumulate : (step + 1) * accumulate]]
+        for name, value in batch._asdict().items():
+            same = [getattr(share, name) for share in shares]
+            if value is None:
+                assert same == [None] * len(shares)
+            else:
+                assert torch.equal(torch.cat(same), value)
+        assert (batch.shares is not None) == bool(changes)
+
+
+def test_a_mixture_is_of_two_pictures_of_the_global_batch(prepared: Prepared) -> None:
+    section = finetune(5)
+    every = {part.epoch: part for part in parts_of(section, 0, 1, count=5)}[0]
+    assert sorted(every.places) == list(range(5))
+    assert every.partners.tolist() == every.places[[1, 0, 3, 2, 4]].tolist()  # the odd one is its own
+    plain, mixed = pictures_of(prepared).train[every], pictures_of(prepared, **MIXUP).train[every]
+    assert mixed.shares is not None
+    shares = mixed.shares[:, None, None, None]
+    expected = shares * plain.pixels + (1 - shares) * plain.pixels[[1, 0, 3, 2, 4]]
+    assert (mixed.pixels - expected).abs().max() <= 0.501
+    assert mixed.partners is not None
+    assert mixed.partners.tolist() == plain.labels[[1, 0, 3, 2, 4]].tolist()
+    assert torch.equal(mixed.labels, plain.labels)
+    other = pictures_of(prepared, **MIXUP).train[every._replace(order=every.order + 5)]
+    assert other.shares is not None
+    assert not (other.shares == mixed.shares).any()
+
+
+def test_a_picture_is_augmented_anew_in_each_epoch_and_keeps_its_label(prepared: Prepared) -> None:
+    training = pictures_of(prepared).train
+    every = np.arange(len(training))
+
+    def asked(epoch: int, places: NDArray[np.int64]) -> Batch:
+        return training[Part(epoch, places, places, places)]
+
+    first, again, second, backwards = asked(0, every), asked(0, every), asked(1, every), asked(0, every[::-1].copy())
+    assert first.labels.tolist() == read_labels("train").tolist()
+    assert torch.equal(first.pixels, again.pixels)
+    assert not (first.pixels == second.pixels).flatten(1).all(1).any()
+    assert torch.equal(backwards.pixels, first.pixels.flip(0))
+    assert torch.equal(backwards.labels, first.labels.flip(0))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_every_validation_picture_is_counted_once(prepared: Prepared, world: int) -> None:
+    rows = prepared.rows("validation")
+    assert len(rows) % 4
+    expected = {
+        pixels.numpy().tobytes(): label
+        for pixels, label in zip(evaluation_pixels(prepared, rows), read_labels("validation").tolist(), strict=True)
+    }
+    seen: list[tuple[bytes, int]] = []
+    for rank in range(world):
+        for pixels, labels, *_ in pictures_of(prepared, rank, world).val_dataloader():
+            assert 0 < len(pixels) == len(labels) <= max(1, 4 // world)
+            seen += zip((picture.numpy().tobytes() for picture in pixels), labels.tolist(), strict=True)
+    assert len(seen) == len(rows)
+    assert dict(seen) == expected
+
+
+def test_evaluation_sees_the_middle_of_what_is_stored(prepared: Prepared) -> None:
+    rows = prepared.rows("validation")[:3]
+    stored = np.stack([prepared.pixels(int(row)) for row in rows])
+    assert evaluation_pixels(prepared, rows).numpy().tobytes() == stored[:, 2:34, 2:34].tobytes()

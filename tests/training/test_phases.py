@@ -1,0 +1,152 @@
+"""What a recipe and the groups mean for one model."""
+
+import logging
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headstart.config.schema import Params
+from headstart.core.errors import UserError
+from headstart.models.backbone import classifier
+from headstart.models.head import Head, write_heads
+from headstart.training.phases import anchored, describe, groups_of, phases_of, starting_model
+from helpers.pictures import params
+
+SMALL = {"backbone.name": "test_resnet", "backbone.pretrained": False}
+WIDTH, CLASSES = 96, 4
+
+
+@pytest.fixture(autouse=True)
+def heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Head]:
+    """The probe's: the chosen one at λ = 1e-5, and one at 1e-2."""
+    monkeypatch.chdir(tmp_path)
+    made = [
+        Head(np.full((CLASSES, WIDTH), value, np.float32), np.full(CLASSES, value, np.float32), l2)
+        for value, l2 in ((3.0, 1e-5), (1.0, 1e-2))
+    ]
+    write_heads(made, 0)
+    return made
+
+
+def settings(changes: dict[str, Any]) -> Params:
+    return params({**SMALL, **{f"finetune.{key}": value for key, value in changes.items()}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"recipe": "lp_ft"}, 1.0),  # at λ = 1e-3 of the head, the chosen one would be steep
+        ({"recipe": "gradual", "l2": {"kind": "none"}}, 3.0),
+        ({"recipe": "full"}, 0.0),
+        ({"recipe": "head_first"}, 0.0),
+    ],
+)
+def test_the_head_starts_where_the_recipe_says(changes: dict[str, Any], expected: float) -> None:
+    wanted = settings(changes)
+    head = classifier(starting_model(wanted.backbone, wanted.finetune, CLASSES))
+    assert set(head.weight.flatten().tolist()) == {expected}
+    assert set(head.bias.flatten().tolist()) == {expected}
+
+
+def phases(changes: dict[str, Any]) -> list[set[str]]:
+    wanted = settings(changes)
+    return phases_of(starting_model(wanted.backbone, wanted.finetune, CLASSES), wanted.finetune)
+
+
+def test_the_phases_are_the_recipes() -> None:
+    everything = phases({"recipe": "lp_ft"})[0]
+    assert phases({"recipe": "full"}) == [everything]
+    assert phases({"recipe": "head_first"}) == [{"fc.weight", "fc.bias"}, everything]
+    gradual = phases({"recipe": "gradual"})
+    assert gradual[0] == {"fc.weight", "fc.bias"}
+    assert gradual[-1] == everything
+    assert len(gradual) == 6  # the head, layer4 to layer1, the stem
+    assert all(earlier < later for earlier, later in pairwise(gradual))
+    assert {name.split(".")[0] for name in gradual[1] - gradual[0]} == {"layer4"}
+
+
+def test_too_few_epochs_for_the_phases_are_refused() -> None:
+    assert len(phases({"recipe": "gradual", "epochs": 11, "phase_epochs": 2})) == 6
+    with pytest.raises(
+        UserError, match=r"gradual has 6 phases on this backbone, of 2 epochs each .* more than 10, not 10"
+    ):
+        phases({"recipe": "gradual", "epochs": 10, "phase_epochs": 2})
+
+
+def test_the_anchored_are_all_but_the_head() -> None:
+    wanted = settings({})
+    model = starting_model(wanted.backbone, wanted.finetune, CLASSES)
+    names = {name for name, _ in model.named_parameters()}
+    assert names - anchored(model) == {"fc.weight", "fc.bias"}
+
+
+def described(changes: dict[str, Any], steps_per_epoch: int = 20) -> list[dict[str, Any]]:
+    wanted = settings(changes)
+    model = starting_model(wanted.backbone, wanted.finetune, CLASSES)
+    return describe(
+        groups_of(model, wanted.finetune), phases_of(model, wanted.finetune), wanted.finetune, steps_per_epoch
+    )
+
+
+def test_an_inert_decay_is_told_with_what_would_matter(caplog: pytest.LogCaptureFixture) -> None:
+    """AdamW at learning rate and decay 1e-4, as many trainers have it."""
+    changes: dict[str, Any] = {
+        "optimizer": "adamw",
+        "l2": {"kind": "decoupled"},
+        "lr": {"backbone": 1e-4, "head": 1e-4},
+    }
+    with caplog.at_level(logging.WARNING):
+        described({**changes, "decay": {"backbone": 1e-4, "head": 1e-4}}, steps_per_epoch=1000)
+    backbone, head = sorted(record.getMessage() for record in caplog.records)
+    assert backbone.startswith("finetune.decay.backbone: 1.0e-04 has no effect to speak of: in 10000 steps")
+    assert head.startswith("finetune.decay.head: 1.0e-04 has no effect")
+    matters = float(backbone.split("about ")[1].split(" ")[0])
+    caplog.clear()
+    (row, *_) = [
+        row
+        for row in described({**changes, "decay": {"backbone": matters, "head": matters}}, steps_per_epoch=1000)
+        if row["group"] == "backbone"
+    ]
+    assert row["expected_shrink"] == pytest.approx(0.01, rel=0.05)
+    assert not caplog.records
+
+
+def test_the_defaults_are_not_inert_and_adams_are_not_guessed(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        rows = {row["group"]: row for row in described({})}
+        assert 1e-3 < rows["backbone"]["expected_shrink"] < rows["head"]["expected_shrink"] < 0.05
+        assert rows["backbone_free"]["expected_shrink"] == 0
+        assert {row["expected_shrink"] for row in described({"optimizer": "adamw"})} == {None}
+        described({"l2": {"kind": "none"}})
+    assert not caplog.records
+
+
+def test_a_group_that_trains_later_is_expected_to_shrink_less() -> None:
+    together, later = (
+        {row["group"]: row["expected_shrink"] for row in described({"recipe": recipe, "phase_epochs": 5})}
+        for recipe in ("full", "head_first")
+    )
+    assert later["head"] == together["head"]
+    assert later["backbone"] < 0.6 * together["backbone"]
+
+
+def test_a_group_whose_parameters_are_all_free_needs_no_warning() -> None:
+    norms = {"name": "norms", "match": r"backbone\..*bn\d\..*", "biases_and_norms": "out"}
+    rest = {"name": "rest", "match": ".*", "biases_and_norms": "out"}
+    numbers = {"norms": 0.01, "rest": 0.01}
+    rows = described({"groups": [norms, rest], "lr": numbers, "l2": {"kind": "l2", **numbers}})
+    assert {row["group"] for row in rows} == {"norms_free", "rest", "rest_free"}
+
+
+def test_l2_sp_warns_of_the_distance(caplog: pytest.LogCaptureFixture) -> None:
+    wanted = settings({})
+    weak = type(wanted.finetune.l2).model_validate({"kind": "l2_sp", "backbone": 1e-7, "head": 0.0})
+    finetune = wanted.finetune.model_copy(update={"l2": weak})
+    model = starting_model(wanted.backbone, finetune, CLASSES)
+    with caplog.at_level(logging.WARNING):
+        describe(groups_of(model, finetune), phases_of(model, finetune), finetune, 20)
+    (record,) = caplog.records
+    assert "off the distance from the pretrained weights" in record.getMessage()
