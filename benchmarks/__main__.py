@@ -16,9 +16,9 @@ from pathlib import Path
 import timm
 import torch
 
+from benchmarks.images import make_images, mean_bytes
 from benchmarks.machine import ROOT, describe
 from benchmarks.options import Options
-from benchmarks.pictures import make_pictures, mean_bytes
 from benchmarks.task import Task
 from headstart.config.loader import load_params
 from headstart.models.backbone import input_config
@@ -28,17 +28,17 @@ LARGE, SMALL = (500, 375), (32, 32)  # pixels of the JPEGs
 
 
 def main() -> None:
-    """Make the pictures, run the sub-benchmark, print and write what it found."""
+    """Make the images, run the sub-benchmark, print and write what it found."""
     args = _parser().parse_args()
     work = args.work.resolve()
     small = args.cifar or args.name == "overhead"
     count = args.count or (6400 if small else 640)
     model = args.model or ("resnet10t" if args.cifar else "mobilenetv3_small_100")
-    pictures = make_pictures(work, args.pictures, count, SMALL if small else LARGE)
+    images = make_images(work, args.pictures, count, SMALL if small else LARGE)
     config = input_config(timm.create_model(model), args.size or (32 if small else 224))
     scale = load_params(ROOT / "params.yaml").prepare.train_scale
     task = Task(
-        pictures=str(pictures),
+        images=str(images),
         work=str(work),
         count=count,
         model=model,
@@ -55,7 +55,7 @@ def main() -> None:
     )
     if count % task.batch_size:
         sys.exit(f"error: --count {count} is no multiple of --batch-size {task.batch_size}")
-    about = {"machine": describe(args.peers), "task": asdict(task), "mean_jpeg_bytes": mean_bytes(pictures)}
+    about = {"machine": describe(args.peers), "task": asdict(task), "mean_jpeg_bytes": mean_bytes(images)}
     print(json.dumps(about, indent=1))
     options = Options(task, args.rounds, args.peers, args.only, args.memory)
     shown, figures = importlib.import_module(f"benchmarks.{args.name}").run(options)
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("name", choices=NAMES)
     add("--pictures", type=Path, help="folder of photographs, resized for the benchmark; none: they are invented")
     add("--cifar", action="store_true", help="32 px JPEGs and resnet10t, not 500 x 375 and mobilenetv3_small_100")
-    add("--count", type=int, help="training pictures; none: 640, or 6,400 of 32 px")
+    add("--count", type=int, help="training images; none: 640, or 6,400 of 32 px")
     add("--model", help="timm's name")
     add("--size", type=int, help="side of the model's input; none: 224, or 32")
     add("--batch-size", type=int, default=64)
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--rounds", type=int, default=5)
     add("--only", nargs="+", default=(), metavar="PART", help="run contestants whose name has one of these parts")
-    add("--memory", type=int, nargs="+", default=(), help="prepare: numbers of pictures to measure its peak memory at")
+    add("--memory", type=int, nargs="+", default=(), help="prepare: numbers of images to measure its peak memory at")
     add("--peers", default=sys.executable, help="interpreter with benchmarks/peers.txt installed")
     add("--work", type=Path, default=Path(tempfile.gettempdir()) / "headstart-benchmarks", help="folder that is kept")
     return parser

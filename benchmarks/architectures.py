@@ -1,7 +1,7 @@
 """Kinds of backbones through the whole pipeline, to every format: `python -m benchmarks.architectures FOLDER`.
 
-FOLDER has pictures, one folder a class, or train/ and val/ of class folders; so many of each class are taken. Every
-backbone has random weights, sees pictures of 64 px and is fine-tuned for an epoch; then every format of it goes through
+FOLDER has images, one folder a class, or train/ and val/ of class folders; so many of each class are taken. Every
+backbone has random weights, sees images of 64 px and is fine-tuned for an epoch; then every format of it goes through
 the gate of `export`. Formats that round are measured here and not judged: a backbone that has seen next to nothing has
 classes that are as good as tied.
 """
@@ -22,10 +22,10 @@ from headstart.config.schema import Params
 from headstart.core.io import read_json
 from headstart.core.paths import REPORTS
 from headstart.core.text import text_table
-from headstart.data.dataset import Prepared
+from headstart.data.dataset import PreparedDataset
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.features.cache import read_features
-from headstart.models.backbone import build, classifier, features_of
+from headstart.models.backbone import create_backbone, features_of, get_head
 from headstart.stages import evaluate, export, features, finetune, prepare, probe
 
 BACKBONES = (
@@ -44,7 +44,7 @@ def main() -> None:
     """Print a line a backbone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--of-a-class", type=int, default=40, help="pictures in all (default: %(default)s)")
+    parser.add_argument("--of-a-class", type=int, default=40, help="images in all (default: %(default)s)")
     parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="default: %(default)s")
     args = parser.parse_args()
     table = [["backbone", "features", "cached = logits", "validation loss", *FORMATS]]
@@ -64,14 +64,16 @@ def through(params: Params) -> list[str]:
     """Run all stages; give what came of them."""
     for stage in (prepare, features, probe, finetune, evaluate, export):
         stage.run(params.declared(stage.PARAMS))
-    prepared, report = Prepared.open(), read_json(REPORTS / "export.json")
+    prepared, report = PreparedDataset.open(), read_json(REPORTS / "export.json")
     backbone = params.backbone
-    model = build(backbone.name, pretrained=False, image_size=SIDE, args={}, seed=backbone.seed, num_classes=2).eval()
+    model = create_backbone(
+        backbone.name, pretrained=False, image_size=SIDE, args={}, seed=backbone.seed, num_classes=2
+    ).eval()
     rows = prepared.rows("validation")[:8]
     with torch.inference_mode():
         found = features_of(model, Normalize(prepared.input)(evaluation_pixels(prepared, rows)))
     cached = read_features(rows)
-    assert cached.shape[1] == classifier(model).in_features
+    assert cached.shape[1] == get_head(model).in_features
     history = read_json(REPORTS / "finetune.json")
     formats = [
         f"{each['max_difference']:.1e}, {each['top1_agreement']:.1%}"
@@ -83,7 +85,7 @@ def through(params: Params) -> list[str]:
 
 
 def deal(folder: Path, raw: Path, count: int) -> None:
-    """Link so many pictures of each class."""
+    """Link so many images of each class."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in {".jpg", ".jpeg", ".png"}]
     for label, own in itertools.groupby(
         sorted(paths, key=lambda path: path.parent.name), lambda path: path.parent.name
@@ -93,10 +95,10 @@ def deal(folder: Path, raw: Path, count: int) -> None:
             (raw / label / path.name).symlink_to(path.absolute())
 
 
-def settings(name: str, pictures: Path) -> Params:
-    """Give the project's params with a backbone of random weights."""
+def settings(name: str, images: Path) -> Params:
+    """Return the project's params with a backbone of random weights."""
     content: dict[str, Any] = YAML(typ="safe").load(ROOT / "params.yaml")
-    content["prepare"] |= {"source": "imagefolder", "path": str(pictures), "split": {"validation": 0.5, "test": 0.1}}
+    content["prepare"] |= {"source": "imagefolder", "path": str(images), "split": {"validation": 0.5, "test": 0.1}}
     content["backbone"] |= {"name": name, "pretrained": False, "image_size": SIDE}
     content["probe"] |= {"heads": [], "l2": [1e-1, 1e-2]}
     content["finetune"] |= {

@@ -1,8 +1,8 @@
-"""Measure the time and the peak memory of evaluate and of the report, by the number of test pictures.
+"""Measure the time and the peak memory of evaluate and of the report, by the number of test images.
 
     python -m benchmarks.evaluating
 
-Invented pictures of 40 x 40 in ten classes, 600 each of train and validation; the bundled backbone, fine-tuned for one
+Invented images of 40 x 40 in ten classes, 600 each of train and validation; the bundled backbone, fine-tuned for one
 epoch, with the default heads. The peak is the proportional set size of the program and what it starts, read every
 50 ms.
 """
@@ -52,10 +52,10 @@ def measured(project: Path, module: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print a row a number of pictures."""
+    """Print a row a number of images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 50_000], help="default: %(default)s")
-    rows = [["test pictures", "evaluate s", "images/s", "peak MB", "report s", "peak MB", "page MB"]]
+    rows = [["test images", "evaluate s", "images/s", "peak MB", "report s", "peak MB", "page MB"]]
     for count in parser.parse_args().counts:
         with tempfile.TemporaryDirectory() as name:
             project = Path(name)

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: one pass over the pictures, against the bare forward pass on tensors in memory."""
+"""Features of a frozen backbone: one pass over the images, against the bare forward pass on tensors in memory."""
 
 from dataclasses import replace
 

@@ -37,11 +37,11 @@ from headstart.core.paths import FINETUNE
 from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
 from headstart.training import checkpoint
-from headstart.training.checkpoint import load_state
-from headstart.training.module import Classifier
+from headstart.training.checkpoint import load_checkpoint
+from headstart.training.module import FineTuner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from helpers.pictures import params, write_prepared
+from helpers.images import params, write_prepared
 
 FORK = get_context("fork")
 SECONDS_TO_TERMINATE = 2
@@ -71,8 +71,8 @@ STEPS = Path("steps.txt")
 
 def slow_down(step: float) -> None:
     """Make steps, validations and saves slow, and have rank 0 note each step with its time."""
-    real_step, real_validation = Classifier.training_step, Classifier.validation_step
-    real_end, real_save = checkpoint.States.on_train_batch_end, torch.save
+    real_step, real_validation = FineTuner.training_step, FineTuner.validation_step
+    real_end, real_save = checkpoint.CheckpointManager.on_train_batch_end, torch.save
 
     def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
         time.sleep(step)
@@ -95,9 +95,9 @@ def slow_down(step: float) -> None:
         time.sleep(SAVE_SECONDS)
 
     patches: list[tuple[Any, str, Any]] = [
-        (Classifier, "training_step", training_step),
-        (Classifier, "validation_step", validation_step),
-        (checkpoint.States, "on_train_batch_end", on_train_batch_end),
+        (FineTuner, "training_step", training_step),
+        (FineTuner, "validation_step", validation_step),
+        (checkpoint.CheckpointManager, "on_train_batch_end", on_train_batch_end),
         (torch, "save", save),
         (checkpoint, "LARGEST_SHARE", 1.0),
     ]
@@ -159,10 +159,10 @@ def result() -> str:
 
 
 def saved_step(cache: str) -> int:
-    """Give the step of the newest saved state; 0 where there is none."""
+    """Return the step of the newest saved state; 0 where there is none."""
     for name in ("last", "previous"):
         for path in Path(cache).glob(f"runs/*/{name}.ckpt"):
-            return int(load_state(path)["global_step"])
+            return int(load_checkpoint(path)["global_step"])
     return 0
 
 

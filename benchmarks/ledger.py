@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from headstart.config.loader import parse_params
 from headstart.stages import finetune
-from headstart.training.regularization.ledger import Ledger
+from headstart.training.regularization.ledger import RegularizationLedger
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
 def timed(name: str) -> list[float]:
     """Time every call of a method of the ledger from now on."""
     seconds: list[float] = []
-    method = getattr(Ledger, name)
+    method = getattr(RegularizationLedger, name)
 
     def timing(*args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
@@ -63,7 +63,7 @@ def timed(name: str) -> list[float]:
         finally:
             seconds.append(time.perf_counter() - began)
 
-    setattr(Ledger, name, timing)
+    setattr(RegularizationLedger, name, timing)
     return seconds
 
 

@@ -104,12 +104,12 @@ def objective(
     labels: NDArray[np.int64],
     l2: float,
 ) -> float:
-    """Give CE + λ‖W‖²."""
+    """Return CE + λ‖W‖²."""
     return cross_entropy(features @ weight.T + bias, labels) + l2 * float((weight**2).sum())
 
 
 def peak_mb() -> int:
-    """Give the most memory that this process had (Linux counts it in KiB, macOS in bytes)."""
+    """Return the most memory that this process had (Linux counts it in KiB, macOS in bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 

@@ -21,7 +21,7 @@ SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_MMAP_MAX_", "MALLOC_TR
 
 
 def describe(peers: str) -> dict[str, Any]:
-    """Give the hardware, the environment's settings, and the versions of both interpreters."""
+    """Return the hardware, the environment's settings, and the versions of both interpreters."""
     import torch  # noqa: PLC0415  (an interpreter of peers that only prints versions need not wait for it)
 
     return {
@@ -37,7 +37,7 @@ def describe(peers: str) -> dict[str, Any]:
 
 
 def versions(python: str) -> dict[str, str]:
-    """Give the versions of what an interpreter has of ``PACKAGES``, and its own."""
+    """Return the versions of what an interpreter has of ``PACKAGES``, and its own."""
     done = subprocess.run([python, "-m", "benchmarks.machine"], cwd=ROOT, capture_output=True, text=True, check=True)
     found: dict[str, str] = json.loads(done.stdout)
     return found

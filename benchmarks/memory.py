@@ -4,7 +4,7 @@ import psutil
 
 
 def pss(process: psutil.Process) -> int:
-    """Give the bytes of a process and those that it started, what they share counted once (proportional set size)."""
+    """Return the bytes of a process and those that it started, what they share counted once (proportional set size)."""
     total = 0
     for each in [process, *process.children(recursive=True)]:
         try:

@@ -1,9 +1,9 @@
-"""Compare scores that tell pictures unlike the training ones, on a folder of photographs with one folder a class.
+"""Compare scores that tell images unlike the training ones, on a folder of photographs with one folder a class.
 
     python -m benchmarks.novelty FOLDER
 
 The features are the bundled backbone's. Two classes in turn are left out; a linear head is fitted to half of the
-others' pictures, and each score has to tell the other half from the classes left out, from scikit-learn's digits and
+others' images, and each score has to tell the other half from the classes left out, from scikit-learn's digits and
 from noise. The figure is the area under the ROC curve; 0.5 is chance.
 """
 
@@ -24,7 +24,7 @@ from timm.data.transforms_factory import create_transform
 
 from headstart.core.text import text_table
 from headstart.inference.scores import distances
-from headstart.models.backbone import BUNDLED, build, features_of, input_config
+from headstart.models.backbone import BUNDLED, create_backbone, features_of, input_config
 
 Features = NDArray[np.float32]
 Score = Callable[[Features], NDArray[np.floating]]
@@ -36,18 +36,18 @@ class Backbone:
 
     def __init__(self) -> None:
         """Load it, and its evaluation transform."""
-        self.model = build(BUNDLED, pretrained=True, image_size=None, args={}).eval()
+        self.model = create_backbone(BUNDLED, pretrained=True, image_size=None, args={}).eval()
         self.transform = create_transform(**input_config(self.model))
 
     @torch.inference_mode()
     def features(self, pictures: list[Image.Image]) -> Features:
-        """Give float32 (n, width)."""
-        pixels = torch.stack([self.transform(picture.convert("RGB")) for picture in pictures])
+        """Return float32 (n, width)."""
+        pixels = torch.stack([self.transform(image.convert("RGB")) for image in pictures])
         return features_of(self.model, pixels).numpy()
 
 
 def scores(features: Features, labels: NDArray[np.int64]) -> dict[str, Score]:
-    """Fit what each score needs to the training pictures; higher means less usual."""
+    """Fit what each score needs to the training images; higher means less usual."""
     head = LogisticRegression(C=0.1, max_iter=500).fit(features, labels)
     means = np.stack([features[labels == label].mean(0) for label in np.unique(labels)])
     covariance = LedoitWolf().fit(features - means[np.searchsorted(np.unique(labels), labels)])
@@ -65,7 +65,7 @@ def scores(features: Features, labels: NDArray[np.int64]) -> dict[str, Score]:
 
 
 def main() -> None:
-    """Print a row for each pair of classes left out and each kind of unusual picture."""
+    """Print a row for each pair of classes left out and each kind of unusual image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a folder of class folders, at least four")
     classes = sorted(path for path in parser.parse_args().folder.iterdir() if path.is_dir())

@@ -16,7 +16,7 @@ class Options:
         rounds: times that each contestant runs.
         peers: the interpreter of the environment in which the peers are installed.
         only: parts of names; of all contestants those with one of them run. Empty: all.
-        memory: numbers of pictures at which ``prepare`` has its peak memory measured.
+        memory: numbers of images at which ``prepare`` has its peak memory measured.
     """
 
     task: Task

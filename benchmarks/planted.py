@@ -2,8 +2,8 @@
 
     python -m benchmarks.planted FOLDER
 
-FOLDER holds one folder a class, somewhere below it, such as Imagenette's train/ and val/. Its pictures are dealt to
-train, validation and test (70, 15, 15 %). Planted: 50 altered copies of training pictures, in validation and test, five
+FOLDER holds one folder a class, somewhere below it, such as Imagenette's train/ and val/. Its images are dealt to
+train, validation and test (70, 15, 15 %). Planted: 50 altered copies of training images, in validation and test, five
 of each kind of alteration; 50 swapped labels in all splits. Then prepare, features and probe run, and the labels of
 test are looked at as evaluate does it. What is found without having been planted counts as a false alarm, though some
 of it is a fault of the folder's own.
@@ -26,9 +26,9 @@ from headstart.config.loader import parse_params
 from headstart.core import paths
 from headstart.core.io import read_json, read_table
 from headstart.core.text import text_table
-from headstart.data.dataset import Prepared, read_labels
-from headstart.data_checks.label_errors import suspicious_labels
-from headstart.data_checks.tables import write_suspicious_labels
+from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data_checks.label_errors import find_label_errors
+from headstart.data_checks.tables import write_label_errors
 from headstart.features.cache import read_features
 from headstart.models.head import read_head
 from headstart.probe.temperature import fit_temperature
@@ -38,33 +38,33 @@ COPIES_A_KIND, SWAPS = 5, 50
 SPLITS = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
-def _cropped(picture: Image.Image) -> Image.Image:
-    width, height = picture.size
-    return picture.crop((width // 20, height // 20, width - width // 20, height - height // 20))
+def _cropped(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    return image.crop((width // 20, height // 20, width - width // 20, height - height // 20))
 
 
-def _marked(picture: Image.Image) -> Image.Image:
-    marked = picture.copy()
-    ImageDraw.Draw(marked).text((8, 8), "(c) somebody", fill="white", font_size=max(10, picture.height // 12))
+def _marked(image: Image.Image) -> Image.Image:
+    marked = image.copy()
+    ImageDraw.Draw(marked).text((8, 8), "(c) somebody", fill="white", font_size=max(10, image.height // 12))
     return marked
 
 
 ALTERED: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "JPEG quality 30": lambda picture: picture,
-    "half the size": lambda picture: picture.resize((picture.width // 2, picture.height // 2)),
+    "JPEG quality 30": lambda image: image,
+    "half the size": lambda image: image.resize((image.width // 2, image.height // 2)),
     "edges cropped by 5 %": _cropped,
-    "brighter by a third": lambda picture: ImageEnhance.Brightness(picture).enhance(1.33),
-    "darker by a third": lambda picture: ImageEnhance.Brightness(picture).enhance(0.67),
-    "turned by 3 degrees": lambda picture: picture.rotate(3, Image.Resampling.BICUBIC),
+    "brighter by a third": lambda image: ImageEnhance.Brightness(image).enhance(1.33),
+    "darker by a third": lambda image: ImageEnhance.Brightness(image).enhance(0.67),
+    "turned by 3 degrees": lambda image: image.rotate(3, Image.Resampling.BICUBIC),
     "mirrored": ImageOps.mirror,
     "watermark": _marked,
-    "grey": lambda picture: picture.convert("L"),
-    "blurred": lambda picture: picture.filter(ImageFilter.GaussianBlur(1.5)),
+    "grey": lambda image: image.convert("L"),
+    "blurred": lambda image: image.filter(ImageFilter.GaussianBlur(1.5)),
 }
 
 
 def deal(folder: Path, raw: Path, generator: np.random.Generator) -> None:
-    """Link or copy the pictures into train/, val/ and test/ of ``raw``, one folder a class."""
+    """Link or copy the images into train/, val/ and test/ of ``raw``, one folder a class."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in {".jpg", ".jpeg", ".png"}]
     splits = generator.choice(list(SPLITS), len(paths), p=list(SPLITS.values()))
     for path, split in zip(paths, splits, strict=True):
@@ -74,7 +74,7 @@ def deal(folder: Path, raw: Path, generator: np.random.Generator) -> None:
 
 
 def plant_copies(raw: Path, generator: np.random.Generator) -> dict[frozenset[str], str]:
-    """Save altered copies of training pictures; give the pairs of sources with the kind of alteration."""
+    """Save altered copies of training images; give the pairs of sources with the kind of alteration."""
     originals = sorted((raw / "train").glob("*/*"))
     chosen = generator.choice(len(originals), COPIES_A_KIND * len(ALTERED), replace=False)
     planted = {}
@@ -82,15 +82,15 @@ def plant_copies(raw: Path, generator: np.random.Generator) -> dict[frozenset[st
         kind = list(ALTERED)[i % len(ALTERED)]
         original = originals[place]
         copy = raw / ("val", "test")[i // len(ALTERED) % 2] / original.parent.name / f"copy-{i}.jpg"
-        with Image.open(original) as picture:
+        with Image.open(original) as image:
             quality = 30 if kind == "JPEG quality 30" else 90
-            ALTERED[kind](picture.convert("RGB")).save(copy, quality=quality)
+            ALTERED[kind](image.convert("RGB")).save(copy, quality=quality)
         planted[frozenset(str(path.relative_to(raw)) for path in (original, copy))] = kind
     return planted
 
 
 def swap_labels(raw: Path, generator: np.random.Generator) -> set[str]:
-    """Move pictures to another class of their split; give their sources."""
+    """Move images to another class of their split; give their sources."""
     paths = [path for path in sorted(raw.glob("*/*/*")) if not path.name.startswith("copy-")]
     classes = sorted({path.parent.name for path in paths})
     swapped = set()
@@ -112,12 +112,12 @@ def run_stages() -> None:
     params = parse_params(content)
     for stage in (prepare, features, probe):
         stage.run(params.declared(stage.PARAMS))
-    prepared, labels = Prepared.open(), read_labels("test")
+    prepared, labels = PreparedDataset.open(), read_labels("test")
     rows = prepared.rows("test")
     logits = {split: read_head().logits(read_features(prepared.rows(split))) for split in ("validation", "test")}
     temperature = fit_temperature(logits["validation"], read_labels("validation"))
-    found = suspicious_labels(labels, softmax(logits["test"] / temperature, axis=1))
-    write_suspicious_labels(Path("test_labels.csv"), prepared, rows, labels, found)
+    found = find_label_errors(labels, softmax(logits["test"] / temperature, axis=1))
+    write_label_errors(Path("test_labels.csv"), prepared, rows, labels, found)
 
 
 def report(copies: dict[frozenset[str], str], swapped: set[str]) -> None:

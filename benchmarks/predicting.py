@@ -1,8 +1,8 @@
-"""headstart predict against timm's own way, on the same pictures and the same cores.
+"""headstart predict against timm's own way, on the same images and the same cores.
 
     python -m benchmarks.predicting BUNDLE FOLDER [--base PYTHON] [--rounds 5]
 
-FOLDER holds pictures in one folder a class. What is measured: seconds from the command to the first answer; pictures a
+FOLDER holds images in one folder a class. What is measured: seconds from the command to the first answer; images a
 second, of the whole command and, for timm, of its loop alone as well; logits against timm's and torch's, from the base
 install's interpreter; the peak of memory for few and for many paths.
 """
@@ -29,7 +29,7 @@ MANY = 100_000
 
 
 def link(paths: Sequence[Path], folder: Path, count: int) -> Path:
-    """Make a folder of classes with links to so many pictures, drawn evenly, again and again if need be."""
+    """Make a folder of classes with links to so many images, drawn evenly, again and again if need be."""
     for i in range(count):
         path = paths[i * len(paths) // count if count <= len(paths) else i % len(paths)]
         place = folder / path.parent.name / f"{i:06d}{path.suffix}"
@@ -52,9 +52,9 @@ def run(command: Sequence[str]) -> tuple[float, float, float, str]:
     return first, time.perf_counter() - began, usage.ru_maxrss / 1e3, "".join(lines)
 
 
-def first_answers(base: str, bundle: str, picture: Path, rounds: int) -> list[float]:
-    """Time one picture, from the command's start to its row."""
-    return [run([base, "-m", "headstart.predict", bundle, str(picture)])[0] for _ in range(rounds)]
+def first_answers(base: str, bundle: str, image: Path, rounds: int) -> list[float]:
+    """Time one image, from the command's start to its row."""
+    return [run([base, "-m", "headstart.predict", bundle, str(image)])[0] for _ in range(rounds)]
 
 
 def rates(base: str, bundle: str, folder: Path, scratch: Path, rounds: int) -> dict[str, list[float]]:
@@ -87,7 +87,7 @@ def agreement(base: str, bundle: str, folder: Path, scratch: Path) -> str:
         run([python, "-m", f"benchmarks.contestants.{module}", bundle, str(folder), *arguments])
     one, two = np.load(ours), np.load(theirs)
     same, difference = (one.argmax(1) == two.argmax(1)).mean(), np.abs(one - two).max()
-    return f"{len(one)} pictures: the same likeliest class for {same:.2%}, logits differ by {difference:.1e} at most"
+    return f"{len(one)} images: the same likeliest class for {same:.2%}, logits differ by {difference:.1e} at most"
 
 
 def main() -> None:
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", default=sys.executable, help="an interpreter with the base install")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=1000, help="pictures to predict (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=1000, help="images to predict (default: %(default)s)")
     parser.add_argument("--many", type=int, default=MANY, help="paths for the peak of memory (default: %(default)s)")
     given = parser.parse_args()
     paths = sorted(path for path in given.folder.rglob("*") if path.is_file() and path.suffix != ".tsv")

@@ -1,7 +1,7 @@
 """prepare's images/s against a serial loop of Pillow that makes the same pixels, and its peak memory.
 
 The peak is the proportional set size of the stage and its workers together (what they share counts once), read every
-half second, on invented pictures of 160 x 120 (``--memory``).
+half second, on invented images of 160 x 120 (``--memory``).
 """
 
 import sys
@@ -20,7 +20,7 @@ from benchmarks.options import Options
 from benchmarks.rounds import Contestant, Rates, run_rounds, table
 from benchmarks.task import CLASSES, Task
 from headstart.core.text import text_table
-from headstart.data.dataset import Prepared, manifest_rows
+from headstart.data.dataset import PreparedDataset, manifest_rows
 
 SERIAL = "serial Pillow loop"
 CONTESTANTS = (
@@ -28,7 +28,7 @@ CONTESTANTS = (
     Contestant("headstart, 1 worker", "headstart", "prepare", {"workers": 1}),
     Contestant("headstart, 2 workers", "headstart", "prepare", {"workers": 2}),
 )
-CHECKED = 50  # pictures
+CHECKED = 50  # images
 
 
 def run(options: Options) -> tuple[str, Rates]:
@@ -38,23 +38,23 @@ def run(options: Options) -> tuple[str, Rates]:
     shown = table(rates, {f"× {SERIAL}": SERIAL})
     peaks = {str(count): [_peak_mb(options.task, count)] for count in options.memory}
     if peaks:
-        rows = [[f"{int(count):,} pictures", f"{peak:,.0f}"] for count, [peak] in peaks.items()]
+        rows = [[f"{int(count):,} images", f"{peak:,.0f}"] for count, [peak] in peaks.items()]
         shown += "\n\n" + text_table([["peak memory", "MB"], *rows])
     return shown, rates | peaks
 
 
 def _check(task: Task) -> None:
     """Assert that the last project's store has the pixels that the serial loop makes."""
-    prepared = Prepared.open(project(task) / "data/prepared")
-    for row, picture in zip(range(CHECKED), manifest_rows(prepared.folder), strict=False):
-        assert np.array_equal(prepared.pixels(row), stored(Path(task.pictures) / picture["source"], task))
+    prepared = PreparedDataset.open(project(task) / "data/prepared")
+    for row, image in zip(range(CHECKED), manifest_rows(prepared.folder), strict=False):
+        assert np.array_equal(prepared.pixels(row), stored(Path(task.images) / image["source"], task))
 
 
 def _peak_mb(task: Task, count: int) -> float:
-    """Prepare small pictures from nothing; give the peak in MB."""
-    small = replace(task, pictures=str(Path(task.work) / f"small-{count}"), model="resnet18", size=64)
-    if not Path(small.pictures).exists():
-        _draw(Path(small.pictures), count)
+    """Prepare small images from nothing; give the peak in MB."""
+    small = replace(task, images=str(Path(task.work) / f"small-{count}"), model="resnet18", size=64)
+    if not Path(small.images).exists():
+        _draw(Path(small.images), count)
     make_project(small)
     process = psutil.Popen([sys.executable, "-m", "headstart.stages.prepare"], cwd=project(small))
     peak = 0

@@ -2,7 +2,7 @@
 
     python -m benchmarks.ranks
 
-67 training and 21 validation pictures of scikit-learn's digits, in batches of 10: sizes that nothing divides. The
+67 training and 21 validation images of scikit-learn's digits, in batches of 10: sizes that nothing divides. The
 bundled backbone goes on from the probe's head, with λ = 0.1, BatchNorm frozen, in float32, for one epoch, unless a row
 says otherwise; a process has one thread. Each figure is the largest difference, after the last epoch for weights and
 statistics, relative to the largest of the tensor, and in any epoch for the others, relative to themselves. Ranks are
@@ -30,10 +30,10 @@ from torch.multiprocessing.spawn import start_processes
 from headstart.config.loader import parse_params
 from headstart.config.schema import Params
 from headstart.stages import features, finetune, prepare, probe
-from headstart.training.module import Classifier
+from headstart.training.module import FineTuner
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
-PICTURES = {"train": 67, "val": 21, "test": 13}
+IMAGES = {"train": 67, "val": 21, "test": 13}
 PRECISE = "64-true"
 """Lightning's float64, which ``params.yaml`` does not offer."""
 THREE: dict[str, Any] = {"finetune.epochs": 3}
@@ -106,9 +106,9 @@ def main() -> None:
 
 
 def write_digits(folder: Path) -> None:
-    """Write scikit-learn's digits as pictures: a folder a split, and in it a folder a class."""
+    """Write scikit-learn's digits as images: a folder a split, and in it a folder a class."""
     digits = load_digits()
-    splits = (split for split, count in PICTURES.items() for _ in range(count))
+    splits = (split for split, count in IMAGES.items() for _ in range(count))
     for i, split in enumerate(splits):
         target = folder / split / str(digits.target[i]) / f"{i}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def write_digits(folder: Path) -> None:
 
 
 def params_with(changes: Mapping[str, Any]) -> Params:
-    """Give the repository's params.yaml for this training, with changes by dotted key."""
+    """Return the repository's params.yaml for this training, with changes by dotted key."""
     content = YAML(typ="safe").load(PARAMS)
     content["prepare"] |= {"source": "imagefolder", "path": "pictures"}
     content["probe"] |= {"heads": []}
@@ -165,14 +165,14 @@ def trained(changes: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, Any]
 
 def finetune_until(params: Params, stop: Stop | None) -> None:
     """Fine-tune as one of the ranks, to the end or to the stop."""
-    real = Classifier.training_step
+    real = FineTuner.training_step
 
     def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
         if stop and (self.current_epoch, batch_idx) == stop[:2] and self.global_rank in stop.ranks:
             signal.raise_signal(signal.SIGUSR1)
         return real(self, batch, batch_idx)
 
-    setattr(Classifier, "training_step", training_step)  # noqa: B010  (mypy forbids the assignment)
+    setattr(FineTuner, "training_step", training_step)  # noqa: B010  (mypy forbids the assignment)
     try:
         finetune.run(params.declared(finetune.PARAMS))
     except SystemExit:
@@ -188,7 +188,7 @@ def launch(world: int, function: Callable[..., None], *arguments: Any) -> None:
 
 
 def free_port() -> int:
-    """Give a port of this machine that nobody uses."""
+    """Return a port of this machine that nobody uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -206,7 +206,7 @@ def as_rank(rank: int, world: int, port: int, function: Callable[..., None], arg
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, float]:
-    """Give the largest difference of each of ``COLUMNS``."""
+    """Return the largest difference of each of ``COLUMNS``."""
     weights = expected["state_dict"]
     largest = {"weights": max(_of_tensors(value, found["state_dict"][name]) for name, value in weights.items())}
     for name in COLUMNS[1:4]:

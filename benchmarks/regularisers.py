@@ -1,8 +1,8 @@
-"""Compare the regularisers of fine-tuning, and the heads on frozen features, on few pictures a class, over seeds.
+"""Compare the regularisers of fine-tuning, and the heads on frozen features, on few images a class, over seeds.
 
     python benchmarks/regularisers.py --pictures FOLDER --per-class 25 250 --work FOLDER
 
-FOLDER holds train/ and val/ with one folder a class. A seed draws the training pictures and everything in fine-tuning;
+FOLDER holds train/ and val/ with one folder a class. A seed draws the training images and everything in fine-tuning;
 all of val/ is the test split. `decoupled` has the decay that shrinks the weights as much as λ does, 2λ/(1 - momentum).
 Each figure is a test accuracy in percent: the mean over seeds and its range. What is there already is not run again.
 """
@@ -44,21 +44,21 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--work", type=Path, required=True, help="where projects are made; kept")
     args = parser.parse_args()
-    pictures, work = args.pictures.resolve(), args.work.resolve()
+    images, work = args.pictures.resolve(), args.work.resolve()
     found: dict[int, list[dict[str, float]]] = {}
     for per_class in args.per_class:
         for seed in args.seeds:
             project = work / f"{per_class}-{seed}"
             began = time.perf_counter()
-            found.setdefault(per_class, []).append(accuracies(project, pictures, per_class, seed, args.epochs))
+            found.setdefault(per_class, []).append(accuracies(project, images, per_class, seed, args.epochs))
             print(f"{project.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         print_table(found)
 
 
-def accuracies(project: Path, pictures: Path, per_class: int, seed: int, epochs: int) -> dict[str, float]:
-    """Give the test accuracy of every model for one seed."""
+def accuracies(project: Path, images: Path, per_class: int, seed: int, epochs: int) -> dict[str, float]:
+    """Return the test accuracy of every model for one seed."""
     if not (project / "data/raw").exists():
-        draw(pictures, project / "data/raw", per_class, seed)
+        draw(images, project / "data/raw", per_class, seed)
     results = project / "accuracies.json"
     known: dict[str, float] = json.loads(results.read_text()) if results.exists() else {}
     with contextlib.chdir(project), (project / "log").open("a") as log, contextlib.redirect_stdout(log):
@@ -75,19 +75,19 @@ def accuracies(project: Path, pictures: Path, per_class: int, seed: int, epochs:
     return known
 
 
-def draw(pictures: Path, raw: Path, per_class: int, seed: int) -> None:
+def draw(images: Path, raw: Path, per_class: int, seed: int) -> None:
     """Copy all of val/ and a random choice of train/."""
-    generator = random.Random(seed)  # noqa: S311  (draws pictures, not secrets)
-    for folder in sorted(pictures.glob("*/*/")):
+    generator = random.Random(seed)  # noqa: S311  (draws images, not secrets)
+    for folder in sorted(images.glob("*/*/")):
         names = sorted(path.name for path in folder.iterdir())
-        target = raw / folder.relative_to(pictures)
+        target = raw / folder.relative_to(images)
         target.mkdir(parents=True)
         for name in generator.sample(names, per_class) if folder.parent.name == "train" else names:
             shutil.copy(folder / name, target / name)
 
 
 def params_of(finetuning: dict[str, Any], *, cache: Path) -> Params:
-    """Give the repository's params.yaml for photographs, with other values for fine-tuning."""
+    """Return the repository's params.yaml for photographs, with other values for fine-tuning."""
     content = YAML(typ="safe").load(PARAMS)
     content["prepare"]["source"] = "imagefolder"
     content["finetune"] |= finetuning
@@ -97,7 +97,7 @@ def params_of(finetuning: dict[str, Any], *, cache: Path) -> Params:
 
 
 def print_table(found: dict[int, list[dict[str, float]]]) -> None:
-    """Print one row a model, one column a number of pictures."""
+    """Print one row a model, one column a number of images."""
     print("| model | " + " | ".join(f"{per_class} a class" for per_class in found) + " |")
     print("|---" * (len(found) + 1) + "|")
     for name in next(iter(found.values()))[0]:

@@ -55,7 +55,7 @@ def run_rounds(contestants: Sequence[Contestant], task: Task, *, rounds: int, pe
 
 
 def run_once(contestant: Contestant, task: Task, peers: str) -> list[float]:
-    """Give images/s of each epoch; none, and the reason on stderr, where it fails."""
+    """Return images/s of each epoch; none, and the reason on stderr, where it fails."""
     python = sys.executable if contestant.module in OURS else peers
     content = json.dumps(asdict(replace(task, **contestant.settings)))
     done = subprocess.run(

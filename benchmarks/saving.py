@@ -25,7 +25,7 @@ from headstart.config.schema import Params
 from headstart.distributed.heartbeat import PERIOD, Watchdog
 from headstart.stages import finetune
 from headstart.training import checkpoint
-from headstart.training.checkpoint import States
+from headstart.training.checkpoint import CheckpointManager
 
 ADAMW = {"finetune.optimizer": "adamw"}
 RESNET50 = {"backbone.name": "resnet50", "backbone.pretrained": False, "finetune.recipe": "full"}
@@ -73,7 +73,7 @@ def measured(world: int, function: Any, changes: Mapping[str, Any]) -> list[floa
 
 def time_saves(params: Params) -> None:
     """Fine-tune, saving after every step; leave the median seconds of a save, and the largest state's bytes."""
-    sizes, real = [], States._save  # noqa: SLF001  (all that a training waits for)
+    sizes, real = [], CheckpointManager._save  # noqa: SLF001  (all that a training waits for)
     seconds = []
 
     def save(*arguments: Any, **options: Any) -> bool:
@@ -83,7 +83,7 @@ def time_saves(params: Params) -> None:
         sizes.append(next(Path(str(params.run.cache)).glob("runs/*/last.ckpt")).stat().st_size)
         return saved
 
-    setattr(States, "_save", save)  # noqa: B010  (mypy forbids the assignment)
+    setattr(CheckpointManager, "_save", save)  # noqa: B010  (mypy forbids the assignment)
     checkpoint.LARGEST_SHARE = 1.0
     finetune.run(params.declared(finetune.PARAMS))
     FIGURES.write_text(json.dumps([statistics.median(seconds), max(sizes)]))
@@ -93,7 +93,7 @@ def time_agreement(params: Params) -> None:
     """Fine-tune as one of two ranks; leave the medians of a step without and with, of the call, of a sign of life."""
     steps: dict[bool, list[float]] = {False: [], True: []}
     calls, signs, began = list[float](), list[float](), 0.0
-    real_end, real_tell = States.on_train_batch_end, Watchdog._tell  # noqa: SLF001  (timed from outside)
+    real_end, real_tell = CheckpointManager.on_train_batch_end, Watchdog._tell  # noqa: SLF001  (timed from outside)
 
     def on_train_batch_end(self: Any, trainer: Any, *others: Any) -> None:
         nonlocal began
@@ -110,7 +110,7 @@ def time_agreement(params: Params) -> None:
         real_tell(self, **more)
         signs.append(time.perf_counter() - now)
 
-    setattr(States, "on_train_batch_end", on_train_batch_end)  # noqa: B010  (mypy forbids the assignment)
+    setattr(CheckpointManager, "on_train_batch_end", on_train_batch_end)  # noqa: B010  (mypy forbids the assignment)
     setattr(Watchdog, "_tell", tell)  # noqa: B010
     finetune.run(params.declared(finetune.PARAMS))
     FIGURES.write_text(json.dumps([statistics.median(each) for each in (steps[False], steps[True], calls, signs)]))

@@ -1,8 +1,8 @@
 """The service under load: `python -m benchmarks.serving BUNDLE FOLDER [--threads N ...]`, on the loopback alone.
 
 Starts `headstart serve BUNDLE` (with what else is given) in a process of its own and has 1, 8 and 64 clients post the
-pictures of FOLDER, one a request, each its next as soon as its last is answered. Each round is measured twice: alone,
-and with three more clients that mean no good: one whose pictures are broken, one whose bodies are too large, one that
+images of FOLDER, one a request, each its next as soon as its last is answered. Each round is measured twice: alone,
+and with three more clients that mean no good: one whose images are broken, one whose bodies are too large, one that
 sends a byte every half second. Prints requests a second and latencies of the good clients, the CPU that the service
 took for each of their requests, and what the others got.
 """
@@ -38,13 +38,13 @@ class Round:
         return time.perf_counter() < self.began + SECONDS and len(self.latencies) < REQUESTS
 
 
-async def good(client: httpx.AsyncClient, pictures: list[bytes], first: int, this: Round) -> None:
-    """Post one picture after the other."""
-    for picture in itertools.cycle(pictures[first % len(pictures) :] + pictures[: first % len(pictures)]):
+async def good(client: httpx.AsyncClient, images: list[bytes], first: int, this: Round) -> None:
+    """Post one image after the other."""
+    for image in itertools.cycle(images[first % len(images) :] + images[: first % len(images)]):
         if not this.goes_on():
             return
         began = time.perf_counter()
-        status = await post(client, picture)
+        status = await post(client, image)
         if status == "200":
             this.latencies.append(time.perf_counter() - began)
         else:
@@ -52,7 +52,7 @@ async def good(client: httpx.AsyncClient, pictures: list[bytes], first: int, thi
 
 
 async def post(client: httpx.AsyncClient, body: bytes) -> str:
-    """Post a body as a picture; give the status, or the error that stands for it."""
+    """Post a body as an image; give the status, or the error that stands for it."""
     try:
         answer = await client.post("/predict", content=body, headers={"Content-Type": "image/jpeg"})
     except httpx.HTTPError as error:
@@ -68,7 +68,7 @@ async def bad(client: httpx.AsyncClient, body: bytes, name: str, this: Round) ->
 
 
 async def slow(port: int, this: Round) -> None:
-    """Announce a picture and send a byte of it every half second."""
+    """Announce an image and send a byte of it every half second."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"POST /predict HTTP/1.1\r\nHost: slow\r\nContent-Type: image/jpeg\r\nContent-Length: 100000\r\n\r\n")
     while this.goes_on() and not writer.is_closing():
@@ -78,7 +78,7 @@ async def slow(port: int, this: Round) -> None:
     writer.close()
 
 
-async def measured(port: int, clients: int, pictures: list[bytes], *, hostile: bool) -> Round:
+async def measured(port: int, clients: int, images: list[bytes], *, hostile: bool) -> Round:
     """Have all clients ask for a round's time, each over a connection of its own that is there already."""
     async with contextlib.AsyncExitStack() as stack:
         url = f"http://127.0.0.1:{port}"
@@ -87,16 +87,16 @@ async def measured(port: int, clients: int, pictures: list[bytes], *, hostile: b
             await stack.enter_async_context(client)
             await client.get("/health")
         this = Round()
-        work = [good(client, pictures, i, this) for i, client in enumerate(asking[:clients])]
+        work = [good(client, images, i, this) for i, client in enumerate(asking[:clients])]
         if hostile:
-            work += [bad(asking[-1], b"\xff\xd8 no picture", "broken", this), bad(asking[-2], HUGE, "huge", this)]
+            work += [bad(asking[-1], b"\xff\xd8 no image", "broken", this), bad(asking[-2], HUGE, "huge", this)]
             work += [slow(port, this)]
         await asyncio.gather(*work)
         return this
 
 
 def shown(clients: int, this: Round, cpu: float, *, hostile: bool) -> str:
-    """Give a row of the table; ``cpu`` is the seconds that the service took."""
+    """Return a row of the table; ``cpu`` is the seconds that the service took."""
     seconds = time.perf_counter() - this.began
     p50, p99 = (1e3 * float(np.quantile(this.latencies, q)) for q in (0.5, 0.99))
     others = ", ".join(f"{name}: {count}" for name, count in sorted(this.others.items()))
@@ -106,7 +106,7 @@ def shown(clients: int, this: Round, cpu: float, *, hostile: bool) -> str:
 
 
 def cpu_seconds(process: int) -> float:
-    """Give the CPU time that a process has taken."""
+    """Return the CPU time that a process has taken."""
     times = psutil.Process(process).cpu_times()
     return float(times.user + times.system)
 
@@ -114,18 +114,18 @@ def cpu_seconds(process: int) -> float:
 def main() -> None:
     """Start the service, measure, stop it."""
     bundle, folder, *arguments = sys.argv[1:]
-    pictures = [path.read_bytes() for path in sorted(Path(folder).rglob("*.*"))[:200] if path.is_file()]
+    images = [path.read_bytes() for path in sorted(Path(folder).rglob("*.*"))[:200] if path.is_file()]
     command = [sys.executable, "-m", "headstart.serve", bundle, "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline().rpartition(":")[2])
         try:
             print("clients  hostile  requests/s  p50 (ms)  p99 (ms)  CPU (ms)  other answers")
-            asyncio.run(measured(port, 2, pictures, hostile=False))  # warm
+            asyncio.run(measured(port, 2, images, hostile=False))  # warm
             for clients in (1, 8, 64):
                 for hostile in (False, True):
                     before = cpu_seconds(server.pid)
-                    this = asyncio.run(measured(port, clients, pictures, hostile=hostile))
+                    this = asyncio.run(measured(port, clients, images, hostile=hostile))
                     cpu = cpu_seconds(server.pid) - before
                     print(shown(clients, this, cpu, hostile=hostile), flush=True)
         finally:

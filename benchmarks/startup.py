@@ -1,4 +1,4 @@
-"""Seconds from nothing: imports, --help, and to the end of a first epoch, for which Headstart also packs the pictures.
+"""Seconds from nothing: imports, --help, and to the end of a first epoch, for which Headstart also packs the images.
 
 With --count of one batch the first epoch is the first step.
 """

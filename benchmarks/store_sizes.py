@@ -1,8 +1,8 @@
-"""Compare accuracies by the size at which training pictures are stored, with that on the pictures as they are.
+"""Compare accuracies by the size at which training images are stored, with that on the images as they are.
 
     python -m benchmarks.store_sizes --pictures FOLDER --work FOLDER
 
-FOLDER holds train/ and val/ with one folder a class. A seed draws the training pictures and everything in fine-tuning,
+FOLDER holds train/ and val/ with one folder a class. A seed draws the training images and everything in fine-tuning,
 the same for every size; all of val/ is the test split. Each figure is a test accuracy in percent: the mean over seeds
 and its range. What is there already is not run again.
 """
@@ -32,15 +32,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--work", type=Path, required=True, help="where projects are made; kept")
     args = parser.parse_args()
-    pictures, work = args.pictures.resolve(), args.work.resolve()
-    print("| input | training pictures stored at | " + " | ".join(MODELS) + " |\n|---|---|---|---|")
+    images, work = args.pictures.resolve(), args.work.resolve()
+    print("| input | training images stored at | " + " | ".join(MODELS) + " |\n|---|---|---|---|")
     for size in args.sizes:
         for scale in (None, *args.scales):
             runs = []
             for seed in args.seeds:
                 raw, began = work / f"pictures-{seed}", time.perf_counter()
                 if not raw.exists():
-                    draw(pictures, raw, args.per_class, seed)
+                    draw(images, raw, args.per_class, seed)
                 project = work / f"{size}-{scale}-{seed}"
                 runs.append(accuracies(project, raw, size=size, scale=scale, seed=seed, epochs=args.epochs))
                 print(f"{project.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def accuracies(project: Path, raw: Path, *, size: int, scale: float | None, seed: int, epochs: int) -> dict[str, float]:
-    """Give the test accuracy of the fine-tuned model and of the probe."""
+    """Return the test accuracy of the fine-tuned model and of the probe."""
     results = project / "accuracies.json"
     if not results.exists():
         project.mkdir(parents=True, exist_ok=True)

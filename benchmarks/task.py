@@ -1,4 +1,4 @@
-"""What every contestant does: the same pictures, model, augmentation, optimiser, batch size and precision."""
+"""What every contestant does: the same images, model, augmentation, optimiser, batch size and precision."""
 
 import math
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ class Task:
     """The matched work, and how one contestant does it.
 
     Attributes:
-        pictures: folder with train/, val/ and test/, each with a folder of JPEGs a class.
-        work: folder that contestants may keep their own form of the pictures in.
-        count: training pictures, a multiple of ``batch_size``.
+        images: folder with train/, val/ and test/, each with a folder of JPEGs a class.
+        work: folder that contestants may keep their own form of the images in.
+        count: training images, a multiple of ``batch_size``.
         model: timm's name; random weights.
         size: side of the model's input, in pixels.
         interpolation: of every resize, ``bilinear`` or ``bicubic``.
         mean: of each channel, for pixels in [0, 1].
         std: of each channel, for pixels in [0, 1].
         crop_pct: side of the evaluation crop as a share of the short side that it is cut from.
-        train_side: short side at which Headstart stores training pictures, in pixels; smaller ones stay as they are.
-        batch_size: pictures a step.
-        epochs: passes over the pictures; the first is a warm-up where there are several.
+        train_side: short side at which Headstart stores training images, in pixels; smaller ones stay as they are.
+        batch_size: images a step.
+        epochs: passes over the images; the first is a warm-up where there are several.
         precision: 32-true, or bf16-mixed (autocast).
         device: cpu or cuda.
-        workers: processes that load pictures; where 0, the one that trains does.
+        workers: processes that load images; where 0, the one that trains does.
         tuned: whether a library's documented faster settings are taken, rather than its defaults.
         processes: that train together (Headstart alone).
     """
 
-    pictures: str
+    images: str
     work: str
     count: int
     model: str
@@ -54,5 +54,5 @@ class Task:
 
     @property
     def evaluation_side(self) -> int:
-        """Short side at which evaluation sees pictures before its crop, as timm rounds it."""
+        """Short side at which evaluation sees images before its crop, as timm rounds it."""
         return math.floor(self.size / self.crop_pct)

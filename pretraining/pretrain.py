@@ -1,8 +1,8 @@
-"""Pretrain the backbone that ships with Headstart: a narrow ResNet-18-D for 64 px pictures, from scratch.
+"""Pretrain the backbone that ships with Headstart: a narrow ResNet-18-D for 64 px images, from scratch.
 
 Reads a folder of class folders, ``DATA/{train,val}/<wnid>/*.JPEG`` of 64 x 64 pixels, and ``DATA/classes.tsv``
 (wnid, words). Writes timm's ``local-dir`` format to OUT: ``model.safetensors`` (fp16) and ``config.json`` with the 200
-label names. The weights written are the exponential moving average after the last epoch: the validation pictures choose
+label names. The weights written are the exponential moving average after the last epoch: the validation images choose
 nothing, they only give the figure.
 
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
@@ -43,7 +43,7 @@ class Stage:
 
     epochs: int
     size: int
-    smallest_crop: float  # of the picture's area
+    smallest_crop: float  # of the image's area
 
 
 STAGES = (Stage(14, 40, 0.35), Stage(10, 48, 0.35), Stage(8, 64, 0.45))
@@ -106,15 +106,13 @@ def decoded(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
     """Decode a folder of class folders once: uint8 (n, 3, 64, 64), int64 (n,), the class folders' names."""
     dataset = ImageFolder(str(folder))
     images = torch.empty(len(dataset), 3, SIZE, SIZE, dtype=torch.uint8)
-    for i, (picture, _) in enumerate(dataset):
-        images[i] = (
-            torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(SIZE, SIZE, 3).permute(2, 0, 1)
-        )
+    for i, (image, _) in enumerate(dataset):
+        images[i] = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(SIZE, SIZE, 3).permute(2, 0, 1)
     return images, torch.tensor(dataset.targets), dataset.classes
 
 
 def stage_of(epoch: int) -> Stage:
-    """Give the stage that an epoch, counted from 0, belongs to."""
+    """Return the stage that an epoch, counted from 0, belongs to."""
     for stage in STAGES:
         if epoch < stage.epochs:
             return stage
@@ -123,7 +121,7 @@ def stage_of(epoch: int) -> Stage:
 
 
 def learning_rate(epoch: float) -> float:
-    """Give the factor on PEAK_LR: a one-cycle of HORIZON epochs (Smith 2018), from TURN a line to zero; then a restart.
+    """Return the factor on PEAK_LR: a one-cycle of HORIZON epochs (Smith 2018), from TURN a line to 0; then a restart.
 
     Neither the cut nor the restart (Loshchilov and Hutter 2017) is a discovery: the first brought a run planned for 40
     epochs to its end within the time there was, and the second used what time was left.
@@ -186,7 +184,7 @@ def train_one_epoch(
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> float:
-    """Give the top-1 accuracy at 64 px, whole pictures, no test-time augmentation."""
+    """Return the top-1 accuracy at 64 px, whole images, no test-time augmentation."""
     model.eval()
     right = 0
     for start in range(0, len(images), 500):

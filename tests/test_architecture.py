@@ -1,4 +1,4 @@
-"""The picture of the house: its layers, and that dvc.yaml, params.yaml and the stages say the same."""
+"""The image of the house: its layers, and that dvc.yaml, params.yaml and the stages say the same."""
 
 import ast
 import importlib

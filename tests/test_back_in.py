@@ -15,13 +15,13 @@ from headstart.config.schema import Params
 from headstart.core.errors import UserError
 from headstart.core.io import read_json
 from headstart.core.paths import EXPORT, FINETUNE
-from headstart.data.dataset import Prepared
-from headstart.models.backbone import build, classifier, classifier_name, input_config
-from headstart.models.head import read_head, read_own_classifier
+from headstart.data.dataset import PreparedDataset
+from headstart.models.backbone import create_backbone, get_head, head_name, input_config
+from headstart.models.head import read_head, read_pretrained_head
 from headstart.models.timm_checkpoint import load_timm, save_timm
 from headstart.stages import features, finetune, prepare, probe
 from headstart.training.phases import starting_model
-from helpers.pictures import CLASSES, INPUT, params, write_prepared
+from helpers.images import CLASSES, INPUT, params, write_prepared
 
 FIRST = "backbones/first"
 # Unlike test_vit's own in size, preprocessing, layers and drop rates.
@@ -56,16 +56,16 @@ def report(stage: str) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """What a first project exported, in backbones/first; its model. Pictures of the next one's classes."""
+    """What a first project exported, in backbones/first; its model. Images of the next one's classes."""
     monkeypatch.chdir(tmp_path)
-    model = build("test_vit", pretrained=False, image_size=SIDE, args=ARGS, num_classes=len(CLASSES))
+    model = create_backbone("test_vit", pretrained=False, image_size=SIDE, args=ARGS, num_classes=len(CLASSES))
     with torch.no_grad():
-        classifier(model).weight.normal_(generator=torch.Generator().manual_seed(0))
+        get_head(model).weight.normal_(generator=torch.Generator().manual_seed(0))
     prepared = write_prepared()
     about = read_json(prepared.folder / "dataset.json")
     about["input"] = {**INPUT, "input_size": [3, SIDE, SIDE]}
     (prepared.folder / "dataset.json").write_text(json.dumps(about))
-    save_timm(model, model.state_dict(), Prepared.open(), Path(FIRST))
+    save_timm(model, model.state_dict(), PreparedDataset.open(), Path(FIRST))
     shutil.rmtree(prepared.folder)
     # The export adds this key, which timm is to pass over.
     config = read_json(Path(FIRST, "config.json"))
@@ -80,7 +80,7 @@ def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 
 
 def backbone_of(model: nn.Module) -> dict[str, Tensor]:
-    head = classifier_name(model) + "."
+    head = head_name(model) + "."
     return {name: value for name, value in model.state_dict().items() if not name.startswith(head)}
 
 
@@ -88,11 +88,11 @@ def backbone_of(model: nn.Module) -> dict[str, Tensor]:
 def test_an_export_is_the_next_projects_backbone_with_other_classes(first: nn.Module, side: int | None) -> None:
     changes = {"backbone.image_size": side}
     run(prepare, features, probe, changes=changes)
-    prepared = Prepared.open()
+    prepared = PreparedDataset.open()
     assert prepared.classes == list(NEXT)
     assert prepared.input == {**INPUT, "input_size": [3, side or SIDE, side or SIDE]}
     assert report("features")["computed"] == len(prepared.ids)
-    own = read_own_classifier()
+    own = read_pretrained_head()
     assert own is not None
     assert own.names == list(CLASSES)
 
@@ -103,11 +103,11 @@ def test_an_export_is_the_next_projects_backbone_with_other_classes(first: nn.Mo
     assert same == backbone_of(first).keys() - resized
     assert len(list(model.get_submodule("blocks").children())) == ARGS["depth"]
     head = read_head(project.finetune.l2.by_group["head"])
-    assert torch.equal(classifier(model).weight, torch.from_numpy(head.weight))
+    assert torch.equal(get_head(model).weight, torch.from_numpy(head.weight))
 
     run(finetune, changes=changes)
     again = load_timm(FINETUNE)
-    assert classifier(again).out_features == len(NEXT)
+    assert get_head(again).out_features == len(NEXT)
     assert input_config(again) == prepared.input
     assert read_json(FINETUNE / "config.json")["label_names"] == list(NEXT)
 

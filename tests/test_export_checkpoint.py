@@ -16,19 +16,19 @@ from torch import nn
 from headstart.core.errors import UserError
 from headstart.core.io import read_json
 from headstart.export.checkpoint import export_checkpoint
-from headstart.models.backbone import build
-from helpers.pictures import CLASSES, params, write_prepared
+from headstart.models.backbone import create_backbone
+from helpers.images import CLASSES, params, write_prepared
 
 CHANGES = {"backbone.name": "test_resnet", "export.pictures": 4, "export.formats": [], "prepare.source": "imagefolder"}
 
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """A project with pictures, in the working directory, and a model of its backbone."""
+    """A project with images, in the working directory, and a model of its backbone."""
     monkeypatch.chdir(tmp_path)
     write_prepared(files=True)
     YAML().dump(params(CHANGES).model_dump(), Path("params.yaml"))
-    model = build("test_resnet", pretrained=False, image_size=None, args={}, seed=3, num_classes=len(CLASSES))
+    model = create_backbone("test_resnet", pretrained=False, image_size=None, args={}, seed=3, num_classes=len(CLASSES))
     nn.init.normal_(model.get_classifier().weight)  # type: ignore[operator]
     return model.eval()
 

@@ -11,7 +11,7 @@ from headstart import init_project
 from headstart.config.loader import load_params
 from headstart.core.errors import UserError
 from headstart.init_project import lay_out, template
-from helpers.pictures import ROOT
+from helpers.images import ROOT
 
 IDENTITY = {f"GIT_{role}_{what}": "t@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 DVC = (sys.executable, "-m", "dvc")

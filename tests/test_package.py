@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from headstart.init_project import template
-from helpers.pictures import ROOT
+from helpers.images import ROOT
 
 BUILD = [sys.executable, "-m", "hatchling", "build", "-d"]
 
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder with this repository's wheel and sdist."""
+    """Return the folder with this repository's wheel and sdist."""
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run([*BUILD, folder], cwd=ROOT, check=True, capture_output=True)
     return folder
@@ -75,7 +75,7 @@ def test_a_clone_that_was_used_gives_the_same_sdist_and_the_sdist_the_same_wheel
 
 @pytest.fixture(scope="module")
 def commands(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder of programs of an environment that holds the wheel and what it requires, from pip's index."""
+    """Return the folder of programs of an environment that holds the wheel and what it requires, from pip's index."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

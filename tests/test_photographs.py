@@ -10,30 +10,30 @@ import torch
 from PIL import Image, ImageOps
 from timm.data.transforms_factory import create_transform
 
-from headstart.data.dataset import Prepared, manifest_rows
+from headstart.data.dataset import PreparedDataset, manifest_rows
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.stages import prepare
-from helpers.pictures import params
+from helpers.images import params
 
-PICTURES = os.environ.get("HEADSTART_PICTURES")
+IMAGES = os.environ.get("HEADSTART_PICTURES")
 
 
-@pytest.mark.skipif(PICTURES is None, reason="HEADSTART_PICTURES is not set")
+@pytest.mark.skipif(IMAGES is None, reason="HEADSTART_PICTURES is not set")
 def test_prepared_photographs_are_what_timms_own_transform_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert PICTURES is not None
-    for folder in islice(sorted(path for path in Path(PICTURES).iterdir() if path.is_dir()), 3):
+    assert IMAGES is not None
+    for folder in islice(sorted(path for path in Path(IMAGES).iterdir() if path.is_dir()), 3):
         (tmp_path / "raw" / folder.name).mkdir(parents=True)
         for file in islice(sorted(folder.rglob("*.JPEG")), 20):
             (tmp_path / "raw" / folder.name / file.name).symlink_to(file)
     monkeypatch.chdir(tmp_path)
     prepare.run(params({"prepare.source": "imagefolder", "prepare.path": "raw"}).declared(prepare.PARAMS))
-    prepared = Prepared.open()
+    prepared = PreparedDataset.open()
     transform = create_transform(**prepared.input, is_training=False)
     ours = Normalize(prepared.input)(evaluation_pixels(prepared, np.arange(len(prepared.ids))))
     for row, found in zip(manifest_rows(), ours, strict=True):
         if row["split"] == "train":  # stored at another size, for random crops
             continue
-        picture = ImageOps.exif_transpose(Image.open(Path("raw") / row["source"])).convert("RGB")
-        torch.testing.assert_close(found, transform(picture), rtol=0, atol=1e-6)
+        image = ImageOps.exif_transpose(Image.open(Path("raw") / row["source"])).convert("RGB")
+        torch.testing.assert_close(found, transform(image), rtol=0, atol=1e-6)

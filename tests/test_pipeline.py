@@ -1,4 +1,4 @@
-"""The whole pipeline through its real programs: `dvc repro` in a project of its own, on invented pictures."""
+"""The whole pipeline through its real programs: `dvc repro` in a project of its own, on invented images."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import timm
 from PIL import Image
 from ruamel.yaml import YAML
 
-from helpers.pictures import ROOT, params
+from helpers.images import ROOT, params
 
 CHANGES = {
     "prepare.source": "imagefolder",
@@ -35,7 +35,7 @@ STAGES = ("prepare", "features", "probe", "finetune", "evaluate", "export")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone as a user has it: pictures in data/raw, git and DVC at hand."""
+    """A clone as a user has it: images in data/raw, git and DVC at hand."""
     project = tmp_path_factory.mktemp("project")
     generator = np.random.default_rng(0)
     for i, label in enumerate(("cat", "dog", "owl")):

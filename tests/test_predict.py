@@ -23,7 +23,7 @@ COLUMNS = ["picture", "label", "probability", "label_2", "probability_2", "set",
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle, and pictures at several depths."""
+    """A folder with a bundle, and images at several depths."""
     root = tmp_path_factory.mktemp("predict")
     copy_bundle(root / "export")
     generator = np.random.default_rng(0)
@@ -31,8 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / "pictures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
-    (root / "pictures" / "b" / "notes.txt").write_text("no picture")
-    (root / "pictures" / "bad.jpg").write_text("no picture either")
+    (root / "pictures" / "b" / "notes.txt").write_text("no image")
+    (root / "pictures" / "bad.jpg").write_text("no image either")
     (root / "empty").mkdir()
     return root
 
@@ -71,7 +71,7 @@ def test_the_rows_say_what_the_predictor_says(folder: Path) -> None:
     done = predict("export", "pictures", "--top", "2", cwd=folder)
     found, predictor = rows(done.stdout), Predictor(folder / "export")
     assert list(found[0]) == COLUMNS
-    assert done.stderr == "1 of 5 pictures are bad: the reasons stand with them as their error\n"
+    assert done.stderr == "1 of 5 images are bad: the reasons stand with them as their error\n"
     for row in found[:4]:
         said = predictor(folder / row["picture"])
         assert (row["label"], row["label_2"]) == (said.top[0][0], said.top[1][0])
@@ -80,7 +80,7 @@ def test_the_rows_say_what_the_predictor_says(folder: Path) -> None:
         assert float(row["distance"]) == pytest.approx(said.distance, abs=1e-5)
         assert row["unusual"] == ("" if said.unusual is None else str(said.unusual))
         assert row["error"] == ""
-    assert list(found[4].values()) == [ALL[4], *[""] * 7, "not a picture that Pillow can read"]
+    assert list(found[4].values()) == [ALL[4], *[""] * 7, "not an image that Pillow can read"]
 
 
 def test_all_formats_say_the_same(folder: Path, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_all_formats_say_the_same(folder: Path, tmp_path: Path) -> None:
     for name in names:
         done = predict("export", "pictures", "--out", name, cwd=folder)
         assert (done.returncode, done.stdout) == (0, "")
-        assert f"{name}: 5 pictures in " in done.stderr
+        assert f"{name}: 5 images in " in done.stderr
     as_csv, lines = rows(Path(names[0]).read_text(encoding="utf-8")), Path(names[1]).read_text(encoding="utf-8")
     as_json = [json.loads(line) for line in lines.splitlines()]
     as_parquet: list[dict[str, Any]] = pq.read_table(names[2]).to_pylist()
@@ -104,8 +104,8 @@ def test_all_formats_say_the_same(folder: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["nothing", "pictures"], "nothing is no folder"),
-        (["export", "empty"], "empty: no picture is there"),
-        (["export", "*.jpg"], "*.jpg: no picture is there"),
+        (["export", "empty"], "empty: no image is there"),
+        (["export", "*.jpg"], "*.jpg: no image is there"),
         (["export", "-"], "no path came on stdin"),
         (["export", "pictures", "--conformal", "0.5"], "it has 0.9 by LAC, 0.95 by LAC, 0.9 by APS"),
         (["export", "pictures", "--out", "x.xlsx"], "must end in one of .csv, .jsonl, .parquet"),
@@ -157,11 +157,11 @@ def test_a_terminal_that_watches_is_left_clean(folder: Path, tmp_path: Path) -> 
     os.close(theirs)
     text = os.read(ours, 10_000).decode()
     os.close(ours)
-    assert text.rpartition("\r\x1b[K")[2].splitlines()[1].startswith(f"{out}: 5 pictures in ")
+    assert text.rpartition("\r\x1b[K")[2].splitlines()[1].startswith(f"{out}: 5 images in ")
 
 
 def test_who_reads_may_stop(folder: Path) -> None:
-    command = f"{sys.executable} -m headstart.predict export pictures pictures | true"
+    command = f"{sys.executable} -m headstart.predict export images images | true"
     done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from headstart import push
 from headstart.core.io import read_json
 from headstart.inference.bundle import write_manifest
-from headstart.models.backbone import build, weights_sha256
+from headstart.models.backbone import create_backbone, weights_sha256
 from helpers.bundles import CLASSES, copy_bundle
 from helpers.hub_server import TOKEN, HubServer, ask, hub_server
 
@@ -80,15 +80,15 @@ def test_what_was_pushed_is_what_timm_loads_by_its_name(bundle: Path, hub: HubSe
     listed = {"manifest.json", *read_json(bundle / "manifest.json")["files"]}
     assert repository.branches["main"] == {name: (bundle / name).read_bytes() for name in listed}
     assert not repository.private
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     exported, pushed = (
         timm.create_model(name, pretrained=True).eval() for name in ("local-dir:export", f"hf-hub:{NAME}")
     )
     config = pushed.pretrained_cfg
     assert isinstance(config, dict)
     assert config["label_names"] == CLASSES
-    assert torch.equal(pushed(pictures), exported(pictures))
-    further = build(f"hf-hub:{NAME}", pretrained=True, image_size=None, args={}, num_classes=7)
+    assert torch.equal(pushed(images), exported(images))
+    further = create_backbone(f"hf-hub:{NAME}", pretrained=True, image_size=None, args={}, num_classes=7)
     assert weights_sha256(further) == weights_sha256(exported)
 
 
@@ -98,7 +98,7 @@ def test_a_further_push_takes_what_the_model_no_longer_has_and_leaves_the_rest(
     (bundle / "model.int8.onnx").write_bytes(b"a smaller graph")
     write_manifest(bundle)
     said("flowers")  # of the token's user
-    hub.repositories[NAME].branches["main"]["example.jpg"] = b"a picture of theirs"
+    hub.repositories[NAME].branches["main"]["example.jpg"] = b"an image of theirs"
     (bundle / "model.int8.onnx").unlink()
     (bundle / "README.md").write_text("---\nlicense: unknown\n---\n", encoding="utf-8")
     write_manifest(bundle)
@@ -106,7 +106,7 @@ def test_a_further_push_takes_what_the_model_no_longer_has_and_leaves_the_rest(
     repository = hub.repositories[NAME]
     assert len(repository.commits) == 2
     assert "model.int8.onnx" not in repository.branches["main"]
-    assert repository.branches["main"]["example.jpg"] == b"a picture of theirs"
+    assert repository.branches["main"]["example.jpg"] == b"an image of theirs"
     assert repository.branches["main"]["README.md"] == (bundle / "README.md").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""The recipes: whole params.yaml files that say what to expect, run on invented pictures laid out as torchvision's."""
+"""The recipes: whole params.yaml files that say what to expect, run on invented images laid out as torchvision's."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.io import read_table
 from headstart.data.dataset import manifest_rows
-from headstart.models.backbone import build
+from headstart.models.backbone import create_backbone
 from headstart.stages import evaluate, features, finetune, prepare, probe
 from headstart.training.phases import describe, groups_of, phases_of
-from helpers.pictures import ROOT
+from helpers.images import ROOT
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
 DATA_SETS = {"flowers102": "Flowers102", "food101": "Food101", "pets": "OxfordIIITPet"}
@@ -113,17 +113,17 @@ def test_recipes_differ_only_where_they_must() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_its_penalty_is_felt_by_the_true_backbone_on_as_many_pictures(
+def test_its_penalty_is_felt_by_the_true_backbone_on_as_many_images(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A decay that does nothing in so few steps would be warned of."""
     params = load_params(RECIPES[name])
     with torch.device("meta"):
-        model = build(params.backbone.name, pretrained=False, image_size=None, args={})
+        model = create_backbone(params.backbone.name, pretrained=False, image_size=None, args={})
         model.reset_classifier(10)  # type: ignore[operator]
-    pictures = re.search(r"([\d,]+) to train on", comment(name)["data"])
-    assert pictures
-    steps = int(pictures[1].replace(",", "")) // params.finetune.batch_size
+    images = re.search(r"([\d,]+) to train on", comment(name)["data"])
+    assert images
+    steps = int(images[1].replace(",", "")) // params.finetune.batch_size
     with caplog.at_level(logging.WARNING):
         groups = groups_of(model, params.finetune)
         rows = describe(groups, phases_of(model, params.finetune), params.finetune, steps)
@@ -190,7 +190,7 @@ def small(name: str) -> Params:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_runs_on_invented_pictures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_runs_on_invented_images(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data, _, _ = name.partition("_")
     LAYOUTS[data](Path("cache") / "torchvision", monkeypatch)

@@ -75,14 +75,14 @@ def as_json(predictor: Predictor, content: bytes, name: str = "") -> dict[str, A
 
 def test_the_answers_are_the_predictors_one_by_one_and_several_at_once(client: httpx.Client, folder: Path) -> None:
     predictor = Predictor(folder, threads=1)
-    pictures = {f"ä{i}.png": encoded(i) for i in range(3)}
-    for picture in pictures.values():
-        answer = post(client, picture)
-        assert (answer.status_code, answer.json()) == (200, [as_json(predictor, picture)])
-    assert post(client, picture, "application/octet-stream").json() == answer.json()
-    several = client.post("/predict", files=[("file", pair) for pair in pictures.items()])
+    images = {f"ä{i}.png": encoded(i) for i in range(3)}
+    for image in images.values():
+        answer = post(client, image)
+        assert (answer.status_code, answer.json()) == (200, [as_json(predictor, image)])
+    assert post(client, image, "application/octet-stream").json() == answer.json()
+    several = client.post("/predict", files=[("file", pair) for pair in images.items()])
     assert several.status_code == 200
-    assert several.json() == [as_json(predictor, picture, name) for name, picture in pictures.items()]
+    assert several.json() == [as_json(predictor, image, name) for name, image in images.items()]
 
 
 def test_what_it_says_of_itself(client: httpx.Client) -> None:
@@ -99,12 +99,12 @@ BROKEN = encoded(0)[:1000]
     ("content", "said"),
     [
         (b"", "the file is empty"),
-        (b"no picture", "not a picture that Pillow can read"),
+        (b"no image", "not an image that Pillow can read"),
         (BROKEN, "damaged"),
         (encoded(0, (400, 300)), "400 x 300 pixels are more than 90000"),
     ],
 )
-def test_a_picture_that_can_not_be_read(client: httpx.Client, content: bytes, said: str) -> None:
+def test_an_image_that_can_not_be_read(client: httpx.Client, content: bytes, said: str) -> None:
     answer = post(client, content[:MAX_BYTES] if len(content) > MAX_BYTES else content)
     assert answer.status_code == 422
     [found] = answer.json()
@@ -112,7 +112,7 @@ def test_a_picture_that_can_not_be_read(client: httpx.Client, content: bytes, sa
     assert said in found["error"]
 
 
-def test_a_picture_that_can_not_be_read_is_no_matter_to_the_others(client: httpx.Client) -> None:
+def test_an_image_that_can_not_be_read_is_no_matter_to_the_others(client: httpx.Client) -> None:
     files = [("file", ("broken.png", BROKEN)), ("file", ("good.png", encoded(1)))]
     answer = client.post("/predict", files=files)
     assert answer.status_code == 200
@@ -135,16 +135,16 @@ def test_a_body_that_is_too_large_is_refused_announced_or_not(client: httpx.Clie
 @pytest.mark.parametrize(
     ("sent", "status", "said"),
     [
-        ({"files": [("file", b"a picture")] * 4}, 400, "Maximum number of files is 3"),
+        ({"files": [("file", b"an image")] * 4}, 400, "Maximum number of files is 3"),
         ({"files": {"file": (None, b"no file but a field")}}, 400, "Too many fields"),
         ({"content": b"--b--\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, "no file"),
         ({"content": b"??", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, ""),
         ({"content": b"??", "headers": {"Content-Type": "multipart/form-data"}}, 400, "boundary"),
         ({"content": b"{}", "headers": {"Content-Type": "application/json"}}, 415, "image/*"),
-        ({"content": b"a picture"}, 415, "multipart/form-data"),
+        ({"content": b"an image"}, 415, "multipart/form-data"),
     ],
 )
-def test_what_is_no_picture_and_no_form_of_them(client: httpx.Client, sent: Any, status: int, said: str) -> None:
+def test_what_is_no_image_and_no_form_of_them(client: httpx.Client, sent: Any, status: int, said: str) -> None:
     answer = client.post("/predict", **sent)
     assert answer.status_code == status
     assert said in answer.json()["detail"]
@@ -152,14 +152,14 @@ def test_what_is_no_picture_and_no_form_of_them(client: httpx.Client, sent: Any,
 
 def test_many_clients_get_their_own_answers(client: httpx.Client, folder: Path) -> None:
     predictor = Predictor(folder, threads=1)
-    pictures = [encoded(i) for i in range(16)] * 4
+    images = [encoded(i) for i in range(16)] * 4
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda picture: post(client, picture).json(), pictures))
-    assert answers == [[as_json(predictor, picture)] for picture in pictures]
+        answers = list(pool.map(lambda image: post(client, image).json(), images))
+    assert answers == [[as_json(predictor, image)] for image in images]
 
 
 def request(body: bytes) -> tuple[bytes, bytes]:
-    """Give the head of a request, which asks to be told when the body is waited for, and the body."""
+    """Return the head of a request, which asks to be told when the body is waited for, and the body."""
     about = f"Host: test\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\nExpect: 100-continue"
     return f"POST /predict HTTP/1.1\r\n{about}\r\n\r\n".encode(), body
 
@@ -185,7 +185,7 @@ def wait_until_asked(connected: socket.socket) -> None:
 
 
 def test_slow_clients_are_not_waited_for_and_hold_nobody_up(folder: Path) -> None:
-    head, picture = request(encoded(0))
+    head, image = request(encoded(0))
     with (
         service(folder, "--timeout", "1") as (url, _),
         connection(url, head) as slow_body,
@@ -194,7 +194,7 @@ def test_slow_clients_are_not_waited_for_and_hold_nobody_up(folder: Path) -> Non
         httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
     ):
         wait_until_asked(slow_body)
-        slow_body.sendall(picture[:500])
+        slow_body.sendall(image[:500])
         assert client.get("/health").status_code == 200
         said = answer_to(slow_body)
         assert said.startswith(b"HTTP/1.1 408 ")
@@ -204,14 +204,14 @@ def test_slow_clients_are_not_waited_for_and_hold_nobody_up(folder: Path) -> Non
 
 
 def test_more_clients_than_it_may_have_are_refused_and_what_is_due_is_answered_at_the_end(folder: Path) -> None:
-    head, picture = request(encoded(3))
+    head, image = request(encoded(3))
     with service(folder, "--max-clients", "2") as (url, process), connection(url, head) as first:
         wait_until_asked(first)
         with connection(url, head) as second, httpx.Client(base_url=url, timeout=60, trust_env=False) as third:
             wait_until_asked(second)
             assert third.get("/health").status_code == 503
         process.send_signal(signal.SIGTERM)
-        first.sendall(picture)
+        first.sendall(image)
         assert answer_to(first).startswith(b"HTTP/1.1 200 ")
 
 

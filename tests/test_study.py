@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from headstart.core.io import read_table
-from headstart.data.dataset import Prepared, read_labels
+from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.features.cache import write_features
 from headstart.theory import early_stopping, gradients
 from headstart.theory.implicit_l2 import equivalent_l2, safe_rate
-from helpers.pictures import write_prepared
+from helpers.images import write_prepared
 
 STUDY = Path("reports/study")
 STEPS = 300
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset:
     """Features that tell the class, but for noise that a head can learn by heart."""
     monkeypatch.chdir(tmp_path)
     prepared = write_prepared({"train": 60, "validation": 40, "test": 8})
@@ -39,12 +39,12 @@ def headstart(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def words(picture: Path) -> str:
+def words(image: Path) -> str:
     """What an SVG says: matplotlib leaves it in comments beside the curves of its letters."""
-    return " ".join(re.findall(r"<!-- (.*?) -->", picture.read_text(encoding="utf-8")))
+    return " ".join(re.findall(r"<!-- (.*?) -->", image.read_text(encoding="utf-8")))
 
 
-def test_the_stops_are_set_beside_the_theory(prepared: Prepared) -> None:
+def test_the_stops_are_set_beside_the_theory(prepared: PreparedDataset) -> None:
     early_stopping.run(STEPS)
     rows = read_table(STUDY / "early_stopping.csv")
     figures = json.loads((STUDY / "early_stopping.json").read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def test_stopping_early_is_as_good_as_the_penalty_where_the_noise_can_be_learnt(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_the_same_study_draws_the_same_picture() -> None:
+def test_the_same_study_draws_the_same_image() -> None:
     early_stopping.run(50)
     first = (STUDY / "early_stopping.svg").read_bytes()
     early_stopping.run(50)
@@ -88,7 +88,7 @@ def test_the_same_study_draws_the_same_picture() -> None:
     assert all(label in said for label in ("theory, λ", "softmax, measured", "penalty", "Cross-entropy on validation"))
 
 
-def test_missing_features_are_one_message(prepared: Prepared, tmp_path: Path) -> None:
+def test_missing_features_are_one_message(prepared: PreparedDataset, tmp_path: Path) -> None:
     (tmp_path / "data/features/features.npy").unlink()
     answer = headstart("early-stopping", cwd=prepared.folder.resolve().parents[1])
     assert answer.returncode == 1

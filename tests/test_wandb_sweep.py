@@ -7,7 +7,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from helpers.pictures import ROOT, params
+from helpers.images import ROOT, params
 
 SWEEP = YAML(typ="safe").load(ROOT / "sweep.yaml")
 TRIAL = {"finetune.lr.backbone": 0.02, "finetune.lr.head": 0.05, "finetune.l2.head": 0.001}

@@ -24,7 +24,7 @@ def main() -> None:
 
         def drain() -> None:
             seen = sum(len(labels) for _, labels in batches)
-            assert seen == task.count, f"{seen} pictures, not {task.count}"
+            assert seen == task.count, f"{seen} images, not {task.count}"
 
         rates = timed(task, drain)
     else:

@@ -38,7 +38,7 @@ class Clock(Callback):  # type: ignore[misc]
 
 
 def batches(task: Task) -> Any:
-    """Give fastai's training loader."""
+    """Return fastai's training loader."""
     return _loaders(task).train
 
 
@@ -56,7 +56,7 @@ def _loaders(task: Task) -> Any:
     resampling = Resampling[task.interpolation.upper()], Resampling.NEAREST
     crop = RandomResizedCrop(task.size, min_scale=SCALE[0], ratio=RATIO, resamples=resampling)
     return ImageDataLoaders.from_folder(
-        task.pictures,
+        task.images,
         train="train",
         valid="val",
         item_tfms=[crop, FlipItem(HFLIP)],

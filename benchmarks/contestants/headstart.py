@@ -22,10 +22,10 @@ from benchmarks.contestants import plain
 from benchmarks.task import HFLIP, LR, MOMENTUM, RATIO, SCALE, WEIGHT_DECAY, Task
 from headstart.config.loader import load_params
 from headstart.core import paths
-from headstart.data.dataset import Prepared
+from headstart.data.dataset import PreparedDataset
 from headstart.data.loader import Normalize
-from headstart.distributed.process_group import Ranks
-from headstart.training.datamodule import Pictures
+from headstart.distributed.process_group import ProcessGroup
+from headstart.training.datamodule import FineTuneDataModule
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,14 +44,14 @@ class Batches:
 
 
 def batches(task: Task) -> plain.Batches:
-    """Give the data module's loader of a project in which ``prepare`` has run."""
+    """Return the data module's loader of a project in which ``prepare`` has run."""
     folder, device = project(task), torch.device(task.device)
-    params, prepared = load_params(folder / "params.yaml"), Prepared.open(folder / paths.PREPARED)
+    params, prepared = load_params(folder / "params.yaml"), PreparedDataset.open(folder / paths.PREPARED)
     run = params.run.model_copy(update={"workers": task.workers})
-    pictures = Pictures(prepared, params.finetune, run, Ranks(device=device))
+    images = FineTuneDataModule(prepared, params.finetune, run, ProcessGroup(device=device))
     trainer: Any = SimpleNamespace(accumulate_grad_batches=1)
-    pictures.trainer = trainer
-    return Batches(pictures.train_dataloader(), Normalize(prepared.input).to(device), device)
+    images.trainer = trainer
+    return Batches(images.train_dataloader(), Normalize(prepared.input).to(device), device)
 
 
 def train(task: Task) -> list[float]:
@@ -126,7 +126,7 @@ def write_params(task: Task, workers: int | str = "auto") -> None:
     """Write the repository's params.yaml with the task's values."""
     yaml = YAML()
     content = yaml.load(ROOT / "params.yaml")
-    content["prepare"] |= {"source": "imagefolder", "path": task.pictures}
+    content["prepare"] |= {"source": "imagefolder", "path": task.images}
     content["backbone"] |= {"name": task.model, "pretrained": False, "image_size": task.size}
     content["probe"] |= {"l2": [1e-2], "heads": []}
     decay = {"kind": "l2", "backbone": WEIGHT_DECAY / 2, "head": WEIGHT_DECAY / 2}

@@ -1,4 +1,4 @@
-"""Lightning on torchvision's pictures, as its project template has it: metrics, logger and checkpoints by default.
+"""Lightning on torchvision's images, as its project template has it: metrics, logger and checkpoints by default.
 
 Tuned: channels_last, torchvision's tuned loader, and none of those.
 """
@@ -27,7 +27,7 @@ class Classifier(LightningModule):
         self.train_loss, self.train_accuracy = MeanMetric(), MulticlassAccuracy(CLASSES)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002  (Lightning's)
-        """Give the loss."""
+        """Return the loss."""
         inputs, labels = batch
         logits = self.model(inputs)
         loss = F.cross_entropy(logits, labels)
@@ -38,7 +38,7 @@ class Classifier(LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Give SGD."""
+        """Return SGD."""
         fused = self.task.tuned or None
         return torch.optim.SGD(self.parameters(), LR, MOMENTUM, 0, WEIGHT_DECAY, nesterov=True, fused=fused)
 
@@ -47,7 +47,7 @@ class Bare(Classifier):
     """Without metrics."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002  (Lightning's)
-        """Give the loss."""
+        """Return the loss."""
         return F.cross_entropy(self.model(batch[0]), batch[1])
 
 
@@ -71,7 +71,7 @@ class Clock(Callback):
 
 
 def train(task: Task) -> list[float]:
-    """Train on the pictures."""
+    """Train on the images."""
     return _fit(task, torchvision.batches(task))
 
 

@@ -14,7 +14,7 @@ from benchmarks.contestants import plain
 from benchmarks.task import Task
 
 
-class Pictures(StreamingDataset):  # type: ignore[misc]
+class Images(StreamingDataset):  # type: ignore[misc]
     """Augments what LitData decodes."""
 
     def __init__(self, folder: Path, task: Task) -> None:
@@ -29,13 +29,13 @@ class Pictures(StreamingDataset):  # type: ignore[misc]
 
 
 def batches(task: Task) -> plain.Batches:
-    """Give LitData's loader; the chunks are written where there are none yet."""
-    folder = Path(task.work) / f"litdata-{Path(task.pictures).name}"
+    """Return LitData's loader; the chunks are written where there are none yet."""
+    folder = Path(task.work) / f"litdata-{Path(task.images).name}"
     if not (folder / "index.json").exists():
-        pictures = ImageFolder(Path(task.pictures) / "train").samples
-        optimize(_example, pictures, str(folder), chunk_bytes="64MB", num_workers=os.cpu_count())
+        images = ImageFolder(Path(task.images) / "train").samples
+        optimize(_example, images, str(folder), chunk_bytes="64MB", num_workers=os.cpu_count())
     loader = StreamingDataLoader(
-        Pictures(folder, task),
+        Images(folder, task),
         batch_size=task.batch_size,
         drop_last=True,
         num_workers=task.workers,

@@ -33,7 +33,7 @@ def optimizer(task: Task, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def autocast(task: Task) -> torch.autocast:
-    """Give the precision's context."""
+    """Return the precision's context."""
     return torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16-mixed")
 
 
@@ -66,7 +66,7 @@ def timed(task: Task, epoch: Callable[[], None]) -> list[float]:
 
 
 def crop_and_flip(task: Task) -> v2.Compose:
-    """Give the augmentation of one decoded picture, uint8 (3, height, width), by torchvision's tensor kernels."""
+    """Return the augmentation of one decoded image, uint8 (3, height, width), by torchvision's tensor kernels."""
     interpolation = v2.InterpolationMode(task.interpolation)
     crop = v2.RandomResizedCrop(task.size, SCALE, RATIO, interpolation=interpolation, antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip(HFLIP)])
@@ -74,7 +74,7 @@ def crop_and_flip(task: Task) -> v2.Compose:
 
 @dataclass(frozen=True)
 class Normalised:
-    """Batches of uint8 pictures (n, 3, height, width), made float32, normalised, channels_last, on the device."""
+    """Batches of uint8 images (n, 3, height, width), made float32, normalised, channels_last, on the device."""
 
     batches: Batches
     task: Task

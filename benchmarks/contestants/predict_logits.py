@@ -15,7 +15,7 @@ from headstart.inference.onnx_runtime import open_session
 
 
 def main(folder: str, pictures: str, target: str) -> None:
-    """Predict every picture below a folder, one by one."""
+    """Predict every image below a folder, one by one."""
     bundle = open_bundle(Path(folder))
     prepare, run = Preprocessing.of(bundle.config.input), open_session(bundle, ONNX, device="cpu", threads=1)
     paths = sorted(path for path in Path(pictures).rglob("*") if path.is_file())

@@ -23,9 +23,9 @@ logger = logging.getLogger("train")
 
 
 def batches(task: Task) -> Any:
-    """Give timm's training loader."""
+    """Return timm's training loader."""
     return create_loader(
-        create_dataset("", f"{task.pictures}/train", split="train", is_training=True, batch_size=task.batch_size),
+        create_dataset("", f"{task.images}/train", split="train", is_training=True, batch_size=task.batch_size),
         input_size=(3, task.size, task.size),
         batch_size=task.batch_size,
         is_training=True,
@@ -78,7 +78,7 @@ def infer(task: Task) -> list[float]:
     """Compute features in the order of operations of timm's validate.py."""
     model = plain.build(task).eval()
     loader = create_loader(
-        create_dataset("", f"{task.pictures}/train", split="train"),
+        create_dataset("", f"{task.images}/train", split="train"),
         input_size=(3, task.size, task.size),
         batch_size=task.batch_size,
         interpolation=task.interpolation,

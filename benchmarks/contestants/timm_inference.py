@@ -17,7 +17,7 @@ from timm.data.loader import create_loader
 
 
 def main(bundle: str, folder: str, batch: str, workers: str, target: str) -> None:
-    """Predict every picture of a folder of classes."""
+    """Predict every image of a folder of classes."""
     model = timm.create_model(f"local-dir:{bundle}", pretrained=True).eval()
     config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     dataset = create_dataset("", root=folder)
@@ -26,7 +26,7 @@ def main(bundle: str, folder: str, batch: str, workers: str, target: str) -> Non
     )
     began, found = time.perf_counter(), []
     with torch.inference_mode():
-        found = [model(pictures).numpy() for pictures, _ in loader]
+        found = [model(images).numpy() for images, _ in loader]
     seconds = time.perf_counter() - began
     order = np.argsort([dataset.filename(i, absolute=True) for i in range(len(dataset))], kind="stable")
     np.save(target, np.concatenate(found)[order])

@@ -17,8 +17,8 @@ from benchmarks.task import HFLIP, RATIO, SCALE, Task
 
 
 def batches(task: Task) -> plain.Batches:
-    """Give a training loader."""
-    root = Path(task.pictures) / "train"
+    """Return a training loader."""
+    root = Path(task.images) / "train"
     if task.tuned:
         decode = partial(decode_image, mode=ImageReadMode.RGB)
         return plain.Normalised(_loader(ImageFolder(root, plain.crop_and_flip(task), loader=decode), task), task)
@@ -37,9 +37,9 @@ def train(task: Task) -> list[float]:
     return plain.train(task, batches(task))
 
 
-def _loader(pictures: ImageFolder, task: Task) -> plain.Batches:
+def _loader(images: ImageFolder, task: Task) -> plain.Batches:
     return DataLoader(
-        pictures,
+        images,
         task.batch_size,
         shuffle=True,
         drop_last=True,

@@ -1,6 +1,6 @@
 """Hugging Face's Trainer, as its example of image classification uses it.
 
-The pictures are an image folder of ``datasets``, with torchvision's transforms set on it.
+The images are an image folder of ``datasets``, with torchvision's transforms set on it.
 """
 
 import time
@@ -50,7 +50,7 @@ def train(task: Task) -> list[float]:
     )
 
     def transformed(examples: dict[str, Any]) -> dict[str, Any]:
-        examples["pixel_values"] = [steps(picture.convert("RGB")) for picture in examples["image"]]
+        examples["pixel_values"] = [steps(image.convert("RGB")) for image in examples["image"]]
         return examples
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -58,9 +58,9 @@ def train(task: Task) -> list[float]:
         return {"pixel_values": pixels, "labels": torch.tensor([example["label"] for example in examples])}
 
     work = Path(task.work) / "transformers"
-    folder = str(Path(task.pictures) / "train")
-    pictures = load_dataset("imagefolder", data_dir=folder, split="train", cache_dir=str(work / "cache"))
-    pictures.set_transform(transformed)
+    folder = str(Path(task.images) / "train")
+    images = load_dataset("imagefolder", data_dir=folder, split="train", cache_dir=str(work / "cache"))
+    images.set_transform(transformed)
     model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture=task.model, num_labels=CLASSES))
     arguments = TrainingArguments(
         output_dir=str(work / "out"),
@@ -80,5 +80,5 @@ def train(task: Task) -> list[float]:
         report_to="none",
     )
     clock = Clock(task)
-    Trainer(model, arguments, train_dataset=pictures, data_collator=collate, callbacks=[clock]).train()
+    Trainer(model, arguments, train_dataset=images, data_collator=collate, callbacks=[clock]).train()
     return clock.rates

@@ -16,11 +16,11 @@ SHARDS = 8  # more than workers, so that each has its own
 
 
 def batches(task: Task) -> plain.Batches:
-    """Give WebDataset's loader, of endless resampled shards as its documentation advises.
+    """Return WebDataset's loader, of endless resampled shards as its documentation advises.
 
     The tar files are written where there are none yet.
     """
-    folder = Path(task.work) / f"webdataset-{Path(task.pictures).name}"
+    folder = Path(task.work) / f"webdataset-{Path(task.images).name}"
     if not folder.exists():
         _write(folder, task)
     augment = plain.crop_and_flip(task)
@@ -30,9 +30,9 @@ def batches(task: Task) -> plain.Batches:
         return augment(decode_jpeg(encoded, ImageReadMode.RGB)), int(entry["cls"])
 
     tars = [str(path) for path in sorted(folder.glob("*.tar"))]
-    pictures = webdataset.WebDataset(tars, resampled=True, shardshuffle=False).shuffle(500).map(example)
+    images = webdataset.WebDataset(tars, resampled=True, shardshuffle=False).shuffle(500).map(example)
     loader = webdataset.WebLoader(
-        pictures.batched(task.batch_size),
+        images.batched(task.batch_size),
         batch_size=None,
         num_workers=task.workers,
         persistent_workers=task.workers > 0,
@@ -47,7 +47,7 @@ def train(task: Task) -> list[float]:
 
 
 def _write(folder: Path, task: Task) -> None:
-    samples = ImageFolder(Path(task.pictures) / "train").samples
+    samples = ImageFolder(Path(task.images) / "train").samples
     aside = folder.with_name(f".{folder.name}")
     aside.mkdir(parents=True, exist_ok=True)
     for shard in range(SHARDS):

@@ -8,14 +8,14 @@ import shlex
 import sys
 
 COMMANDS = {
-    "prepare": ("headstart.stages.prepare", "decode every picture once, draw the splits, pack the pixels"),
+    "prepare": ("headstart.stages.prepare", "decode every image once, draw the splits, pack the pixels"),
     "features": ("headstart.stages.features", "cache the frozen backbone's features"),
     "probe": ("headstart.stages.probe", "find the linear head on the features, along a path of λ"),
     "finetune": ("headstart.stages.finetune", "fine-tune backbone and head with an L2 per group and early stopping"),
     "evaluate": ("headstart.stages.evaluate", "compare the models on the test split"),
     "export": ("headstart.stages.export", "write the model as timm and ONNX Runtime load it, parity proven first"),
-    "predict": ("headstart.predict", "say what is on pictures, by an exported model; no torch needed"),
-    "serve": ("headstart.serve", "answer by HTTP what is on pictures"),
+    "predict": ("headstart.predict", "say what is on images, by an exported model; no torch needed"),
+    "serve": ("headstart.serve", "answer by HTTP what is on images"),
     "push": ("headstart.push", "push the exported model to the Hugging Face hub, as timm loads it by its name"),
     "init": ("headstart.init_project", "lay out a project of your own, ready for git and DVC"),
     "repro": ("headstart.slurm.repro", "run `dvc repro` to its end: signals, requeues and one start at a time"),

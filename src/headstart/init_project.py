@@ -1,4 +1,4 @@
-"""Lay out a project of your own: `dvc repro` there takes scikit-learn's digits, until params.yaml names your pictures.
+"""Lay out a project of your own: `dvc repro` there takes scikit-learn's digits, until params.yaml names your images.
 
 writes:  DIR/params.yaml, dvc.yaml, sweep.yaml, slurm, data/raw, .dvc and what git ignores; a git repository where DIR
          is in none. Nothing that is there already is changed.
@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parent
 
 
 def template() -> dict[str, Path]:
-    """Give the files of a project, each by its place in it."""
+    """Return the files of a project, each by its place in it."""
     inside = PACKAGE / "project"
     if inside.is_dir():
         return {path.relative_to(inside).as_posix(): path for path in sorted(inside.rglob("*")) if path.is_file()}
@@ -86,7 +86,7 @@ def main() -> None:
     print(f"    cd {shlex.quote(str(folder))}")
     print("    git add -A && git commit -m 'A project of headstart'")
     print("    dvc repro")
-    print("\nFor your own pictures: prepare.source and prepare.path in params.yaml.")
+    print("\nFor your own images: prepare.source and prepare.path in params.yaml.")
 
 
 if __name__ == "__main__":

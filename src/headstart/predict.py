@@ -1,7 +1,7 @@
-"""Say what is on pictures, by an exported model; onnxruntime, numpy and Pillow are all that it takes.
+"""Say what is on images, by an exported model; onnxruntime, numpy and Pillow are all that it takes.
 
-PICTURES are files, folders (searched to their depth for pictures, by their names), patterns like 'new/*.jpg', or - for
-paths on stdin, one a line. A picture that can't be read is a row with its error. Without --out, a line for each goes to
+PICTURES are files, folders (searched to their depth for images, by their names), patterns like 'new/*.jpg', or - for
+paths on stdin, one a line. An image that can't be read is a row with its error. Without --out, a line for each goes to
 a terminal, and CSV elsewhere.
 
 In Python: from headstart.predict import Predictor; Predictor("export")("cat.jpg").label
@@ -18,17 +18,17 @@ from pathlib import Path
 from headstart.core.errors import UserError
 from headstart.core.progress import StatusLine
 from headstart.images.decode import BadImageError
-from headstart.images.files import Found, gather
+from headstart.images.files import ImageFile, find_images
 from headstart.inference.bundle import ONNX
 from headstart.inference.postprocess import Prediction
 from headstart.inference.predictor import Predictor
-from headstart.inference.writers import Write, check_out, csv_rows, lines, writing
+from headstart.inference.writers import Write, check_out, csv_rows, text_writer, writing
 
 __all__ = ["BadImageError", "Prediction", "Predictor", "UserError"]
 
 
 def main() -> None:
-    """Predict: exit code 1 with one message on stderr where the user can mend it, and 0 though pictures be bad."""
+    """Predict: exit code 1 with one message on stderr where the user can mend it, and 0 though images be bad."""
     arguments = _parser().parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--conformal-method",
         metavar="METHOD",
-        help="LAC, the smallest sets, or APS, larger ones, fairer to hard pictures (default: the export's first)",
+        help="LAC, the smallest sets, or APS, larger ones, fairer to hard images (default: the export's first)",
     )
     parser.add_argument(
         "--calibrated",
@@ -89,7 +89,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from_stdin = arguments.pictures == ["-"]
     if "-" in arguments.pictures and not from_stdin:
         raise UserError("- stands alone: paths come from stdin or from the command line")
-    pictures = _from_stdin() if from_stdin else gather(arguments.pictures)
+    pictures = _from_stdin() if from_stdin else find_images(arguments.pictures)
     predictor = Predictor(
         arguments.bundle,
         device=arguments.device,
@@ -116,20 +116,20 @@ def _predict(arguments: argparse.Namespace) -> None:
     finally:
         seconds = status.close()
     if bad:
-        print(f"{bad} of {status.done} pictures are bad: the reasons stand with them as their error", file=sys.stderr)
+        print(f"{bad} of {status.done} images are bad: the reasons stand with them as their error", file=sys.stderr)
     if arguments.out is not None:
-        print(f"{arguments.out}: {status.done} pictures in {seconds:.1f} s", file=sys.stderr)
+        print(f"{arguments.out}: {status.done} images in {seconds:.1f} s", file=sys.stderr)
 
 
 def _count(arguments: list[str], status: StatusLine) -> None:
-    """Find out how many pictures there are while the first are predicted: none waits for it."""
-    status.total = sum(1 for _ in gather(arguments))
+    """Find out how many images there are while the first are predicted: none waits for it."""
+    status.total = sum(1 for _ in find_images(arguments))
 
 
-def _from_stdin() -> Iterator[Found]:
+def _from_stdin() -> Iterator[ImageFile]:
     for line in sys.stdin.buffer:
         if path := os.fsdecode(line.rstrip(b"\r\n")):
-            yield Found(Path(path), None)
+            yield ImageFile(Path(path), None)
 
 
 def _writer(arguments: argparse.Namespace, predictor: Predictor) -> AbstractContextManager[Write]:
@@ -137,7 +137,7 @@ def _writer(arguments: argparse.Namespace, predictor: Predictor) -> AbstractCont
     if arguments.out is not None:
         return writing(arguments.out, top)
     if sys.stdout.isatty():
-        return nullcontext(lines(sys.stdout, predictor.bundle.config.descriptions))
+        return nullcontext(text_writer(sys.stdout, predictor.bundle.config.descriptions))
     return nullcontext(csv_rows(sys.stdout, top))
 
 

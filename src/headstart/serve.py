@@ -1,4 +1,4 @@
-"""Answer by HTTP what is on pictures, by an exported model; docs/serve.md has the addresses and the status codes.
+"""Answer by HTTP what is on images, by an exported model; docs/serve.md has the addresses and the status codes.
 
 reads:   the bundle (export/), checked at the start
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--conformal-method", metavar="METHOD", help="LAC or APS (the bundle's first)")
     add("--max-bytes", type=_count(1), default=16 * 2**20, metavar="N", help="of a request's body (%(default)s)")
     add("--max-pictures", type=_count(1), default=32, metavar="N", help="of a request (%(default)s)")
-    add("--max-pixels", type=_count(1), default=50_000_000, metavar="N", help="of one picture (%(default)s)")
+    add("--max-pixels", type=_count(1), default=50_000_000, metavar="N", help="of one image (%(default)s)")
     add("--max-clients", type=_count(2), default=256, metavar="N", help="connections; others get 503 (%(default)s)")
     add(
         "--timeout",
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(least: int) -> Callable[[str], int]:
-    """Give argparse's reader of a whole number of at least ``least``."""
+    """Return argparse's reader of a whole number of at least ``least``."""
 
     def number(text: str) -> int:
         if int(text) < least:
@@ -85,7 +85,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         )
         limits = Limits(
             body_bytes=arguments.max_bytes,
-            pictures=arguments.max_pictures,
+            images=arguments.max_pictures,
             pixels=arguments.max_pixels,
             seconds=arguments.timeout,
             threads=threads,

@@ -27,7 +27,7 @@ def test_a_terminal_sees_how_far_it_is(clock: list[float]) -> None:
     for _ in range(9):
         clock[0] += 0.5
         status.advance()
-    assert terminal.getvalue().rpartition("\r")[2] == "10 of 40 pictures, 2/s, 14 s left\x1b[K"
+    assert terminal.getvalue().rpartition("\r")[2] == "10 of 40 images, 2/s, 14 s left\x1b[K"
     assert status.close() == 4.5
     assert terminal.getvalue().endswith("\r\x1b[K")
 
@@ -37,7 +37,7 @@ def test_where_nobody_knows_how_many(clock: list[float]) -> None:
     status = StatusLine(terminal, "pictures")
     clock[0] += 2
     status.advance()
-    assert terminal.getvalue() == "\r1 pictures, 0/s\x1b[K"
+    assert terminal.getvalue() == "\r1 images, 0/s\x1b[K"
 
 
 @pytest.mark.parametrize(("file", "shown"), [(io.StringIO(), True), (Terminal(), False)])

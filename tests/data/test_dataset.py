@@ -10,12 +10,12 @@ from PIL import Image
 
 from headstart.core import paths
 from headstart.core.errors import UserError
-from headstart.core.io import read_json, read_table, replacing, write_json, write_report, write_table
-from headstart.data.dataset import SPLITS, Prepared, manifest_rows, read_labels
+from headstart.core.io import atomic_write, read_json, read_table, write_json, write_report, write_table
+from headstart.data.dataset import SPLITS, PreparedDataset, manifest_rows, read_labels
 from headstart.data.shards import INDEX, Shards, packed, read_index, shard_path
 from headstart.features.cache import read_features, write_features
 from headstart.models.head import Head, read_head, write_heads
-from helpers.pictures import CLASSES, INPUT, PICTURES, STORED, write_prepared
+from helpers.images import CLASSES, IMAGES, INPUT, STORED, write_prepared
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_file_that_failed_half_way_leaves_the_old_one_and_nothing_beside_it(project: Path) -> None:
     def write(text: str, *, fail: bool) -> None:
-        with replacing(project / "deep" / "file.txt") as aside:
+        with atomic_write(project / "deep" / "file.txt") as aside:
             aside.write_text(text)
             assert aside.parent == project / "deep"
             assert aside.name != "file.txt"
@@ -47,7 +47,7 @@ def test_a_folder_appears_whole_or_not_at_all(project: Path) -> None:
     final = project / "out"
 
     def write(names: list[str], *, fail: bool) -> None:
-        with replacing(final) as aside:
+        with atomic_write(final) as aside:
             aside.mkdir()
             for name in names:
                 (aside / name).write_text(name)
@@ -100,12 +100,12 @@ def test_a_table_keeps_commas_lines_and_quotes(project: Path) -> None:
 def test_prepared_gives_the_pixels_that_were_stored_and_the_splits() -> None:
     prepared = write_prepared()
     stored = np.fromfile(shard_path(paths.PREPARED, 0), np.uint8).reshape(-1, STORED, STORED, 3)
-    assert len(prepared.ids) == len(stored) == sum(PICTURES.values())
-    for row, picture in enumerate(stored):
-        assert np.array_equal(prepared.pixels(row), picture)
+    assert len(prepared.ids) == len(stored) == sum(IMAGES.values())
+    for row, image in enumerate(stored):
+        assert np.array_equal(prepared.pixels(row), image)
     assert (tuple(prepared.classes), prepared.input) == (CLASSES, INPUT)
     rows = {split: prepared.rows(split) for split in SPLITS}
-    assert {split: len(of_split) for split, of_split in rows.items()} == PICTURES
+    assert {split: len(of_split) for split, of_split in rows.items()} == IMAGES
     assert sorted(np.concatenate(list(rows.values()))) == list(range(len(stored)))
     manifest = list(manifest_rows())
     assert [int(row["id"], 16) for row in manifest] == prepared.ids.tolist()
@@ -137,7 +137,7 @@ def test_labels_stand_in_the_order_of_the_rows() -> None:
 
 def test_what_is_missing_is_named() -> None:
     for read, name in (
-        (Prepared.open, "data/prepared/dataset.json"),
+        (PreparedDataset.open, "data/prepared/dataset.json"),
         (read_head, "models/probe/heads.json"),
         (lambda: read_features(np.arange(2)), "data/features/features.npy"),
         (lambda: read_json(Path("reports/x.json")), "reports/x.json"),
@@ -148,7 +148,7 @@ def test_what_is_missing_is_named() -> None:
 
 def test_what_a_failed_run_leaves_to_the_next_stays_beside(project: Path) -> None:
     def write(*, fail: bool) -> None:
-        with replacing(project / "out", resumable=True) as aside:
+        with atomic_write(project / "out", resumable=True) as aside:
             aside.mkdir(exist_ok=not fail)
             if fail:
                 raise KeyboardInterrupt
@@ -174,22 +174,22 @@ def test_a_shard_that_is_missing_or_cut_off_is_named_on_opening() -> None:
     shard = shard_path(paths.PREPARED, 0)
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"data/prepared/pixels-00000\.bin is missing, or not of .* bytes.*{REMEDY}"):
-        Prepared.open()
+        PreparedDataset.open()
     shard.unlink()
     with pytest.raises(UserError, match=rf"data/prepared/pixels-00000\.bin is missing.*{REMEDY}"):
-        Prepared.open()
+        PreparedDataset.open()
     with pytest.raises(UserError, match=rf"data/prepared/pixels-00000\.bin is damaged.*{REMEDY}"):
         prepared.pixels(0)  # opened before
 
 
-def test_a_flipped_bit_is_found_where_the_picture_is_read_for_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flipped_bit_is_found_where_the_image_is_read_for_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = write_prepared()
     size = STORED * STORED * 3
     change(shard_path(paths.PREPARED, 0), 7 * size + 100)
     prepared.pixels(6)
     source = list(manifest_rows())[7]["source"]
-    for opened in (prepared, Prepared.open(), pickle.loads(pickle.dumps(prepared))):  # noqa: S301  (our own bytes)
-        with pytest.raises(UserError, match=rf"pixels-00000\.bin is damaged: the picture {source} is not.*{REMEDY}"):
+    for opened in (prepared, PreparedDataset.open(), pickle.loads(pickle.dumps(prepared))):  # noqa: S301  (our own bytes)
+        with pytest.raises(UserError, match=rf"pixels-00000\.bin is damaged: the image {source} is not.*{REMEDY}"):
             opened.pixels(7)
     monkeypatch.setattr("zlib.crc32", lambda _: pytest.fail("checked again"))
     prepared.pixels(6)
@@ -199,13 +199,13 @@ def test_an_index_that_is_missing_or_damaged_is_named() -> None:
     write_prepared()
     change(paths.PREPARED / "index.npy", 200)
     with pytest.raises(UserError, match=rf"index\.npy is missing or damaged.*{REMEDY}"):
-        Prepared.open()
+        PreparedDataset.open()
     (paths.PREPARED / "index.npy").unlink()
     with pytest.raises(UserError, match=r"index\.npy is missing"):
-        Prepared.open()
+        PreparedDataset.open()
 
 
-def test_the_index_takes_few_bytes_a_picture() -> None:
+def test_the_index_takes_few_bytes_an_image() -> None:
     prepared = write_prepared()
     index, flags, permutation = read_index(paths.PREPARED).itemsize, 1 + prepared.splits.itemsize, 8
     rows_and_labels = 2 * 8
@@ -239,7 +239,7 @@ def test_features_are_read_as_they_were_written(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_features_of_another_count_of_pictures_are_not_written(count: int) -> None:
+def test_features_of_another_count_of_images_are_not_written(count: int) -> None:
     with pytest.raises(ValueError, match="zip"):
         write_features(iter(np.zeros((count, 5))), (3, 5), "float32", {})
     assert not paths.FEATURES.exists()

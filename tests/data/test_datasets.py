@@ -24,10 +24,10 @@ NAMES = [f"class {i}" for i in range(10)]
 
 def test_digits() -> None:
     digits = Digits()
-    pictures = list(digits.pictures())
-    assert len(pictures) == 1797
-    image, label = digits.read(pictures[3].source)
-    assert (image.mode, image.size, label, pictures[3].label) == ("L", (8, 8), "3", "3")
+    images = list(digits.images())
+    assert len(images) == 1797
+    image, label = digits.read(images[3].source)
+    assert (image.mode, image.size, label, images[3].label) == ("L", (8, 8), "3", "3")
     assert np.asarray(image).max() > 200
 
 
@@ -38,7 +38,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Serve a CIFAR10 archive of a few pictures, as its authors pack it."""
+    """Serve a CIFAR10 archive of a few images, as its authors pack it."""
     rng, batches = np.random.default_rng(0), {}
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
         batches[name] = pickle.dumps({"data": rng.integers(0, 256, (4, 3072), np.uint8), "labels": [0, 1, 2, 9]})
@@ -72,13 +72,13 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("cifar")
 def test_torchvision_downloads(tmp_path: Path) -> None:
     source = Torchvision("CIFAR10", tmp_path / "cache")
-    pictures = list(source.pictures())
-    assert [picture.split for picture in pictures] == ["train"] * 20 + ["test"] * 4
-    assert len({picture.source for picture in pictures}) == 24
-    image, label = source.read(pictures[3].source)
+    images = list(source.images())
+    assert [picture.split for picture in images] == ["train"] * 20 + ["test"] * 4
+    assert len({picture.source for picture in images}) == 24
+    image, label = source.read(images[3].source)
     assert (image.size, label) == ((32, 32), "class 9")
     assert source.in_memory
-    assert pickle.loads(pickle.dumps(source.read))(pictures[3].source).label == label  # noqa: S301
+    assert pickle.loads(pickle.dumps(source.read))(images[3].source).label == label  # noqa: S301
 
 
 def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,9 +125,9 @@ def test_official_splits(
     monkeypatch.setattr(Named, "there", there)
     monkeypatch.setattr(datasets, "Food101", Named)
     source = Torchvision("Food101", tmp_path)
-    pictures = list(source.pictures())
-    assert [picture.split for picture in pictures] == splits
-    assert source.read(pictures[0].source).label == "tabby, cat"
+    images = list(source.images())
+    assert [picture.split for picture in images] == splits
+    assert source.read(images[0].source).label == "tabby, cat"
     assert not source.in_memory
 
 

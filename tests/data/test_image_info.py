@@ -1,4 +1,4 @@
-"""What a source gives is hashed, made RGB and resized alike, be it a file or a picture in memory."""
+"""What a source gives is hashed, made RGB and resized alike, be it a file or an image in memory."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ from headstart.images.decode import decode
 from helpers.damaged import saved
 
 
-def test_a_picture_without_a_file_is_hashed_with_mode_and_size() -> None:
+def test_an_image_without_a_file_is_hashed_with_mode_and_size() -> None:
     images = [Image.new("L", (4, 2)), Image.new("L", (2, 4)), Image.new("P", (4, 2)), Image.new("L", (4, 2))]
     hashes = [content_sha256(LabelledImage(image, "x")) for image in images]
     assert len(set(hashes)) == 3
@@ -19,7 +19,7 @@ def test_a_picture_without_a_file_is_hashed_with_mode_and_size() -> None:
     assert content_sha256(b"abc") == hashlib.sha256(b"abc").digest()
 
 
-def test_a_file_and_a_picture_of_a_data_set_become_rgb_alike() -> None:
+def test_a_file_and_an_image_of_a_data_set_become_rgb_alike() -> None:
     image = Image.new("LA", (2, 1), (100, 51))
     content = saved(image, "PNG")
     assert to_image(content) == to_image(LabelledImage(image, "x")) == decode(content)
@@ -32,7 +32,7 @@ def test_the_size_is_the_headers() -> None:
 
 @pytest.mark.parametrize("size", [(100, 60), (60, 100), (33, 200)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_training_pictures_keep_their_aspect(size: tuple[int, int], interpolation: str) -> None:
+def test_training_images_keep_their_aspect(size: tuple[int, int], interpolation: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     image = Image.fromarray(noise)
     resized = TrainingResize(30, interpolation)(image)
@@ -42,6 +42,6 @@ def test_training_pictures_keep_their_aspect(size: tuple[int, int], interpolatio
 
 
 @pytest.mark.parametrize("side", [60, 61, None])
-def test_training_pictures_are_never_enlarged(side: int | None) -> None:
+def test_training_images_are_never_enlarged(side: int | None) -> None:
     image = Image.new("RGB", (100, 60))
     assert TrainingResize(side, "bilinear")(image) is image

@@ -32,14 +32,14 @@ def test_the_estimate_is_of_the_sizes_that_are_stored() -> None:
     assert Estimate.of([], files.__getitem__, RESIZES).total({}, 0.0) == 0
 
 
-def test_a_shard_has_128_mib_and_1024_pictures_at_most() -> None:
-    assert Estimate(1e6, 2e6).shard_pictures("raw") == 67
-    assert Estimate(2e6, 1e6).shard_pictures("jpeg") == 402
-    assert Estimate(1e3, 1e3).shard_pictures("raw") == 1024
-    assert Estimate(1e9, 1.0).shard_pictures("raw") == 1
+def test_a_shard_has_128_mib_and_1024_images_at_most() -> None:
+    assert Estimate(1e6, 2e6).shard_images("raw") == 67
+    assert Estimate(2e6, 1e6).shard_images("jpeg") == 402
+    assert Estimate(1e3, 1e3).shard_images("raw") == 1024
+    assert Estimate(1e9, 1.0).shard_images("raw") == 1
 
 
-def test_a_tiny_picture_is_enlarged_for_training_as_for_evaluation() -> None:
+def test_a_tiny_image_is_enlarged_for_training_as_for_evaluation() -> None:
     for side, expected in ((8, 20), (19, 20), (25, 25), (40, 30)):
         assert RESIZES.of(Image.new("RGB", (side, side)), training=True).size == (expected, expected)
         assert RESIZES.of(Image.new("RGB", (side, side)), training=False).size == (20, 20)
@@ -66,7 +66,7 @@ def test_pixels_are_stored_where_they_fit(
     assert f"take about {size}.00 GB; free disk is {free}.0 GB, memory 1000.0 GB" in caplog.text
 
 
-def test_jpegs_stay_jpegs_so_that_only_new_pictures_are_decoded() -> None:
+def test_jpegs_stay_jpegs_so_that_only_new_images_are_decoded() -> None:
     assert choose_store("auto", 0, Path(), was="jpeg") == "jpeg"
 
 

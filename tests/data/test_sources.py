@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headstart.core.errors import UserError
-from headstart.data.sources import CsvTable, ImageFolder, Picture
+from headstart.data.sources import CsvTable, ImageFolder, SourceItem
 from headstart.images.decode import BadImageError
 
 
@@ -19,28 +19,28 @@ def write(root: Path, *names: str) -> Path:
     return root
 
 
-def listed(pictures: Iterator[Picture]) -> dict[str, Picture]:
-    return {picture.source: picture for picture in pictures}
+def listed(pictures: Iterator[SourceItem]) -> dict[str, SourceItem]:
+    return {image.source: image for image in pictures}
 
 
 def test_class_folders(tmp_path: Path) -> None:
     ignored = ("README.md", "classes.txt", ".hidden/x.jpg", "cat/.DS_Store", "cat/Thumbs.db", "dog/desktop.ini")
     write(tmp_path, "cat/a.jpg", "cat/deep/er/b.png", "dog/notes", *ignored)
-    pictures = listed(ImageFolder(tmp_path).pictures())
-    assert {name: picture.label for name, picture in pictures.items()} == {
+    pictures = listed(ImageFolder(tmp_path).images())
+    assert {name: image.label for name, image in pictures.items()} == {
         "cat/a.jpg": "cat",
         "cat/deep/er/b.png": "cat",
         "dog/notes": "dog",
     }
-    assert all(picture.split is None and picture.problem is None for picture in pictures.values())
+    assert all(image.split is None and image.problem is None for image in pictures.values())
     assert ImageFolder(tmp_path).read("cat/a.jpg") == b"cat/a.jpg"
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_split_folders(tmp_path: Path, name: str) -> None:
     write(tmp_path, "train/cat/a", f"{name}/cat/b", "test/dog/c", "README")
-    pictures = listed(ImageFolder(tmp_path).pictures())
-    assert {(picture.source, picture.label, picture.split) for picture in pictures.values()} == {
+    pictures = listed(ImageFolder(tmp_path).images())
+    assert {(image.source, image.label, image.split) for image in pictures.values()} == {
         ("train/cat/a", "cat", "train"),
         (f"{name}/cat/b", "cat", "validation"),
         ("test/dog/c", "dog", "test"),
@@ -57,13 +57,13 @@ def test_split_folders(tmp_path: Path, name: str) -> None:
 )
 def test_two_sources_of_truth(tmp_path: Path, names: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        list(ImageFolder(write(tmp_path, *names)).pictures())
+        list(ImageFolder(write(tmp_path, *names)).images())
 
 
 def test_an_empty_class_folder_is_refused(tmp_path: Path) -> None:
     (write(tmp_path, "cat/a") / "dog").mkdir()
-    with pytest.raises(UserError, match="dog: the class folder holds no picture"):
-        list(ImageFolder(tmp_path).pictures())
+    with pytest.raises(UserError, match="dog: the class folder holds no image"):
+        list(ImageFolder(tmp_path).images())
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_links_are_followed_but_no_loops(tmp_path: Path) -> None:
     (root / "cat" / "a_link.jpg").symlink_to("a.jpg")
     (root / "cat" / "up").symlink_to("..")
     (tmp_path / "elsewhere" / "c" / "round").symlink_to("..")
-    problems = {name: picture.problem for name, picture in listed(ImageFolder(root).pictures()).items()}
+    problems = {name: image.problem for name, image in listed(ImageFolder(root).images()).items()}
     loop = "a link to a folder that it lies in"
     good = dict.fromkeys(["cat/a.jpg", "cat/a_link.jpg", "dog/b.jpg", "dog/c/d.jpg"])
     assert problems == {**good, "cat/up": loop, "dog/c/round": loop}
@@ -87,7 +87,7 @@ def test_links_are_followed_but_no_loops(tmp_path: Path) -> None:
 def test_what_lies_beside_the_class_folders(tmp_path: Path) -> None:
     write(tmp_path, "cat/a", "lost.jpg")
     (tmp_path / "gone").symlink_to("nowhere")
-    pictures = listed(ImageFolder(tmp_path).pictures())
+    pictures = listed(ImageFolder(tmp_path).images())
     assert pictures["lost.jpg"].problem == pictures["gone"].problem == "lies in no class folder"
 
 
@@ -113,15 +113,15 @@ def table(root: Path, text: str) -> CsvTable:
 def test_table(tmp_path: Path) -> None:
     text = 'camera,path,label,split,group\nA,x/1.jpg,"cat, big",train,g1\n\nB,./x/../2.jpg,dog,valid,\n'
     source = table(tmp_path, text)
-    assert list(source.pictures()) == [
-        Picture("x/1.jpg", "cat, big", "train", "g1", ("A",)),
-        Picture("2.jpg", "dog", "validation", None, ("B",)),
+    assert list(source.images()) == [
+        SourceItem("x/1.jpg", "cat, big", "train", "g1", ("A",)),
+        SourceItem("2.jpg", "dog", "validation", None, ("B",)),
     ]
     assert source.further_columns == ["camera"]
 
 
 def test_table_without_splits(tmp_path: Path) -> None:
-    assert [each.split for each in table(tmp_path, "path,label,split\na,x,\nb,y,\n").pictures()] == [None, None]
+    assert [each.split for each in table(tmp_path, "path,label,split\na,x,\nb,y,\n").images()] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_table_without_splits(tmp_path: Path) -> None:
 )
 def test_tables_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        list(table(tmp_path, text).pictures())
+        list(table(tmp_path, text).images())
 
 
 def test_a_table_that_is_not_there_or_no_text(tmp_path: Path) -> None:
@@ -151,4 +151,4 @@ def test_a_table_that_is_not_there_or_no_text(tmp_path: Path) -> None:
         CsvTable(tmp_path, "none.csv")
     (tmp_path / "latin.csv").write_bytes(b"path,label\ncaf\xe9.jpg,x\n")
     with pytest.raises(UserError, match="not a CSV table in UTF-8"):
-        list(CsvTable(tmp_path, "latin.csv").pictures())
+        list(CsvTable(tmp_path, "latin.csv").images())

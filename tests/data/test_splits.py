@@ -1,4 +1,4 @@
-"""The drawn splits stay where they are when pictures are added, and every class is in each."""
+"""The drawn splits stay where they are when images are added, and every class is in each."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ from headstart.data.splits import (
     TEST,
     TRAIN,
     VALIDATION,
+    assign_by_hash,
     check_classes,
     complete_splits,
     count_duplicates,
-    joined_units,
-    placed,
-    shares_to_draw,
-    unit_number,
+    fractions_to_draw,
+    group_number,
+    join_groups,
 )
 
 SHARES = {"validation": 0.2, "test": 0.1}
@@ -57,23 +57,23 @@ def test_fixed_thresholds() -> None:
         ([TRAIN, VALIDATION, TEST], {}),
     ],
 )
-def test_the_split_of_a_picture_can_be_foreseen(given: list[int], drawn_ones: dict[int, float]) -> None:
-    shares, of = shares_to_draw(given, **SHARES), units(3000)
+def test_the_split_of_an_image_can_be_foreseen(given: list[int], drawn_ones: dict[int, float]) -> None:
+    shares, of = fractions_to_draw(given, **SHARES), units(3000)
     assert shares == drawn_ones
     labels, of_source = np.zeros(3000, np.int32), np.resize(given, 3000).astype(np.int8)
     splits = complete_splits(of_source, labels, of, ["a"], **SHARES)
     foreseen = np.isin(of_source, [TRAIN, NOT_GIVEN])
-    np.testing.assert_array_equal(splits[foreseen], placed(of[foreseen], shares))
+    np.testing.assert_array_equal(splits[foreseen], assign_by_hash(of[foreseen], shares))
     assert not (splits[~foreseen] == TRAIN).any()
 
 
 def test_a_units_number_is_its_groups_or_its_contents() -> None:
     content = bytes.fromhex("00000000000000ff") + bytes(24)
-    assert unit_number(None, content) == unit_number("", content) == 255
-    assert unit_number("a", content) == unit_number("a", bytes(32)) != unit_number("b", content)
+    assert group_number(None, content) == group_number("", content) == 255
+    assert group_number("a", content) == group_number("a", bytes(32)) != group_number("b", content)
 
 
-def test_a_class_lends_the_picture_with_the_nearest_hash() -> None:
+def test_a_class_lends_the_image_with_the_nearest_hash() -> None:
     # Class 0 has nothing below 0.3: test takes 0.35, then validation 0.5. Class 1 lacks train: it takes 0.29.
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1], np.int32)
     splits = drawn(labels, at(0.9, 0.35, 0.5, 0.8, 0.05, 0.15, 0.25, 0.29))
@@ -95,10 +95,10 @@ def test_units_stay_together() -> None:
     assert all((splits[labels == label] == split).any() for label in range(3) for split in (TRAIN, VALIDATION, TEST))
 
 
-def test_units_that_share_a_picture_are_joined() -> None:
+def test_units_that_share_an_image_are_joined() -> None:
     of = np.array([5, 7, 7, 9, 2, 4], np.uint64)
     contents = np.array([1, 1, 2, 2, 3, 8], np.uint64)
-    assert joined_units(of, contents).tolist() == [5, 5, 5, 5, 2, 4]
+    assert join_groups(of, contents).tolist() == [5, 5, 5, 5, 2, 4]
 
 
 def test_given_validation_without_test_is_the_test_split() -> None:
@@ -114,16 +114,16 @@ def test_all_given_splits_are_kept(caplog: pytest.LogCaptureFixture) -> None:
     given = np.array([TRAIN, TRAIN, VALIDATION, TEST], np.int8)
     splits = complete_splits(given, np.array([0, 1, 0, 0], np.int32), units(4), ["a", "b"], **SHARES)
     np.testing.assert_array_equal(splits, given)
-    assert "test has no picture of 'b'" in caplog.text
+    assert "test has no image of 'b'" in caplog.text
 
 
 def test_a_class_that_is_not_trained_on_is_refused() -> None:
     given = np.array([TRAIN, VALIDATION, TEST], np.int8)
-    with pytest.raises(UserError, match="no training picture of 'b'"):
+    with pytest.raises(UserError, match="no training image of 'b'"):
         complete_splits(given, np.array([0, 0, 1], np.int32), units(3), ["a", "b"], **SHARES)
 
 
-def test_too_few_distinct_pictures_are_refused() -> None:
+def test_too_few_distinct_images_are_refused() -> None:
     with pytest.raises(UserError, match=r"'?0'?: 2"):
         drawn(np.zeros(4, np.int32), at(0.1, 0.1, 0.5, 0.5))
 
@@ -139,7 +139,7 @@ def test_groups_that_can_not_be_spread_are_refused() -> None:
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({}, "no usable picture"),
+        ({}, "no usable image"),
         ({"a": 0, "b": 0}, "no usable"),
         ({"a": 9}, "single class"),
         ({"a": 9, "b": 2}, "b: 2"),

@@ -5,15 +5,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headstart.data_checks import duplicates as module
-from headstart.data_checks.duplicates import Duplicates, duplicates
+from headstart.data_checks.duplicates import Duplicates, find_duplicates
 
 N, WIDTH = 600, 64
 
 
 def data(seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int8]]:
-    """Features, hashes and contents of pictures that are no copies; a third in each split.
+    """Features, hashes and contents of images that are no copies; a third in each split.
 
-    Some lie near each other and some alone, as pictures do.
+    Some lie near each other and some alone, as images do.
     """
     generator = np.random.default_rng(seed)
     centres = generator.normal(size=(20, WIDTH))[generator.integers(0, 20, N)]
@@ -27,9 +27,9 @@ def pairs(found: Duplicates) -> set[tuple[str, int, int]]:
     return {(pair.kind, pair.row, pair.other_row) for pair in found.pairs}
 
 
-def test_different_pictures_are_hardly_taken_for_copies() -> None:
+def test_different_images_are_hardly_taken_for_copies() -> None:
     """In ten data sets without copies, 1.2 million pairs; one in twenty sets were the alarms of an exact rule."""
-    assert sum(len(duplicates(*data(seed), 100).pairs) for seed in range(10)) <= 6
+    assert sum(len(find_duplicates(*data(seed), 100).pairs) for seed in range(10)) <= 6
 
 
 def test_copies_are_found_by_content_by_features_and_by_hash() -> None:
@@ -38,7 +38,7 @@ def test_copies_are_found_by_content_by_features_and_by_hash() -> None:
     features[11] = features[6] + 0.02  # train 6, test 11: nearly the same features
     hashes[10] = hashes[9] ^ np.uint64(1)  # train 9, validation 10: a bit apart
     features[15] = features[12]  # both in train: no matter
-    found = duplicates(features, hashes, contents, splits, 100)
+    found = find_duplicates(features, hashes, contents, splits, 100)
     assert pairs(found) == {("exact", 3, 4), ("near", 6, 11), ("near", 9, 10)}
     assert found.counts == {"exact": 1, "near": 2}
     near = next(pair for pair in found.pairs if pair.row == 6)
@@ -56,7 +56,7 @@ def test_the_most_alike_are_listed_and_all_are_counted() -> None:
     for i, noise in ((0, 0.05), (3, 0.03), (6, 0.01), (9, 0.0)):
         features[i + 1] = features[i] * (1 + noise * np.sin(np.arange(WIDTH)))
     contents[13] = contents[12]
-    found = duplicates(features, hashes, contents, splits, 3)
+    found = find_duplicates(features, hashes, contents, splits, 3)
     assert [pair.row for pair in found.pairs] == [12, 9, 6]
     assert found.counts == {"exact": 1, "near": 4}
 
@@ -64,31 +64,31 @@ def test_the_most_alike_are_listed_and_all_are_counted() -> None:
 def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     features, hashes, contents, splits = data()
     features[11], hashes[10], contents[4] = features[6], hashes[9], contents[3]
-    whole = duplicates(features, hashes, contents, splits, 100)
+    whole = find_duplicates(features, hashes, contents, splits, 100)
     monkeypatch.setattr(module, "BLOCK", 37)
-    assert pairs(duplicates(features, hashes, contents, splits, 100)) == pairs(whole)
+    assert pairs(find_duplicates(features, hashes, contents, splits, 100)) == pairs(whole)
 
 
-def test_few_pictures_held_out_make_only_equal_features_near() -> None:
+def test_few_images_held_out_make_only_equal_features_near() -> None:
     features, hashes, contents, _ = data()
     splits = np.zeros(N, np.int8)
     splits[:10] = 2
     features[100] = features[3]
     features[101] = features[4] + 0.02
-    found = duplicates(features, hashes, contents, splits, 100)
+    found = find_duplicates(features, hashes, contents, splits, 100)
     assert ("near", 100, 3) in pairs(found)
     assert ("near", 101, 4) not in pairs(found)
 
 
 @pytest.mark.parametrize("alone", [0, 2])
-def test_a_split_without_pictures_has_no_copies(alone: int) -> None:
+def test_a_split_without_images_has_no_copies(alone: int) -> None:
     features, hashes, contents, _ = data()
-    assert duplicates(features, hashes, contents, np.full(N, alone, np.int8), 100).pairs == []
+    assert find_duplicates(features, hashes, contents, np.full(N, alone, np.int8), 100).pairs == []
 
 
-def test_pictures_that_all_look_alike_are_no_copies_by_their_hash() -> None:
+def test_images_that_all_look_alike_are_no_copies_by_their_hash() -> None:
     """Blank ones have one hash, and then it tells nothing."""
     features, hashes, contents, splits = data()
-    assert duplicates(features, np.zeros_like(hashes), contents, splits, 100).pairs == []
+    assert find_duplicates(features, np.zeros_like(hashes), contents, splits, 100).pairs == []
     blank = str(imagehash.phash(Image.new("L", (64, 64), 128)))
     assert int(blank, 16) in {0, 2**63}

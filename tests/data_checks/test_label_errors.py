@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headstart.data_checks.label_errors import FOLDS, out_of_fold_probabilities, suspicious_labels
+from headstart.data_checks.label_errors import FOLDS, find_label_errors, out_of_fold_probabilities
 
 CLASSES = 10
 
@@ -19,7 +19,7 @@ def test_swapped_labels_are_found_and_few_others() -> None:
     told, swapped = labels.copy(), generator.choice(2000, 50, replace=False)
     told[swapped] = (labels[swapped] + generator.integers(1, CLASSES, 50)) % CLASSES
     probabilities = out_of_fold_probabilities(features, told, np.arange(2000, dtype=np.uint64), CLASSES)
-    found = suspicious_labels(told, probabilities)
+    found = find_label_errors(told, probabilities)
     places = {each.place for each in found}
     assert len(places & set(swapped.tolist())) >= 0.8 * len(swapped)
     assert len(places - set(swapped.tolist())) <= 0.01 * 2000
@@ -31,15 +31,15 @@ def test_swapped_labels_are_found_and_few_others() -> None:
 
 
 def test_the_worst_stands_first_by_the_class_share() -> None:
-    """A twentieth of the share is the bound: 0.025 of a class that half of the pictures have, 0.0125 of a quarter."""
+    """A twentieth of the share is the bound: 0.025 of a class that half of the images have, 0.0125 of a quarter."""
     labels = np.array([0, 0, 1, 2])
     probabilities = np.array([[0.02, 0.9, 0.08], [0.03, 0.9, 0.07], [0.97, 0.012, 0.018], [0.97, 0.017, 0.013]])
-    found = suspicious_labels(labels, probabilities)
+    found = find_label_errors(labels, probabilities)
     assert [(each.place, each.suggested) for each in found] == [(0, 1), (2, 0)]
-    assert suspicious_labels(labels[:0], probabilities[:0]) == []
+    assert find_label_errors(labels[:0], probabilities[:0]) == []
 
 
-def test_no_picture_is_judged_by_a_head_that_saw_it() -> None:
+def test_no_image_is_judged_by_a_head_that_saw_it() -> None:
     """Random labels: a head that saw them would believe them."""
     generator = np.random.default_rng(0)
     features = generator.normal(size=(90, 60)).astype(np.float32)
@@ -49,8 +49,8 @@ def test_no_picture_is_judged_by_a_head_that_saw_it() -> None:
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
 
 
-def test_pictures_of_one_unit_are_in_one_fold() -> None:
-    """Each picture is there twice: with its copy in another fold even random labels would be found out."""
+def test_images_of_one_unit_are_in_one_fold() -> None:
+    """Each image is there twice: with its copy in another fold even random labels would be found out."""
     generator = np.random.default_rng(0)
     features = np.repeat(generator.normal(size=(60, 80)), 2, axis=0).astype(np.float32)
     labels = np.repeat(generator.integers(0, 2, 60), 2)
@@ -60,7 +60,7 @@ def test_pictures_of_one_unit_are_in_one_fold() -> None:
 
 def test_a_class_in_one_unit_alone_is_not_judged() -> None:
     features, labels = clusters(90, np.random.default_rng(0))
-    labels[0] = CLASSES  # a class of one picture
+    labels[0] = CLASSES  # a class of one image
     probabilities = out_of_fold_probabilities(features, labels, np.arange(90, dtype=np.uint64), CLASSES + 1)
     assert probabilities[0].tolist() == [0] * CLASSES + [1]
     assert FOLDS == 3
@@ -70,4 +70,4 @@ def test_features_that_say_nothing_make_nothing_suspicious() -> None:
     labels = np.arange(30) % 3
     probabilities = out_of_fold_probabilities(np.ones((30, 5), np.float32), labels, np.arange(30, dtype=np.uint64), 3)
     assert np.isfinite(probabilities).all()
-    assert suspicious_labels(labels, probabilities) == []
+    assert find_label_errors(labels, probabilities) == []

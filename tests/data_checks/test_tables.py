@@ -6,18 +6,18 @@ import pytest
 
 from headstart.core import paths
 from headstart.core.io import read_table, write_table
-from headstart.data.dataset import MANIFEST_COLUMNS, Prepared, Split, manifest_rows, read_labels
+from headstart.data.dataset import MANIFEST_COLUMNS, PreparedDataset, Split, manifest_rows, read_labels
 from headstart.data_checks import tables
-from headstart.data_checks.tables import check_features, check_pictures, class_imbalance
+from headstart.data_checks.tables import check_features, check_images, class_imbalance
 from headstart.features.cache import write_features
-from helpers.pictures import write_prepared
+from helpers.images import write_prepared
 
 ODD, DUPLICATES, LABELS = Path("odd.csv"), Path("duplicates.csv"), Path("labels.csv")
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    """Pictures whose features tell their classes, none of them a copy."""
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset:
+    """Images whose features tell their classes, none of them a copy."""
     monkeypatch.chdir(tmp_path)
     prepared = write_prepared({"train": 120, "validation": 60, "test": 60})
     labels = [prepared.classes.index(row["label"]) for row in manifest_rows()]
@@ -33,19 +33,21 @@ def rewrite(changes: dict[int, dict[str, str]]) -> None:
     write_table(paths.PREPARED / "manifest.csv", MANIFEST_COLUMNS, [list(row.values()) for row in rows])
 
 
-def test_clean_data_give_tables_without_rows_and_no_line(prepared: Prepared, caplog: pytest.LogCaptureFixture) -> None:
+def test_clean_data_give_tables_without_rows_and_no_line(
+    prepared: PreparedDataset, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "headstart")
     rewrite({i: {"phash": f"{i * 0x9E3779B97F4A7C15 % 2**64:016x}"} for i in range(240)})
     found = check_features(DUPLICATES, LABELS, prepared)
     assert found["duplicates_across_splits"] == {"exact": 0, "near": 0}
     assert found["suspicious_labels"] == 0
-    assert check_pictures(ODD, prepared.folder, 240, 32)["odd_pictures"] == {"tiny": 0, "blank": 0}
+    assert check_images(ODD, prepared.folder, 240, 32)["odd_pictures"] == {"tiny": 0, "blank": 0}
     assert class_imbalance({"a": {"train": 10}, "b": {"train": 5}}) == 2
     assert [read_table(table) for table in (ODD, DUPLICATES, LABELS)] == [[], [], []]
     assert caplog.messages == []
 
 
-def test_a_copy_in_another_split_is_listed(prepared: Prepared, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_copy_in_another_split_is_listed(prepared: PreparedDataset, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "headstart")
     rows = list(manifest_rows())
     original, copy = int(prepared.rows("train")[0]), int(prepared.rows("test")[0])
@@ -56,11 +58,11 @@ def test_a_copy_in_another_split_is_listed(prepared: Prepared, caplog: pytest.Lo
     assert (first["kind"], int(first["row"]), int(first["other_row"])) == ("exact", original, copy)
     assert (first["source"], first["other_source"]) == (rows[original]["source"], rows[copy]["source"])
     assert (first["split"], first["other_split"]) == ("train", "test")
-    assert any("1 pairs of pictures are the same" in message for message in caplog.messages)
+    assert any("1 pairs of images are the same" in message for message in caplog.messages)
 
 
 def test_a_wrong_label_is_listed_and_those_of_test_are_not_read(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+    prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = int(np.flatnonzero(np.isin(prepared.rows("train"), prepared.rows("train")[[7]]))[0])
     asked = []
@@ -83,28 +85,28 @@ def test_a_wrong_label_is_listed_and_those_of_test_are_not_read(
     assert float(first["suggested_probability"]) > 0.5
 
 
-def test_tiny_and_blank_pictures_are_listed_and_sizes_that_vary_are_said(
-    prepared: Prepared, caplog: pytest.LogCaptureFixture
+def test_tiny_and_blank_images_are_listed_and_sizes_that_vary_are_said(
+    prepared: PreparedDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "headstart")
     rewrite({3: {"width": "10"}, 5: {"contrast": "0.5"}, 8: {"width": "4000", "height": "3000"}})
-    found = check_pictures(ODD, prepared.folder, 240, 32)
+    found = check_images(ODD, prepared.folder, 240, 32)
     assert found == {"odd_pictures": {"tiny": 1, "blank": 1}, "side_range": [10, 3000]}
     assert [(row["row"], row["problem"], float(row["value"])) for row in read_table(ODD)] == [
         ("3", "tiny", 10),
         ("5", "blank", 0.5),
     ]
-    assert any("1 pictures are tiny, 1 are blank" in message for message in caplog.messages)
+    assert any("1 images are tiny, 1 are blank" in message for message in caplog.messages)
     assert any("the short sides vary: 10 to 3000 pixels" in message for message in caplog.messages)
 
 
 def test_uneven_classes_are_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "headstart")
     assert class_imbalance({"common": {"train": 40}, "rare": {"train": 10}}) == 4
-    assert "40 training pictures of 'common', 10 of 'rare'" in caplog.text
+    assert "40 training images of 'common', 10 of 'rare'" in caplog.text
 
 
-def test_no_more_than_the_worst_are_listed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_the_worst_are_listed(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "MOST", 3)
     blank = {i: {"sha256": "0" * 64} for i in (prepared.rows("test")[0], *prepared.rows("train")[:5])}
     rewrite(blank)

@@ -15,7 +15,7 @@ from headstart.core.io import write_json
 from headstart.core.paths import BATCH_HEARTBEAT, HEARTBEATS
 from headstart.core.run_state import read_stopped
 from headstart.distributed import heartbeat
-from headstart.distributed.heartbeat import EXIT_CODE, Watchdog, watched
+from headstart.distributed.heartbeat import EXIT_CODE, Watchdog, watch_heartbeats
 
 HOST = socket.gethostname()
 
@@ -89,7 +89,7 @@ def test_what_an_earlier_start_left_is_no_sign_of_life(monkeypatch: pytest.Monke
 
 
 def test_as_long_as_there_is_progress_nothing_happens() -> None:
-    with watched(0, 2, minutes=0.5 / 60) as watching:
+    with watch_heartbeats(0, 2, minutes=0.5 / 60) as watching:
         for step in range(20):
             watching.beat(f"step {step}")
             time.sleep(0.05)
@@ -100,7 +100,7 @@ def test_as_long_as_there_is_progress_nothing_happens() -> None:
 
 
 def test_one_alone_is_not_watched() -> None:
-    with watched(0, 1, minutes=1e-9) as watching:
+    with watch_heartbeats(0, 1, minutes=1e-9) as watching:
         watching.beat("here")
         time.sleep(0.2)
     assert not HEARTBEATS.exists()
@@ -122,7 +122,7 @@ def test_the_first_of_those_that_live_speaks(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def lose_connection() -> None:
-    with watched(0, 2, minutes=1):
+    with watch_heartbeats(0, 2, minutes=1):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4444")
 
 
@@ -141,13 +141,13 @@ def test_where_another_rank_failed_by_its_own_fault_no_one_is_lost(caplog: pytes
     with pytest.raises(RuntimeError, match="Connection closed"):
         lose_connection()
     assert read_stopped() is None
-    with pytest.raises(RuntimeError, match="CUDA error"), watched(1, 2, minutes=1):
+    with pytest.raises(RuntimeError, match="CUDA error"), watch_heartbeats(1, 2, minutes=1):
         raise RuntimeError("CUDA error")
     assert f"rank 1 on {HOST}: RuntimeError: CUDA error" in caplog.text
-    with pytest.raises(UserError), watched(1, 2, minutes=1):
-        raise UserError("a damaged picture")
-    assert "a damaged picture" not in caplog.text  # the program says it
-    assert json.loads((HEARTBEATS / "1.json").read_text())["failed"] == "a damaged picture"
+    with pytest.raises(UserError), watch_heartbeats(1, 2, minutes=1):
+        raise UserError("a damaged image")
+    assert "a damaged image" not in caplog.text  # the program says it
+    assert json.loads((HEARTBEATS / "1.json").read_text())["failed"] == "a damaged image"
 
 
 @pytest.mark.parametrize(

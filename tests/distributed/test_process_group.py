@@ -9,8 +9,8 @@ import torch
 
 from headstart.core.errors import UserError
 from headstart.distributed import process_group
-from headstart.distributed.process_group import Ranks, Tasks, layout
-from helpers.pictures import params
+from headstart.distributed.process_group import ProcessGroup, SlurmTasks, layout
+from helpers.images import params
 
 LAUNCHERS = ("SLURM", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "MASTER")
 
@@ -60,7 +60,7 @@ def test_a_batch_script_without_srun_is_one_process(monkeypatch: pytest.MonkeyPa
 def test_sruns_tasks_are_taken_whatever_the_job_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     srun(monkeypatch, tasks=6, nodes=3)
     assert found() == (2, 3, 2, 6)
-    assert isinstance(layout(params().run).environment, Tasks)
+    assert isinstance(layout(params().run).environment, SlurmTasks)
     with pytest.raises(UserError, match=r"run\.devices: 4, but 2 processes a node were started"):
         found(devices=4)
     srun(monkeypatch, tasks=5, nodes=3)
@@ -75,7 +75,7 @@ def test_a_task_finds_its_gpu_among_all_and_where_it_sees_its_own_only(
     srun(monkeypatch, tasks=8, nodes=2, LOCALID="3", PROCID="7", NODEID="1", NTASKS="8")
     gpus(monkeypatch, visible)
     assert found() == (devices, 2, 4, 8)
-    tasks = Tasks()
+    tasks = SlurmTasks()
     assert (tasks.local_rank(), tasks.global_rank(), tasks.node_rank(), tasks.world_size()) == (local_rank, 7, 1, 8)
 
 
@@ -106,18 +106,18 @@ def test_a_first_node_that_does_not_resolve_is_an_error_and_no_hang(monkeypatch:
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(UserError, match=r"the first node, nowhere3, does not resolve on .*MASTER_ADDR"):
-        _ = Tasks().main_address
+        _ = SlurmTasks().main_address
 
 
 def test_one_alone_tells_itself() -> None:
     def refused() -> None:
         raise UserError("no")
 
-    assert Ranks().from_rank_0(lambda: 3) == 3
-    assert Ranks(rank=1, world=2).on_rank_0(lambda: 3) is None
-    assert [each.tolist() for each in Ranks().gather(torch.ones(2))] == [[1.0, 1.0]]
+    assert ProcessGroup().broadcast_from_rank_zero(lambda: 3) == 3
+    assert ProcessGroup(rank=1, world=2).run_on_rank_zero(lambda: 3) is None
+    assert [each.tolist() for each in ProcessGroup().gather(torch.ones(2))] == [[1.0, 1.0]]
     with pytest.raises(UserError, match="no"):
-        Ranks().on_rank_0(refused)
+        ProcessGroup().run_on_rank_zero(refused)
 
 
 @pytest.mark.parametrize(("cores", "processes", "asked", "threads"), [(8, 2, None, 4), (8, 2, "3", 3), (1, 4, None, 1)])

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from headstart.distributed.process_group import Ranks
-from headstart.distributed.signals import Agreement, stop_flag
+from headstart.distributed.process_group import ProcessGroup
+from headstart.distributed.signals import SignalSync, stop_flag
 
 
 def test_a_signal_only_sets_the_flag_and_the_handlers_come_back() -> None:
@@ -21,7 +21,7 @@ def test_a_signal_only_sets_the_flag_and_the_handlers_come_back() -> None:
 
 
 def test_one_alone_agrees_at_once() -> None:
-    agreement = Agreement(Ranks(), 2)
+    agreement = SignalSync(ProcessGroup(), 2)
     assert agreement.exchange((0, 0)) == [0, 0]
     assert agreement.exchange((15, 1)) == [15, 1]
     agreement.close()
@@ -29,4 +29,4 @@ def test_one_alone_agrees_at_once() -> None:
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_as_many_values_as_asked(width: int) -> None:
-    assert len(Agreement(Ranks(), width).exchange([0] * width)) == width
+    assert len(SignalSync(ProcessGroup(), width).exchange([0] * width)) == width

@@ -29,7 +29,7 @@ def drawn(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]
     return logits.astype(np.float32), labels
 
 
-def test_sums_over_all_pictures_give_what_torchmetrics_gives() -> None:
+def test_sums_over_all_images_give_what_torchmetrics_gives() -> None:
     logits, labels = drawn(300)
     expected = classification_figures(logits, labels, CLASSES, 3)
     found = figures(contributions(logits, labels, 3).sum(axis=0)[None], 3)
@@ -38,7 +38,7 @@ def test_sums_over_all_pictures_give_what_torchmetrics_gives() -> None:
         assert values == pytest.approx([expected[name]], abs=2e-6), name
 
 
-def test_a_replicate_is_the_figures_of_the_pictures_that_were_drawn() -> None:
+def test_a_replicate_is_the_figures_of_the_images_that_were_drawn() -> None:
     logits, labels = drawn(80)
     (replicates,) = replicate_figures({"model": contributions(logits, labels, 3)}, labels, None, 3).values()
     times = np.concatenate(list(draws(labels, None)))
@@ -55,7 +55,7 @@ def test_each_class_is_drawn_as_often_as_it_occurs() -> None:
     assert times.shape == (REPLICATES, 58)
     for label, count in enumerate([50, 7, 1]):
         assert set(times[:, labels == label].sum(1)) == {count}
-    # In the long run each picture once, with the variance of n draws out of n.
+    # In the long run each image once, with the variance of n draws out of n.
     assert times[:, :50].mean() == 1
     assert times[:, :50].var() == pytest.approx(1 - 1 / 50, rel=0.02)
 
@@ -75,7 +75,7 @@ def test_groups_are_drawn_whole_and_mixed_ones_among_themselves() -> None:
 
 
 def test_groups_widen_the_interval() -> None:
-    """Ten copies of each picture say no more than one."""
+    """Ten copies of each image say no more than one."""
     logits, labels = drawn(60)
     once = replicate_figures({"m": contributions(logits, labels, 3)}, labels, None, 3)["m"]["accuracy"]
     copies = np.repeat(np.arange(60), 10)
@@ -110,7 +110,7 @@ def test_an_interval_without_spread_is_none_and_of_a_share_exact() -> None:
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """200 test sets of 150 pictures in 4 classes of unlike difficulty; benchmarks/trust.py does it at length."""
+    """200 test sets of 150 images in 4 classes of unlike difficulty; benchmarks/trust.py does it at length."""
     monkeypatch.setattr(module, "REPLICATES", 300)
     shares, accuracies = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.9, 0.8, 0.7, 0.6])
     truth, hits = shares @ accuracies, []

@@ -54,7 +54,7 @@ def test_what_is_measured_agrees_with_the_sets() -> None:
         assert each["method"] == "LAC" or each["empty"] == 0
 
 
-def test_too_few_pictures_for_a_level_mean_all_classes() -> None:
+def test_too_few_images_for_a_level_mean_all_classes() -> None:
     logits, labels = drawn(12, np.random.default_rng(0))
     found = conformal({"validation": logits, "test": logits}, {"validation": labels, "test": labels}, list("abcde"))
     at_95 = [each for each in found if each["level"] == 0.95]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from headstart.evaluation.ood import novelty
+from headstart.evaluation.ood import ood_thresholds
 from headstart.inference.scores import NEIGHBOUR, distances
 
 
@@ -23,9 +23,9 @@ def test_few_references_and_features_of_nothing() -> None:
 def test_thresholds_let_the_usual_share_pass() -> None:
     validation = np.linspace(0, 0.998, 999, dtype=np.float32)
     test = np.array([0.1, 0.94, 0.96, 0.995], np.float32)
-    found = novelty({"validation": validation, "test": test}, 500)
+    found = ood_thresholds({"validation": validation, "test": test}, 500)
     assert found["thresholds"] == pytest.approx({"0.95": 0.949, "0.99": 0.989})
     assert found["flagged"] == {"0.95": 0.5, "0.99": 0.25}
-    few = novelty({"validation": validation[:30], "test": test}, 7)
+    few = ood_thresholds({"validation": validation[:30], "test": test}, 7)
     assert list(few["thresholds"]) == ["0.95"]
     assert few["neighbour"] == 7

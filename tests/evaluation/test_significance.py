@@ -27,7 +27,7 @@ def test_differences_counts_and_p_values() -> None:
     found = comparison(200, 30, 10)
     assert (found["only_model_right"], found["only_other_right"]) == (30, 10)
     assert found["accuracy_difference"] == pytest.approx(0.1)
-    assert found["nll_difference"] == pytest.approx(0.2)  # each picture more that is right is 2 nats less
+    assert found["nll_difference"] == pytest.approx(0.2)  # each image more that is right is 2 nats less
     assert found["mcnemar_p"] == pytest.approx(2 * sum(comb(40, i) for i in range(11)) / 2**40)
     # The difference of n pairs has the variance (discordant / n - difference²) / n.
     half = 1.96 * np.sqrt((0.2 - 0.1**2) / 200)
@@ -83,4 +83,4 @@ def test_the_verdict_follows_the_interval(only: int, only_other: int, begins: st
     if needed is None:
         assert "would tell" not in sentence
     else:
-        assert sentence.endswith(f"about {needed:,.0f} test pictures would tell.")
+        assert sentence.endswith(f"about {needed:,.0f} test images would tell.")

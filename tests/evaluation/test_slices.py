@@ -18,7 +18,7 @@ def test_the_surely_worst_slice_stands_first() -> None:
     ]
     assert found[0].accuracy == pytest.approx(0.75)
     assert found[0].low < 0.75 < found[0].high < 0.9
-    # Where all are right the interval is the exact one, wide for a single picture.
+    # Where all are right the interval is the exact one, wide for a single image.
     assert (found[1].high, found[2].high) == (1, 1)
     assert found[1].low == pytest.approx(0.025)
     assert 0.9 < found[2].low < 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from headstart.core.errors import UserError
-from headstart.features.cache import FeatureCache, picture_key
+from headstart.features.cache import FeatureCache, image_key
 
 KEY = {"weights": "abc", "input": {"input_size": [3, 32, 32]}, "dtype": "float32"}
 
@@ -44,7 +44,7 @@ def test_another_way_of_computing_has_another_file(tmp_path: Path) -> None:
         assert cache.path in paths  # the order of the keys is no part of them
 
 
-def test_the_first_row_of_a_picture_stays(tmp_path: Path) -> None:
+def test_the_first_row_of_an_image_stays(tmp_path: Path) -> None:
     with closing(FeatureCache(tmp_path, KEY, 6, "float32")) as cache:
         cache.add(names(1), rows(2)[:1])
         cache.add(names(2), rows(2)[::-1])
@@ -81,7 +81,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         closing(FeatureCache(tmp_path, KEY, 6, "float32")) as cache,
         pytest.raises(UserError, match=r"\.sqlite is damaged"),
     ):
-        cache.row(b"no such picture")
+        cache.row(b"no such image")
     cache.path.write_bytes(b"this is no database" * 100)
     with pytest.raises(UserError, match="can't be used") as caught:
         FeatureCache(tmp_path, KEY, 6, "float32")
@@ -89,27 +89,27 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
-    pictures = [i.to_bytes(16, "big") for i in range(2000)]
+    images = [i.to_bytes(16, "big") for i in range(2000)]
     with closing(FeatureCache(tmp_path, KEY, 6, "float32")) as cache:
-        cache.add(pictures, np.zeros((len(pictures), 6)))
+        cache.add(images, np.zeros((len(images), 6)))
     content = bytearray(cache.path.read_bytes())
     content[8192:-4096] = b"\xaa" * (len(content) - 8192 - 4096)
     cache.path.write_bytes(content)
     with closing(FeatureCache(tmp_path, KEY, 6, "float32")) as cache:
         with pytest.raises(UserError, match=r"\.sqlite"):
-            list(cache.missing(pictures))
+            list(cache.missing(images))
         with pytest.raises(UserError, match=r"\.sqlite"):
-            cache.row(pictures[1000])
+            cache.row(images[1000])
 
 
-def test_a_picture_is_named_by_its_pixels_its_shape_and_its_use() -> None:
+def test_an_image_is_named_by_its_pixels_its_shape_and_its_use() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    key = picture_key(pixels, training=False)
+    key = image_key(pixels, training=False)
     assert len(key) == 16
-    assert picture_key(pixels.copy(), training=False) == key
-    assert picture_key(np.asfortranarray(pixels), training=False) == key  # whatever the strides
-    assert picture_key(pixels, training=True) != key
+    assert image_key(pixels.copy(), training=False) == key
+    assert image_key(np.asfortranarray(pixels), training=False) == key  # whatever the strides
+    assert image_key(pixels, training=True) != key
     changed = pixels.copy()
     changed[3, 5, 2] ^= 1
     for other in (changed, pixels.reshape(6, 4, 3), pixels.transpose(1, 0, 2)):
-        assert picture_key(other, training=False) != key
+        assert image_key(other, training=False) != key

@@ -13,14 +13,14 @@ from typing import Any
 
 from headstart.config.loader import load_params
 from headstart.distributed import heartbeat
-from headstart.training.module import Classifier
+from headstart.training.module import FineTuner
 
 SIGNALS = {"signal": signal.SIGUSR1, "kill": signal.SIGKILL}
 
 
 def main() -> None:
     event, *names = sys.argv[1:]
-    real = Classifier.training_step
+    real = FineTuner.training_step
 
     def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
         if (self.global_rank, self.current_epoch, batch_idx) == (1, 1, 1):
@@ -30,7 +30,7 @@ def main() -> None:
                 os.kill(os.getpid(), SIGNALS[event])
         return real(self, batch, batch_idx)
 
-    setattr(Classifier, "training_step", training_step)  # noqa: B010  (mypy forbids the assignment)
+    setattr(FineTuner, "training_step", training_step)  # noqa: B010  (mypy forbids the assignment)
     heartbeat.PERIOD = 0.2
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("headstart").setLevel(logging.INFO)

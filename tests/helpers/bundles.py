@@ -21,7 +21,7 @@ from headstart.core import paths
 from headstart.core.io import read_json, write_json
 from headstart.export.formats import traced, write_onnx
 from headstart.inference import bundle
-from headstart.models.backbone import build, classifier, features_of, input_config
+from headstart.models.backbone import create_backbone, features_of, get_head, input_config
 
 Change = Callable[[Path], object]
 CLASSES = ["cat", "dog", "owl", "yak"]
@@ -44,7 +44,7 @@ TOLD: dict[str, Any] = {
 
 
 def copy_bundle(folder: Path) -> Path:
-    """Give a copy of the bundle, to be changed."""
+    """Return a copy of the bundle, to be changed."""
     shutil.copytree(_made(), folder)
     return folder
 
@@ -67,26 +67,26 @@ def then_fits(change: Change) -> Change:
 
 
 def with_content(name: str, content: Callable[[Path], bytes]) -> Change:
-    """Give a file another content, and the manifest that fits."""
+    """Return a file another content, and the manifest that fits."""
     return then_fits(lambda folder: (folder / name).write_bytes(content(folder)))
 
 
 @functools.cache
 def small_model() -> nn.Module:
-    """A timm model of 0.4 million weights, drawn, so that pictures of noise get different classes, none for sure."""
+    """A timm model of 0.4 million weights, drawn, so that images of noise get different classes, none for sure."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model: nn.Module = timm.create_model("test_resnet", num_classes=len(CLASSES))
         for _ in range(20):  # BatchNorm sees some
             model(torch.randn(16, 3, 32, 32))
-        head, features = classifier(model), features_of(model.eval(), coloured_noise(64))
+        head, features = get_head(model), features_of(model.eval(), coloured_noise(64))
         nn.init.normal_(head.weight, std=2 / float(features.std(0).norm()))
         head.bias.copy_(-(features @ head.weight.T).mean(0))
     return model
 
 
 def coloured_noise(count: int) -> torch.Tensor:
-    """Normalised pictures, float32 (count, 3, 32, 32)."""
+    """Normalised images, float32 (count, 3, 32, 32)."""
     return torch.randn(count, 3, 1, 1) + 0.5 * torch.randn(count, 3, 32, 32)
 
 
@@ -115,7 +115,7 @@ if __name__ == "__main__":
     target = Path(sys.argv[1])
     target.mkdir(parents=True)
     if sys.argv[2:] == ["bundled"]:
-        backbone = build("bundled", pretrained=True, image_size=None, args={}).eval()
+        backbone = create_backbone("bundled", pretrained=True, image_size=None, args={}).eval()
         names = read_json(Path("src/headstart/pretrained/resnet18d_64/config.json"))["label_names"]
         write_bundle(target, backbone, names, input_config(backbone))
     else:

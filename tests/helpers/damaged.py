@@ -1,4 +1,4 @@
-"""Make 200 damaged and odd files in the class folders of FOLDER, none of which is a usable picture.
+"""Make 200 damaged and odd files in the class folders of FOLDER, none of which is a usable image.
 
 python tests/damaged.py FOLDER
 """
@@ -77,7 +77,7 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
     "empty.jpg": bytes,
     "empty": bytes,
     "zeros.png": lambda: bytes(1000),
-    "text.jpg": lambda: b"this is no picture\n",
+    "text.jpg": lambda: b"this is no image\n",
     "page.jpeg": lambda: b"<!DOCTYPE html><html><body>404</body></html>",
     "drawing.svg": lambda: b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
     "archive.png": lambda: b"PK\x03\x04" + bytes(100),

@@ -13,7 +13,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from helpers.pictures import ROOT
+from helpers.images import ROOT
 
 PYTHON = """#!/bin/sh
 case "$2" in
@@ -94,13 +94,13 @@ def _stage(name: str) -> dict[str, Any]:
 
 
 def environment(project: Path) -> dict[str, str]:
-    """Give the environment in which the project's own Python is used, outside of any Slurm."""
+    """Return the environment in which the project's own Python is used, outside of any Slurm."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     who = {f"GIT_{role}_{what}": "t@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     return kept | who | {"VIRTUAL_ENV": str(project / ".venv"), "PYTHONUNBUFFERED": "1"}
 
 
 def log(project: Path) -> list[str]:
-    """Give what the stages noted: "STAGE RANK/WORLD from STEP" or "... saved at STEP after SIGNALS"."""
+    """Return what the stages noted: "STAGE RANK/WORLD from STEP" or "... saved at STEP after SIGNALS"."""
     path = project / ".headstart" / "log"
     return path.read_text().splitlines() if path.exists() else []

@@ -17,7 +17,7 @@ MEMORY = 4 * 2**30  # of addresses
 SECONDS = 20
 
 
-def limited(bundle: str, picture: str) -> dict[str, object]:
+def limited(bundle: str, image: str) -> dict[str, object]:
     """Run one; a process that hangs is ended by SIGALRM, which is its exit code."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
@@ -26,7 +26,7 @@ def limited(bundle: str, picture: str) -> dict[str, object]:
             signal.alarm(SECONDS)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
-            sys.argv = ["headstart predict", bundle, picture]
+            sys.argv = ["headstart predict", bundle, image]
             try:
                 main()
             except SystemExit as end:

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from headstart.training.datamodule import Batch
 from headstart.training.losses import warmup_cosine
-from headstart.training.module import Classifier
+from headstart.training.module import FineTuner
 from headstart.training.regularization.param_groups import Group
-from headstart.training.regularization.penalty import place_of
-from helpers.pictures import params
+from headstart.training.regularization.penalty import penalty_location
+from helpers.images import params
 
 SIDE, CLASSES, BATCH, STEPS = 4, 3, 12, 10
 CONFIG = {"input_size": [3, SIDE, SIDE], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
@@ -145,7 +145,7 @@ def product(setting: Setting) -> dict[str, Tensor]:
         logging.getLogger(library).setLevel(logging.ERROR)
     model, finetune = Model().to(dtype_of(setting)), settings_of(setting)
     names = {name for name, _ in model.named_parameters()}
-    module = Classifier(
+    module = FineTuner(
         model,
         groups_of(model, setting.kind),
         finetune,
@@ -232,7 +232,7 @@ def place(setting: Setting) -> str:
     """Where the regulariser acts, or that it is refused."""
     name, _, _ = OPTIMIZERS[setting.optimizer]
     try:
-        return place_of(setting.kind, name, clipped=setting.clip is not None)  # type: ignore[arg-type]
+        return penalty_location(setting.kind, name, clipped=setting.clip is not None)  # type: ignore[arg-type]
     except ValueError:
         return "refused"
 

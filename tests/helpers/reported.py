@@ -1,4 +1,4 @@
-"""What the stages leave for the report, invented: figures that fit together for any number of classes and pictures."""
+"""What the stages leave for the report, invented: figures that fit together for any number of classes and images."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from headstart.core.io import write_json, write_report, write_table
 from headstart.core.paths import REPORTS
-from headstart.data.dataset import SPLITS, Prepared, manifest_rows
-from helpers.pictures import write_prepared
+from headstart.data.dataset import SPLITS, PreparedDataset, manifest_rows
+from helpers.images import write_prepared
 
 EVALUATE = REPORTS / "evaluate"
 MODELS = ("probe", "knn", "finetune")
@@ -18,15 +18,15 @@ MANY = 40
 """Lines of a table of which the page shows some."""
 
 
-def write_reported(classes: tuple[str, ...], pictures: int, prepared: Prepared | None = None) -> Prepared:
-    """data/prepared, unless it is there, and all files under reports; about a fifth of the pictures is mistaken.
+def write_reported(classes: tuple[str, ...], images: int, prepared: PreparedDataset | None = None) -> PreparedDataset:
+    """data/prepared, unless it is there, and all files under reports; about a fifth of the images is mistaken.
 
     Args:
         classes: names, each of which is taken for the one that it is beside.
-        pictures: of test; train has twice as many, validation ten.
-        prepared: pictures that are there already, with these classes and at least so many of test.
+        images: of test; train has twice as many, validation ten.
+        prepared: images that are there already, with these classes and at least so many of test.
     """
-    prepared = prepared or write_prepared({"train": 2 * pictures, "validation": 10, "test": pictures}, classes)
+    prepared = prepared or write_prepared({"train": 2 * images, "validation": 10, "test": images}, classes)
     generator = np.random.default_rng(0)
     manifest = [{**row, "row": row_number} for row_number, row in enumerate(manifest_rows())]
     test = [row for row in manifest if row["split"] == "test"]
@@ -38,7 +38,7 @@ def write_reported(classes: tuple[str, ...], pictures: int, prepared: Prepared |
     return prepared
 
 
-def _write_stages(prepared: Prepared, manifest: list[dict[str, Any]]) -> None:
+def _write_stages(prepared: PreparedDataset, manifest: list[dict[str, Any]]) -> None:
     per_class = {name: dict.fromkeys(SPLITS, 0) for name in prepared.classes}
     for row in manifest:
         per_class[row["label"]][row["split"]] += 1
@@ -160,7 +160,7 @@ def _write_trust(generator: np.random.Generator, classes: tuple[str, ...], test:
 
 
 def _write_checks(classes: tuple[str, ...], manifest: list[dict[str, Any]]) -> None:
-    """More of everything than the page shows, where there are pictures enough; all of different pictures."""
+    """More of everything than the page shows, where there are images enough; all of different images."""
     train, test = ([row for row in manifest if row["split"] == split] for split in ("train", "test"))
     some = slice(MANY)
     odd = [(row["row"], row["source"], row["split"], ("tiny", "blank")[i % 2], 12) for i, row in enumerate(train[some])]

@@ -152,7 +152,7 @@ class SlurmCluster:
         daemon.wait()
 
     def node_states(self) -> dict[str, str]:
-        """Give each node's state."""
+        """Return each node's state."""
         lines = self.run("sinfo", "-hN", "-p", "usual", "-o", "%N %T").splitlines()
         return dict(line.split() for line in lines)
 
@@ -168,7 +168,7 @@ class SlurmCluster:
         return self.run("sbatch", "--parsable", *arguments, cwd=cwd, environment=environment).strip()
 
     def job(self, job: str) -> dict[str, str]:
-        """Give what ``scontrol show job`` says."""
+        """Return what ``scontrol show job`` says."""
         words = self.run("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 

@@ -1,4 +1,4 @@
-"""A project with the true pipeline on invented pictures, as jobs of a Slurm cluster of tests run it."""
+"""A project with the true pipeline on invented images, as jobs of a Slurm cluster of tests run it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from headstart.core.io import read_table
 from headstart.core.paths import FINETUNE, HISTORY
-from helpers.pictures import ROOT, params
+from helpers.images import ROOT, params
 from helpers.slurm_cluster import ENDED, SlurmCluster
 
 EPOCHS = 40
@@ -52,7 +52,7 @@ Record = Callable[[str, object], None]
 
 
 def true_project(folder: Path) -> Path:
-    """Make a project of 20 pictures for each of three classes, which differ in brightness; give its folder."""
+    """Make a project of 20 images for each of three classes, which differ in brightness; give its folder."""
     generator = np.random.default_rng(0)
     for i, label in enumerate(("cat", "dog", "owl")):
         (folder / "data" / "raw" / label).mkdir(parents=True)
@@ -83,14 +83,14 @@ def before_finetune(done: Path, folder: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Give the environment of who submits, outside of any Slurm and in this Python's environment."""
+    """Return the environment of who submits, outside of any Slurm and in this Python's environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     who = {f"GIT_{role}_{what}": "t@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     return kept | who | {"VIRTUAL_ENV": sys.prefix, "PYTHONUNBUFFERED": "1"}
 
 
 def result(project: Path) -> Result:
-    """Give the weights, the history and the leaderboard, without what was timed."""
+    """Return the weights, the history and the leaderboard, without what was timed."""
     weights = (project / FINETUNE / "model.safetensors").read_bytes()
     history = [_untimed(row) for row in read_table(project / HISTORY)]
     report = json.loads((project / "reports" / "evaluate.json").read_text())
@@ -145,7 +145,7 @@ class Job:
         )
 
     def stages_run(self) -> list[str]:
-        """Give the stages that DVC ran, in order."""
+        """Return the stages that DVC ran, in order."""
         return re.findall(r"Running stage '(\w+)'", self.output)
 
 

@@ -113,7 +113,7 @@ class WandbServer:
         return {"project": {"artifact": {"artifactType": {"name": kinds[name]}} if name in kinds else None}}
 
     def _CreateArtifact(self, given: Json) -> Json:  # noqa: N802
-        """Give the artifact of this name and content; as wandb's, the same one for the same content."""
+        """Return the artifact of this name and content; as wandb's, the same one for the same content."""
         wanted = given["input"]
         name, digest = wanted["artifactCollectionName"], wanted["digest"]
         same = [known for known in self.artifacts.values() if known["artifactCollectionName"] == name]

@@ -1,4 +1,4 @@
-"""Every mode becomes the right RGB, and what is no picture gets a reason."""
+"""Every mode becomes the right RGB, and what is no image gets a reason."""
 
 import io
 import warnings
@@ -107,7 +107,7 @@ def test_cmyk_jpeg_keeps_its_colours() -> None:
 def test_exif_orientation(orientation: int) -> None:
     upright = np.zeros((2, 3, 3), np.uint8)
     upright[0, 0] = 255
-    # What a camera stores so that applying the orientation gives the upright picture.
+    # What a camera stores so that applying the orientation gives the upright image.
     undone = {
         1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
         5: upright.transpose(1, 0, 2), 6: np.rot90(upright), 7: np.rot90(upright, 2).transpose(1, 0, 2),
@@ -124,7 +124,7 @@ def test_first_frame_of_an_animation() -> None:
     assert colours(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))[0] == (255, 0, 0)
 
 
-def test_large_pictures_are_read_without_a_warning_and_bombs_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_read_without_a_warning_and_bombs_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert decode(encoded(Image.new("RGB", (15, 10)))).size == (15, 10)
     with pytest.raises(BadImageError, match="bomb"):

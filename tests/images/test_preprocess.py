@@ -40,7 +40,7 @@ def test_every_shape(crop_mode: str, input_size: tuple[int, int, int], crop_pct:
     changed = config(crop_mode=crop_mode, input_size=input_size, crop_pct=crop_pct)
     for size in SIZES:
         if crop_mode == "border" and max(size) > 19 * min(size):
-            continue  # timm asks Pillow for a picture without pixels where the shorter side rounds to nothing
+            continue  # timm asks Pillow for an image without pixels where the shorter side rounds to nothing
         assert_equal_to_timm(changed, size)
 
 

@@ -1,4 +1,4 @@
-"""What a predictor says is what torch and timm give for the same picture."""
+"""What a predictor says is what torch and timm give for the same image."""
 
 import io
 import math
@@ -36,7 +36,7 @@ def predictor(folder: Path) -> Predictor:
 
 
 def picture(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
-    """Noise around a colour, so that pictures differ."""
+    """Noise around a colour, so that images differ."""
     generator = np.random.default_rng(seed)
     pixels = generator.integers(0, 120, (size[1], size[0], 3)) + generator.integers(0, 136, 3)
     return Image.fromarray(pixels.astype(np.uint8))
@@ -56,7 +56,7 @@ def expected(images: list[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np
     return logits.numpy(), features.numpy()
 
 
-def test_a_picture_gets_what_timm_and_torch_give(folder: Path, predictor: Predictor) -> None:
+def test_an_image_gets_what_timm_and_torch_give(folder: Path, predictor: Predictor) -> None:
     logits, features = expected([picture(i) for i in range(8)])
     assert len(set(logits.argmax(1))) > 1
     far = distances(features, np.load(folder / bundle.REFERENCE))
@@ -72,11 +72,11 @@ def test_a_picture_gets_what_timm_and_torch_give(folder: Path, predictor: Predic
         assert found.error is None
 
 
-def test_a_path_a_files_content_and_an_image_are_the_same_picture(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_path_a_files_content_and_an_image_are_the_same_image(predictor: Predictor, tmp_path: Path) -> None:
     (path,) = saved(tmp_path, 1)
     by_path, by_text = predictor(path), predictor(str(path))
     assert by_path == by_text
-    assert by_path.picture == str(path)
+    assert by_path.image == str(path)
     assert predictor(path.read_bytes()).top == predictor(Image.open(path)).top == by_path.top
 
 
@@ -90,12 +90,12 @@ def test_an_image_is_turned_as_its_file_would_be(predictor: Predictor, tmp_path:
 
 def test_many_come_in_order_and_a_bad_one_is_a_row(predictor: Predictor, tmp_path: Path) -> None:
     paths = saved(tmp_path, 60)
-    paths[7].write_bytes(b"no picture")
+    paths[7].write_bytes(b"no image")
     paths[40].unlink()
     found = list(predictor.many(paths))
-    assert [each.picture for each in found] == [str(path) for path in paths]
+    assert [each.image for each in found] == [str(path) for path in paths]
     assert {i: each.error for i, each in enumerate(found) if each.error} == {
-        7: "not a picture that Pillow can read",
+        7: "not an image that Pillow can read",
         40: "there is no such file",
     }
     for i in (0, 1, 8, 39, 59):
@@ -125,7 +125,7 @@ def test_none_at_all(predictor: Predictor) -> None:
     assert list(predictor.many([])) == []
 
 
-def test_a_bad_picture_alone_is_an_exception(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_bad_image_alone_is_an_exception(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match="no such file"):
         predictor(tmp_path / "none.jpg")
     with pytest.raises(BadImageError, match="empty"):
@@ -175,7 +175,7 @@ def test_a_bundle_that_knows_nothing_of_its_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("limits", "share"), [((0, 0), 0.99), ((0, 2), 0.95), ((2, 2), None)])
-def test_the_share_of_usual_pictures_that_are_nearer(
+def test_the_share_of_usual_images_that_are_nearer(
     tmp_path: Path, limits: tuple[float, float], share: float | None
 ) -> None:
     far = {"thresholds": dict(zip(("0.95", "0.99"), limits, strict=True))}
@@ -207,7 +207,7 @@ def test_what_torch_would_build_is_checked(tmp_path: Path, key: str, value: obje
         Predictor(folder, device="torch")
 
 
-def test_outputs_that_are_no_numbers_are_an_error_of_the_picture(predictor: Predictor) -> None:
+def test_outputs_that_are_no_numbers_are_an_error_of_the_image(predictor: Predictor) -> None:
     inputs = np.stack([predictor.prepare(picture(0)), np.full((3, 32, 32), math.nan, np.float32)])
     good, bad = predictor.predict(inputs)
     assert (good.error, bad.error) == (None, "the model's outputs are no finite numbers")

@@ -12,7 +12,7 @@ def test_softmax_is_scipys() -> None:
     np.testing.assert_array_equal(softmax(np.array([[3e38, -3e38]], np.float32)), [[1, 0]])
 
 
-def test_scores_of_a_picture_by_hand() -> None:
+def test_scores_of_an_image_by_hand() -> None:
     logits = np.log([[0.5, 0.1, 0.3, 0.1]]).astype(np.float32)
     np.testing.assert_allclose(nonconformity(logits, "LAC"), [[0.5, 0.9, 0.7, 0.9]], atol=1e-6)
     np.testing.assert_allclose(nonconformity(logits, "APS"), [[0.0, 0.8, 0.5, 0.9]], atol=1e-6)

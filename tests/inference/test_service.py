@@ -10,7 +10,7 @@ from PIL import Image
 from headstart.inference.postprocess import Prediction
 from headstart.inference.server import Limits, application
 
-LIMITS = Limits(body_bytes=10_000, pictures=2, pixels=10_000, seconds=0.1, threads=1)
+LIMITS = Limits(body_bytes=10_000, images=2, pixels=10_000, seconds=0.1, threads=1)
 
 
 class Slow:
@@ -30,9 +30,9 @@ class Slow:
 
 def test_who_waits_too_long_for_a_thread_is_told_so_and_is_not_worked_for(tmp_path: Path) -> None:
     predictor: Any = Slow()
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (4, 4)).save(picture)
-    content = picture.read_bytes()
+    image = tmp_path / "picture.png"
+    Image.new("RGB", (4, 4)).save(image)
+    content = image.read_bytes()
     answers: dict[str, httpx.Response] = {}
 
     async def ask() -> None:

@@ -23,9 +23,9 @@ from headstart.data.transforms import evaluation_transform
 from headstart.models import backbone
 from headstart.models.backbone import (
     channels_last,
-    classifier,
-    classifier_name,
     features_of,
+    get_head,
+    head_name,
     input_config,
     input_config_of,
     timm_name,
@@ -39,7 +39,7 @@ MOBILENET = "mobilenetv3_small_050"
 
 def build(name: str, **changes: Any) -> nn.Module:
     plain: dict[str, Any] = {"pretrained": False, "image_size": None, "args": {}, "num_classes": 5}
-    return backbone.build(name, **{**plain, **changes})
+    return backbone.create_backbone(name, **{**plain, **changes})
 
 
 def refusal(name: str, **changes: Any) -> str:
@@ -52,7 +52,7 @@ def refusal(name: str, **changes: Any) -> str:
 @torch.inference_mode()
 def test_the_classifier_of_the_features_is_the_model(name: str) -> None:
     model = build(name, image_size=32).eval()
-    head = classifier(model)
+    head = get_head(model)
     assert not head.weight.any()
     assert not head.bias.any()
     head.weight.normal_(generator=torch.Generator().manual_seed(0))
@@ -63,7 +63,7 @@ def test_the_classifier_of_the_features_is_the_model(name: str) -> None:
         assert model.num_features == 288  # of the last map
         assert head.in_features == 1024  # what the classifier reads
     assert torch.allclose(head(features), model(inputs), atol=1e-5)
-    assert model.get_submodule(classifier_name(model)) is head
+    assert model.get_submodule(head_name(model)) is head
 
 
 def test_drawn_weights_follow_from_the_seed_alone_and_the_global_generator_is_left_as_it_was() -> None:
@@ -100,12 +100,12 @@ def test_a_model_with_several_classifiers_or_none_is_refused() -> None:
     assert "several classifiers" in refusal("deit_tiny_distilled_patch16_224", args=small)
     headless = build("test_resnet", args={"num_classes": 0}, num_classes=None)
     with pytest.raises(UserError, match="Identity, not a linear layer"):
-        classifier(headless)
+        get_head(headless)
 
 
 def test_the_bundled_backbone_loads_with_its_own_classifier() -> None:
     model = build("bundled", pretrained=True, num_classes=None)
-    assert classifier(model).out_features == 200
+    assert get_head(model).out_features == 200
     config = model.pretrained_cfg
     assert isinstance(config, dict)
     assert len(set(config["label_names"])) == 200
@@ -139,12 +139,12 @@ def test_stored_resize_then_crop_is_timms_own_transform(mode: str, interpolation
         "crop_mode": mode,
     }
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     resize, crop = evaluation_transform(config)
-    stored = torch.tensor(np.asarray(resize(picture))).permute(2, 0, 1)
+    stored = torch.tensor(np.asarray(resize(image))).permute(2, 0, 1)
     cropped: Tensor = crop(stored)
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
-    expected = create_transform(**config, is_training=False)(picture)
+    expected = create_transform(**config, is_training=False)(image)
     assert torch.allclose((cropped / 255 - mean) / std, expected, atol=1e-6)
 
 
@@ -152,7 +152,7 @@ def test_the_hash_of_the_weights_ignores_the_classifier_and_nothing_else() -> No
     model = build("test_resnet")
     first = weights_sha256(model)
     assert weights_sha256(build("test_resnet", num_classes=9)) == first
-    nn.init.ones_(classifier(model).weight)
+    nn.init.ones_(get_head(model).weight)
     assert weights_sha256(model) == first
     for name in ("layer1.0.conv1.weight", "layer1.0.bn1.running_mean"):
         changed = build("test_resnet")
@@ -205,7 +205,7 @@ def test_weights_come_from_the_hub_through_timms_own_loading(name: str, hub: Hub
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
     assert f"GET /{REPOSITORIES[name]}/resolve/main/model.safetensors" in hub.requested
     hub.requested.clear()
-    assert classifier(build(name, pretrained=True)).out_features == 5  # from the cache: nothing is fetched again
+    assert get_head(build(name, pretrained=True)).out_features == 5  # from the cache: nothing is fetched again
     assert not any(request.startswith("GET") for request in hub.requested)
 
 
@@ -229,15 +229,15 @@ def test_a_download_that_breaks_off_and_an_unknown_repository_say_what_to_do(nam
 def test_channels_last_changes_no_output() -> None:
     for name in ("test_resnet", "repvgg_a0"):
         model = timm.create_model(name, num_classes=3).eval()
-        pictures = torch.randn(2, 3, 32, 32)
-        expected = model(pictures)
+        images = torch.randn(2, 3, 32, 32)
+        expected = model(images)
         assert channels_last(model) is model
         assert all(
             weight.is_contiguous(memory_format=torch.channels_last)
             for key, weight in model.named_parameters()
             if weight.dim() == 4 and weight.shape[1] > 3
         )
-        torch.testing.assert_close(model(pictures.contiguous(memory_format=torch.channels_last)), expected)
+        torch.testing.assert_close(model(images.contiguous(memory_format=torch.channels_last)), expected)
 
 
 def test_repvggs_stem_trains_on_a_cpu_without_avx512() -> None:

@@ -34,7 +34,7 @@ def test_the_gradient_of_the_written_out_loss_is_zero(data: tuple[NDArray[np.flo
         assert residual.mean(0) == pytest.approx(0, abs=1e-12)
 
 
-def test_repeated_and_half_precision_features_and_more_features_than_pictures(
+def test_repeated_and_half_precision_features_and_more_features_than_images(
     data: tuple[NDArray[np.float64], NDArray[np.int64]],
 ) -> None:
     features, labels = data

@@ -13,7 +13,7 @@ L2S = [1.0, 1e-1, 1e-2, 1e-3]
 
 
 def drawn(count: int, seed: int, classes: tuple[int, ...] = (0, 1, 2)) -> Labelled:
-    """Clouds about the unit vectors, which overlap; the last class of all has no picture."""
+    """Clouds about the unit vectors, which overlap; the last class of all has no image."""
     generator = np.random.default_rng(seed)
     labels = np.array(classes)[np.arange(count) % len(classes)]
     features = generator.normal(scale=0.5, size=(count, 6)) + 1
@@ -56,7 +56,7 @@ def test_a_head_is_the_same_every_time(name: str) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_columns_are_the_classes_where_train_lacks_one_in_the_middle(name: str) -> None:
-    """And a validation picture of it has a finite loss."""
+    """And a validation image of it has a finite loss."""
     head = fitted(name, drawn(90, 0, (0, 2, 3)), drawn(60, 1, (0, 1, 2, 3)))
     found = head.predict(drawn(60, 3, (0, 2, 3)).features)
     assert np.mean(found.argmax(1) == drawn(60, 3, (0, 2, 3)).labels) > 0.8
@@ -88,7 +88,7 @@ def test_settings_are_chosen_by_validation(name: str, monkeypatch: pytest.Monkey
         assert fitted(name).settings == {"least_in_leaf": 40}
 
 
-def test_more_neighbours_than_pictures_are_not_asked_for() -> None:
+def test_more_neighbours_than_images_are_not_asked_for() -> None:
     assert fitted("knn", drawn(4, 0), VALIDATION).settings["neighbours"] <= 4
 
 

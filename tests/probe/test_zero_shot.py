@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from headstart.core.errors import UserError
-from headstart.models.backbone import BUNDLED, build, features_of
-from headstart.models.head import OwnClassifier
-from headstart.probe.zero_shot import ClassMap, own_classifier, resolve, summed
+from headstart.models.backbone import BUNDLED, create_backbone, features_of
+from headstart.models.head import PretrainedHead
+from headstart.probe.zero_shot import ClassMap, pretrained_head, resolve, summed
 
 # Of Tiny ImageNet's 200: by name, description, synonym, in capitals, by index.
 ANIMALS_AND_THINGS: ClassMap = {
@@ -22,7 +22,7 @@ ANIMALS_AND_THINGS: ClassMap = {
     "low": [6, 7, 8, 9],
 }
 CLASSES = sorted(ANIMALS_AND_THINGS)
-SMALL = OwnClassifier(
+SMALL = PretrainedHead(
     np.eye(5, 3, dtype=np.float32),
     np.zeros(5, np.float32),
     ["n1", "n2", "n3", "n4", "n5"],
@@ -32,17 +32,17 @@ SMALL = OwnClassifier(
 
 @pytest.fixture(scope="module")
 def bundled() -> nn.Module:
-    return build(BUNDLED, pretrained=True, image_size=None, args={}).eval()
+    return create_backbone(BUNDLED, pretrained=True, image_size=None, args={}).eval()
 
 
 @pytest.fixture(scope="module")
-def own(bundled: nn.Module) -> OwnClassifier:
-    own = own_classifier(bundled)
+def own(bundled: nn.Module) -> PretrainedHead:
+    own = pretrained_head(bundled)
     assert own is not None
     return own
 
 
-def test_the_bundled_backbones_classes_have_names_and_descriptions(own: OwnClassifier) -> None:
+def test_the_bundled_backbones_classes_have_names_and_descriptions(own: PretrainedHead) -> None:
     assert own.weight.shape == (200, 184)
     assert own.names[0] == "n01443537"
     assert own.descriptions[0] == "goldfish, Carassius auratus"
@@ -50,11 +50,11 @@ def test_the_bundled_backbones_classes_have_names_and_descriptions(own: OwnClass
 
 
 @pytest.mark.parametrize("rest", [False, True])
-def test_sums_are_those_of_the_full_models_softmax(*, bundled: nn.Module, own: OwnClassifier, rest: bool) -> None:
-    pictures = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+def test_sums_are_those_of_the_full_models_softmax(*, bundled: nn.Module, own: PretrainedHead, rest: bool) -> None:
+    images = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        whole = bundled(pictures).double().softmax(1).numpy()
-        features = features_of(bundled, pictures).numpy()
+        whole = bundled(images).double().softmax(1).numpy()
+        features = features_of(bundled, images).numpy()
     class_map = {**ANIMALS_AND_THINGS, **({"other": "rest"} if rest else {})}
     classes = [*CLASSES, *(["other"] if rest else [])]
     found = np.exp(summed(features, own, resolve(class_map, classes, own)))
@@ -121,15 +121,15 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 
 def test_without_names_there_are_indices() -> None:
-    nameless = OwnClassifier(SMALL.weight, SMALL.bias, [], [])
+    nameless = PretrainedHead(SMALL.weight, SMALL.bias, [], [])
     assert [members.tolist() for members in resolve({"a": [4], "b": [1, 0]}, ["a", "b"], nameless)] == [[4], [0, 1]]
     with pytest.raises(UserError, match="names of this backbone's classes are unknown: give 'tench' by its index"):
         resolve({"a": ["tench"], "b": [1]}, ["a", "b"], nameless)
 
 
 def test_imagenets_names_are_timms() -> None:
-    model = build("test_resnet", pretrained=False, image_size=None, args={})
-    own = own_classifier(model)
+    model = create_backbone("test_resnet", pretrained=False, image_size=None, args={})
+    own = pretrained_head(model)
     assert own is not None
     assert (own.names[0], own.descriptions[281]) == ("n01440764", "tabby, tabby cat")
     with pytest.raises(UserError, match="134 n02012849 crane; 517 n03126707 crane"):
@@ -139,5 +139,8 @@ def test_imagenets_names_are_timms() -> None:
 @pytest.mark.parametrize("classes", [0, 7])
 def test_a_backbone_without_a_classifier_or_with_a_new_one_has_none_of_its_own(classes: int) -> None:
     assert (
-        own_classifier(build("test_resnet", pretrained=False, image_size=None, args={"num_classes": classes})) is None
+        pretrained_head(
+            create_backbone("test_resnet", pretrained=False, image_size=None, args={"num_classes": classes})
+        )
+        is None
     )

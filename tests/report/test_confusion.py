@@ -5,21 +5,21 @@ from headstart.core.errors import UserError
 from headstart.report.confusion import (
     IN_PAIRS,
     OF_A_PAIR,
-    Outcome,
+    TestOutcome,
     confused_pairs,
     count_up,
     heat_map,
     in_clusters,
     most_often_taken_for,
 )
-from headstart.report.inputs import Prediction
+from headstart.report.inputs import PredictionRow
 
 CLASSES = ["cat", "dog", "owl"]
 
 
-def outcome(*said: tuple[str, str, float]) -> Outcome:
-    """Of label, prediction and probability of each picture."""
-    return count_up(CLASSES, [Prediction(i, f"{i}.png", *each) for i, each in enumerate(said)])
+def outcome(*said: tuple[str, str, float]) -> TestOutcome:
+    """Of label, prediction and probability of each image."""
+    return count_up(CLASSES, [PredictionRow(i, f"{i}.png", *each) for i, each in enumerate(said)])
 
 
 def test_predictions_are_counted_and_the_most_confident_mistake_is_first() -> None:
@@ -46,7 +46,7 @@ def test_pairs_are_ordered_by_how_often_then_by_how_sure() -> None:
 
 def test_only_so_many_are_shown() -> None:
     classes = [f"{i}" for i in range(100)]
-    mistakes = [Prediction(50 * i + j, "", f"{i}", f"{(i + 1) % 100}", 0.5) for i in range(100) for j in range(10)]
+    mistakes = [PredictionRow(50 * i + j, "", f"{i}", f"{(i + 1) % 100}", 0.5) for i in range(100) for j in range(10)]
     pairs = confused_pairs(count_up(classes, mistakes))
     assert {len(pair.shown) for pair in pairs} == {0, OF_A_PAIR}
     assert sum(len(pair.shown) for pair in pairs) == IN_PAIRS

@@ -4,13 +4,13 @@ import pytest
 
 from headstart.core.errors import UserError
 from headstart.report.page import SIDE, Thumbnails
-from helpers import pictures
+from helpers import images
 
 
-def test_a_picture_is_small_and_given_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_image_is_small_and_given_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pictures, "STORED", 2 * SIDE)
-    thumbnails = Thumbnails(pictures.write_prepared())
+    monkeypatch.setattr(images, "STORED", 2 * SIDE)
+    thumbnails = Thumbnails(images.write_prepared())
     first, again, other = thumbnails(3), thumbnails(3), thumbnails(4)
     assert (first.row, first.width, first.height) == (3, SIDE, SIDE)
     assert first.uri is not None
@@ -21,8 +21,8 @@ def test_a_picture_is_small_and_given_once(monkeypatch: pytest.MonkeyPatch, tmp_
     assert (24 + 216 + 5 * 24) * len(first.uri) < 4e6
 
 
-@pytest.mark.parametrize("row", [-1, sum(pictures.PICTURES.values())])
+@pytest.mark.parametrize("row", [-1, sum(images.IMAGES.values())])
 def test_a_row_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, row: int) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="run `dvc repro`"):
-        Thumbnails(pictures.write_prepared())(row)
+        Thumbnails(images.write_prepared())(row)

@@ -86,7 +86,7 @@ def test_it_opens_without_a_word_or_a_request(browser: Browser, addresses: dict[
 
 
 @pytest.mark.parametrize("classes", [len(CLASSES), len(MANY)])
-def test_pictures_are_shown_and_have_a_text(browser: Browser, addresses: dict[int, str], classes: int) -> None:
+def test_images_are_shown_and_have_a_text(browser: Browser, addresses: dict[int, str], classes: int) -> None:
     page = browser.new_page()
     page.goto(addresses[classes])
     widths = page.evaluate("[...document.images].map(it => it.naturalWidth)")

@@ -10,9 +10,9 @@ import pytest
 
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, read_table, write_json, write_table
-from headstart.data.dataset import Prepared
+from headstart.data.dataset import PreparedDataset
 from headstart.report.page import write_html_report
-from helpers import pictures
+from helpers import images
 from helpers.reported import EVALUATE, write_reported
 
 CLASSES = ("cat", "dog", "owl", "yak", "eel")
@@ -21,7 +21,7 @@ ODD = ("<script>alert(1)</script>", "\"quoted\" & 'co'", "\U0001f98a fox", "tab\
 
 
 @pytest.fixture
-def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Prepared:
+def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PreparedDataset:
     monkeypatch.chdir(tmp_path)
     return write_reported(CLASSES, 120)
 
@@ -35,19 +35,19 @@ def changed(name: str, **changes: Any) -> None:
     write_json(path, read_json(path) | changes)
 
 
-def test_the_same_files_give_the_same_bytes(prepared: Prepared) -> None:
+def test_the_same_files_give_the_same_bytes(prepared: PreparedDataset) -> None:
     first = write_html_report(prepared).read_bytes()
-    assert write_html_report(Prepared.open()).read_bytes() == first
+    assert write_html_report(PreparedDataset.open()).read_bytes() == first
 
 
-def test_it_is_one_file_that_names_no_other(prepared: Prepared) -> None:
+def test_it_is_one_file_that_names_no_other(prepared: PreparedDataset) -> None:
     page = text(write_html_report(prepared))
     targets = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert {target.partition("/")[0] for target in targets if not target.startswith("#")} == {"data:image", "data:,"}
     assert re.search(r"https?:|@import|\burl\((?!#)", page) is None
 
 
-def test_figures_are_those_of_the_files(prepared: Prepared) -> None:
+def test_figures_are_those_of_the_files(prepared: PreparedDataset) -> None:
     page = text(write_html_report(prepared))
     assert "<h1>Not shown to be worth it.</h1>" in page
     assert "finetune has 80.0% right and probe 70.0%." in page
@@ -56,11 +56,11 @@ def test_figures_are_those_of_the_files(prepared: Prepared) -> None:
     assert "stopping is like λ = 1.2e-1" in page
     wrong = [line.split(",") for line in text(EVALUATE / "predictions.csv").splitlines()[1:]]
     mistakes = sum(line[2] != line[-2] for line in wrong)
-    assert f"{mistakes}\N{NO-BREAK SPACE}mistakes on 120\N{NO-BREAK SPACE}test pictures" in page
+    assert f"{mistakes}\N{NO-BREAK SPACE}mistakes on 120\N{NO-BREAK SPACE}test images" in page
     assert "The 24 most alike:" in page
 
 
-def test_a_picture_is_in_the_page_once(prepared: Prepared) -> None:
+def test_an_image_is_in_the_page_once(prepared: PreparedDataset) -> None:
     page = text(write_html_report(prepared))
     embedded = re.findall(r'id="picture-(\d+)"', page)
     again = re.findall(r'data-same="picture-(\d+)"', page)
@@ -80,7 +80,7 @@ def test_names_of_others_are_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "{{ 7 * 7 }}" in page
 
 
-def test_the_browser_is_told_the_hash_of_the_only_script(prepared: Prepared) -> None:
+def test_the_browser_is_told_the_hash_of_the_only_script(prepared: PreparedDataset) -> None:
     page = text(write_html_report(prepared)).encode()
     script = page[page.index(b"<script>") + 8 : page.index(b"</script>")]
     digest = b64encode(hashlib.sha256(script).digest()).decode()
@@ -94,7 +94,7 @@ def test_the_browser_is_told_the_hash_of_the_only_script(prepared: Prepared) -> 
         ("evaluate/trust.json", None, "trust.json does not exist: run `dvc repro`"),
         ("evaluate/predictions.csv", None, "predictions.csv does not exist: run `dvc repro`"),
         ("finetune.json", "{", "reports/finetune.json is damaged"),
-        ("prepare.json", '{"pictures": 3}', "it has no 'splits'"),
+        ("prepare.json", '{"images": 3}', "it has no 'splits'"),
         ("prepare.json", "[]", "reports/prepare.json is damaged"),
         ("finetune/history.csv", "epoch,train_loss,val_loss,val_accuracy\n", "it has no epoch 4"),
         ("probe/l2_path.csv", "log10_l2,val_loss\n", "it has no lines"),
@@ -106,14 +106,14 @@ def test_the_browser_is_told_the_hash_of_the_only_script(prepared: Prepared) -> 
         (
             "evaluate/predictions.csv",
             f"{HEADER}\nfff,x,cat,dog,0.5\n",
-            "no picture",
+            "no image",
         ),
         ("evaluate/predictions.csv", f"{HEADER}\n1,x\n", "line 2"),
         ("evaluate/predictions.csv", b"\xff\xfe\x00", "predictions.csv is damaged"),
     ],
 )
 def test_what_is_missing_or_damaged_is_named(
-    prepared: Prepared, name: str, content: str | bytes | None, said: str
+    prepared: PreparedDataset, name: str, content: str | bytes | None, said: str
 ) -> None:
     path = Path("reports") / name
     path.unlink()
@@ -125,20 +125,20 @@ def test_what_is_missing_or_damaged_is_named(
     assert not Path("reports/index.html").exists()
 
 
-def test_figures_of_other_classes_are_not_shown(prepared: Prepared) -> None:
+def test_figures_of_other_classes_are_not_shown(prepared: PreparedDataset) -> None:
     changed("evaluate.json", classes=["cat", "dog"])
     with pytest.raises(UserError, match=r"evaluate\.json .* classes"):
         write_html_report(prepared)
 
 
-def test_a_row_that_is_not_there_is_an_error(prepared: Prepared) -> None:
+def test_a_row_that_is_not_there_is_an_error(prepared: PreparedDataset) -> None:
     columns = ("row", "source", "split", "problem", "value")
     write_table(Path("reports/prepare/odd_pictures.csv"), columns, [(9999, "x", "train", "tiny", 1)])
-    with pytest.raises(UserError, match="names picture 9999"):
+    with pytest.raises(UserError, match="names image 9999"):
         write_html_report(prepared)
 
 
-def test_sections_with_nothing_to_show_say_so(prepared: Prepared) -> None:
+def test_sections_with_nothing_to_show_say_so(prepared: PreparedDataset) -> None:
     for name in (
         "prepare/odd_pictures",
         "features/duplicates",
@@ -153,12 +153,12 @@ def test_sections_with_nothing_to_show_say_so(prepared: Prepared) -> None:
     (EVALUATE / "predictions.csv").write_text("\n".join([header, *right]) + "\n", encoding="utf-8")
     page = text(write_html_report(prepared))
     for said in (
-        "No picture is tiny or blank",
-        "No two pictures of different splits are equal, or nearly so (cosine of their features at least 0.97)",
+        "No image is tiny or blank",
+        "No two images of different splits are equal, or nearly so (cosine of their features at least 0.97)",
         "No suspicious label among those of train and validation",
         "No suspicious label among those of test",
         "The source has no further columns",
-        "every test picture is right",
+        "every test image is right",
     ):
         assert said in page
     assert "data:image/webp" not in page
@@ -166,15 +166,15 @@ def test_sections_with_nothing_to_show_say_so(prepared: Prepared) -> None:
 
 def test_noise_which_no_format_makes_small_stays_below_5_mb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pictures, "STORED", 96)
+    monkeypatch.setattr(images, "STORED", 96)
     classes = tuple(f"a name of a class as long as they are {i}" for i in range(200))
-    prepared = pictures.write_prepared({"train": 200, "validation": 1, "test": 1500}, classes)
+    prepared = images.write_prepared({"train": 200, "validation": 1, "test": 1500}, classes)
     page = write_html_report(write_reported(classes, 1500, prepared))
     assert text(page).count("data:image/webp") > 250
     assert page.stat().st_size < 5e6
 
 
-def test_without_a_model_or_params_or_torch(prepared: Prepared) -> None:
+def test_without_a_model_or_params_or_torch(prepared: PreparedDataset) -> None:
     code = "import sys; from headstart.report import main; sys.argv[1:] = []; main(); print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stderr) == (0, "")
@@ -190,7 +190,7 @@ def test_the_door_says_what_is_missing(tmp_path: Path) -> None:
     assert answer.stderr.startswith("error: data/prepared/dataset.json does not exist: run `dvc repro`")
 
 
-def test_what_may_be_absent_is_said(prepared: Prepared) -> None:
+def test_what_may_be_absent_is_said(prepared: PreparedDataset) -> None:
     """The start was kept, Adam has no gradient flow, nothing can be promised, no git, random weights, no top-k."""
     changed("finetune.json", best_epoch=0, stopped_early=False)
     ledger = Path("reports/finetune/ledger.csv")
@@ -211,7 +211,7 @@ def test_what_may_be_absent_is_said(prepared: Prepared) -> None:
         "No epoch was better on validation than the start, which was kept.",
         "Training ran through all its epochs.",
         "no λ can be given that the early stop was worth",
-        "too few validation pictures for a threshold",
+        "too few validation images for a threshold",
         "AMD EPYC, 2 cores, H100",
         "<dt>Git</dt><dd>none</dd>",
         "<dt>Pretrained weights</dt><dd>random</dd>",

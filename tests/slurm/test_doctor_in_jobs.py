@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from helpers.pictures import params
+from helpers.images import params
 from helpers.slurm_cluster import SlurmCluster
 
 SCRIPT = f"""#!/bin/sh
@@ -60,7 +60,7 @@ def mounted(cluster: SlurmCluster, node: str, target: str, *source: str) -> Iter
 
 
 def _slurmd(cluster: SlurmCluster, node: str) -> str:
-    """Give the process id of a node's daemon, of this cluster among others."""
+    """Return the process id of a node's daemon, of this cluster among others."""
     mine = f"SLURM_CONF={cluster.environment['SLURM_CONF']}\0".encode()
     for process in Path("/proc").glob("[0-9]*"):
         try:

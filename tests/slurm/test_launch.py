@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.pictures import ROOT
+from helpers.images import ROOT
 from helpers.slurm_cluster import SlurmCluster
 
 # Stands for the environment's Python: notes what a task was given. (What CPUs per task do is for Slurm's task plugins,

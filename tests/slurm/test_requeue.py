@@ -8,7 +8,7 @@ from headstart.core.errors import UserError
 from headstart.core.paths import REQUEUES
 from headstart.core.run_state import slurm_job
 from headstart.slurm.requeue import IN_VAIN, requeue
-from helpers.pictures import params
+from helpers.images import params
 
 
 @pytest.fixture(autouse=True)

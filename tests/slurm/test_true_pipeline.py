@@ -179,7 +179,7 @@ def test_a_rank_is_killed(cluster: SlurmCluster, job: Job, expected: Result, rec
 
 
 def test_a_rank_fails(cluster: SlurmCluster, project: Path, expected: Result, record_property: Record) -> None:
-    """Its node reads a picture otherwise than it was written."""
+    """Its node reads an image otherwise than it was written."""
     if not cluster.isolated:
         pytest.skip("nodes without namespaces of their own see the same files")
     (shard,) = (project / "data" / "prepared").glob("*.bin")
@@ -192,7 +192,7 @@ def test_a_rank_fails(cluster: SlurmCluster, project: Path, expected: Result, re
     finally:
         cluster.run("srun", "--nodelist=node2", "umount", str(shard))
     assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "1:0", "0")
-    assert re.search(r"rank 1 on node2: error: \S+ is damaged: the picture \S+ is not as it was stored", job.output)
+    assert re.search(r"rank 1 on node2: error: \S+ is damaged: the image \S+ is not as it was stored", job.output)
     Job(cluster, project).completes(record_property, restarts=0)
     assert result(project) == expected
 

@@ -9,18 +9,18 @@ import torch
 
 from headstart.core import paths
 from headstart.core.io import read_json, read_table, write_table
-from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Prepared, manifest_rows, read_labels
+from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, PreparedDataset, manifest_rows, read_labels
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.evaluation.calibration import calibration
 from headstart.evaluation.conformal import conformal
-from headstart.evaluation.ood import novelty, read_reference
+from headstart.evaluation.ood import ood_thresholds, read_ood_reference
 from headstart.features.cache import read_features
 from headstart.inference.scores import distances
-from headstart.models.backbone import BUNDLED, build, features_of
+from headstart.models.backbone import BUNDLED, create_backbone, features_of
 from headstart.models.head import read_head
 from headstart.probe.outputs import read_baselines
 from headstart.stages import evaluate, features, probe
-from helpers.pictures import CLASSES, INPUT, params, write_finetune, write_prepared, write_probe
+from helpers.images import CLASSES, INPUT, params, write_finetune, write_prepared, write_probe
 
 
 @pytest.fixture
@@ -70,9 +70,9 @@ def test_the_time_spent_is_that_of_the_stage_that_spent_it() -> None:
     assert models["finetune"]["seconds"] > 0
 
 
-def test_predictions_are_those_of_the_models_on_each_test_picture(project: torch.nn.Module) -> None:
+def test_predictions_are_those_of_the_models_on_each_test_image(project: torch.nn.Module) -> None:
     run()
-    prepared = Prepared.open()
+    prepared = PreparedDataset.open()
     manifest = [row for row in manifest_rows() if row["split"] == "test"]
     predictions = read_table(paths.REPORTS / "evaluate" / "predictions.csv")
     for name in ("id", "source", "label"):
@@ -114,7 +114,7 @@ def test_figures_do_not_depend_on_the_batch_size() -> None:
 def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.nn.Module) -> None:
     """From the model's own answers to validation and test, computed here again."""
     run()
-    prepared = Prepared.open()
+    prepared = PreparedDataset.open()
     trust = read_json(paths.TRUST)
     logits, features = dict[str, Any](), dict[str, Any]()
     for split in SPLITS:
@@ -132,29 +132,29 @@ def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.
     for entry, expected in zip(trust["conformal"], conformal(logits, labels, list(CLASSES)), strict=True):
         assert entry["threshold"] == pytest.approx(expected["threshold"], abs=1e-5)
         assert entry["coverage"] == expected["coverage"]
-    told, reference = read_reference("finetune")
+    told, reference = read_ood_reference("finetune")
     np.testing.assert_allclose(reference, features["train"], atol=1e-4)
     assert told["temperature"] == trust["calibration"]["finetune"]["temperature"]
     assert [each["threshold"] for each in told["conformal"]] == [each["threshold"] for each in trust["conformal"]]
     assert told["out_of_distribution"]["thresholds"] == trust["out_of_distribution"]["thresholds"]
     distance = {split: distances(features[split], features["train"]) for split in labels}
-    assert trust["out_of_distribution"]["flagged"] == novelty(distance, 12)["flagged"]
+    assert trust["out_of_distribution"]["flagged"] == ood_thresholds(distance, 12)["flagged"]
 
 
 @pytest.mark.usefixtures("project")
 def test_an_export_of_the_probe_will_say_how_sure_the_probe_is() -> None:
     run()
-    prepared = Prepared.open()
+    prepared = PreparedDataset.open()
     head, split_labels = read_head(), {split: read_labels(split) for split in ("validation", "test")}
     features: dict[str, Any] = {split: read_features(prepared.rows(split)) for split in SPLITS}
     logits = {split: head.logits(features[split]) for split in split_labels}
-    told, reference = read_reference("probe")
+    told, reference = read_ood_reference("probe")
     np.testing.assert_array_equal(reference, features["train"])
     assert told["temperature"] == calibration(logits, split_labels)["temperature"]
     expected = conformal(logits, split_labels, list(CLASSES))
     assert [each["threshold"] for each in told["conformal"]] == [each["threshold"] for each in expected]
     distance = {split: distances(features[split], reference) for split in split_labels}
-    assert told["out_of_distribution"]["thresholds"] == novelty(distance, 12)["thresholds"]
+    assert told["out_of_distribution"]["thresholds"] == ood_thresholds(distance, 12)["thresholds"]
 
 
 @pytest.mark.usefixtures("project")
@@ -223,7 +223,7 @@ def test_the_backbones_own_classes_and_the_heads_go_through_the_stages(
     write_finetune(tuple(sets))
     run()
 
-    whole = build(BUNDLED, pretrained=True, image_size=None, args={}).eval()
+    whole = create_backbone(BUNDLED, pretrained=True, image_size=None, args={}).eval()
     with torch.inference_mode():
         logits = whole(Normalize(prepared.input)(evaluation_pixels(prepared, prepared.rows("test"))))
     p = logits.softmax(1).double().numpy()

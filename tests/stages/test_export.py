@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json, write_report
-from headstart.data.dataset import Prepared, read_labels
+from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.data.loader import evaluation_pixels
-from headstart.evaluation.ood import write_reference
+from headstart.evaluation.ood import write_ood_reference
 from headstart.export import bundle_writer, parity
 from headstart.export.formats import Function, onnx_model
 from headstart.images.preprocess import Preprocessing
-from headstart.models.backbone import build, classifier, features_of, input_config
+from headstart.models.backbone import create_backbone, features_of, get_head, input_config
 from headstart.models.head import Head, write_heads
 from headstart.models.timm_checkpoint import load_timm, save_timm
 from headstart.stages import export
-from helpers.pictures import CLASSES, INPUT, params, sources, write_finetune, write_prepared
+from helpers.images import CLASSES, INPUT, params, sources, write_finetune, write_prepared
 
 FIGURES: dict[str, Any] = {"accuracy": 0.75, "balanced_accuracy": 0.5, "macro_f1": 0.25, "nll": 1.125, "ece": 0.0625}
 FIGURES |= {"intervals": {"accuracy": [0.5, 0.875]}}
@@ -53,7 +53,7 @@ def write_inputs() -> None:
     write_report("evaluate", EVALUATION)
     write_json(paths.TRUST, {"calibration": {"finetune": CALIBRATION, "probe": CALIBRATION}})
     write_json(paths.RUN_INFO, {"data_sha256": "d" * 64, "weights_sha256": "e" * 64})
-    write_reference({name: (TOLD, np.eye(3, dtype=np.float32)) for name in ("finetune", "probe")})
+    write_ood_reference({name: (TOLD, np.eye(3, dtype=np.float32)) for name in ("finetune", "probe")})
     write_finetune()
 
 
@@ -194,12 +194,14 @@ def test_the_cards_examples_run(
 
 @pytest.mark.usefixtures("project")
 def test_the_probe_on_its_frozen_backbone_is_exported() -> None:
-    backbone = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=len(CLASSES)).eval()
+    backbone = create_backbone(
+        "test_resnet", pretrained=False, image_size=None, args={}, num_classes=len(CLASSES)
+    ).eval()
     weight = np.random.default_rng(0).normal(size=(len(CLASSES), 96)).astype(np.float32)
     write_heads([Head(weight, np.arange(4, dtype=np.float32), 1e-3)], 0)
     run({"export.from": "probe", "backbone.name": "test_resnet", "backbone.pretrained": False, "export.formats": []})
     model: Any = timm.create_model("local-dir:export", pretrained=True).eval()
-    assert np.array_equal(classifier(model).weight.detach().numpy(), weight)
+    assert np.array_equal(get_head(model).weight.detach().numpy(), weight)
     inputs = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(features_of(model, inputs), features_of(backbone, inputs))
@@ -209,7 +211,7 @@ def test_the_probe_on_its_frozen_backbone_is_exported() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_a_broken_timm_export_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def flipped(model: nn.Module, weights: Any, prepared: Prepared, folder: Path) -> None:
+    def flipped(model: nn.Module, weights: Any, prepared: PreparedDataset, folder: Path) -> None:
         save_timm(model, weights, prepared, folder)
         tensors = load_file(folder / "model.safetensors")
         save_file({name: -t if name == "fc.weight" else t for name, t in tensors.items()}, folder / "model.safetensors")
@@ -281,7 +283,7 @@ def test_a_model_left_in_training_mode_is_caught(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("project")
-def test_the_error_names_the_first_picture_that_differs_and_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_first_image_that_differs_and_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
     def third_is_off(path: Path) -> Function:
         function, calls = onnx_model(path), iter(range(1000))
 
@@ -292,7 +294,7 @@ def test_the_error_names_the_first_picture_that_differs_and_by_how_much(monkeypa
         return run
 
     monkeypatch.setattr(bundle_writer, "onnx_model", third_is_off)
-    prepared = Prepared.open()
+    prepared = PreparedDataset.open()
     third = sources(prepared)[prepared.rows("validation")[2]]
     with pytest.raises(UserError, match=rf"onnx, batch 1: .+ first is {re.escape(third)}: its logits by 0\.5,"):
         run({"export.formats": ["onnx"]})
@@ -306,7 +308,7 @@ def test_the_error_names_the_first_picture_that_differs_and_by_how_much(monkeypa
 def test_a_format_that_rounds_too_coarsely_is_caught(
     bound: dict[str, float], moved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers that differ in the top class of two of ten pictures, and so in the loss."""
+    """Answers that differ in the top class of two of ten images, and so in the loss."""
 
     def coarse(path: Path) -> Function:
         function = onnx_model(path)
@@ -345,7 +347,7 @@ def test_a_preparation_of_predict_that_differs_is_caught(monkeypatch: pytest.Mon
     right = Preprocessing.of(INPUT)
     wrong = replace(right, mean=(0.5, 0.4, 0.31))
     monkeypatch.setattr(Preprocessing, "of", lambda _config: wrong)
-    prepared = Prepared.open()
+    prepared = PreparedDataset.open()
     first = sources(prepared)[prepared.rows("validation")[0]]
     with pytest.raises(UserError, match=rf"{first} comes out otherwise as predict .+ differs by 0\.0333"):
         run()
@@ -353,7 +355,7 @@ def test_a_preparation_of_predict_that_differs_is_caught(monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("project")
-def test_stored_pictures_that_differ_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_images_that_differ_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = evaluation_pixels
     monkeypatch.setattr(parity, "evaluation_pixels", lambda prepared, rows: right(prepared, rows).transpose(1, 2))
     with pytest.raises(UserError, match="comes out otherwise as stored"):
@@ -362,8 +364,8 @@ def test_stored_pictures_that_differ_are_caught(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("project")
-def test_a_picture_that_changed_since_is_told() -> None:
-    prepared = Prepared.open()
+def test_an_image_that_changed_since_is_told() -> None:
+    prepared = PreparedDataset.open()
     name = sources(prepared)[prepared.rows("validation")[0]]
     Image.new("RGB", (40, 40)).save(Path("data/raw", name))
     with pytest.raises(UserError, match=f"export: {name} was changed since it was prepared: run `dvc repro`"):
@@ -374,7 +376,7 @@ def test_a_picture_that_changed_since_is_told() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_pictures_are_train_s_where_validation_has_none() -> None:
+def test_images_are_train_s_where_validation_has_none() -> None:
     shutil.rmtree(paths.PREPARED)
     write_prepared({"train": 7, "validation": 0, "test": 2}, files=True)
     run({"export.pictures": 5, "export.formats": []})
@@ -383,11 +385,11 @@ def test_pictures_are_train_s_where_validation_has_none() -> None:
     assert report["preparation"]["stored"] is None
 
 
-def test_pictures_are_chosen_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_chosen_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     prepared = write_prepared()
     validation, labels = prepared.rows("validation"), read_labels("validation")
     for count, places in ((3, [0, 4, 9]), (100, list(range(10)))):
-        rows, classes = parity.comparison_pictures(prepared, count)
+        rows, classes = parity.comparison_images(prepared, count)
         assert rows.tolist() == validation[places].tolist()
         assert classes.tolist() == labels[places].tolist()

@@ -13,15 +13,15 @@ from torch import nn
 
 from headstart.core.paths import FEATURES
 from headstart.data import loader
-from headstart.data.dataset import Prepared
+from headstart.data.dataset import PreparedDataset
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.transforms import evaluation_transform
 from headstart.features.cache import read_features
-from headstart.features.extract import infer
-from headstart.models.backbone import BUNDLED, build, classifier
-from headstart.models.head import read_own_classifier
+from headstart.features.extract import run_inference
+from headstart.models.backbone import BUNDLED, create_backbone, get_head
+from headstart.models.head import read_pretrained_head
 from headstart.stages import features
-from helpers.pictures import params, write_prepared
+from helpers.images import params, write_prepared
 
 SMALL = {"backbone.name": "test_resnet", "backbone.pretrained": False, "features.batch_size": 4, "run.cache": "cache"}
 
@@ -36,7 +36,7 @@ def stored() -> bytes:
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset:
     monkeypatch.chdir(tmp_path)
     return write_prepared()
 
@@ -45,18 +45,18 @@ def run(**changes: Any) -> None:
     features.run(params({**SMALL, **changes}).declared(features.PARAMS))
 
 
-def test_logits_from_cached_features_are_the_models_own(prepared: Prepared) -> None:
+def test_logits_from_cached_features_are_the_models_own(prepared: PreparedDataset) -> None:
     run()
-    model = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).eval()
-    nn.init.normal_(classifier(model).weight)
+    model = create_backbone("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).eval()
+    nn.init.normal_(get_head(model).weight)
     rows = np.arange(len(prepared.ids))
     with torch.inference_mode():
         expected = model(Normalize(prepared.input)(evaluation_pixels(prepared, rows)))
-        found = classifier(model)(torch.from_numpy(read_features(rows)))
+        found = get_head(model)(torch.from_numpy(read_features(rows)))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_second_run_computes_nothing_and_gives_the_same_bytes(prepared: Prepared) -> None:
+def test_a_second_run_computes_nothing_and_gives_the_same_bytes(prepared: PreparedDataset) -> None:
     run()
     first = stored()
     assert report()["computed"] == len(prepared.ids)
@@ -78,8 +78,8 @@ def test_other_weights_are_other_rows_and_going_back_computes_nothing() -> None:
     assert stored() == first
 
 
-def test_a_killed_run_goes_on(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = infer
+def test_a_killed_run_goes_on(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = run_inference
 
     def killed_after_two_batches(*args: Any, **options: Any) -> Iterator[NDArray[np.float32]]:
         batches = real(*args, **options)
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on(prepared: Prepared, monkeypatch: pytest.MonkeyPatc
     assert len(prepared.ids) == report()["pictures"]
 
 
-def test_half_precision_rows_are_near(prepared: Prepared) -> None:
+def test_half_precision_rows_are_near(prepared: PreparedDataset) -> None:
     run()
     rows = np.arange(len(prepared.ids))
     full = read_features(rows)
@@ -110,10 +110,10 @@ def test_half_precision_rows_are_near(prepared: Prepared) -> None:
     np.testing.assert_allclose(read_features(rows), full, rtol=1e-3, atol=1e-3)
 
 
-def test_the_pretrained_classifier_is_kept_and_reads_the_features(prepared: Prepared) -> None:
+def test_the_pretrained_classifier_is_kept_and_reads_the_features(prepared: PreparedDataset) -> None:
     run(**{"backbone.name": BUNDLED, "backbone.pretrained": True})
-    model = build(BUNDLED, pretrained=True, image_size=None, args={}).eval()
-    own = read_own_classifier()
+    model = create_backbone(BUNDLED, pretrained=True, image_size=None, args={}).eval()
+    own = read_pretrained_head()
     assert own is not None
     rows = np.arange(len(prepared.ids))
     with torch.inference_mode():
@@ -127,12 +127,12 @@ def test_the_pretrained_classifier_is_kept_and_reads_the_features(prepared: Prep
 def test_drawn_weights_have_no_classifier_of_their_own_nor_keep_anothers() -> None:
     run(**{"backbone.name": BUNDLED, "backbone.pretrained": True})
     run()
-    assert read_own_classifier() is None
+    assert read_pretrained_head() is None
     assert sorted(path.name for path in FEATURES.iterdir()) == ["features.json", "features.npy"]
 
 
 @pytest.mark.usefixtures("prepared")
-def test_timms_crop_is_not_built_for_every_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timms_crop_is_not_built_for_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
 
     def counted(config: dict[str, Any]) -> Any:
@@ -141,4 +141,4 @@ def test_timms_crop_is_not_built_for_every_picture(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(loader, "evaluation_transform", counted)
     run(**{"features.batch_size": 31})
-    assert len(built) == 1  # all 31 pictures are computed in one batch, and named without it
+    assert len(built) == 1  # all 31 images are computed in one batch, and named without it

@@ -1,4 +1,4 @@
-"""Fine-tuning: its promises on a small model and invented pictures."""
+"""Fine-tuning: its promises on a small model and invented images."""
 
 import json
 import signal
@@ -20,15 +20,15 @@ from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import read_table
 from headstart.core.paths import FINETUNE
-from headstart.data.dataset import Prepared
-from headstart.models.backbone import build
+from headstart.data.dataset import PreparedDataset
+from headstart.models.backbone import create_backbone
 from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
 from headstart.training.autotune import check_precision
-from headstart.training.batch_size import MicroBatches
-from headstart.training.datamodule import Batch, Part, TrainingPictures
-from headstart.training.module import Classifier
-from helpers.pictures import INPUT, params, write_prepared
+from headstart.training.batch_size import AccumulationFinder
+from headstart.training.datamodule import Batch, BatchSpec, TrainDataset
+from headstart.training.module import FineTuner
+from helpers.images import INPUT, params, write_prepared
 
 SMALL = {
     "backbone.name": "test_resnet",
@@ -43,7 +43,7 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset:
     monkeypatch.chdir(tmp_path)
     prepared = write_prepared({"train": 35, "validation": 13, "test": 4})
     write_heads([Head(np.zeros((4, 96), np.float32), np.zeros(4, np.float32), 1e-3)], 0)
@@ -92,11 +92,11 @@ def test_the_penalty_in_the_loss_and_in_the_optimiser_are_the_same() -> None:
 
 
 def test_parts_that_a_gpu_needs_give_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def three(_: MicroBatches, trainer: Trainer, __: LightningModule) -> None:
+    def three(_: AccumulationFinder, trainer: Trainer, __: LightningModule) -> None:
         trainer.accumulate_grad_batches = 3
 
     whole = run()
-    monkeypatch.setattr(MicroBatches, "on_fit_start", three)
+    monkeypatch.setattr(AccumulationFinder, "on_fit_start", three)
     assert largest_difference(whole, run({"run.cache": "another"})) < 1e-5
 
 
@@ -113,7 +113,7 @@ def test_accumulated_parts_give_the_same_weights() -> None:
 
 def test_frozen_means_frozen() -> None:
     """With a phase of the head alone of all epochs but one, and a last epoch at the backbone's learning rate zero."""
-    start = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
+    start = create_backbone("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
     changes = {
         "finetune.recipe": "head_first",
         "finetune.phase_epochs": 2,
@@ -126,7 +126,7 @@ def test_frozen_means_frozen() -> None:
 
 
 def test_training_statistics_move() -> None:
-    start = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
+    start = create_backbone("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
     weights = run({"finetune.batch_norm": "train"})
     assert not torch.equal(start["layer1.0.bn1.running_mean"], weights["layer1.0.bn1.running_mean"])
 
@@ -160,23 +160,23 @@ def test_it_stops_when_the_best_epoch_is_patience_epochs_ago(
         self.log("val_accuracy", 0.5)
         self.val_loss.reset()
 
-    real = Classifier.training_step
+    real = FineTuner.training_step
 
     def interrupted(self: Any, batch: Any, batch_idx: int) -> Tensor:
         if self.current_epoch == interrupted_at:
             signal.raise_signal(signal.SIGINT)
         return real(self, batch, batch_idx)
 
-    monkeypatch.setattr(Classifier, "on_validation_epoch_end", scripted)
+    monkeypatch.setattr(FineTuner, "on_validation_epoch_end", scripted)
     changes = {
         "finetune.epochs": len(VAL_LOSSES),
         "finetune.early_stopping": {"monitor": "val_loss", "patience": 3, "min_delta": 0.0},
     }
     if interrupted_at is not None:
-        monkeypatch.setattr(Classifier, "training_step", interrupted)
+        monkeypatch.setattr(FineTuner, "training_step", interrupted)
         with pytest.raises(SystemExit):
             run(changes)
-        monkeypatch.setattr(Classifier, "training_step", real)
+        monkeypatch.setattr(FineTuner, "training_step", real)
     run(changes)
     report = json.loads(Path("reports/finetune.json").read_text())
     assert (report["best_epoch"], report["epochs"], report["stopped_early"]) == (2, 5, True)
@@ -184,8 +184,8 @@ def test_it_stops_when_the_best_epoch_is_patience_epochs_ago(
 
 def test_gradual_unfreezing_moves_each_stage_from_its_phase_on() -> None:
     """After each phase, what has moved is what has trained; with every group in the optimiser from the first step."""
-    start = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
-    moved, real = [], Classifier.on_train_epoch_start
+    start = create_backbone("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
+    moved, real = [], FineTuner.on_train_epoch_start
     for epochs in range(1, 7):
         seen: dict[str, Any] = {}
 
@@ -197,7 +197,7 @@ def test_gradual_unfreezing_moves_each_stage_from_its_phase_on() -> None:
                 signal.raise_signal(signal.SIGINT)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Classifier, "on_train_epoch_start", keep)
+            patch.setattr(FineTuner, "on_train_epoch_start", keep)
             with pytest.raises(SystemExit):
                 run({"finetune.recipe": "gradual", "finetune.epochs": 7, "run.cache": f"cache{epochs}"})
         assert seen.pop("groups") == 4
@@ -213,7 +213,7 @@ def test_l2_sp_stays_nearer_to_the_start_than_l2() -> None:
     weights = {}
     noise = np.random.default_rng(0).normal(0, 0.1, (4, 96)).astype(np.float32)
     write_heads([Head(noise, np.zeros(4, np.float32), 1e-3)], 0)
-    model = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4)
+    model = create_backbone("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4)
     start = model.state_dict()
     save_for_hf(model, "pretrained", safe_serialization=True, model_config={"pretrained_cfg": INPUT})
     for kind in ("l2", "l2_sp", "none"):
@@ -265,7 +265,7 @@ def test_the_average_is_kept_with_the_raw_weights_beside_it() -> None:
     assert 1e-4 < largest_difference(averaged, raw) < 1
 
 
-def test_a_start_that_training_only_makes_worse_is_what_is_kept(prepared: Prepared) -> None:
+def test_a_start_that_training_only_makes_worse_is_what_is_kept(prepared: PreparedDataset) -> None:
     changes = {"finetune.lr": {"backbone": 0.0, "head": 30.0}, "finetune.epochs": 1, "finetune.warmup_epochs": 0}
     weights = run(changes)
     report = json.loads(Path("reports/finetune.json").read_text())
@@ -305,7 +305,7 @@ def test_a_step_asks_the_device_for_no_number(monkeypatch: pytest.MonkeyPatch, c
     for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__"):
         noted(Tensor, name, name)
     for name in ("training_step", "configure_gradient_clipping"):
-        noted(Classifier, name)
+        noted(FineTuner, name)
     run({"finetune.clip": clip, "finetune.augment.mixup": 0.4})
     assert len(steps) == 2 * 3 * 4
     assert "item" in asked or "__float__" in asked  # the notes work
@@ -321,11 +321,11 @@ def test_mixtures_train_on_both_labels_by_their_shares(monkeypatch: pytest.Monke
     assert min(losses[1:]) < losses[0]
 
     # With its own label as the partner's, whatever the share, a mixture's loss is the plain one.
-    def own_partners(self: TrainingPictures, part: Part) -> Batch:
+    def own_partners(self: TrainDataset, part: BatchSpec) -> Batch:
         labels = torch.from_numpy(self.labels[part.places])
         return Batch(self._pixels(part.epoch, part.places), labels, labels, torch.linspace(0, 1, len(labels)))
 
-    monkeypatch.setattr(TrainingPictures, "__getitem__", own_partners)
+    monkeypatch.setattr(TrainDataset, "__getitem__", own_partners)
     assert largest_difference(plain, run({"run.cache": "third"})) < 1e-5
 
 
@@ -352,19 +352,21 @@ def test_bfloat16_trains_near_float32() -> None:
 
 def test_models_with_two_classifiers_are_refused() -> None:
     with pytest.raises(UserError, match="several classifiers"):
-        build("deit_tiny_distilled_patch16_224", pretrained=False, image_size=None, args={"depth": 1}, num_classes=2)
+        create_backbone(
+            "deit_tiny_distilled_patch16_224", pretrained=False, image_size=None, args={"depth": 1}, num_classes=2
+        )
 
 
 def test_statistics_that_are_synchronised_on_gpus_leave_the_function_what_it_is() -> None:
     """torch's own conversion, which Lightning's flag makes, loses the activations within timm's layers."""
     model = timm.create_model("test_efficientnet", num_classes=3).eval()
-    pictures = torch.randn(2, 3, 64, 64)
-    before, parameters = model(pictures), list(model.parameters())
+    images = torch.randn(2, 3, 64, 64)
+    before, parameters = model(images), list(model.parameters())
     converted = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     assert any(isinstance(part, torch.nn.SyncBatchNorm) for part in converted.modules())
-    torch.testing.assert_close(converted.eval()(pictures), before)
+    torch.testing.assert_close(converted.eval()(images), before)
     assert all(a is b for a, b in zip(parameters, converted.parameters(), strict=True))
     torchs: Any = timm.create_model("test_efficientnet", num_classes=3).eval()
     torchs = torch.nn.SyncBatchNorm.convert_sync_batchnorm(torchs)  # type: ignore[no-untyped-call]
     torchs.load_state_dict(converted.state_dict())
-    assert float((torchs(pictures) - before).abs().max().detach()) > 1e-3
+    assert float((torchs(images) - before).abs().max().detach()) > 1e-3

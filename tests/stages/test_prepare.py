@@ -26,8 +26,8 @@ from headstart.core.errors import UserError
 from headstart.core.io import read_json, read_table
 from headstart.core.paths import PREPARED
 from headstart.data import packing
-from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Prepared, manifest_rows, read_labels
-from headstart.data.image_info import LabelledImage, content_sha256, look_of
+from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, PreparedDataset, manifest_rows, read_labels
+from headstart.data.image_info import LabelledImage, content_sha256, info_of
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.transforms import evaluation_transform
 from headstart.stages import prepare
@@ -74,8 +74,8 @@ def splits() -> dict[str, str]:
     return {row["source"]: row["split"] for row in manifest_rows()}
 
 
-def resized(prepared: Prepared, source: str, split: str) -> NDArray[np.uint8]:
-    """What is to be stored of a picture: for training, at most 24 = 1.5 x 16 pixels on the short side."""
+def resized(prepared: PreparedDataset, source: str, split: str) -> NDArray[np.uint8]:
+    """What is to be stored of an image: for training, at most 24 = 1.5 x 16 pixels on the short side."""
     image = Image.open(Path("pictures") / source).convert("RGB")
     resize, _ = evaluation_transform(prepared.input)
     if split != "train" or min(image.size) < 18:
@@ -87,8 +87,8 @@ def resized(prepared: Prepared, source: str, split: str) -> NDArray[np.uint8]:
 
 
 def check_store() -> dict[str, str]:
-    """Every row is its picture at its split's size, and the shards hold nothing else; give the splits."""
-    prepared, stored = Prepared.open(), 0
+    """Every row is its image at its split's size, and the shards hold nothing else; give the splits."""
+    prepared, stored = PreparedDataset.open(), 0
     assert prepared.input["interpolation"] == "bilinear"
     for row, about in enumerate(manifest_rows()):
         pixels = prepared.pixels(row)
@@ -100,7 +100,7 @@ def check_store() -> dict[str, str]:
     return splits()
 
 
-def test_training_pictures_are_stored_for_crops_and_others_at_timms_evaluation_resize() -> None:
+def test_training_images_are_stored_for_crops_and_others_at_timms_evaluation_resize() -> None:
     draw_classes(each=10)
     for i, size in enumerate([(90, 60), (50, 70), (24, 99), (23, 99), (10, 8)] * 3):
         draw(f"pictures/{'ab'[i % 2]}/large{i}.png", 3000 + i, size)
@@ -110,7 +110,7 @@ def test_training_pictures_are_stored_for_crops_and_others_at_timms_evaluation_r
     manifest = list(manifest_rows())
     sizes = {(int(row["width"]), int(row["height"])) for row in manifest}
     assert sizes == {(30, 20), (90, 60), (50, 70), (24, 99), (23, 99), (10, 8)}
-    assert Prepared.open().classes == ["a", "b"]
+    assert PreparedDataset.open().classes == ["a", "b"]
     for split in SPLITS:
         assert [int(row["label"] == "b") for row in manifest if row["split"] == split] == read_labels(split).tolist()
     assert sorted(path.name for path in Path("data").iterdir()) == ["prepared"]
@@ -124,14 +124,14 @@ def test_training_pictures_are_stored_for_crops_and_others_at_timms_evaluation_r
 
 
 def test_every_row_has_its_splits_size_where_splits_come_out_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes of three lend; groups that share a picture are joined, whatever their own numbers say."""
+    """Classes of three lend; groups that share an image are joined, whatever their own numbers say."""
     monkeypatch.setattr(packing, "SHARD_PICTURES", 7)
     rows = ["path,label,group"]
     for number in range(40):
         label = f"c{number % 13:02d}"
         draw(f"pictures/{number}.png", number, (60, 40))
         rows.append(f"{number}.png,{label},{'' if number % 4 else f'group{number}'}")
-    for number in range(0, 24, 4):  # the same picture once more, in another group
+    for number in range(0, 24, 4):  # the same image once more, in another group
         Path(f"pictures/{number}again.png").write_bytes(Path(f"pictures/{number}.png").read_bytes())
         rows.append(f"{number}again.png,c{number % 13:02d},other{number}")
     Path("pictures/list.csv").write_text("\n".join(rows))
@@ -266,7 +266,7 @@ def run_interrupted(before: int) -> None:
 def test_what_was_packed_before_an_error_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     draw_classes()
     Path("pictures/a/bad.png").write_bytes(b"")
-    with pytest.raises(UserError, match="1 bad pictures"):
+    with pytest.raises(UserError, match="1 bad images"):
         prepare.run(params())
     prepare.run(params(on_bad_image="skip"))
     assert read_json(Path("reports/prepare.json"))["reused"] == 24
@@ -301,13 +301,13 @@ def test_jpegs_of_the_resized_pixels_take_less_and_are_near_them(monkeypatch: py
     for i in range(24):
         draw_smooth(f"pictures/{'ab'[i % 2]}/{i}.png", i)
     prepare.run(params(train_scale=6.0))
-    raw, size = Prepared.open(), read_json(Path("reports/prepare.json"))["bytes"]
+    raw, size = PreparedDataset.open(), read_json(Path("reports/prepare.json"))["bytes"]
     pixels = [raw.pixels(row).astype(int) for row in range(24)]
     prepare.run(params(train_scale=6.0, store="jpeg"))
     report = read_json(Path("reports/prepare.json"))
     assert (report["store"], report["decoded"]) == ("jpeg", 24)
     assert report["bytes"] < size / 2
-    prepared = Prepared.open()
+    prepared = PreparedDataset.open()
     for row, expected in enumerate(pixels):
         assert prepared.pixels(row).shape == expected.shape
         assert np.abs(prepared.pixels(row) - expected).mean() < 2
@@ -323,16 +323,16 @@ def test_original_pixels_can_be_kept() -> None:
     for i in range(20):
         draw(f"pictures/{'ab'[i % 2]}/{i}.png", i, (70, 50))
     prepare.run(params(train_scale=None))
-    prepared = Prepared.open()
+    prepared = PreparedDataset.open()
     assert {prepared.pixels(int(row)).shape for row in prepared.rows("train")} == {(50, 70, 3)}
     assert read_json(Path("reports/prepare.json"))["train_side"] is None
 
 
-def test_training_pictures_are_evaluated_at_timms_resize() -> None:
+def test_training_images_are_evaluated_at_timms_resize() -> None:
     for i in range(30):
         draw(f"pictures/{'ab'[i % 2]}/{i}.png", i, [(70, 50), (20, 22), (24, 60)][i % 3])
     prepare.run(params())
-    prepared = Prepared.open()
+    prepared = PreparedDataset.open()
     transform = create_transform(**prepared.input, is_training=False)
     pixels = evaluation_pixels(prepared, np.arange(30))
     for row, about in enumerate(manifest_rows()):
@@ -340,7 +340,7 @@ def test_training_pictures_are_evaluated_at_timms_resize() -> None:
             original = image.convert("RGB")
         larger = about["split"] == "train" and min(original.size) > 24
         picture = Image.fromarray(prepared.pixels(row)) if larger else original
-        # torch's kernel, which resizes the training pictures, may be one level of 255 away from Pillow's.
+        # torch's kernel, which resizes the training images, may be one level of 255 away from Pillow's.
         level = 1.01 / 255 / min(prepared.input["std"]) if about["split"] == "train" else 1e-5
         difference = Normalize(prepared.input)(pixels[row : row + 1])[0] - transform(picture)
         assert difference.abs().max() <= level
@@ -352,7 +352,7 @@ def test_another_input_decodes_anew() -> None:
     other = params()
     prepare.run(other.model_copy(update={"backbone": other.backbone.model_copy(update={"image_size": 24})}))
     assert read_json(Path("reports/prepare.json"))["decoded"] == 24
-    prepared = Prepared.open()
+    prepared = PreparedDataset.open()
     assert {prepared.pixels(int(row)).shape[0] for row in prepared.rows("validation")} == {25}
     prepare.run(params(train_scale=1.2))
     assert read_json(Path("reports/prepare.json"))["decoded"] == 24
@@ -377,7 +377,7 @@ def test_every_damaged_file_is_named(caplog: pytest.LogCaptureFixture) -> None:
     report = read_json(Path("reports/prepare.json"))
     assert {bad["source"] for bad in report["bad"]} == names
     assert report["pictures"] == 30
-    assert "200 bad pictures left out" in caplog.text
+    assert "200 bad images left out" in caplog.text
 
 
 def test_a_table_keeps_its_splits_groups_and_further_columns() -> None:
@@ -416,7 +416,7 @@ def test_a_path_that_is_listed_twice_is_refused() -> None:
         prepare.run(params("csv:list.csv"))
 
 
-def test_identical_pictures_of_given_splits_are_counted() -> None:
+def test_identical_images_of_given_splits_are_counted() -> None:
     for split in ("train", "val", "test"):
         draw_classes(each=3, root=f"pictures/{split}")
     prepare.run(params())
@@ -433,7 +433,7 @@ def test_classes_are_checked_before_anything_is_decoded(monkeypatch: pytest.Monk
         prepare.run(params())
 
 
-def test_a_class_of_bad_pictures_only_is_refused() -> None:
+def test_a_class_of_bad_images_only_is_refused() -> None:
     draw_classes()
     Path("pictures/c").mkdir()
     for i in range(3):
@@ -444,22 +444,22 @@ def test_a_class_of_bad_pictures_only_is_refused() -> None:
 
 def test_an_empty_folder_is_refused() -> None:
     Path("pictures").mkdir()
-    with pytest.raises(UserError, match="no usable picture"):
+    with pytest.raises(UserError, match="no usable image"):
         prepare.run(params())
 
 
-def test_what_a_picture_looks_like_is_noted_and_odd_ones_are_listed() -> None:
+def test_what_an_image_looks_like_is_noted_and_odd_ones_are_listed() -> None:
     draw_classes(each=12)
     Image.new("RGB", (300, 200), "grey").save("pictures/a/blank.png")
     prepare.run(params())
     manifest = {row["source"]: row for row in manifest_rows()}
     picture = Image.open("pictures/a/005.png").convert("RGB")
-    noted = look_of(picture)
+    noted = info_of(picture)
     row = manifest["a/005.png"]
     assert (row["width"], row["height"]) == tuple(map(str, picture.size))
     assert (row["phash"], float(row["contrast"])) == (noted.phash, noted.contrast)
     assert imagehash.hex_to_hash(row["phash"]) - imagehash.phash(picture) <= 8
-    assert [(odd["source"], odd["problem"]) for odd in read_table(paths.ODD_PICTURES)] == [("a/blank.png", "blank")]
+    assert [(odd["source"], odd["problem"]) for odd in read_table(paths.ODD_IMAGES)] == [("a/blank.png", "blank")]
     report = read_json(Path("reports/prepare.json"))
     assert report["odd_pictures"] == {"tiny": 0, "blank": 1}
     assert report["class_imbalance"] >= 1

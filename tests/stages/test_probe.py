@@ -10,21 +10,21 @@ import pytest
 from headstart.core.errors import UserError
 from headstart.core.io import read_table
 from headstart.core.paths import PROBE
-from headstart.data.dataset import Prepared, read_labels
+from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.features.cache import write_features
-from headstart.models.head import OwnClassifier, read_head, write_own_classifier
+from headstart.models.head import PretrainedHead, read_head, write_pretrained_head
 from headstart.probe import sklearn_heads
 from headstart.probe.logistic import cross_entropy
 from headstart.probe.outputs import read_baselines
 from headstart.stages import probe
-from helpers.pictures import CLASSES, params, write_prepared
+from helpers.images import CLASSES, params, write_prepared
 
 PATH = [1.0, 0.1, 0.01]
 HEADS = ["ridge", "knn", "tree", "forest", "boosting"]
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset:
     """Features that tell the class, but for noise."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sklearn_heads, "FOREST_TREES", 20)
@@ -39,7 +39,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     return prepared
 
 
-def test_the_lowest_validation_loss_is_chosen_and_reported(prepared: Prepared) -> None:
+def test_the_lowest_validation_loss_is_chosen_and_reported(prepared: PreparedDataset) -> None:
     probe.run(params({"probe.l2": PATH}).declared(probe.PARAMS))
     table = read_table(Path("reports/probe/l2_path.csv"))
     assert [float(row["l2"]) for row in table] == PATH
@@ -70,7 +70,7 @@ def run(**changes: Any) -> dict[str, Any]:
     return report
 
 
-def test_every_head_is_asked_about_the_pictures_outside_train(prepared: Prepared) -> None:
+def test_every_head_is_asked_about_the_images_outside_train(prepared: PreparedDataset) -> None:
     report = run(heads=HEADS)
     assert list(report["heads"]) == HEADS
     assert report["skipped"] == {}
@@ -103,9 +103,9 @@ def test_a_head_that_does_not_pay_is_skipped_with_the_reason(monkeypatch: pytest
     assert report["skipped"] == {"boosting": "4 classes: its time grows with them, and beyond 3 it is skipped"}
 
 
-def test_the_backbones_own_classes_are_summed(prepared: Prepared) -> None:
+def test_the_backbones_own_classes_are_summed(prepared: PreparedDataset) -> None:
     weight = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
-    write_own_classifier(OwnClassifier(weight, np.zeros(6, np.float32), list("uvwxyz"), []))
+    write_pretrained_head(PretrainedHead(weight, np.zeros(6, np.float32), list("uvwxyz"), []))
     sets = dict(zip(CLASSES, (["U", 3], ["v"], ["w"], "rest"), strict=True))
     report = run(class_map=sets)
     assert report["heads"]["zero_shot"]["settings"] == dict(zip(CLASSES, ([0, 3], [1], [2], "rest"), strict=True))
@@ -122,7 +122,7 @@ def test_a_wrong_map_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch)
     sets = {name: [i] for i, name in enumerate(CLASSES)}
     with pytest.raises(UserError, match=r"probe\.class_map: this backbone came without a linear classifier"):
         run(class_map=sets)
-    write_own_classifier(OwnClassifier(np.zeros((3, 6), np.float32), np.zeros(3, np.float32), [], []))
+    write_pretrained_head(PretrainedHead(np.zeros((3, 6), np.float32), np.zeros(3, np.float32), [], []))
     with pytest.raises(UserError, match="yak: the backbone has no class 3; they are 0 to 2"):
         run(class_map=sets)
 

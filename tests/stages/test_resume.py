@@ -25,10 +25,10 @@ from headstart.core.paths import FINETUNE
 from headstart.core.run_state import read_stopped
 from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
-from headstart.training.checkpoint import StateFiles
-from headstart.training.datamodule import Pictures
-from headstart.training.module import Classifier
-from helpers.pictures import params, write_prepared
+from headstart.training.checkpoint import CheckpointFiles
+from headstart.training.datamodule import FineTuneDataModule
+from headstart.training.module import FineTuner
+from helpers.images import params, write_prepared
 
 SMALL = {
     "backbone.name": "test_resnet",
@@ -72,7 +72,7 @@ def assert_same(a: Result, b: Result) -> None:
 
 def signal_at(method: str, places: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Have a signal come within a step at each of these (epoch, batch) once; undone by the function that is given."""
-    real, left = getattr(Classifier, method), set(places)
+    real, left = getattr(FineTuner, method), set(places)
 
     def interrupted(self: Any, batch: Any, batch_idx: int) -> Any:
         place = (self.current_epoch, batch_idx)
@@ -81,8 +81,8 @@ def signal_at(method: str, places: set[tuple[int, int]], monkeypatch: pytest.Mon
             signal.raise_signal(signal.SIGTERM)
         return real(self, batch, batch_idx)
 
-    monkeypatch.setattr(Classifier, method, interrupted)
-    return lambda: monkeypatch.setattr(Classifier, method, real)
+    monkeypatch.setattr(FineTuner, method, interrupted)
+    return lambda: monkeypatch.setattr(FineTuner, method, real)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -179,13 +179,13 @@ def test_after_a_kill_it_goes_on_from_the_last_saved_state() -> None:
 
 def test_a_state_is_saved_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    real = StateFiles.save_checkpoint
+    real = CheckpointFiles.save_checkpoint
 
     def noted(self: Any, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         saved.append(checkpoint["global_step"])
         real(self, checkpoint, path, storage_options)
 
-    monkeypatch.setattr(StateFiles, "save_checkpoint", noted)
+    monkeypatch.setattr(CheckpointFiles, "save_checkpoint", noted)
     ticks = iter(range(0, 10**9, 10))
     monkeypatch.setattr(time, "monotonic", lambda: next(ticks))  # ten seconds from one look at the clock to the next
     run({"run.cache": "cache", "run.save_minutes": 0.5})
@@ -254,7 +254,7 @@ def test_a_kill_while_the_best_epoch_is_saved_does_not_forget_it(monkeypatch: py
         self.log("val_accuracy", 0.5)
         self.val_loss.reset()
 
-    monkeypatch.setattr(Classifier, "on_validation_epoch_end", scripted)
+    monkeypatch.setattr(FineTuner, "on_validation_epoch_end", scripted)
     expected = run({"run.cache": "whole"})
     real, left = Path.replace, 0
 
@@ -289,21 +289,21 @@ def test_a_second_start_in_the_folder_is_refused_and_names_the_first() -> None:
 
 def test_a_signal_while_a_phase_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning has handlers of its own from then on, which we do without."""
-    real = Pictures.train_dataloader
+    real = FineTuneDataModule.train_dataloader
 
     def interrupted(self: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return real(self)
 
     expected = run({"run.cache": "whole"})
-    monkeypatch.setattr(Pictures, "train_dataloader", interrupted)
+    monkeypatch.setattr(FineTuneDataModule, "train_dataloader", interrupted)
     with pytest.raises(SystemExit) as stop:
         run({"run.cache": "cache"})
     assert stop.value.code == 128 + signal.SIGTERM
     marker = read_stopped()
     assert marker is not None
     assert marker["progress"] == 1
-    monkeypatch.setattr(Pictures, "train_dataloader", real)
+    monkeypatch.setattr(FineTuneDataModule, "train_dataloader", real)
     assert_same(run({"run.cache": "cache"}), expected)
 
 

@@ -19,9 +19,9 @@ from headstart.core import paths
 from headstart.core.io import read_json, read_table, write_json
 from headstart.core.paths import FEATURES, FINETUNE, REPORTS
 from headstart.core.run_state import read_stopped
-from headstart.data.dataset import Prepared
+from headstart.data.dataset import PreparedDataset
 from headstart.stages import evaluate, features, finetune
-from helpers.pictures import CLASSES, params, write_finetune, write_prepared, write_probe
+from helpers.images import CLASSES, params, write_finetune, write_prepared, write_probe
 from helpers.reported import write_reported
 
 ROUNDING = 2e-6
@@ -31,7 +31,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 STEPS = 8
 """Of an epoch."""
 TESTED = 13
-"""Pictures of the test split."""
+"""Images of the test split."""
 SMALL = {
     "backbone.name": "test_resnet",
     "backbone.pretrained": False,
@@ -57,7 +57,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     write_prepared({"train": 67, "validation": 21, "test": TESTED})
-    write_probe(Prepared.open(), write_untrained())
+    write_probe(PreparedDataset.open(), write_untrained())
     yield
     torch.set_num_threads(threads)
 
@@ -66,7 +66,7 @@ def write_untrained() -> nn.Module:
     """What evaluate takes for fine-tuned, with all that its page is made from."""
     model, path = write_finetune(), REPORTS / "finetune.json"
     report = read_json(path)
-    write_reported(CLASSES, TESTED, Prepared.open())
+    write_reported(CLASSES, TESTED, PreparedDataset.open())
     write_json(path, read_json(path) | report)
     return model
 

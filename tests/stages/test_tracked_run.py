@@ -14,7 +14,7 @@ from headstart.core.io import read_json, read_table
 from headstart.core.paths import FINETUNE
 from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
-from helpers.pictures import params, write_prepared
+from helpers.images import params, write_prepared
 
 EPOCHS, STEPS = 12, 4
 CHANGES = {

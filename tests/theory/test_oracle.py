@@ -100,7 +100,7 @@ def test_log_softmax_is_a_distribution_and_survives_huge_logits() -> None:
 
 
 def test_the_loss_by_hand() -> None:
-    """Two pictures, zero weights but for one: CE = log 2 where the logits are equal, and only W is penalised."""
+    """Two images, zero weights but for one: CE = log 2 where the logits are equal, and only W is penalised."""
     weight, bias = np.array([[2.0, 0.0]]), np.array([0.0, 0.0])
     inputs, one_hot = np.array([[0.0], [0.0]]), np.eye(2)
     assert loss([weight, bias], inputs, one_hot, [0.5]) == pytest.approx(np.log(2) + 0.5 * 4)

@@ -12,10 +12,10 @@ import wandb
 from headstart.core import paths
 from headstart.core.io import read_json, read_table, write_json, write_report
 from headstart.core.paths import TRACKED_RUN
-from headstart.data.dataset import Prepared
+from headstart.data.dataset import PreparedDataset
 from headstart.stages import evaluate, export
 from headstart.tracking.wandb_run import Tracker
-from helpers.pictures import params, write_finetune, write_prepared, write_probe
+from helpers.images import params, write_finetune, write_prepared, write_probe
 from helpers.wandb_server import WandbServer, wandb_server
 
 
@@ -92,4 +92,4 @@ def test_figures_tables_and_lineage_arrive(project: WandbServer, tracking: str) 
     assert project.artifacts["features:v0"]["runName"] == f"{run_id}-features"
     assert project.artifacts["model:v0"]["runName"] == run_id
     assert set(project.artifacts["model:v0"]["files"]) == {path.name for path in paths.EXPORT.iterdir()}
-    assert Prepared.open().classes[0] in project.artifacts["dataset:v0"]["metadata"]
+    assert PreparedDataset.open().classes[0] in project.artifacts["dataset:v0"]["metadata"]

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from headstart.core.io import read_json, read_table
 from headstart.core.paths import FINETUNE, HISTORY
 from headstart.models.head import Head, write_heads
-from helpers.pictures import params, write_prepared
+from helpers.images import params, write_prepared
 from helpers.wandb_server import WandbServer, wandb_server
 
 EPOCHS, STEPS = 6, 8

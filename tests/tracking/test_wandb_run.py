@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import wandb
 
-from headstart.config.schema import Run
+from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json
 from headstart.tracking import wandb_run
-from headstart.tracking.wandb_run import Row, Tracker, interleaved
-from helpers.pictures import params
+from headstart.tracking.wandb_run import TrackedRow, Tracker, interleaved
+from helpers.images import params
 from helpers.wandb_server import WandbServer, wandb_server
 
 RECORD = Path("record.json")
@@ -33,13 +33,15 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
         wandb.teardown()
 
 
-def how(tracking: str) -> Run:
+def how(tracking: str) -> RunConfig:
     return params({"run.tracking": tracking}).run
 
 
-def history(epochs: int) -> tuple[list[Row], list[Row]]:
+def history(epochs: int) -> tuple[list[TrackedRow], list[TrackedRow]]:
     """Rows of so many epochs, and of the two steps of each."""
-    steps: list[Row] = [{"epoch": 1 + i // 2, "step": i + 1, "step/loss": 1 / (i + 1)} for i in range(2 * epochs)]
+    steps: list[TrackedRow] = [
+        {"epoch": 1 + i // 2, "step": i + 1, "step/loss": 1 / (i + 1)} for i in range(2 * epochs)
+    ]
     return [{"epoch": i + 1, "val_loss": 0.5 - i / 100} for i in range(epochs)], steps
 
 

@@ -23,12 +23,12 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 64), (33, 33), (100, 30), (1, 1), (2, 9)])
-def test_the_box_is_inside_the_picture(height: int, width: int) -> None:
+def test_the_box_is_inside_the_image(height: int, width: int) -> None:
     top, left, h, w = boxes(height, width, 300).T
     assert ((top >= 0) & (left >= 0) & (h > 0) & (w > 0) & (top + h <= height) & (left + w <= width)).all()
 
 
-def test_pictures_of_different_sizes_have_the_boxes_that_each_has_alone() -> None:
+def test_images_of_different_sizes_have_the_boxes_that_each_has_alone() -> None:
     sizes = np.array([[40, 64], [100, 10], [33, 33]])
     together = crop_boxes(sizes, draws(3), SCALE, RATIO)
     alone = [crop_boxes(sizes[i : i + 1], draws(3)[i : i + 1], SCALE, RATIO)[0] for i in range(3)]
@@ -92,28 +92,28 @@ FURTHER = {
 
 
 @pytest.mark.parametrize("further", FURTHER)
-def test_a_picture_is_a_pure_function_of_its_draws(further: str) -> None:
+def test_an_image_is_a_pure_function_of_its_draws(further: str) -> None:
     augment = Augment((16, 24), SCALE, RATIO, 0.5, 0.5, "bicubic", FURTHER[further])
-    pictures = [picture(40, 64, seed) for seed in range(12)]
-    kept = [each.copy() for each in pictures]
-    for each in pictures:
+    images = [picture(40, 64, seed) for seed in range(12)]
+    kept = [each.copy() for each in images]
+    for each in images:
         each.setflags(write=False)
     rows = draws(12)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         state = torch.get_rng_state()
-        made = augment(pictures, rows)
+        made = augment(images, rows)
         assert torch.equal(torch.get_rng_state(), state)
         torch.manual_seed(2)  # neither the global generator matters, nor the order, nor the company
-        backwards = augment(pictures[::-1], rows[::-1])
-        alone = augment(pictures[5:6], rows[5:6])
+        backwards = augment(images[::-1], rows[::-1])
+        alone = augment(images[5:6], rows[5:6])
     assert (made.shape, made.dtype) == ((12, 16, 24, 3), torch.uint8)
     assert torch.equal(backwards.flip(0), made)
     assert torch.equal(alone[0], made[5])
-    others = augment(pictures, draws(24)[12:])
+    others = augment(images, draws(24)[12:])
     assert not (others == made).flatten(1).all(1).any()
-    assert all(np.array_equal(*pair) for pair in zip(pictures, kept, strict=True))
-    plain = Augment((16, 24), SCALE, RATIO, 0.5, 0.5, "bicubic")(pictures, rows)
+    assert all(np.array_equal(*pair) for pair in zip(images, kept, strict=True))
+    plain = Augment((16, 24), SCALE, RATIO, 0.5, 0.5, "bicubic")(images, rows)
     assert torch.equal(plain, made) == (further == "none")
 
 
@@ -167,19 +167,19 @@ def test_the_resize_is_torchvisions() -> None:
         assert (made.int() - theirs.int()).abs().max() <= 1
 
 
-def test_the_whole_picture_at_its_own_size_is_unchanged() -> None:
+def test_the_whole_image_at_its_own_size_is_unchanged() -> None:
     pixels = picture(20, 20)
     whole = Augment((20, 20), (1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "bicubic")
     assert np.array_equal(whole([pixels], draws(1))[0].numpy(), pixels)
 
 
-def pictures_and_partners(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """White pictures and black partners: what shows is the share."""
+def images_and_partners(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """White images and black partners: what shows is the share."""
     return torch.full((count, 32, 32, 3), 255, dtype=torch.uint8), torch.zeros(count, 32, 32, 3, dtype=torch.uint8)
 
 
 def test_mixup_blends_by_a_beta_distributed_share() -> None:
-    mixed, shares = mix(*pictures_and_partners(2000), uniform(MIX_DRAWS, 0, np.arange(2000)), mixup=0.4, cutmix=0.0)
+    mixed, shares = mix(*images_and_partners(2000), uniform(MIX_DRAWS, 0, np.arange(2000)), mixup=0.4, cutmix=0.0)
     assert torch.equal(mixed[:, 0, 0, 0], (255 * shares).round().to(torch.uint8))
     assert (mixed == mixed[:, :1, :1, :1]).all()
     assert stats.kstest(shares.numpy(), stats.beta(0.4, 0.4).cdf).pvalue > 0.01
@@ -187,7 +187,7 @@ def test_mixup_blends_by_a_beta_distributed_share() -> None:
 
 def test_cutmix_shows_a_box_of_the_partner_and_counts_what_shows() -> None:
     rows = uniform(MIX_DRAWS, 0, np.arange(500))
-    mixed, shares = mix(*pictures_and_partners(500), rows, mixup=0.0, cutmix=1.0)
+    mixed, shares = mix(*images_and_partners(500), rows, mixup=0.0, cutmix=1.0)
     shown = mixed[..., 0] == 255
     assert set(mixed.flatten().tolist()) == {0, 255}
     assert torch.equal(shares, shown.float().mean(dim=(1, 2)))
@@ -203,14 +203,14 @@ def test_cutmix_shows_a_box_of_the_partner_and_counts_what_shows() -> None:
 
 def test_each_mixture_follows_from_its_own_draws_and_both_kinds_come_by_halves() -> None:
     rows = uniform(MIX_DRAWS, 0, np.arange(400))
-    pictures, partners = pictures_and_partners(400)
-    mixed, shares = mix(pictures, partners, rows, mixup=0.4, cutmix=1.0)
-    alone, share = mix(pictures[7:8], partners[7:8], rows[7:8], mixup=0.4, cutmix=1.0)
+    images, partners = images_and_partners(400)
+    mixed, shares = mix(images, partners, rows, mixup=0.4, cutmix=1.0)
+    alone, share = mix(images[7:8], partners[7:8], rows[7:8], mixup=0.4, cutmix=1.0)
     assert torch.equal(alone[0], mixed[7])
     assert share[0] == shares[7]
     cut = rows[:, 0] < 0.5
     assert 150 < cut.sum() < 250
     for part, settings in ((cut, {"mixup": 0.0, "cutmix": 1.0}), (~cut, {"mixup": 0.4, "cutmix": 0.0})):
         chosen = torch.from_numpy(np.flatnonzero(part))
-        only, _ = mix(pictures[chosen], partners[chosen], rows[part], **settings)
+        only, _ = mix(images[chosen], partners[chosen], rows[part], **settings)
         assert torch.equal(only, mixed[chosen])

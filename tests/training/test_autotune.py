@@ -14,8 +14,8 @@ from torch._dynamo.utils import counters
 from headstart.core.errors import UserError
 from headstart.core.io import read_json
 from headstart.training import autotune
-from headstart.training.checkpoint import RunFolder
-from helpers.pictures import INPUT, params
+from headstart.training.checkpoint import RunDir
+from helpers.images import INPUT, params
 
 SIZE = {**INPUT, "input_size": [3, 32, 32]}
 
@@ -41,7 +41,7 @@ def invented(plain: float, bf16: float, monkeypatch: pytest.MonkeyPatch) -> list
 
 def choose(model: nn.Module, folder: Path, precision: str = "auto") -> str:
     section = params({"finetune.precision": precision, "run.cache": str(folder / "cache")})
-    kept = RunFolder(folder / "run")
+    kept = RunDir(folder / "run")
     kept.path.mkdir(exist_ok=True)
     return autotune.precision_of_run(model, SIZE, section.finetune, section.run, kept)
 

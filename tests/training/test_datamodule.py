@@ -9,29 +9,29 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from headstart.config.finetune import Finetune
+from headstart.config.finetune import FinetuneConfig
 from headstart.core.errors import UserError
-from headstart.data.dataset import Prepared, read_labels
+from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.data.loader import evaluation_pixels
-from headstart.distributed.process_group import Ranks
-from headstart.training.datamodule import Batch, GlobalBatches, Part, Pictures, global_batch_size
-from helpers.pictures import PICTURES, params, write_prepared
+from headstart.distributed.process_group import ProcessGroup
+from headstart.training.datamodule import Batch, BatchSpec, FineTuneDataModule, GlobalBatchSampler, global_batch_size
+from helpers.images import IMAGES, params, write_prepared
 
 COUNT = 23
 
 
-def finetune(batch_size: int, accumulate: int = 1, seed: int = 0, **changes: Any) -> Finetune:
+def finetune(batch_size: int, accumulate: int = 1, seed: int = 0, **changes: Any) -> FinetuneConfig:
     changes |= {"batch_size": batch_size, "accumulate": accumulate, "seed": seed}
     return params({f"finetune.{name}": value for name, value in changes.items()}).finetune
 
 
-def places(section: Finetune, rank: int, world: int, epoch: int = 0, count: int = COUNT) -> list[list[int]]:
+def places(section: FinetuneConfig, rank: int, world: int, epoch: int = 0, count: int = COUNT) -> list[list[int]]:
     """What a rank gets: the places in each of its micro-batches."""
     return [part.places.tolist() for part in parts_of(section, rank, world, epoch, count)]
 
 
-def parts_of(section: Finetune, rank: int, world: int, epoch: int = 0, count: int = COUNT) -> list[Part]:
-    batches = GlobalBatches(count, section, rank, world, section.accumulate)
+def parts_of(section: FinetuneConfig, rank: int, world: int, epoch: int = 0, count: int = COUNT) -> list[BatchSpec]:
+    batches = GlobalBatchSampler(count, section, rank, world, section.accumulate)
     batches.set_epoch(epoch)
     got = list(batches)
     assert [part.epoch for part in got] == [epoch] * len(batches)
@@ -80,27 +80,29 @@ def test_a_batch_is_all_there_is_where_there_is_less() -> None:
 @pytest.mark.parametrize(("batch_size", "accumulate", "world", "count"), [(3, 1, 4, 23), (6, 4, 2, 23), (8, 1, 4, 3)])
 def test_a_batch_too_small_to_be_shared_is_refused(batch_size: int, accumulate: int, world: int, count: int) -> None:
     with pytest.raises(UserError, match=r"finetune\.batch_size") as caught:
-        GlobalBatches(count, finetune(batch_size, accumulate), 0, world, accumulate)
+        GlobalBatchSampler(count, finetune(batch_size, accumulate), 0, world, accumulate)
     assert f"{world} processes" in str(caught.value)
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset:
     monkeypatch.chdir(tmp_path)
     return write_prepared()
 
 
-def pictures_of(prepared: Prepared, rank: int = 0, world: int = 1, workers: int = 0, **changes: Any) -> Pictures:
+def images_of(
+    prepared: PreparedDataset, rank: int = 0, world: int = 1, workers: int = 0, **changes: Any
+) -> FineTuneDataModule:
     """The data module as the given rank's trainer would ask it."""
     section = finetune(4, **{"augment.hflip": 0.5, **changes})
-    made = Pictures(prepared, section, params({"run.workers": workers}).run, Ranks(rank, world))
+    made = FineTuneDataModule(prepared, section, params({"run.workers": workers}).run, ProcessGroup(rank, world))
     trainer: Any = SimpleNamespace(accumulate_grad_batches=section.accumulate)
     made.trainer = trainer
     return made
 
 
 def epoch_of(loader: DataLoader[Batch], epoch: int) -> Iterator[Batch]:
-    assert isinstance(loader.sampler, GlobalBatches)
+    assert isinstance(loader.sampler, GlobalBatchSampler)
     loader.sampler.set_epoch(epoch)
     for batch in loader:
         assert (batch.pixels.dtype, batch.pixels.shape[1:]) == (torch.uint8, (32, 32, 3))
@@ -125,12 +127,12 @@ EVERYTHING = {
     ("world", "accumulate", "workers"), [(2, 1, 0), (4, 1, 0), (2, 2, 0), (1, 1, 1), (1, 1, 2), (1, 1, 4), (2, 1, 2)]
 )
 def test_training_batches_are_the_same_bytes_whoever_loads_them(
-    prepared: Prepared, world: int, accumulate: int, workers: int, changes: dict[str, Any]
+    prepared: PreparedDataset, world: int, accumulate: int, workers: int, changes: dict[str, Any]
 ) -> None:
-    whole = list(epoch_of(pictures_of(prepared, **changes).train_dataloader(), 1))
-    assert len(whole) == PICTURES["train"] // 4
+    whole = list(epoch_of(images_of(prepared, **changes).train_dataloader(), 1))
+    assert len(whole) == IMAGES["train"] // 4
     loaders = [
-        pictures_of(prepared, rank, world, workers, accumulate=accumulate, **changes).train_dataloader()
+        images_of(prepared, rank, world, workers, accumulate=accumulate, **changes).train_dataloader()
         for rank in range(world)
     ]
     parts = [list(epoch_of(loader, 1)) for loader in loaders]
@@ -145,12 +147,12 @@ def test_training_batches_are_the_same_bytes_whoever_loads_them(
         assert (batch.shares is not None) == bool(changes)
 
 
-def test_a_mixture_is_of_two_pictures_of_the_global_batch(prepared: Prepared) -> None:
+def test_a_mixture_is_of_two_images_of_the_global_batch(prepared: PreparedDataset) -> None:
     section = finetune(5)
     every = {part.epoch: part for part in parts_of(section, 0, 1, count=5)}[0]
     assert sorted(every.places) == list(range(5))
     assert every.partners.tolist() == every.places[[1, 0, 3, 2, 4]].tolist()  # the odd one is its own
-    plain, mixed = pictures_of(prepared).train[every], pictures_of(prepared, **MIXUP).train[every]
+    plain, mixed = images_of(prepared).train[every], images_of(prepared, **MIXUP).train[every]
     assert mixed.shares is not None
     shares = mixed.shares[:, None, None, None]
     expected = shares * plain.pixels + (1 - shares) * plain.pixels[[1, 0, 3, 2, 4]]
@@ -158,17 +160,17 @@ def test_a_mixture_is_of_two_pictures_of_the_global_batch(prepared: Prepared) ->
     assert mixed.partners is not None
     assert mixed.partners.tolist() == plain.labels[[1, 0, 3, 2, 4]].tolist()
     assert torch.equal(mixed.labels, plain.labels)
-    other = pictures_of(prepared, **MIXUP).train[every._replace(order=every.order + 5)]
+    other = images_of(prepared, **MIXUP).train[every._replace(order=every.order + 5)]
     assert other.shares is not None
     assert not (other.shares == mixed.shares).any()
 
 
-def test_a_picture_is_augmented_anew_in_each_epoch_and_keeps_its_label(prepared: Prepared) -> None:
-    training = pictures_of(prepared).train
+def test_an_image_is_augmented_anew_in_each_epoch_and_keeps_its_label(prepared: PreparedDataset) -> None:
+    training = images_of(prepared).train
     every = np.arange(len(training))
 
     def asked(epoch: int, places: NDArray[np.int64]) -> Batch:
-        return training[Part(epoch, places, places, places)]
+        return training[BatchSpec(epoch, places, places, places)]
 
     first, again, second, backwards = asked(0, every), asked(0, every), asked(1, every), asked(0, every[::-1].copy())
     assert first.labels.tolist() == read_labels("train").tolist()
@@ -179,7 +181,7 @@ def test_a_picture_is_augmented_anew_in_each_epoch_and_keeps_its_label(prepared:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_every_validation_picture_is_counted_once(prepared: Prepared, world: int) -> None:
+def test_every_validation_image_is_counted_once(prepared: PreparedDataset, world: int) -> None:
     rows = prepared.rows("validation")
     assert len(rows) % 4
     expected = {
@@ -188,14 +190,14 @@ def test_every_validation_picture_is_counted_once(prepared: Prepared, world: int
     }
     seen: list[tuple[bytes, int]] = []
     for rank in range(world):
-        for pixels, labels, *_ in pictures_of(prepared, rank, world).val_dataloader():
+        for pixels, labels, *_ in images_of(prepared, rank, world).val_dataloader():
             assert 0 < len(pixels) == len(labels) <= max(1, 4 // world)
-            seen += zip((picture.numpy().tobytes() for picture in pixels), labels.tolist(), strict=True)
+            seen += zip((image.numpy().tobytes() for image in pixels), labels.tolist(), strict=True)
     assert len(seen) == len(rows)
     assert dict(seen) == expected
 
 
-def test_evaluation_sees_the_middle_of_what_is_stored(prepared: Prepared) -> None:
+def test_evaluation_sees_the_middle_of_what_is_stored(prepared: PreparedDataset) -> None:
     rows = prepared.rows("validation")[:3]
     stored = np.stack([prepared.pixels(int(row)) for row in rows])
     assert evaluation_pixels(prepared, rows).numpy().tobytes() == stored[:, 2:34, 2:34].tobytes()

@@ -10,10 +10,10 @@ import pytest
 
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
-from headstart.models.backbone import classifier
+from headstart.models.backbone import get_head
 from headstart.models.head import Head, write_heads
-from headstart.training.phases import anchored, describe, groups_of, phases_of, starting_model
-from helpers.pictures import params
+from headstart.training.phases import describe, groups_of, phases_of, pretrained_parameters, starting_model
+from helpers.images import params
 
 SMALL = {"backbone.name": "test_resnet", "backbone.pretrained": False}
 WIDTH, CLASSES = 96, 4
@@ -46,7 +46,7 @@ def settings(changes: dict[str, Any]) -> Params:
 )
 def test_the_head_starts_where_the_recipe_says(changes: dict[str, Any], expected: float) -> None:
     wanted = settings(changes)
-    head = classifier(starting_model(wanted.backbone, wanted.finetune, CLASSES))
+    head = get_head(starting_model(wanted.backbone, wanted.finetune, CLASSES))
     assert set(head.weight.flatten().tolist()) == {expected}
     assert set(head.bias.flatten().tolist()) == {expected}
 
@@ -80,7 +80,7 @@ def test_the_anchored_are_all_but_the_head() -> None:
     wanted = settings({})
     model = starting_model(wanted.backbone, wanted.finetune, CLASSES)
     names = {name for name, _ in model.named_parameters()}
-    assert names - anchored(model) == {"fc.weight", "fc.bias"}
+    assert names - pretrained_parameters(model) == {"fc.weight", "fc.bias"}
 
 
 def described(changes: dict[str, Any], steps_per_epoch: int = 20) -> list[dict[str, Any]]:

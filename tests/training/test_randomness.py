@@ -73,7 +73,7 @@ def test_numbers_are_uniform_and_no_two_keys_share_them() -> None:
     expected = len(draws) / 64
     assert ((counts - expected) ** 2 / expected).sum(0).max() < 63 + 5 * np.sqrt(2 * 63)
     assert np.abs(np.corrcoef(draws.T) - np.eye(4)).max() < error
-    assert abs(np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]) < error  # neighbouring pictures
+    assert abs(np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]) < error  # neighbouring images
 
 
 def test_the_largest_number_is_below_one() -> None:

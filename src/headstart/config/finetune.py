@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from headstart.config.section import Count, NonNegative, Positive, Probability, Section
+from headstart.config.section import ConfigSection, Count, NonNegative, Positive, Probability
 
 
-class GroupRule(Section):
+class GroupRule(ConfigSection):
     """Parameters whose whole name matches are ``name``'s; the first rule that matches wins."""
 
     name: Annotated[str, Field(pattern=r"^\w+$")]
@@ -26,7 +26,7 @@ class GroupRule(Section):
         return match
 
 
-class L2(Section):
+class L2Config(ConfigSection):
     """What keeps the weights small, and under each group's own name its λ."""
 
     model_config = ConfigDict(extra="allow")
@@ -40,7 +40,7 @@ class L2(Section):
         return {name: value for name, value in self.__pydantic_extra__.items() if value is not None}
 
 
-class EarlyStopping(Section):
+class EarlyStoppingConfig(ConfigSection):
     """When to stop: no improvement of ``monitor`` by ``min_delta`` for ``patience`` epochs."""
 
     monitor: Literal["val_loss", "val_accuracy"]
@@ -48,8 +48,8 @@ class EarlyStopping(Section):
     min_delta: NonNegative
 
 
-class Augment(Section):
-    """What happens to the training pictures at random."""
+class AugmentConfig(ConfigSection):
+    """What happens to the training images at random."""
 
     scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)]
     ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)]
@@ -72,7 +72,7 @@ class Augment(Section):
         return self
 
 
-class Finetune(Section):
+class FinetuneConfig(ConfigSection):
     """The training of backbone and head together."""
 
     recipe: Literal["lp_ft", "full", "head_first", "gradual"]
@@ -85,11 +85,11 @@ class Finetune(Section):
     groups: Annotated[list[GroupRule], Field(min_length=1)]
     lr: dict[str, NonNegative]
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None
-    l2: L2
+    l2: L2Config
     decay: dict[str, NonNegative | None]
     warmup_epochs: NonNegative
     batch_norm: Literal["auto", "frozen", "train"]
-    early_stopping: EarlyStopping
+    early_stopping: EarlyStoppingConfig
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     compile: bool
     clip: Positive | None
@@ -97,7 +97,7 @@ class Finetune(Section):
     label_smoothing: Probability
     class_weights: Literal["none", "balanced"]
     ema: Annotated[float, Field(gt=0, lt=1)] | None
-    augment: Augment
+    augment: AugmentConfig
     seed: Annotated[int, Field(ge=0)]
 
     @property

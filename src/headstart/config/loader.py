@@ -54,7 +54,7 @@ def _without_union_branches(error: ValidationError) -> list[Mapping[str, Any]]:
 
 
 def _key(location: tuple[int | str, ...]) -> str:
-    """Give the dotted key of a pydantic location, without the names of union members, which are no keys."""
+    """Return the dotted key of a pydantic location, without the names of union members, which are no keys."""
     names: list[str] = []
     section: Any = Params
     for part in location:
@@ -85,7 +85,7 @@ def _explained(problem: Mapping[str, Any], content: Any) -> str:
 
 
 def _fields(parent: str) -> Mapping[str, FieldInfo]:
-    """Give the fields of a dotted section."""
+    """Return the fields of a dotted section."""
     section: Any = Params
     for part in parent.split("."):
         section = section.model_fields[part].annotation

@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from headstart.config.finetune import Finetune
-from headstart.config.section import Count, Positive, Probability, Section, Share
+from headstart.config.finetune import FinetuneConfig
+from headstart.config.section import ConfigSection, Count, Fraction, Positive, Probability
 
 
-class Split(Section):
-    """Shares of pictures drawn for splits that the source does not bring."""
+class SplitConfig(ConfigSection):
+    """Shares of images drawn for splits that the source does not bring."""
 
-    validation: Share
-    test: Share
+    validation: Fraction
+    test: Fraction
 
     @model_validator(mode="after")
     def _leaves_some(self) -> Self:
@@ -25,18 +25,18 @@ class Split(Section):
         return self
 
 
-class Prepare(Section):
-    """Where the pictures come from, and how they are stored."""
+class PrepareConfig(ConfigSection):
+    """Where the images come from, and how they are stored."""
 
     source: Annotated[str, Field(pattern=r"^(digits|imagefolder|csv:.+|torchvision:\w+)$")]
     path: Annotated[str, Field(min_length=1)]
     on_bad_image: Literal["error", "skip"]
-    split: Split
+    split: SplitConfig
     train_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None
     store: Literal["auto", "raw", "jpeg"]
 
 
-class Backbone(Section):
+class BackboneConfig(ConfigSection):
     """The timm model whose features are transferred."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -48,14 +48,14 @@ class Backbone(Section):
     seed: Annotated[int, Field(ge=0)]
 
 
-class Features(Section):
+class FeaturesConfig(ConfigSection):
     """How the frozen backbone's features are computed and kept."""
 
     batch_size: Count
     dtype: Literal["float32", "float16"]
 
 
-class Probe(Section):
+class ProbeConfig(ConfigSection):
     """The linear head on the features, and what it is compared with."""
 
     l2: Annotated[list[Positive], Field(min_length=1)]
@@ -75,29 +75,29 @@ class Probe(Section):
         return class_map
 
 
-class Evaluate(Section):
+class EvaluateConfig(ConfigSection):
     """How the models are compared on the test split."""
 
     batch_size: Count
     top_k: Annotated[int, Field(ge=2)]
 
 
-class Rounded(Section):
+class RoundedConfig(ConfigSection):
     """How far the answers of a format that rounds the weights may be from the trained model's."""
 
     agreement: Annotated[float, Field(gt=0, le=1)]
     nll: Positive
 
 
-class Export(Section):
+class ExportConfig(ConfigSection):
     """The model as others load it."""
 
     from_: Annotated[Literal["finetune", "probe"], Field(alias="from")]
     formats: list[Literal["onnx", "onnx_fp16", "onnx_int8", "pt2"]]
     pictures: Count
     tolerance: Positive
-    fp16: Rounded
-    int8: Rounded
+    fp16: RoundedConfig
+    int8: RoundedConfig
     license: str
     data_license: str
 
@@ -111,7 +111,7 @@ class Export(Section):
         return formats
 
 
-class Run(Section):
+class RunConfig(ConfigSection):
     """Where and how fast: changes no result, so no DVC stage depends on it."""
 
     devices: Literal["auto"] | Count
@@ -124,17 +124,17 @@ class Run(Section):
     tracking: Literal["offline", "online", "disabled"]
 
 
-class Params(Section):
+class Params(ConfigSection):
     """The whole of ``params.yaml``."""
 
-    prepare: Prepare
-    backbone: Backbone
-    features: Features
-    probe: Probe
-    finetune: Finetune
-    evaluate: Evaluate
-    export: Export
-    run: Run
+    prepare: PrepareConfig
+    backbone: BackboneConfig
+    features: FeaturesConfig
+    probe: ProbeConfig
+    finetune: FinetuneConfig
+    evaluate: EvaluateConfig
+    export: ExportConfig
+    run: RunConfig
     _record: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
@@ -165,5 +165,5 @@ class Params(Section):
         return declared
 
     def record(self) -> dict[str, Any]:
-        """Give all of ``params.yaml`` as plain values: to be written down, not to be used."""
+        """Return all of ``params.yaml`` as plain values: to be written down, not to be used."""
         return self._record or self.model_dump()

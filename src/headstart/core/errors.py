@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 def requirement(extra: str) -> str:
-    """Give the requirement that adds an extra: of the very file or folder that this package was installed from.
+    """Return the requirement that adds an extra: of the very file or folder that this package was installed from.
 
     Source: `direct_url.json <https://packaging.python.org/en/latest/specifications/direct-url/>`_, which installers
     leave where the package came from no index.

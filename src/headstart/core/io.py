@@ -1,7 +1,7 @@
 """Every name on disk through which the stages meet, with its reader and its writer.
 
 Names are relative to the project's folder, in which every stage runs. A file or folder appears under its final name
-only when it is whole (``replacing``).
+only when it is whole (``atomic_write``).
 """
 
 import csv
@@ -17,8 +17,8 @@ from headstart.core.paths import report_of
 
 
 @contextmanager
-def replacing(final: Path, *, resumable: bool = False) -> Iterator[Path]:
-    """Give a name beside ``final`` to write a file or a folder under; it takes the final name if all went well.
+def atomic_write(final: Path, *, resumable: bool = False) -> Iterator[Path]:
+    """Return a name beside ``final`` to write a file or a folder under; it takes the final name if all went well.
 
     What is there after a failure is removed, after a kill by the next run; where ``resumable``, it is left to that run.
     """
@@ -45,7 +45,7 @@ def _remove(path: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON for people to read; NaN and infinity are refused."""
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -61,7 +61,7 @@ def write_report(stage: str, content: dict[str, Any]) -> None:
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterator[Sequence[Any]] | Sequence[Sequence[Any]]) -> None:
     """Write a CSV table."""
-    with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
@@ -74,7 +74,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def existing(path: Path) -> Path:
-    """Give the path back; raises UserError where nothing is there."""
+    """Return the path back; raises UserError where nothing is there."""
     if not path.exists():
         raise UserError(f"{path} does not exist: run `dvc repro`, which makes what a stage reads")
     return path

@@ -55,7 +55,7 @@ def write_stopped(stage: str, reason: str, progress: int, message: str) -> None:
 
 
 def read_stopped(start: str | None = None) -> Stopped | None:
-    """Give the marker.
+    """Return the marker.
 
     Args:
         start: the token of the only start whose marker counts; None for any.
@@ -75,5 +75,5 @@ RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 
 def rank_of_process() -> int:
-    """Give this process's rank before it is connected, as its launcher's environment has it; 0 where it is alone."""
+    """Return this process's rank before it is connected, as its launcher's environment has it; 0 where it is alone."""
     return int(next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), 0))

@@ -27,15 +27,15 @@ MANIFEST_COLUMNS = ("id", "source", "label", "split", "group", "sha256", "width"
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The packed pictures that ``prepare`` wrote, memory-mapped, without their labels.
+class PreparedDataset:
+    """The packed images that ``prepare`` wrote, memory-mapped, without their labels.
 
-    Rows stand in the manifest's order. Pictures of validation and test are at the backbone's evaluation resize, before
-    its crop; training pictures are larger, for random crops. A row is checked against its checksum when this process
-    first reads it; about 50 bytes a picture are held in memory, most of them the memory-mapped index.
+    Rows stand in the manifest's order. Images of validation and test are at the backbone's evaluation resize, before
+    its crop; training images are larger, for random crops. A row is checked against its checksum when this process
+    first reads it; about 50 bytes an image are held in memory, most of them the memory-mapped index.
 
     Attributes:
-        folder: where the pictures are.
+        folder: where the images are.
         classes: the names of the classes, in the order of the classifier's outputs.
         input: timm's data config for the backbone: ``input_size`` (3, height, width), ``interpolation``, ``mean``,
             ``std``, ``crop_pct``, ``crop_mode``.
@@ -48,7 +48,7 @@ class Prepared:
     store: Store
 
     @classmethod
-    def open(cls, folder: Path = PREPARED) -> "Prepared":
+    def open(cls, folder: Path = PREPARED) -> "PreparedDataset":
         """Open the folder that ``prepare`` wrote; raises UserError where a file is missing, cut off or unreadable."""
         dataset = read_json(folder / "dataset.json")
         for i, size in enumerate(dataset["shard_bytes"]):
@@ -61,7 +61,7 @@ class Prepared:
 
     @cached_property
     def ids(self) -> NDArray[np.uint64]:
-        """uint64 (n,), a picture's name for the random numbers of its augmentation."""
+        """uint64 (n,), an image's name for the random numbers of its augmentation."""
         return self._shards.index["id"]
 
     @cached_property
@@ -70,17 +70,17 @@ class Prepared:
         return np.ascontiguousarray(self._shards.index["split"])
 
     def rows(self, split: Split) -> NDArray[np.int64]:
-        """Give the row numbers of a split."""
+        """Return the row numbers of a split."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
-        """Give one picture, uint8 (height, width, 3), read-only; raises UserError where it is damaged."""
+        """Return one image, uint8 (height, width, 3), read-only; raises UserError where it is damaged."""
         try:
             return self._shards.pixels(row)
         except (DamagedRowError, OSError, ValueError) as error:
             path = shard_path(self.folder, int(self._shards.index["shard"][row]))
             source = next(itertools.islice(manifest_rows(self.folder), row, None))["source"]
-            raise _damaged(path, f"is damaged: the picture {source} is not as it was stored") from error
+            raise _damaged(path, f"is damaged: the image {source} is not as it was stored") from error
 
     @cached_property
     def _shards(self) -> Shards:
@@ -101,13 +101,13 @@ def _damaged(path: Path, what: str) -> UserError:
 
 
 def manifest_rows(folder: Path = PREPARED) -> Iterator[dict[str, str]]:
-    """Stream the manifest, the only truth on which pictures there are and on splits and labels."""
+    """Stream the manifest, the only truth on which images there are and on splits and labels."""
     with existing(folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
         yield from csv.DictReader(file)
 
 
 def read_labels(split: Split, folder: Path = PREPARED) -> NDArray[np.int64]:
-    """Read the class numbers of a split's pictures, in the order of ``Prepared.rows(split)``.
+    """Read the class numbers of a split's images, in the order of ``PreparedDataset.rows(split)``.
 
     Only ``evaluate`` reads those of the test split.
     """
@@ -123,7 +123,7 @@ def evenly(rows: NDArray[Kind], most: int) -> NDArray[Kind]:
     return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
 
 
-def data_sha256(prepared: Prepared) -> str:
-    """Hash the manifest: it names every picture by its content, with its label and its split."""
+def data_sha256(prepared: PreparedDataset) -> str:
+    """Hash the manifest: it names every image by its content, with its label and its split."""
     with (prepared.folder / "manifest.csv").open("rb") as manifest:
         return hashlib.file_digest(manifest, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Pictures: from a file's bytes, or from a data set's array, to the resized RGB pixels that are stored."""
+"""Images: from a file's bytes, or from a data set's array, to the resized RGB pixels that are stored."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,28 +10,28 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from headstart.data.shards import Row
+from headstart.data.shards import ShardEntry
 from headstart.images.decode import decode, header_size, to_rgb
 
-# Short side, or up to twice it, to which a picture is reduced before it is hashed: a bit or two of the 64 come out
+# Short side, or up to twice it, to which an image is reduced before it is hashed: a bit or two of the 64 come out
 # otherwise, in a quarter of the time.
 HASHED_SIDE = 64
 
 
 class LabelledImage(NamedTuple):
-    """A picture of a data set that has no files, and the label that stands beside it."""
+    """An image of a data set that has no files, and the label that stands beside it."""
 
     image: Image.Image
     label: str
 
 
-class Look(NamedTuple):
-    """What decoding tells of a picture, after EXIF orientation and before the resize.
+class ImageInfo(NamedTuple):
+    """What decoding tells of an image, after EXIF orientation and before the resize.
 
     Attributes:
         width: in pixels.
         height: in pixels.
-        phash: its perceptual hash, 64 bits as 16 hex digits; nearly the same where pictures look nearly the same.
+        phash: its perceptual hash, 64 bits as 16 hex digits; nearly the same where images look nearly the same.
         contrast: standard deviation of its grey levels, 0 to 127.5, details below a 64th of the short side averaged.
     """
 
@@ -42,8 +42,8 @@ class Look(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one picture.
+class PackedImage:
+    """What became of one image.
 
     Attributes:
         source: its name in the source.
@@ -60,18 +60,18 @@ class Outcome:
     problem: str | None = None
     label: str | None = None
     sha256: bytes = b""
-    look: Look | None = None
+    look: ImageInfo | None = None
     training: bool = False
     decoded: bool = False
-    row: Row | None = None
+    row: ShardEntry | None = None
 
 
 @dataclass(frozen=True)
 class TrainingResize:
-    """Makes a picture's short side at most ``side`` pixels, its aspect kept; nothing is enlarged.
+    """Makes an image's short side at most ``side`` pixels, its aspect kept; nothing is enlarged.
 
     Attributes:
-        side: None leaves every picture as it is.
+        side: None leaves every image as it is.
         interpolation: as timm and torchvision name it.
     """
 
@@ -86,14 +86,14 @@ class TrainingResize:
         return resized
 
 
-def look_of(image: Image.Image) -> Look:
+def info_of(image: Image.Image) -> ImageInfo:
     """Look at an RGB image."""
     grey = image.reduce(max(1, min(image.size) // HASHED_SIDE)).convert("L")
-    return Look(*image.size, str(imagehash.phash(grey)), round(float(np.asarray(grey).std()), 2))
+    return ImageInfo(*image.size, str(imagehash.phash(grey)), round(float(np.asarray(grey).std()), 2))
 
 
 def content_sha256(content: bytes | LabelledImage) -> bytes:
-    """Hash what a source gives for a picture."""
+    """Hash what a source gives for an image."""
     return hashlib.sha256(content).digest() if isinstance(content, bytes) else _image_sha256(content.image)
 
 
@@ -103,7 +103,7 @@ def to_image(content: bytes | LabelledImage) -> Image.Image:
 
 
 def size_of(content: bytes | LabelledImage) -> tuple[int, int]:
-    """Give width and height before the EXIF orientation, a file's from its header; raises BadImageError."""
+    """Return width and height before the EXIF orientation, a file's from its header; raises BadImageError."""
     if isinstance(content, LabelledImage):
         return content.image.size
     return header_size(content)

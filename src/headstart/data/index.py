@@ -1,4 +1,4 @@
-"""The working list of pictures while they are prepared, on disk, so that memory stays flat however many there are."""
+"""The working list of images while they are prepared, on disk, so that memory stays flat however many there are."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
 from headstart.data.dataset import SPLITS
-from headstart.data.image_info import Outcome
-from headstart.data.sources import Picture
-from headstart.data.splits import NOT_GIVEN, TRAIN, unit_number
+from headstart.data.image_info import PackedImage
+from headstart.data.sources import SourceItem
+from headstart.data.splits import NOT_GIVEN, TRAIN, group_number
 
 SCHEMA = """
 CREATE TABLE pictures (
@@ -27,7 +27,7 @@ CREATE TABLE pictures (
 
 
 class Catalog:
-    """A table of pictures, in the order of their source names."""
+    """A table of images, in the order of their source names."""
 
     def __init__(self, path: Path) -> None:
         """Make the table in a new file, which is of no use after a crash."""
@@ -41,17 +41,17 @@ class Catalog:
         """Close the file."""
         self._database.close()
 
-    def add(self, pictures: Iterable[Picture]) -> None:
-        """Take a source's pictures; raises UserError where one is listed twice."""
-        for picture in pictures:
+    def add(self, images: Iterable[SourceItem]) -> None:
+        """Take a source's images; raises UserError where one is listed twice."""
+        for image in images:
             row = (
-                picture.source,
-                picture_id(picture.source),
-                picture.label,
-                picture.split,
-                picture.group,
-                json.dumps(picture.further),
-                picture.problem,
+                image.source,
+                image_id(image.source),
+                image.label,
+                image.split,
+                image.group,
+                json.dumps(image.further),
+                image.problem,
             )
             try:
                 self._database.execute(
@@ -61,15 +61,13 @@ class Catalog:
                 )
             except sqlite3.IntegrityError as error:
                 if "pictures.id" in str(error) and not self._value(
-                    "SELECT count(*) FROM pictures WHERE source = ?", picture.source
+                    "SELECT count(*) FROM pictures WHERE source = ?", image.source
                 ):
-                    raise UserError(
-                        f"prepare: {picture.source} and another picture have the same id: rename it"
-                    ) from None
-                raise UserError(f"prepare: {picture.source} is listed twice in the source") from None
+                    raise UserError(f"prepare: {image.source} and another image have the same id: rename it") from None
+                raise UserError(f"prepare: {image.source} is listed twice in the source") from None
 
-    def runs(self, size: int) -> Iterator[list[Picture]]:
-        """List the pictures that are not known to be bad, some at a time, without labels."""
+    def runs(self, size: int) -> Iterator[list[SourceItem]]:
+        """List the images that are not known to be bad, some at a time, without labels."""
         last = ""
         while True:
             rows = self._database.execute(
@@ -79,20 +77,20 @@ class Catalog:
             ).fetchall()
             if not rows:
                 return
-            yield [Picture(*row) for row in rows]
+            yield [SourceItem(*row) for row in rows]
             last = rows[-1][0]
 
     def sample(self, size: int) -> list[str]:
-        """Give some sources by chance, the same ones every time."""
+        """Return some sources by chance, the same ones every time."""
         rows = self._database.execute("SELECT source FROM pictures WHERE problem IS NULL ORDER BY id LIMIT ?", (size,))
         return [source for (source,) in rows]
 
     def record_bad(self, source: str, problem: str) -> None:
-        """Note that a picture is bad."""
+        """Note that an image is bad."""
         self._database.execute("UPDATE pictures SET problem = ? WHERE source = ?", (problem, source))
 
-    def record_good(self, outcome: Outcome) -> None:
-        """Note a picture's content and where it is stored."""
+    def record_good(self, outcome: PackedImage) -> None:
+        """Note an image's content and where it is stored."""
         assert outcome.look is not None
         assert outcome.row is not None
         self._database.execute(
@@ -102,14 +100,14 @@ class Catalog:
             (outcome.label, outcome.sha256, outcome.training, *outcome.look, *outcome.row, outcome.source),
         )
 
-    def to_pack_again(self, splits: NDArray[np.int8]) -> Iterator[tuple[int, list[Picture]]]:
-        """List the shards that hold a picture at another split's size, or one that is bad after all.
+    def to_pack_again(self, splits: NDArray[np.int8]) -> Iterator[tuple[int, list[SourceItem]]]:
+        """List the shards that hold an image at another split's size, or one that is bad after all.
 
         Args:
             splits: int8 (n,), indices into ``SPLITS``, in the order of ``arrays``.
 
         Yields:
-            A shard's number, and its good pictures with their splits.
+            A shard's number, and its good images with their splits.
         """
         again = {shard for (shard,) in self._database.execute(
             "SELECT DISTINCT shard FROM pictures WHERE problem IS NOT NULL AND shard IS NOT NULL"
@@ -121,10 +119,10 @@ class Catalog:
         rows = zip(splits, self._database.execute(places), strict=True)
         for shard, members in groupby(rows, key=lambda row: row[1][1]):
             if shard in again:
-                yield shard, [Picture(source, None, SPLITS[split]) for split, (source, *_) in members]
+                yield shard, [SourceItem(source, None, SPLITS[split]) for split, (source, *_) in members]
 
     def refuse_conflicts(self) -> None:
-        """Note as bad, all of them, pictures with the same bytes under different labels."""
+        """Note as bad, all of them, images with the same bytes under different labels."""
         self._database.execute("CREATE INDEX by_content ON pictures (sha256)")
         conflicts = self._database.execute(
             "SELECT a.source, b.label, min(b.source) FROM pictures a JOIN pictures b "
@@ -144,17 +142,17 @@ class Catalog:
             raise UserError(f"prepare: the group {torn[0]!r} is in two splits, {torn[1]} and {torn[2]}: correct either")
 
     def bad(self) -> list[tuple[str, str]]:
-        """List bad pictures, each with its problem."""
+        """List bad images, each with its problem."""
         return self._database.execute(
             "SELECT source, problem FROM pictures WHERE problem IS NOT NULL ORDER BY source"
         ).fetchall()
 
     def count(self) -> int:
-        """Count the pictures that are not known to be bad."""
+        """Count the images that are not known to be bad."""
         return int(self._value("SELECT count(*) FROM pictures WHERE problem IS NULL"))
 
     def class_counts(self) -> dict[str, int]:
-        """Count the usable pictures of each class, in the order of names; a class with bad ones only has 0.
+        """Count the usable images of each class, in the order of names; a class with bad ones only has 0.
 
         Before reading, a source that tells labels only then has no class here.
         """
@@ -164,14 +162,14 @@ class Catalog:
         return dict(rows.fetchall())
 
     def given_counts(self) -> dict[int, int]:
-        """Count the usable pictures of each split that the source gives: by the index into ``SPLITS``."""
+        """Count the usable images of each split that the source gives: by the index into ``SPLITS``."""
         rows = self._database.execute("SELECT given, count(*) FROM pictures WHERE problem IS NULL GROUP BY given")
         return {SPLITS.index(split) if split else NOT_GIVEN: count for split, count in rows}
 
     def arrays(
         self, classes: list[str]
     ) -> tuple[NDArray[np.int8], NDArray[np.int32], NDArray[np.uint64], NDArray[np.uint64]]:
-        """Give what splits are made from, for the usable pictures, in the order of source names.
+        """Return what splits are made from, for the usable images, in the order of source names.
 
         Returns:
             The given splits, int8 (n,); the labels, int32 (n,), indices into ``classes``; the units, uint64 (n,), from
@@ -186,7 +184,7 @@ class Catalog:
         for i, (split, label, group, sha256) in enumerate(rows):
             given[i], labels[i] = SPLITS.index(split) if split else NOT_GIVEN, number[label]
             contents[i] = int.from_bytes(sha256[:8])
-            units[i] = unit_number(group, sha256)
+            units[i] = group_number(group, sha256)
         return given, labels, units, contents
 
     def manifest(self, splits: NDArray[np.int8]) -> Iterator[list[str | int | float]]:
@@ -198,7 +196,7 @@ class Catalog:
         rows = self._database.execute(
             "SELECT id, source, label, coalesce(grp, ''), lower(hex(sha256)), width, height, phash, contrast, "
             "further "
-            "FROM pictures WHERE problem IS NULL ORDER BY source"
+            "FROM images WHERE problem IS NULL ORDER BY source"
         )
         for split, (name, source, label, *values, further) in zip(splits, rows, strict=True):
             yield [name, source, label, SPLITS[split], *values, *json.loads(further)]
@@ -223,6 +221,6 @@ class Catalog:
         return value
 
 
-def picture_id(source: str) -> str:
-    """Name a picture: the first 16 hex digits of its source name's sha256."""
+def image_id(source: str) -> str:
+    """Name an image: the first 16 hex digits of its source name's sha256."""
     return hashlib.sha256(source.encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """The inference loop that features, evaluate and export share.
 
-Batches are full and of one size, the last one padded: with most libraries a picture's last bits depend on the size of
-the batch that it is in, and here equal pictures give equal bytes.
+Batches are full and of one size, the last one padded: with most libraries an image's last bits depend on the size of
+the batch that it is in, and here equal images give equal bytes.
 """
 
 import signal
@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import Compose
 
-from headstart.config.schema import Run
-from headstart.data.dataset import SPLITS, Prepared
+from headstart.config.schema import RunConfig
+from headstart.data.dataset import SPLITS, PreparedDataset
 from headstart.data.transforms import evaluation_transform
-from headstart.distributed.process_group import Ranks, cores_of_process
+from headstart.distributed.process_group import ProcessGroup, cores_of_process
 from headstart.distributed.signals import SIGNALS
 
 WORKERS_A_GPU = 8
@@ -47,10 +47,10 @@ class Normalize(nn.Module):
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
-def evaluation_pixels(prepared: Prepared, rows: NDArray[np.int64]) -> Tensor:
-    """Read pictures as evaluation sees them: uint8 (n, height, width, 3).
+def evaluation_pixels(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Tensor:
+    """Read images as evaluation sees them: uint8 (n, height, width, 3).
 
-    Training pictures are stored larger: timm's own resize is done here, by torch's kernel, which is at most one level
+    Training images are stored larger: timm's own resize is done here, by torch's kernel, which is at most one level
     of 255 away from Pillow's and eight times as fast. For all then timm's own crop.
     """
     resize, crop = evaluation_transform(prepared.input)
@@ -67,26 +67,26 @@ def evaluation_pixels(prepared: Prepared, rows: NDArray[np.int64]) -> Tensor:
     return pixels
 
 
-def _resized(picture: NDArray[np.uint8], resize: Compose, interpolation: str) -> NDArray[np.uint8]:
+def _resized(image: NDArray[np.uint8], resize: Compose, interpolation: str) -> NDArray[np.uint8]:
     """Resize uint8 (height, width, 3); what torch has no kernel for is done by Pillow."""
     if interpolation not in ("bilinear", "bicubic"):
-        return np.asarray(resize(Image.fromarray(picture)))
-    # With the batch's dimension first: without it torch takes its slower kernel for planar pictures.
-    resized: Tensor = resize(torch.tensor(picture[None]).permute(0, 3, 1, 2))
+        return np.asarray(resize(Image.fromarray(image)))
+    # With the batch's dimension first: without it torch takes its slower kernel for planar images.
+    resized: Tensor = resize(torch.tensor(image[None]).permute(0, 3, 1, 2))
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def loading(run: Run, ranks: Ranks) -> dict[str, Any]:
-    """Give a DataLoader's arguments for batches that are made whole, one at a time.
+def loader_arguments(run: RunConfig, process_group: ProcessGroup) -> dict[str, Any]:
+    """Return a DataLoader's arguments for batches that are made whole, one at a time.
 
     Args:
         run: ``workers`` is used; ``auto`` is up to eight a GPU, and on a CPU, where a loading process takes a core from
             the step, one if there are four cores or more.
-        ranks: what computes, and how many processes of this machine load each their own.
+        process_group: what computes, and how many processes of this machine load each their own.
     """
-    on_gpu, workers = ranks.device.type == "cuda", run.workers
+    on_gpu, workers = process_group.device.type == "cuda", run.workers
     if workers == "auto":
-        cores = cores_of_process(ranks.local_world)
+        cores = cores_of_process(process_group.local_world)
         workers = min(WORKERS_A_GPU, cores) if on_gpu else int(cores >= CORES_FOR_A_WORKER)
     return {"batch_size": None, "num_workers": workers, "pin_memory": on_gpu, "worker_init_fn": _leave_signals}
 

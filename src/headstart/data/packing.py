@@ -20,21 +20,21 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from headstart.core.io import read_json, replacing, write_json
+from headstart.core.io import atomic_write, read_json, write_json
 from headstart.data.dataset import SPLITS, manifest_rows
 from headstart.data.image_info import (
+    ImageInfo,
     LabelledImage,
-    Look,
-    Outcome,
+    PackedImage,
     TrainingResize,
     content_sha256,
-    look_of,
+    info_of,
     size_of,
     to_image,
 )
-from headstart.data.shards import Row, Store, checksum, packed, read_index, shard_path
-from headstart.data.sources import Picture
-from headstart.data.splits import NOT_GIVEN, TRAIN, placed, unit_number
+from headstart.data.shards import ShardEntry, Store, checksum, packed, read_index, shard_path
+from headstart.data.sources import SourceItem
+from headstart.data.splits import NOT_GIVEN, TRAIN, assign_by_hash, group_number
 from headstart.images.decode import BadImageError
 
 # What made a killed run's shards, and beside each finished one its rows; in the folder `work` beside the shards.
@@ -65,11 +65,11 @@ CREATE TABLE rows (
 
 
 class EarlierRow(NamedTuple):
-    """A row as it was packed, for training or not, what its picture looks like, and its size in pixels as stored."""
+    """A row as it was packed, for training or not, what its image looks like, and its size in pixels as stored."""
 
     packed: bytes
     training: bool
-    look: Look
+    look: ImageInfo
     stored_height: int
     stored_width: int
 
@@ -85,7 +85,7 @@ class EarlierRows:
 
         Args:
             index: a new file.
-            made: what the pixels follow from beside the pictures; rows of other ones are not taken.
+            made: what the pixels follow from beside the images; rows of other ones are not taken.
         """
         self._index, self._made = index, made
         self._folders: list[Path] = []
@@ -108,10 +108,10 @@ class EarlierRows:
         return added.rowcount
 
     def find(self, sha256: bytes, *, training: bool, certain: bool) -> EarlierRow | None:
-        """Give a picture's row.
+        """Return an image's row.
 
         Args:
-            sha256: of the picture's source.
+            sha256: of the image's source.
             training: the row that is wanted: the one for training, or the one for evaluation.
             certain: whether the other one is of no use.
         """
@@ -124,7 +124,7 @@ class EarlierRows:
         for folder, shard, offset, size, expected, of_training, height, width, *look in rows:
             packed = _read(shard_path(self._folders[folder], shard), offset, size)
             if zlib.crc32(packed) == expected:
-                return EarlierRow(packed, bool(of_training), Look(*look), height, width)
+                return EarlierRow(packed, bool(of_training), ImageInfo(*look), height, width)
         return None
 
     def close(self) -> None:
@@ -142,14 +142,14 @@ class EarlierRows:
         return self._database
 
 
-def write_rows(folder: Path, shard: int, outcomes: list[Outcome]) -> None:
+def write_rows(folder: Path, shard: int, outcomes: list[PackedImage]) -> None:
     """Say which rows a finished shard has, for a run that comes after a kill."""
     rows = [
         (outcome.sha256, outcome.training, *outcome.look, *outcome.row)
         for outcome in outcomes
         if outcome.look is not None and outcome.row is not None
     ]
-    with replacing(_rows_path(folder, shard)) as aside, aside.open("wb") as file:
+    with atomic_write(_rows_path(folder, shard)) as aside, aside.open("wb") as file:
         np.save(file, np.array(rows, ROWS))
 
 
@@ -188,7 +188,7 @@ def _of_store(folder: Path) -> Iterator[tuple[Any, ...]]:
     train = SPLITS.index("train")
     for row, place in zip(manifest_rows(folder), read_index(folder), strict=True):
         _, offset, size, crc32, shard, _, height, width, split = place.item()
-        look = Look(int(row["width"]), int(row["height"]), row["phash"], float(row["contrast"]))
+        look = ImageInfo(int(row["width"]), int(row["height"]), row["phash"], float(row["contrast"]))
         yield bytes.fromhex(row["sha256"]), split == train, *look, shard, offset, size, crc32, height, width
 
 
@@ -202,24 +202,24 @@ def _read(path: Path, offset: int, size: int) -> bytes:
         return b""
 
 
-SHARD_PICTURES = 1024
+SHARD_IMAGES = 1024
 SHARD_BYTES = 128 * 2**20
 JPEG_SHARE = 1 / 6  # of the pixels' bytes, at most, for most photographs
-# To be raised when the pixels of a picture, or what is noted of it, change for another reason than ``made_by`` names.
+# To be raised when the pixels of an image, or what is noted of it, change for another reason than ``made_by`` names.
 PIXELS_VERSION = 3
 
 logger = logging.getLogger(__name__)
 
 
 def made_by(config: dict[str, Any], train_scale: float | None, store: Store) -> dict[str, Any]:
-    """Tell what the stored bytes follow from, beside the pictures and their splits."""
+    """Tell what the stored bytes follow from, beside the images and their splits."""
     side = None if train_scale is None else math.ceil(train_scale * max(config["input_size"][1:]))
     about = {"input": config, "train_side": side, "store": store}
     return {**about, "pillow": PIL.__version__, "pixels_version": PIXELS_VERSION}
 
 
 class Resizes(NamedTuple):
-    """How training pictures are resized, and how those of validation and test."""
+    """How training images are resized, and how those of validation and test."""
 
     training: TrainingResize
     evaluation: Callable[[Image.Image], Image.Image]
@@ -235,13 +235,13 @@ class Resizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Packer:
-    """Decodes pictures into one shard a call; picklable, so that worker processes can have it.
+    """Decodes images into one shard a call; picklable, so that worker processes can have it.
 
     Attributes:
         folder: of the shards.
         read: gives a file's bytes, or a labelled image, by its source name; raises BadImageError.
         resizes: of an RGB image.
-        shares: of the splits that are drawn, by which a training picture's split is foreseen.
+        shares: of the splits that are drawn, by which a training image's split is foreseen.
         store: how rows are packed.
         earlier: rows that need no decoding.
     """
@@ -253,16 +253,16 @@ class Packer:
     store: Store
     earlier: EarlierRows
 
-    def __call__(self, task: tuple[int, list[Picture]]) -> list[Outcome]:
-        """Write a shard, given its number and pictures; a bad one is an outcome with a problem, never an exception."""
+    def __call__(self, task: tuple[int, list[SourceItem]]) -> list[PackedImage]:
+        """Write a shard, given its number and images; a bad one is an outcome with a problem, never an exception."""
         shard, pictures = task
-        with replacing(shard_path(self.folder, shard)) as aside, aside.open("xb") as file:
+        with atomic_write(shard_path(self.folder, shard)) as aside, aside.open("xb") as file:
             outcomes = [self._pack(picture, shard, file) for picture in pictures]
             forget_rows(self.folder, shard)
         write_rows(self.folder, shard, outcomes)
         return outcomes
 
-    def _pack(self, picture: Picture, shard: int, file: BinaryIO) -> Outcome:
+    def _pack(self, picture: SourceItem, shard: int, file: BinaryIO) -> PackedImage:
         try:
             content = self.read(picture.source)
             sha256 = content_sha256(content)
@@ -270,32 +270,34 @@ class Packer:
             found = self.earlier.find(sha256, training=training, certain=certain)
             row = found or self._decoded(content, training=training)
         except BadImageError as bad:
-            return Outcome(picture.source, problem=str(bad))
-        place = Row(shard, file.tell(), len(row.packed), crc32(row.packed), row.stored_height, row.stored_width)
+            return PackedImage(picture.source, problem=str(bad))
+        place = ShardEntry(shard, file.tell(), len(row.packed), crc32(row.packed), row.stored_height, row.stored_width)
         file.write(row.packed)
         label = content.label if isinstance(content, LabelledImage) else None
-        return Outcome(picture.source, None, label, sha256, row.look, row.training, decoded=found is None, row=place)
+        return PackedImage(
+            picture.source, None, label, sha256, row.look, row.training, decoded=found is None, row=place
+        )
 
-    def _foreseen(self, picture: Picture, sha256: bytes) -> tuple[bool, bool]:
-        """Tell whether a picture will be trained on, and whether that is certain."""
+    def _foreseen(self, picture: SourceItem, sha256: bytes) -> tuple[bool, bool]:
+        """Tell whether an image will be trained on, and whether that is certain."""
         if picture.split not in (None, "train"):
             return False, True
-        unit = np.array([unit_number(picture.group, sha256)], np.uint64)
-        return bool(placed(unit, self.shares)[0] == TRAIN), not self.shares
+        unit = np.array([group_number(picture.group, sha256)], np.uint64)
+        return bool(assign_by_hash(unit, self.shares)[0] == TRAIN), not self.shares
 
     def _decoded(self, content: bytes | LabelledImage, *, training: bool) -> EarlierRow:
         image = to_image(content)
         resized = self.resizes.of(image, training=training)
-        return EarlierRow(packed(resized, self.store), training, look_of(image), resized.height, resized.width)
+        return EarlierRow(packed(resized, self.store), training, info_of(image), resized.height, resized.width)
 
 
 @contextmanager
 def resuming(final: Path) -> Iterator[Path]:
-    """Give a folder to write aside, with ``work`` in it for what shall not stay.
+    """Return a folder to write aside, with ``work`` in it for what shall not stay.
 
     What runs that failed or were killed left of it is in its folder ``left``, each run's in a folder of its own.
     """
-    with replacing(final, resumable=True) as aside:
+    with atomic_write(final, resumable=True) as aside:
         work, left = aside / "work", aside / "left"
         left.mkdir(parents=True, exist_ok=True)
         generation = left / f"{max((int(each.name) for each in left.iterdir()), default=0) + 1:05d}"
@@ -335,8 +337,8 @@ class Estimate:
     """How large the store will be as pixels.
 
     Attributes:
-        training: mean bytes of a training picture.
-        evaluation: mean bytes of a picture of validation or test.
+        training: mean bytes of a training image.
+        evaluation: mean bytes of an image of validation or test.
     """
 
     training: float
@@ -344,7 +346,7 @@ class Estimate:
 
     @classmethod
     def of(cls, sources: Iterable[str], read: Callable[[str], bytes | LabelledImage], resizes: Resizes) -> "Estimate":
-        """Resize blank pictures of the sizes that some sources have."""
+        """Resize blank images of the sizes that some sources have."""
         sizes = [[1.0, 1.0]]
         for source in sources:
             try:
@@ -355,7 +357,7 @@ class Estimate:
         return cls(*np.mean(sizes[1:] or sizes, axis=0).tolist())
 
     def total(self, given: Mapping[int, int], drawn: float) -> float:
-        """Give the bytes of all pictures.
+        """Return the bytes of all images.
 
         Args:
             given: how many there are of each split that the source gives.
@@ -365,10 +367,10 @@ class Estimate:
         others = sum(given.values()) - evaluated
         return (evaluated + others * drawn) * self.evaluation + others * (1 - drawn) * self.training
 
-    def shard_pictures(self, store: Store) -> int:
-        """Give the pictures of a shard: 128 MiB, and 1,024 at most."""
+    def shard_images(self, store: Store) -> int:
+        """Return the images of a shard: 128 MiB, and 1,024 at most."""
         mean = max(self.training, self.evaluation) * (1 if store == "raw" else JPEG_SHARE)
-        return max(1, min(SHARD_PICTURES, int(SHARD_BYTES / mean)))
+        return max(1, min(SHARD_IMAGES, int(SHARD_BYTES / mean)))
 
 
 def choose_store(wanted: Literal["auto"] | Store, size: float, folder: Path, *, was: Store | None) -> Store:

@@ -1,4 +1,4 @@
-"""Shards: files of packed pictures, one row after the other; what a row is, and how it is read back undamaged."""
+"""Shards: files of packed images, one row after the other; what a row is, and how it is read back undamaged."""
 
 import io
 import zlib
@@ -14,7 +14,7 @@ from PIL import Image
 
 Store = Literal["raw", "jpeg"]
 STORES: tuple[Store, ...] = get_args(Store)
-# One picture of index.npy, 40 bytes: where its row is, what the row's bytes must be, and what training asks of it.
+# One image of index.npy, 40 bytes: where its row is, what the row's bytes must be, and what training asks of it.
 INDEX = np.dtype(
     [
         ("id", "<u8"),
@@ -31,8 +31,8 @@ INDEX = np.dtype(
 )
 
 
-class Row(NamedTuple):
-    """A row of a shard: where it is, in bytes, and the stored picture's size, in pixels."""
+class ShardEntry(NamedTuple):
+    """A row of a shard: where it is, in bytes, and the stored image's size, in pixels."""
 
     shard: int
     offset: int
@@ -53,7 +53,7 @@ class Shards:
     Attributes:
         folder: where they are.
         store: how their rows are packed.
-        index: ``INDEX`` (n,), the pictures whose rows they hold.
+        index: ``INDEX`` (n,), the images whose rows they hold.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ class Shards:
         return np.zeros(len(self.index), bool)
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
-        """Give a picture, uint8 (height, width, 3), read-only; raises DamagedRowError, or OSError."""
+        """Return an image, uint8 (height, width, 3), read-only; raises DamagedRowError, or OSError."""
         _, offset, size, crc32, shard, _, height, width, _ = self.index[row].item()
         if shard not in self._mapped:
             self._mapped[shard] = np.memmap(shard_path(self.folder, shard), np.uint8, "r").view(np.ndarray)
@@ -84,12 +84,12 @@ class Shards:
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """Name a file of packed pictures."""
+    """Name a file of packed images."""
     return folder / f"pixels-{shard:05d}.bin"
 
 
 def checksum(path: Path) -> int | None:
-    """Give the crc32 of a file's bytes; None where there is no file."""
+    """Return the crc32 of a file's bytes; None where there is no file."""
     if not path.is_file():
         return None
     crc32 = 0
@@ -113,7 +113,7 @@ def write_index(folder: Path, rows: Iterable[tuple[Any, ...]], count: int) -> No
 
 
 def packed(image: Image.Image, store: Store) -> bytes:
-    """Give the row of an RGB image.
+    """Return the row of an RGB image.
 
     A photograph's JPEG of quality 95 with whole colours is 6 (224 px) to 8 times (336 px) smaller than its pixels and
     1.0 to 1.2 of 255 away from them, root mean square; of quality 92 with halved ones, 10 to 13 times and 1.4 to 1.6.

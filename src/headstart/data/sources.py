@@ -1,7 +1,7 @@
-"""Where pictures come from: what a source is, and the folders of classes.
+"""Where images come from: what a source is, and the folders of classes.
 
-A picture's source name is its posix path relative to the source's folder. Hidden files, Thumbs.db and desktop.ini are
-ignored; whatever else lies in a class folder is taken for a picture.
+An image's source name is its posix path relative to the source's folder. Hidden files, Thumbs.db and desktop.ini are
+ignored; whatever else lies in a class folder is taken for an image.
 """
 
 import csv
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets
 
-from headstart.config.schema import Prepare, Run
+from headstart.config.schema import PrepareConfig, RunConfig
 from headstart.core.errors import UserError
 from headstart.core.paths import cache_folder
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Split
@@ -28,7 +28,7 @@ from headstart.images.files import (
     identity,
     is_folder,
     is_ignored,
-    is_picture_name,
+    is_image_name,
     name_problem,
     read_file,
     shown,
@@ -45,14 +45,14 @@ SPLIT_NAMES: dict[str, Split] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture as its source lists it.
+class SourceItem:
+    """An image as its source lists it.
 
     Attributes:
         source: its name, unique in the source.
         label: its class; None where only reading tells it, or where there is none and ``problem`` says so.
         split: as the source gives it, or None.
-        group: pictures of one group stay in one split; or None.
+        group: images of one group stay in one split; or None.
         further: the values of the source's ``further_columns``.
         problem: why it is bad without its being read, or None.
     """
@@ -66,27 +66,27 @@ class Picture:
 
 
 class Source(Protocol):
-    """Lists its pictures, then reads each by name, in other processes too if they are not in memory anyhow."""
+    """Lists its images, then reads each by name, in other processes too if they are not in memory anyhow."""
 
     further_columns: Sequence[str] = ()
     in_memory: bool
 
-    def pictures(self) -> Iterator[Picture]:
-        """List the pictures in any order, holding none; raises UserError."""
+    def images(self) -> Iterator[SourceItem]:
+        """List the images in any order, holding none; raises UserError."""
 
     def read(self, source: str) -> bytes | LabelledImage:
-        """Read one picture; raises BadImageError."""
+        """Read one image; raises BadImageError."""
 
 
 class Files(Source):
-    """Reads pictures that are files below a folder."""
+    """Reads images that are files below a folder."""
 
     in_memory = False
 
     def __init__(self, root: Path) -> None:
         """Keep the folder; raises UserError where it is none."""
         if not root.is_dir():
-            raise UserError(f"prepare.path: {root} is not a folder: put your pictures there, or name another folder")
+            raise UserError(f"prepare.path: {root} is not a folder: put your images there, or name another folder")
         self.root = root
 
     def read(self, source: str) -> bytes:
@@ -97,8 +97,8 @@ class Files(Source):
 class ImageFolder(Files):
     """One folder a class, or ``train``, ``val`` and ``test`` of class folders."""
 
-    def pictures(self) -> Iterator[Picture]:
-        """List the pictures; raises UserError where the folders can't be understood."""
+    def images(self) -> Iterator[SourceItem]:
+        """List the images; raises UserError where the folders can't be understood."""
         with os.scandir(self.root) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry))
         given = [name for name in names if name in SPLIT_NAMES]
@@ -120,8 +120,8 @@ class ImageFolder(Files):
         for name in given:
             yield from self._classes(name, SPLIT_NAMES[name])
 
-    def _classes(self, inside: str, split: Split | None) -> Iterator[Picture]:
-        """List the pictures of all class folders in a folder."""
+    def _classes(self, inside: str, split: Split | None) -> Iterator[SourceItem]:
+        """List the images of all class folders in a folder."""
         with os.scandir(self.root / inside) as entries:
             for entry in entries:
                 name, problem = shown(entry.name), name_problem(entry)
@@ -129,20 +129,18 @@ class ImageFolder(Files):
                 if is_ignored(entry.name):
                     continue
                 if problem:
-                    yield Picture(source, None, split, problem=problem)
+                    yield SourceItem(source, None, split, problem=problem)
                 elif not is_folder(entry):
-                    # Notes and lists beside the class folders are common, and are nobody's pictures.
-                    if is_picture_name(name) or entry.is_symlink():
-                        yield Picture(source, None, split, problem="lies in no class folder")
+                    # Notes and lists beside the class folders are common, and are nobody's images.
+                    if is_image_name(name) or entry.is_symlink():
+                        yield SourceItem(source, None, split, problem="lies in no class folder")
                 else:
                     empty = True
                     for below, trouble in walk(self.root, source, frozenset({identity(self.root)})):
                         empty = False
-                        yield Picture(below, name, split, problem=trouble)
+                        yield SourceItem(below, name, split, problem=trouble)
                     if empty and split in (None, "train"):
-                        raise UserError(
-                            f"{self.root / source}: the class folder holds no picture: fill it or remove it"
-                        )
+                        raise UserError(f"{self.root / source}: the class folder holds no image: fill it or remove it")
 
 
 class CsvTable(Files):
@@ -170,8 +168,8 @@ class CsvTable(Files):
                 f"{root / name}: rename the column {clash[0]!r}: the manifest has one of its own with this name"
             )
 
-    def pictures(self) -> Iterator[Picture]:
-        """List the pictures; raises UserError naming the line that is wrong."""
+    def images(self) -> Iterator[SourceItem]:
+        """List the images; raises UserError naming the line that is wrong."""
         lines = self._lines()
         next(lines)
         whether_split: bool | None = None
@@ -180,7 +178,7 @@ class CsvTable(Files):
             if len(values) != len(self.header):
                 raise UserError(f"{where}: {len(values)} values for {len(self.header)} columns")
             row = dict(zip(self.header, values, strict=True))
-            picture = self._picture(row, where)
+            picture = self._image(row, where)
             if whether_split is None:
                 whether_split = picture.split is not None
             elif whether_split != (picture.split is not None):
@@ -190,19 +188,19 @@ class CsvTable(Files):
                 )
             yield picture
 
-    def _picture(self, row: dict[str, str], where: str) -> Picture:
+    def _image(self, row: dict[str, str], where: str) -> SourceItem:
         path, split = posixpath.normpath(row["path"]), row.get("split", "")
         if not row["path"] or not row["label"]:
             raise UserError(f"{where}: the {'label' if row['path'] else 'path'} is empty")
         if path.startswith(("/", "../")) or path == "..":
             raise UserError(
                 f"{where}: {row['path']} is not inside {self.root}, the folder that DVC watches: "
-                "write it relative to that folder, and move the picture or prepare.path"
+                "write it relative to that folder, and move the image or prepare.path"
             )
         if split and split not in SPLIT_NAMES:
             raise UserError(f"{where}: unknown split {split!r}; known: {', '.join(SPLITS)}")
         further = tuple(row[column] for column in self.further_columns)
-        return Picture(path, row["label"], SPLIT_NAMES.get(split), row.get("group") or None, further)
+        return SourceItem(path, row["label"], SPLIT_NAMES.get(split), row.get("group") or None, further)
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
         """Read the table's rows, each with the number of its line; empty lines are passed over."""
@@ -233,19 +231,19 @@ class Digits(Source):
         digits = load_digits()
         self._images, self._labels = np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
-    def pictures(self) -> Iterator[Picture]:
+    def images(self) -> Iterator[SourceItem]:
         """List the digits, ``digits/0000`` and on."""
         for i, label in enumerate(self._labels):
-            yield Picture(f"digits/{i:04d}", str(label))
+            yield SourceItem(f"digits/{i:04d}", str(label))
 
     def read(self, source: str) -> LabelledImage:
-        """Give a digit by its source name."""
+        """Return a digit by its source name."""
         i = int(source.removeprefix("digits/"))
         return LabelledImage(Image.fromarray(self._images[i]), str(self._labels[i]))
 
 
 class Torchvision(Source):
-    """A classification data set of torchvision; a picture's source name is ``NAME/split/number``."""
+    """A classification data set of torchvision; an image's source name is ``NAME/split/number``."""
 
     def __init__(self, name: str, folder: Path) -> None:
         """Download the data set where it is not in the folder yet.
@@ -266,22 +264,22 @@ class Torchvision(Source):
         )
         self._names = _class_names(getattr(some, "classes", None))
 
-    def pictures(self) -> Iterator[Picture]:
-        """List the pictures, without labels: to ask for one is to decode its picture."""
+    def images(self) -> Iterator[SourceItem]:
+        """List the images, without labels: to ask for one is to decode its image."""
         for split, dataset in self._splits.items():
             given = SPLIT_NAMES["train" if split == "trainval" else split] if split != "all" else None
             for i in range(len(dataset)):
-                yield Picture(f"{self.name}/{split}/{i:07d}", None, given)
+                yield SourceItem(f"{self.name}/{split}/{i:07d}", None, given)
 
     def read(self, source: str) -> LabelledImage:
-        """Give a picture and its label by its source name; raises BadImageError."""
+        """Return an image and its label by its source name; raises BadImageError."""
         _, split, number = source.split("/")
         try:
             image, target = self._splits[split][int(number)]
         except Exception as error:  # noqa: BLE001  (a data set's own code, on files that may be damaged)
             raise BadImageError(f"damaged: {error or type(error).__name__}") from None
         if not isinstance(image, Image.Image) or isinstance(target, tuple | list | dict):
-            raise BadImageError(f"torchvision:{self.name} is no classification of pictures")
+            raise BadImageError(f"torchvision:{self.name} is no classification of images")
         return LabelledImage(image, self._names[int(target)] if self._names else str(int(target)))
 
 
@@ -318,7 +316,7 @@ def _official_splits(kind: Any, name: str, folder: Path) -> dict[str, Any]:
             f"{folder}, or put the files there as torchvision lays them out"
         ) from error
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"torchvision:{name} can't be read as a classification of pictures: {error}") from error
+        raise UserError(f"torchvision:{name} can't be read as a classification of images: {error}") from error
     if "train" in splits:
         splits.pop("trainval", None)
     if not {"train", "trainval"} & set(splits):
@@ -332,7 +330,7 @@ def _class_names(classes: Any) -> list[str]:
     return names if len(set(names)) == len(names) else [f"{i} {name}" for i, name in enumerate(names)]
 
 
-def open_source(prepare: Prepare, run: Run) -> Source:
+def open_source(prepare: PrepareConfig, run: RunConfig) -> Source:
     """Open ``prepare.source``; raises UserError where it can't be had."""
     kind, _, name = prepare.source.partition(":")
     match kind:

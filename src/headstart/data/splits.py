@@ -1,6 +1,6 @@
-"""Which picture is trained on, validated on and tested on: drawn from hashes, so that new pictures move no others.
+"""Which image is trained on, validated on and tested on: drawn from hashes, so that new images move no others.
 
-The rows of all arrays are the pictures. A unit is what stays together: a group, or all pictures with the same bytes.
+The rows of all arrays are the images. A unit is what stays together: a group, or all images with the same bytes.
 Its number is the first 8 bytes of a sha256, a place in [0, 2⁶⁴), where fixed thresholds make the splits.
 """
 
@@ -24,15 +24,15 @@ def check_classes(counts: Mapping[str, int], *, splits_given: bool) -> None:
     """Refuse what can't become a classifier.
 
     Args:
-        counts: usable pictures of each class.
+        counts: usable images of each class.
         splits_given: whether the source brings its splits.
 
     Raises:
-        UserError: no pictures, a single class, or classes of too few pictures.
+        UserError: no images, a single class, or classes of too few images.
     """
     if not sum(counts.values()):
         raise UserError(
-            "prepare: there is no usable picture at all; look at prepare.source and prepare.path in params.yaml"
+            "prepare: there is no usable image at all; look at prepare.source and prepare.path in params.yaml"
         )
     if len(counts) == 1:
         raise UserError(f"prepare: there is a single class, {next(iter(counts))!r}; a classifier needs at least two")
@@ -44,20 +44,20 @@ def _refuse_small(counts: Mapping[str, int], needed: int) -> None:
     if small:
         raise UserError(
             "\n".join([
-                f"prepare: a class needs {needed} distinct usable pictures (or groups), one a split. These have fewer:",
+                f"prepare: a class needs {needed} distinct usable images (or groups), one a split. These have fewer:",
                 *small,
-                "Add pictures, or remove the class.",
+                "Add images, or remove the class.",
             ])
         )  # fmt: skip
 
 
-def unit_number(group: str | None, sha256: bytes) -> int:
-    """Give the number of a picture's unit: from its group's name, or without one from its content."""
+def group_number(group: str | None, sha256: bytes) -> int:
+    """Return the number of an image's unit: from its group's name, or without one from its content."""
     digest = hashlib.sha256(group.encode()).digest() if group else sha256
     return int.from_bytes(digest[:8])
 
 
-def shares_to_draw(given: Collection[int], *, validation: float, test: float) -> dict[int, float]:
+def fractions_to_draw(given: Collection[int], *, validation: float, test: float) -> dict[int, float]:
     """Tell which splits are drawn, and their shares, beside those that the source gives.
 
     Args:
@@ -70,12 +70,12 @@ def shares_to_draw(given: Collection[int], *, validation: float, test: float) ->
     return {split: share for split, share in {TEST: test, VALIDATION: validation}.items() if split not in there}
 
 
-def placed(units: NDArray[np.uint64], shares: Mapping[int, float]) -> NDArray[np.int8]:
+def assign_by_hash(units: NDArray[np.uint64], shares: Mapping[int, float]) -> NDArray[np.int8]:
     """Place units by the fixed thresholds: what none of the splits that are drawn takes is train.
 
     Args:
         units: uint64 (n,).
-        shares: ``shares_to_draw``'s.
+        shares: ``fractions_to_draw``'s.
 
     Returns:
         int8 (n,), indices into ``SPLITS``.
@@ -88,17 +88,17 @@ def placed(units: NDArray[np.uint64], shares: Mapping[int, float]) -> NDArray[np
 
 
 def _intervals(shares: Mapping[int, float]) -> dict[int, tuple[float, float]]:
-    """Give each split's part of [0, 1), train's last."""
+    """Return each split's part of [0, 1), train's last."""
     edges = np.cumsum([0.0, *shares.values()]).tolist()
     return {split: (edges[i], edges[i + 1]) for i, split in enumerate(shares)} | {TRAIN: (edges[-1], 1.0)}
 
 
-def joined_units(units: NDArray[np.uint64], contents: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Join units that contain the same picture; a joined unit's number is its lowest.
+def join_groups(units: NDArray[np.uint64], contents: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Join units that contain the same image; a joined unit's number is its lowest.
 
     Args:
         units: uint64 (n,).
-        contents: uint64 (n,), from the hash of the picture's bytes.
+        contents: uint64 (n,), from the hash of the image's bytes.
 
     Returns:
         uint64 (n,).
@@ -125,14 +125,14 @@ def joined_units(units: NDArray[np.uint64], contents: NDArray[np.uint64]) -> NDA
 
 
 def count_duplicates(contents: NDArray[np.uint64], splits: NDArray[np.int8]) -> dict[str, int]:
-    """Count pictures that are there more than once.
+    """Count images that are there more than once.
 
     Args:
-        contents: uint64 (n,), from the hash of the picture's bytes.
+        contents: uint64 (n,), from the hash of the image's bytes.
         splits: int8 (n,), indices into ``SPLITS``.
 
     Returns:
-        ``identical``: copies beyond the first of each picture; ``across_splits``: pictures in more than one split.
+        ``identical``: copies beyond the first of each image; ``across_splits``: images in more than one split.
     """
     order = np.lexsort((splits, contents))
     same = contents[order][1:] == contents[order][:-1]
@@ -149,7 +149,7 @@ def complete_splits(
     validation: float,
     test: float,
 ) -> NDArray[np.int8]:
-    """Keep the splits that the source gives and draw the others from the training pictures, or from all.
+    """Keep the splits that the source gives and draw the others from the training images, or from all.
 
     Where validation is given and test is not, as in ImageNet, the given one is the test split.
 
@@ -173,7 +173,7 @@ def complete_splits(
         splits[splits == VALIDATION] = TEST
     splits[splits == NOT_GIVEN] = TRAIN
     _check_given(splits, labels, classes, set(np.unique(splits).tolist()))
-    shares = shares_to_draw(present, validation=validation, test=test)
+    shares = fractions_to_draw(present, validation=validation, test=test)
     if shares:
         pool = np.flatnonzero(splits == TRAIN)
         splits[pool] = _drawn(labels[pool], units[pool], classes, shares)
@@ -188,17 +188,17 @@ def _check_given(
         lacking = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), labels[splits == split])]
         if lacking and split == TRAIN:
             raise UserError(
-                f"prepare: no training picture of {', '.join(map(repr, lacking))}; add some or remove the class"
+                f"prepare: no training image of {', '.join(map(repr, lacking))}; add some or remove the class"
             )
         if lacking:
-            logger.info("%s has no picture of %s", SPLITS[split], ", ".join(map(repr, lacking)))
+            logger.info("%s has no image of %s", SPLITS[split], ", ".join(map(repr, lacking)))
 
 
 def _drawn(
     labels: NDArray[np.int32], units: NDArray[np.uint64], classes: Sequence[str], shares: Mapping[int, float]
 ) -> NDArray[np.int8]:
     """Draw the given splits, the rest is train; a class that one lacks lends it the unit with the nearest hash."""
-    intervals, splits = _intervals(shares), placed(units, shares)
+    intervals, splits = _intervals(shares), assign_by_hash(units, shares)
     by_class = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[by_class], np.arange(len(classes) + 1))
     rows = [by_class[bounds[i] : bounds[i + 1]] for i in range(len(classes))]

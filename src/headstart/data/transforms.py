@@ -1,4 +1,4 @@
-"""The timm backbone: built, loaded, split into features and classifier, and how it wants its pictures.
+"""The timm backbone: built, loaded, split into features and classifier, and how it wants its images.
 
 Features are what the classifier reads, ``forward_head(forward_features(x), pre_logits=True)`` (for MobileNetV3, 1,024
 wide and not the 576 of the last map); the classifier is timm's own.

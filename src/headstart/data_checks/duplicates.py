@@ -1,15 +1,15 @@
-"""Pictures that are in one split and, perhaps altered a little, in another too.
+"""Images that are in one split and, perhaps altered a little, in another too.
 
 Two measures find them, each beyond a threshold that follows from the data set itself and that, where its assumption
 holds, a data set without copies would have a pair beyond in one case of twenty:
 
-- The cosine of the features. What is no copy shows how near to it the nearest picture of train may come: the logarithm
-  of that distance, 1 - cosine, is roughly normal over the pictures held out. Its median and the median of the
+- The cosine of the features. What is no copy shows how near to it the nearest image of train may come: the logarithm
+  of that distance, 1 - cosine, is roughly normal over the images held out. Its median and the median of the
   deviations below it stand for them, since copies among them hardly move those (Hampel 1974). Finds crops, mirrored and
-  turned pictures.
-- The Hamming distance of the perceptual hashes. Between different pictures it is roughly binomial, with as many bits as
+  turned images.
+- The Hamming distance of the perceptual hashes. Between different images it is roughly binomial, with as many bits as
   have that spread by independent chance (Daugman 2004, "How iris recognition works": the degrees of freedom). Finds
-  grey and darkened copies, on whose features a backbone may not agree. Pictures that all look alike, such as digits,
+  grey and darkened copies, on whose features a backbone may not agree. Images that all look alike, such as digits,
   have few such bits, and then hardly any distance is small enough.
 
 Exact copies are files with the same bytes.
@@ -28,7 +28,7 @@ from headstart.data.splits import TRAIN
 
 FALSE_ALARMS = 0.05
 SAMPLED = 2000
-"""Pictures held out whose nearest picture is looked for, at most, to choose the threshold."""
+"""Images held out whose nearest image is looked for, at most, to choose the threshold."""
 FEWEST = 20
 """Of them: fewer don't show how such distances spread, and then only equal features count as near."""
 ROUNDING = 1e-6
@@ -41,7 +41,7 @@ Block = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 
-class Pair(NamedTuple):
+class DuplicatePair(NamedTuple):
     """Two rows that show the same, ``row`` in the earlier of the two splits; ``kind`` is ``exact`` or ``near``."""
 
     kind: str
@@ -62,14 +62,14 @@ class Duplicates:
         hash_distance: the most bits between a near pair's hashes, unless its cosine says it; -1: no distance tells.
     """
 
-    pairs: list[Pair]
+    pairs: list[DuplicatePair]
     counts: dict[str, int]
     cosine: float
     hash_distance: int
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class _Images:
     """``features`` and ``bits`` (n, width), (n, 64) as unit vectors, ``contents`` uint64 (n,)."""
 
     features: Block
@@ -86,7 +86,7 @@ class _Pictures:
         return np.asarray(self.contents[rows, None] == self.contents[others])
 
 
-def duplicates(
+def find_duplicates(
     features: NDArray[np.float32],
     hashes: NDArray[np.uint64],
     contents: NDArray[np.uint64],
@@ -98,26 +98,26 @@ def duplicates(
     Args:
         features: float32 (n, width).
         hashes: uint64 (n,), perceptual.
-        contents: uint64 (n,), from the hash of the picture's bytes.
+        contents: uint64 (n,), from the hash of the image's bytes.
         splits: int8 (n,), indices into ``SPLITS``.
         most: pairs to list.
     """
     lengths = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     bits = np.unpackbits(hashes[:, None].view(np.uint8), axis=1)
     signs = (bits * np.float32(2) - 1) / np.float32(np.sqrt(BITS))
-    pictures = _Pictures(np.asarray(features / lengths, np.float32), signs, contents)
+    images = _Images(np.asarray(features / lengths, np.float32), signs, contents)
     members = [np.flatnonzero(splits == split) for split in range(len(SPLITS))]
     train, held_out = members[TRAIN], np.flatnonzero(splits != TRAIN)
-    least, furthest = _cosine_threshold(pictures, train, held_out), _hash_threshold(signs, members)
+    least, furthest = _cosine_threshold(images, train, held_out), _hash_threshold(signs, members)
     kept, counts = np.empty(0, FOUND), {"exact": 0, "near": 0}
     for one, other in combinations(members, 2):
         for rows, others in product(_blocks(one), _blocks(other)):
-            found = _found(pictures, rows, others, least, furthest)
+            found = _found(images, rows, others, least, furthest)
             counts["near"] += (near := int(found["near"].sum()))
             counts["exact"] += len(found) - near
             kept = np.concatenate([kept, found])
             kept = kept[np.lexsort((-kept["cosine"], kept["near"]))[:most]]
-    pairs = [Pair("near" if near else "exact", *pair) for near, *pair in kept.tolist()]
+    pairs = [DuplicatePair("near" if near else "exact", *pair) for near, *pair in kept.tolist()]
     return Duplicates(pairs, counts, least, furthest)
 
 
@@ -125,10 +125,10 @@ def _blocks(rows: Rows) -> list[Rows]:
     return np.split(rows, range(BLOCK, len(rows), BLOCK))
 
 
-def _found(pictures: _Pictures, rows: Rows, others: Rows, least: float, furthest: int) -> NDArray[np.void]:
-    """Give the pairs of two blocks, ``FOUND`` (n,)."""
-    cosines, distances = pictures.cosines(rows, others), pictures.hash_distances(rows, others)
-    same = pictures.same(rows, others)
+def _found(images: _Images, rows: Rows, others: Rows, least: float, furthest: int) -> NDArray[np.void]:
+    """Return the pairs of two blocks, ``FOUND`` (n,)."""
+    cosines, distances = images.cosines(rows, others), images.hash_distances(rows, others)
+    same = images.same(rows, others)
     i, j = np.nonzero(same | (cosines >= least) | (distances <= furthest))
     found = np.empty(len(i), FOUND)
     found["near"], found["row"], found["other_row"] = ~same[i, j], rows[i], others[j]
@@ -136,14 +136,14 @@ def _found(pictures: _Pictures, rows: Rows, others: Rows, least: float, furthest
     return found
 
 
-def _cosine_threshold(pictures: _Pictures, train: Rows, held_out: Rows) -> float:
-    """Give the cosine that the nearest of all pictures held out reaches in one data set without copies of twenty."""
+def _cosine_threshold(images: _Images, train: Rows, held_out: Rows) -> float:
+    """Return the cosine that the nearest of all images held out reaches in one data set without copies of twenty."""
     sample = evenly(held_out, SAMPLED)
     if len(sample) < FEWEST or not len(train):
         return 1 - ROUNDING
     nearest = np.full(len(sample), -1, np.float32)
     for (start, rows), others in product(enumerate(_blocks(sample)), _blocks(train)):
-        cosines = np.where(pictures.same(rows, others), -1, pictures.cosines(rows, others))
+        cosines = np.where(images.same(rows, others), -1, images.cosines(rows, others))
         place = nearest[start * BLOCK :][: len(rows)]
         np.maximum(place, cosines.max(axis=1), out=place)
     logs = np.log(np.maximum(1 - nearest, ROUNDING))
@@ -155,7 +155,7 @@ def _cosine_threshold(pictures: _Pictures, train: Rows, held_out: Rows) -> float
 
 
 def _hash_threshold(signs: Block, members: list[Rows]) -> int:
-    """Give the bits to which different pictures' hashes come near in one data set of twenty; -1 where 0 do."""
+    """Return the bits to which different images' hashes come near in one data set of twenty; -1 where 0 do."""
     pairs, total, squares = 0, 0.0, 0.0
     for one, other in combinations([signs[rows].astype(np.float64) for rows in members], 2):
         pairs += len(one) * len(other)

@@ -1,7 +1,7 @@
-"""Labels that look wrong: a linear head that was not trained on the picture is confident that it is something else.
+"""Labels that look wrong: a linear head that was not trained on the image is confident that it is something else.
 
 Suspicious is a label to which the head's calibrated probabilities give at most a twentieth of what its class's share
-alone would: the picture speaks against it by 20 to 1, which Kass and Raftery (1995) call strong evidence.
+alone would: the image speaks against it by 20 to 1, which Kass and Raftery (1995) call strong evidence.
 
 Confident learning (Northcutt et al. 2021, as cleanlab 2.9 has it) was measured beside a rule like this one, on
 Imagenette with the bundled backbone, whose head has 75 % right: of 5,734 clean labels its filters found 387 to 830
@@ -21,11 +21,11 @@ AGAINST = 0.05
 FOLDS = 3
 """5 and 10 found as many swapped labels, and take longer."""
 L2 = 0.01
-"""λ over the features' mean variance: where the cross-entropy of pictures held out was lowest, with swapped labels and
+"""λ over the features' mean variance: where the cross-entropy of images held out was lowest, with swapped labels and
 without, on the digits and on Imagenette. Ten times less makes three times as many clean labels suspicious."""
 
 
-class Suspicion(NamedTuple):
+class LabelError(NamedTuple):
     """A suspicious label: its place in the arrays, the class suggested instead, and the probabilities of both."""
 
     place: int
@@ -34,19 +34,19 @@ class Suspicion(NamedTuple):
     suggested_probability: float
 
 
-def suspicious_labels(labels: NDArray[np.int64], probabilities: NDArray[np.floating]) -> list[Suspicion]:
+def find_label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.floating]) -> list[LabelError]:
     """Find suspicious labels, the worst first.
 
     Args:
         labels: int64 (n,).
-        probabilities: float (n, classes), calibrated, by a model that was not trained on these pictures.
+        probabilities: float (n, classes), calibrated, by a model that was not trained on these images.
     """
     of_label = probabilities[np.arange(len(labels)), labels]
     share = np.bincount(labels, minlength=probabilities.shape[1]) / max(1, len(labels))
     ratio, suggested = of_label / share[labels], probabilities.argmax(1)
     places = np.flatnonzero((ratio <= AGAINST) & (suggested != labels))
     return [
-        Suspicion(i, int(suggested[i]), float(of_label[i]), float(probabilities[i, suggested[i]]))
+        LabelError(i, int(suggested[i]), float(of_label[i]), float(probabilities[i, suggested[i]]))
         for i in places[np.argsort(ratio[places], kind="stable")].tolist()
     ]
 
@@ -54,12 +54,12 @@ def suspicious_labels(labels: NDArray[np.int64], probabilities: NDArray[np.float
 def out_of_fold_probabilities(
     features: NDArray[np.float32], labels: NDArray[np.int64], units: NDArray[np.uint64], classes: int
 ) -> NDArray[np.float32]:
-    """Judge each picture by a linear head that was trained on the others' folds.
+    """Judge each image by a linear head that was trained on the others' folds.
 
     Args:
         features: float32 (n, width).
         labels: int64 (n,).
-        units: uint64 (n,); pictures of one unit are in one fold.
+        units: uint64 (n,); images of one unit are in one fold.
         classes: number of them.
 
     Returns:

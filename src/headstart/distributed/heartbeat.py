@@ -36,7 +36,7 @@ EXIT_CODE = 75
 
 
 @dataclass
-class Sign:
+class Heartbeat:
     """The last sign of life of a process, and when it was seen to change, by this process's own clock."""
 
     path: Path
@@ -73,7 +73,7 @@ class Watchdog(threading.Thread):
         self._count, self._where, self._moved = 0, "its start", time.monotonic()
         self._start = ".".join(os.environ.get(name, "") for name in START)
         self._signs = {
-            other: Sign(HEARTBEATS / f"{other}.json", self._start) for other in range(world) if other != rank
+            other: Heartbeat(HEARTBEATS / f"{other}.json", self._start) for other in range(world) if other != rank
         }
         self._over, self._telling = threading.Event(), threading.Lock()
         self._turn, self._failed = 0, dict[str, str]()
@@ -159,7 +159,7 @@ class Watchdog(threading.Thread):
 
     def _batch_is_gone(self) -> bool:
         """Say whether the batch script of a Slurm job, which would requeue it, gives no sign of life any more."""
-        batch = Sign(BATCH_HEARTBEAT, "")
+        batch = Heartbeat(BATCH_HEARTBEAT, "")
         batch.look()
         mine = batch.content.get("job") == os.environ.get("SLURM_JOB_ID")
         if slurm_job() is None or not mine or batch.content.get("host") == socket.gethostname():
@@ -177,7 +177,7 @@ class Watchdog(threading.Thread):
 
 
 @contextlib.contextmanager
-def watched(rank: int, world: int, minutes: float) -> Iterator[Watchdog]:
+def watch_heartbeats(rank: int, world: int, minutes: float) -> Iterator[Watchdog]:
     """Watch the ranks of a stage for a while; one alone is not watched.
 
     Args:

@@ -23,16 +23,16 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
-from headstart.config.schema import Run
+from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
 from headstart.core.run_state import rank_of_process
-from headstart.distributed.heartbeat import watched
+from headstart.distributed.heartbeat import watch_heartbeats
 
 Result = TypeVar("Result")
 MINUTES_AFTER_THE_WATCHDOG = 2
 
 
-def device_of(run: Run) -> torch.device:
+def device_of(run: RunConfig) -> torch.device:
     """Choose the kind of device of a stage that uses one; raises UserError where ``run.accelerator`` isn't there."""
     found = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if run.accelerator == "auto":
@@ -44,7 +44,7 @@ def device_of(run: Run) -> torch.device:
     return torch.device("cuda" if chosen == "gpu" else chosen)
 
 
-class Tasks(SLURMEnvironment):
+class SlurmTasks(SLURMEnvironment):
     """srun's tasks, whatever the job is called, and whether each sees all GPUs of its node or one of its own."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Tasks(SLURMEnvironment):
 
     @property
     def main_address(self) -> str:
-        """Give the first node's name; raises UserError where it doesn't resolve: a rendezvous would hang."""
+        """Return the first node's name; raises UserError where it doesn't resolve: a rendezvous would hang."""
         address: str = super().main_address
         try:
             socket.getaddrinfo(address, None)
@@ -65,7 +65,7 @@ class Tasks(SLURMEnvironment):
         return address
 
     def local_rank(self) -> int:
-        """Give the index of this task's GPU among those that it sees."""
+        """Return the index of this task's GPU among those that it sees."""
         own_gpu = torch.cuda.device_count() == 1
         return 0 if own_gpu else super().local_rank()
 
@@ -94,7 +94,7 @@ class Layout:
     world: int
 
 
-def layout(run: Run) -> Layout:
+def layout(run: RunConfig) -> Layout:
     """Say how many processes there are, by srun, by torchrun or by ``run.devices``.
 
     Raises:
@@ -107,7 +107,7 @@ def layout(run: Run) -> Layout:
         world = int(os.environ["WORLD_SIZE"])
         nodes = world // int(os.environ["LOCAL_WORLD_SIZE"])
     elif "SLURM_STEP_ID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
-        environment = Tasks()
+        environment = SlurmTasks()
         world, nodes = (int(os.environ[f"SLURM_STEP_NUM_{what}"]) for what in ("TASKS", "NODES"))
     else:
         environment = LightningEnvironment()
@@ -117,7 +117,7 @@ def layout(run: Run) -> Layout:
     local = world // nodes
     if run.devices not in ("auto", local):
         raise UserError(f"run.devices: {run.devices}, but {local} processes a node were started; use auto")
-    own_gpus = gpus == 1 and isinstance(environment, Tasks)  # as --gpus-per-task binds them
+    own_gpus = gpus == 1 and isinstance(environment, SlurmTasks)  # as --gpus-per-task binds them
     if gpus and local > gpus and not own_gpus:
         raise UserError(
             f"{local} processes on {socket.gethostname()}, which has {gpus} GPUs for them: start one a GPU "
@@ -127,7 +127,7 @@ def layout(run: Run) -> Layout:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process among those that work on a stage.
 
     Attributes:
@@ -144,7 +144,7 @@ class Ranks:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: Any = None
 
-    def on_rank_0(self, function: Callable[[], Result]) -> Result | None:
+    def run_on_rank_zero(self, function: Callable[[], Result]) -> Result | None:
         """Let rank 0 do something that the others wait for; a UserError is raised on all.
 
         Returns:
@@ -163,16 +163,16 @@ class Ranks:
             raise error[0]
         return result
 
-    def from_rank_0(self, function: Callable[[], Result]) -> Result:
+    def broadcast_from_rank_zero(self, function: Callable[[], Result]) -> Result:
         """Let rank 0 find something out and tell all; a UserError is raised on all."""
-        answer: list[Any] = [self.on_rank_0(function)]
+        answer: list[Any] = [self.run_on_rank_zero(function)]
         if self.group is not None:
             dist.broadcast_object_list(answer, src=0, group=self.group)
         result: Result = answer[0]
         return result
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Give every rank's CPU tensor, of one shape and dtype, to all."""
+        """Return every rank's CPU tensor, of one shape and dtype, to all."""
         if self.group is None:
             return [tensor]
         gathered = [torch.empty_like(tensor) for _ in range(self.world)]
@@ -180,7 +180,7 @@ class Ranks:
         return gathered
 
 
-def connect(run: Run) -> Ranks:
+def connect(run: RunConfig) -> ProcessGroup:
     """Start the processes that nobody has started yet, and connect all; share this machine's cores among its own.
 
     Raises:
@@ -190,7 +190,7 @@ def connect(run: Run) -> Ranks:
     found = layout(run)
     if found.world == 1:
         use_cores(1)
-        return Ranks(device=device_of(run))
+        return ProcessGroup(device=device_of(run))
     # Lightning's process group would be of the device's backend alone; what ranks agree on is on the CPU.
     backend = "cpu:gloo,cuda:nccl" if found.accelerator == "gpu" else "gloo"
     # Later than the watchdog, which names who is to blame.
@@ -207,13 +207,13 @@ def connect(run: Run) -> Ranks:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Ctrl-C ends each rank as SIGTERM does: those whose partner only raises would wait for it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with watched(rank_of_process(), found.world, run.timeout_minutes):
+    with watch_heartbeats(rank_of_process(), found.world, run.timeout_minutes):
         fabric.launch()
     use_cores(found.local_world)
     group = dist.new_group(backend="gloo", timeout=timeout)
     if fabric.global_rank:
         logging.getLogger("headstart").setLevel(logging.ERROR)
-    return Ranks(fabric.global_rank, fabric.world_size, found.local_world, fabric.device, group)
+    return ProcessGroup(fabric.global_rank, fabric.world_size, found.local_world, fabric.device, group)
 
 
 def use_cores(processes: int) -> None:
@@ -222,7 +222,7 @@ def use_cores(processes: int) -> None:
 
 
 def cores_of_process(processes: int) -> int:
-    """Give the cores that each of this machine's processes may use: srun says it, else they share them equally.
+    """Return the cores that each of this machine's processes may use: srun says it, else they share them equally.
 
     A container's quota of CPU time counts, of which torch knows nothing.
     """

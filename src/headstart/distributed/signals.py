@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from headstart.distributed.process_group import Ranks
+from headstart.distributed.process_group import ProcessGroup
 
 SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 """Those that ask for a stop: Ctrl-C, Slurm's ``--signal`` before the time limit, scancel or a preemption."""
 
 
-class StopAgreed(BaseException):
+class StopRequested(BaseException):
     """Ends a training on all ranks at once, its state saved."""
 
     def __init__(self, number: int, steps: int) -> None:
@@ -54,17 +54,17 @@ def stop_flag() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
-class Agreement:
+class SignalSync:
     """What the ranks tell each other at each step."""
 
-    def __init__(self, ranks: Ranks, width: int) -> None:
+    def __init__(self, process_group: ProcessGroup, width: int) -> None:
         """Begin with zeros.
 
         Args:
-            ranks: who agrees.
+            process_group: who agrees.
             width: how many integers they exchange.
         """
-        self._group, self._nothing = ranks.group, [0] * width
+        self._group, self._nothing = process_group.group, [0] * width
         self._pending: tuple[Any, Tensor] | None = None
 
     def exchange(self, values: Sequence[int]) -> list[int]:

@@ -1,7 +1,7 @@
 """Figures of classifiers over redrawn test sets: a bootstrap stratified by class, and by group where there are groups.
 
-Every figure here is a function of sums over the pictures, so a replicate is the same sums with each picture counted as
-often as it was drawn: one sparse matrix product for many replicates. Drawing groups and not pictures keeps pictures of
+Every figure here is a function of sums over the images, so a replicate is the same sums with each image counted as
+often as it was drawn: one sparse matrix product for many replicates. Drawing groups and not images keeps images of
 one patient, place or burst together, as they would come together again (Davison & Hinkley 1997, sections 3.2 and 3.8).
 All models are judged on the same draws, so that their differences are paired.
 """
@@ -18,19 +18,19 @@ REPLICATES = 1000
 LEVEL = 0.95
 ECE_BINS = 15
 DRAWN_AT_ONCE = 50
-"""Replicates whose draws are in memory together: 4 bytes a picture each."""
+"""Replicates whose draws are in memory together: 4 bytes an image each."""
 
 Replicates = dict[str, NDArray[np.float64]]
 """A model's figures by name, float64 (replicates,) each."""
 
 
 def confidence_bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Give each probability's bin of ``ECE_BINS`` equally wide ones; each holds its lower end, the last both."""
+    """Return each probability's bin of ``ECE_BINS`` equally wide ones; each holds its lower end, the last both."""
     return np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
 
 
 def contributions(logits: NDArray[np.float32], labels: NDArray[np.int64], top_k: int) -> csr_array:
-    """Give what each picture adds to the sums that ``figures`` reads: float64 (n, 4 + 3 classes + bins).
+    """Return what each image adds to the sums that ``figures`` reads: float64 (n, 4 + 3 classes + bins).
 
     Args:
         logits: float32 (n, classes), or log-probabilities.
@@ -79,15 +79,15 @@ def draws(labels: NDArray[np.int64], groups: Sequence[str] | None, seed: int = 0
     """Draw ``REPLICATES`` test sets with replacement, some at a time.
 
     As many units are drawn as there are, from each stratum its own number. A unit is a group or, without groups, a
-    picture; a stratum is a class, and groups that hold several classes are one together.
+    image; a stratum is a class, and groups that hold several classes are one together.
 
     Args:
         labels: int64 (n,).
-        groups: n names, equal for pictures that belong together; None where each is alone.
+        groups: n names, equal for images that belong together; None where each is alone.
         seed: of the draws.
 
     Yields:
-        float32 (some, n): how often each picture was drawn.
+        float32 (some, n): how often each image was drawn.
     """
     names = np.arange(len(labels)) if groups is None else np.asarray(groups)
     _, first, unit = np.unique(names, return_index=True, return_inverse=True)
@@ -119,7 +119,7 @@ def replicate_figures(
 
 
 def interval(replicates: NDArray[np.float64]) -> list[float] | None:
-    """Give the percentile interval, at ``LEVEL``; None where all replicates are equal, which shows no spread."""
+    """Return the percentile interval, at ``LEVEL``; None where all replicates are equal, which shows no spread."""
     if np.ptp(replicates) == 0:
         return None
     tail = (1 - LEVEL) / 2
@@ -128,7 +128,7 @@ def interval(replicates: NDArray[np.float64]) -> list[float] | None:
 
 
 def share_interval(replicates: NDArray[np.float64], units: int) -> list[float]:
-    """Give a share's interval: where all or none of the units are right, Clopper and Pearson's exact one."""
+    """Return a share's interval: where all or none of the units are right, Clopper and Pearson's exact one."""
     found = interval(replicates)
     if found is not None:
         return found

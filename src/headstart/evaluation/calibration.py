@@ -19,13 +19,13 @@ def reliability(logits: NDArray[np.float32], labels: NDArray[np.int64], temperat
         temperature: what the logits are divided by first.
 
     Returns:
-        ``nll``; ``ece``, the mean difference of confidence and accuracy in equally wide bins, by their pictures (Naeini
-        et al. 2015); ``bins``, those with pictures: ``low``, ``high``, ``pictures``, mean ``confidence``, ``accuracy``.
+        ``nll``; ``ece``, the mean difference of confidence and accuracy in equally wide bins, by their images (Naeini
+        et al. 2015); ``bins``, those with images: ``low``, ``high``, ``pictures``, mean ``confidence``, ``accuracy``.
     """
     log_probabilities = log_softmax(logits.astype(np.float64) / temperature, axis=1)
     confidence, right = np.exp(log_probabilities.max(1)), log_probabilities.argmax(1) == labels
     bins = confidence_bins(confidence)
-    pictures, sums, rights = (np.bincount(bins, each, ECE_BINS) for each in (np.ones(len(bins)), confidence, right))
+    images, sums, rights = (np.bincount(bins, each, ECE_BINS) for each in (np.ones(len(bins)), confidence, right))
     return {
         "nll": round(negative_log_likelihood(log_probabilities, labels), 6),
         "ece": round(float(np.abs(sums - rights).sum() / len(labels)), 6),
@@ -33,11 +33,11 @@ def reliability(logits: NDArray[np.float32], labels: NDArray[np.int64], temperat
             {
                 "low": round(i / ECE_BINS, 4),
                 "high": round((i + 1) / ECE_BINS, 4),
-                "pictures": int(pictures[i]),
-                "confidence": round(float(sums[i] / pictures[i]), 6),
-                "accuracy": round(float(rights[i] / pictures[i]), 6),
+                "pictures": int(images[i]),
+                "confidence": round(float(sums[i] / images[i]), 6),
+                "accuracy": round(float(rights[i] / images[i]), 6),
             }
-            for i in np.flatnonzero(pictures)
+            for i in np.flatnonzero(images)
         ],
     }
 

@@ -1,9 +1,9 @@
 """Sets of classes that hold the right one as often as promised: split conformal prediction.
 
-A threshold is the quantile of a score on pictures that the model was not trained on. Vovk et al. (2005): as long as
-those and a new picture come exchangeably, their order telling nothing, the new one's score is within the threshold
-with at least the asked probability, on average over all pictures and not for each class. Choosing λ and the epoch by
-the same pictures bends this a little; what it comes to is measured on test.
+A threshold is the quantile of a score on images that the model was not trained on. Vovk et al. (2005): as long as
+those and a new image come exchangeably, their order telling nothing, the new one's score is within the threshold
+with at least the asked probability, on average over all images and not for each class. Choosing λ and the epoch by
+the same images bends this a little; what it comes to is measured on test.
 """
 
 import math

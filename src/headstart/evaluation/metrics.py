@@ -1,4 +1,4 @@
-"""Figures of a classifier on labelled pictures, and the leaderboard that compares classifiers."""
+"""Figures of a classifier on labelled images, and the leaderboard that compares classifiers."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -93,7 +93,7 @@ def _per_class(scores: Tensor, target: Tensor, classes: Sequence[str]) -> list[d
 
 
 def _auroc(probabilities: NDArray[np.float64], labels: NDArray[Any]) -> float | None:
-    """Average over the classes that occur beside others; each costs a sort of all pictures."""
+    """Average over the classes that occur beside others; each costs a sort of all images."""
     occurring = np.unique(labels)
     if len(occurring) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Whether one classifier is better than another on the same test pictures, and whether it is worth its cost."""
+"""Whether one classifier is better than another on the same test images, and whether it is worth its cost."""
 
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
@@ -19,14 +19,14 @@ def compare(
     *,
     grouped: bool,
 ) -> dict[str, Any]:
-    """Compare two classifiers on the same pictures, plain JSON values; a positive difference favours the first.
+    """Compare two classifiers on the same images, plain JSON values; a positive difference favours the first.
 
     Args:
         names: the two, keys of what follows.
         right: bool (n,), where each is right.
         points: each one's ``accuracy`` and ``nll``.
         replicates: each one's figures on the same redrawn test sets.
-        grouped: whether pictures come in groups; McNemar's test, which takes them for independent, is then left out.
+        grouped: whether images come in groups; McNemar's test, which takes them for independent, is then left out.
 
     Returns:
         ``model`` and ``against``; ``accuracy_difference`` and ``nll_difference`` (how much lower the first's is)
@@ -73,17 +73,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in by_holm]
 
 
-def verdict(comparison: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], pictures: int) -> str:
+def verdict(comparison: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], images: int) -> str:
     """Say in a sentence whether a model is worth its cost against another, by the interval of the difference.
 
     It is worth it where the whole interval of the difference in accuracy is above zero, not where it is below, and not
-    shown either way where it holds zero; there the sentence says how many test pictures would show a difference of the
+    shown either way where it holds zero; there the sentence says how many test images would show a difference of the
     size that was seen, from the variance of paired differences (Connor 1987).
 
     Args:
         comparison: what ``compare`` gave.
         models: each model's ``accuracy`` and ``fit_seconds``.
-        pictures: the number of test pictures.
+        images: the number of test images.
     """
     model, against = comparison["model"], comparison["against"]
     low, high = (100 * end for end in comparison["accuracy_interval"])
@@ -101,6 +101,6 @@ def verdict(comparison: Mapping[str, Any], models: Mapping[str, Mapping[str, Any
         return f"Not worth it here: {figures}."
     if not difference:
         return f"Not shown to be worth it: {figures}."
-    discordant = (comparison["only_model_right"] + comparison["only_other_right"]) / pictures
+    discordant = (comparison["only_model_right"] + comparison["only_other_right"]) / images
     needed = NormalDist().inv_cdf((1 + LEVEL) / 2) ** 2 * (discordant - difference**2) / difference**2
-    return f"Not shown to be worth it: {figures}; about {max(needed, pictures + 1):,.0f} test pictures would tell."
+    return f"Not shown to be worth it: {figures}; about {max(needed, images + 1):,.0f} test images would tell."

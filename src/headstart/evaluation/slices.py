@@ -14,7 +14,7 @@ MOST_VALUES = 30
 
 
 class Slice(NamedTuple):
-    """Accuracy on the pictures with one value of a column, with its interval."""
+    """Accuracy on the images with one value of a column, with its interval."""
 
     column: str
     value: str
@@ -30,7 +30,7 @@ def slices(
     labels: NDArray[np.int64],
     groups: Sequence[str] | None,
 ) -> list[Slice]:
-    """Give a classifier's accuracy by slice, that which is surely worst first: by the upper end of the interval.
+    """Return a classifier's accuracy by slice, that which is surely worst first: by the upper end of the interval.
 
     Args:
         columns: n values each, as text; empty ones are in no slice.
@@ -55,7 +55,7 @@ def slices(
 
 
 def _values(texts: Sequence[str]) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Give a column's values, or ranges of values, and which pictures have each."""
+    """Return a column's values, or ranges of values, and which images have each."""
     values = np.asarray(texts, object)
     names = sorted(set(texts) - {""})
     if len(names) <= MOST_VALUES:

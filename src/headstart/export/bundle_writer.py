@@ -15,7 +15,7 @@ from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json
-from headstart.data.dataset import Prepared, evenly
+from headstart.data.dataset import PreparedDataset, evenly
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.sources import Source
 from headstart.export.formats import (
@@ -28,31 +28,38 @@ from headstart.export.formats import (
     write_onnx,
     write_program,
 )
-from headstart.export.model_card import Told, licence_notes, model_card
-from headstart.export.parity import BATCH, Gate, compare_preparation
+from headstart.export.model_card import ModelCardInfo, licence_notes, model_card
+from headstart.export.parity import BATCH, ParityChecker, compare_preparation
 from headstart.inference import bundle
 from headstart.inference.bundle_config import FORMAT
-from headstart.models.backbone import WithFeatures, classifier, input_config
+from headstart.models.backbone import WithFeatures, get_head, input_config
 from headstart.models.timm_checkpoint import load_timm, save_timm
 
 CALIBRATION = 128
-"""Training pictures by which the ranges of 8-bit activations are measured, at most."""
+"""Training images by which the ranges of 8-bit activations are measured, at most."""
 
-Sure = tuple[dict[str, Any], NDArray[np.float32]]
-"""What is told of how sure the model is, and the features of training pictures: as ``ground.reference`` has them."""
+Calibration = tuple[dict[str, Any], NDArray[np.float32]]
+"""What is told of how sure the model is, and the features of training images: as ``ground.reference`` has them."""
 
 logger = logging.getLogger(__name__)
 
 
 def write_bundle(
-    folder: Path, model: nn.Module, prepared: Prepared, source: Source, params: Params, *, told: Told, sure: Sure | None
+    folder: Path,
+    model: nn.Module,
+    prepared: PreparedDataset,
+    source: Source,
+    params: Params,
+    *,
+    told: ModelCardInfo,
+    sure: Calibration | None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """Write a bundle, once its pictures were shown to come out the same from their files on.
+    """Write a bundle, once its images were shown to come out the same from their files on.
 
     Args:
         folder: an empty one, which is not looked at where this fails.
         model: in evaluation mode, on the CPU.
-        prepared: the pictures that it was trained on.
+        prepared: the images that it was trained on.
         source: where they came from.
         params: the section ``export`` is used, and ``run``.
         told: what its card says; its ``formats`` are filled in here.
@@ -62,9 +69,9 @@ def write_bundle(
         What the gate has found, by format, and ``compare_preparation``.
 
     Raises:
-        UserError: a format does not answer as the model does, or pictures are prepared otherwise.
+        UserError: a format does not answer as the model does, or images are prepared otherwise.
     """
-    gate = Gate(model, prepared, params.export, params.run)
+    gate = ParityChecker(model, prepared, params.export, params.run)
     preparation = compare_preparation(source, prepared, gate.rows)
     formats = {}
     for name, function in _written(folder, model, prepared, params.export.formats):
@@ -73,7 +80,7 @@ def write_bundle(
     about: dict[str, Any] = {
         "format": FORMAT,
         "input": prepared.input,
-        "features": classifier(model).in_features,
+        "features": get_head(model).in_features,
     }
     about |= {"temperature": None, "conformal": [], "out_of_distribution": None}
     if sure is not None:
@@ -89,7 +96,7 @@ def write_bundle(
 
 
 def _written(
-    folder: Path, model: nn.Module, prepared: Prepared, formats: Sequence[str]
+    folder: Path, model: nn.Module, prepared: PreparedDataset, formats: Sequence[str]
 ) -> Iterator[tuple[str, Function]]:
     """Write one format after the other; give its name, and what was written as a function."""
     save_timm(model, model.state_dict(), prepared, folder)
@@ -115,17 +122,17 @@ def _written(
         yield "onnx_int8", onnx_model(folder / bundle.ONNX_INT8)
 
 
-def _training_batches(prepared: Prepared) -> Iterator[NDArray[np.float32]]:
-    """Give training pictures, evenly over the manifest, as the model reads them."""
+def _training_batches(prepared: PreparedDataset) -> Iterator[NDArray[np.float32]]:
+    """Return training images, evenly over the manifest, as the model reads them."""
     some, normalize = evenly(prepared.rows("train"), CALIBRATION), Normalize(prepared.input)
     for start in range(0, len(some), BATCH):
         yield normalize(evaluation_pixels(prepared, some[start : start + BATCH])).contiguous().numpy()
 
 
-def check_config(path: Path, model: nn.Module, prepared: Prepared) -> None:
+def check_config(path: Path, model: nn.Module, prepared: PreparedDataset) -> None:
     """Raise UserError where ``config.json`` names other classes or another preparation than data/prepared has.
 
-    Logits of prepared pictures would not show either.
+    Logits of prepared images would not show either.
     """
     written = {**input_config(model), "label_names": read_json(path).get("label_names")}
     for key, value in {**prepared.input, "label_names": prepared.classes}.items():

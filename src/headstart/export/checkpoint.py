@@ -1,7 +1,7 @@
 """Write any checkpoint of this project's model as a bundle: `headstart export CHECKPOINT`.
 
 reads:   CHECKPOINT (a Lightning .ckpt, a state dict as torch saves it, or .safetensors), params.yaml, data/prepared and
-         the files of its validation pictures
+         the files of its validation images
 writes:  export-NAME, or the folder that --out names: what the stage `export` writes, each format through the same gate
 
 The weights are those of the backbone of params.yaml with a head for the classes of data/prepared. Nothing is known of
@@ -44,34 +44,34 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # Late: what is wrong in the command line is said before torch is there.
     from headstart.config.loader import load_params  # noqa: PLC0415
-    from headstart.core.io import replacing  # noqa: PLC0415
+    from headstart.core.io import atomic_write  # noqa: PLC0415
     from headstart.data.dataset import (  # noqa: PLC0415
         SPLITS,
-        Prepared,
+        PreparedDataset,
         data_sha256,
     )
     from headstart.data.sources import open_source  # noqa: PLC0415
     from headstart.distributed.process_group import use_cores  # noqa: PLC0415
     from headstart.export.bundle_writer import write_bundle  # noqa: PLC0415
-    from headstart.export.model_card import Told  # noqa: PLC0415
+    from headstart.export.model_card import ModelCardInfo  # noqa: PLC0415
     from headstart.models.backbone import backbone_for  # noqa: PLC0415
     from headstart.models.timm_checkpoint import load_weights  # noqa: PLC0415
 
-    params, prepared = load_params(params_file), Prepared.open()
+    params, prepared = load_params(params_file), PreparedDataset.open()
     use_cores(1)
     backbone = params.backbone.model_copy(update={"pretrained": False})
     model = backbone_for(backbone, len(prepared.classes)).eval()
     load_weights(model, checkpoint)
-    told = Told(
+    told = ModelCardInfo(
         model=checkpoint.name,
         license=params.export.license,
         data_license=params.export.data_license,
-        pictures={split: len(prepared.rows(split)) for split in SPLITS},
+        images={split: len(prepared.rows(split)) for split in SPLITS},
         hashes={"checkpoint": digest, "data and splits": data_sha256(prepared)},
         formats={},
     )
     source = open_source(params.prepare, params.run)
-    with replacing(out) as aside:
+    with atomic_write(out) as aside:
         aside.mkdir()
         write_bundle(aside, model, prepared, source, params, told=told, sure=None)
     logging.getLogger(__name__).info("%s", out)

@@ -24,7 +24,7 @@ Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def traced(model: nn.Module, input_size: tuple[int, int, int]) -> ExportedProgram:
     """Trace a timm model on the CPU, as it is (that is in evaluation mode), with a free batch size."""
-    # Two pictures: a trace of one would fix the batch size at 1.
+    # Two images: a trace of one would fix the batch size at 1.
     pixels = torch.zeros(2, *input_size)
     return torch.export.export(WithFeatures(model), (pixels,), dynamic_shapes=({0: Dim("batch")},))
 

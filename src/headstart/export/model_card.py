@@ -23,14 +23,14 @@ FILES = {
 
 
 @dataclass(frozen=True)
-class Told:
+class ModelCardInfo:
     """What a card says of a model beside its config.
 
     Attributes:
         model: ``finetune``, ``probe``, or the name of the checkpoint that it was made from.
         license: of the exported model, or ``unknown``.
-        data_license: of the pictures, or ``unknown``.
-        pictures: how many each split has.
+        data_license: of the images, or ``unknown``.
+        images: how many each split has.
         hashes: what the data, the splits and the weights are known by.
         formats: by name, the gate's figures.
         evaluation: the content of ``reports/evaluate.json``; None where the model was not evaluated.
@@ -40,14 +40,14 @@ class Told:
     model: str
     license: str
     data_license: str
-    pictures: Mapping[str, int]
+    images: Mapping[str, int]
     hashes: Mapping[str, str]
     formats: Mapping[str, Mapping[str, float]]
     evaluation: Mapping[str, Any] | None = None
     calibration: Mapping[str, Any] | None = None
 
 
-def model_card(config: Mapping[str, Any], told: Told) -> str:
+def model_card(config: Mapping[str, Any], told: ModelCardInfo) -> str:
     """Write the README.md of an exported model, with the front matter that the Hugging Face hub reads.
 
     Args:
@@ -71,13 +71,13 @@ def model_card(config: Mapping[str, Any], told: Told) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def licence_notes(config: Mapping[str, Any], told: Told) -> str:
+def licence_notes(config: Mapping[str, Any], told: ModelCardInfo) -> str:
     """Write the LICENSE of an exported model: whose terms apply to what."""
     backbone = config["pretrained_cfg"].get("license") or UNKNOWN
     return (
         f"This model: {told.license}\n"
         f"The pretrained weights of its backbone, {config['architecture']}: {backbone}\n"
-        f"The pictures that it was trained on: {told.data_license}\n\n"
+        f"The images that it was trained on: {told.data_license}\n\n"
         "`unknown` means that nobody has said it: export.license and export.data_license in params.yaml say the first\n"
         "and the last. Check that all three allow your use.\n"
     )
@@ -88,7 +88,7 @@ def _made(model: str) -> str:
     return f"A {timm} model made with headstart: {MADE.get(model, f'from the checkpoint {model}')}."
 
 
-def _front_matter(told: Told) -> str:
+def _front_matter(told: ModelCardInfo) -> str:
     # A JSON string is a YAML string, whatever the user's licence is called.
     quoted = json.dumps(told.license, ensure_ascii=False)
     is_identifier = re.fullmatch(r"[a-z][a-z0-9.-]*", told.license)  # as the hub's are, such as apache-2.0
@@ -108,23 +108,23 @@ def _intended(evaluation: Mapping[str, Any] | None) -> str:
     measured = "see the figures" if evaluation else "it was not evaluated; measure first"
     return f"""## Intended use and limits
 
-To tell these classes apart in pictures like those that it was trained on. It always answers with one of them, also for
-a picture of something else (see below for a distance that tells some of these). How good it is holds for pictures like
+To tell these classes apart in images like those that it was trained on. It always answers with one of them, also for
+an image of something else (see below for a distance that tells some of these). How good it is holds for images like
 those of the test split ({measured}), not for another camera, season or population, and it may be worse for some kinds
-of pictures than on average. Do not use it alone where a mistake would harm somebody."""
+of images than on average. Do not use it alone where a mistake would harm somebody."""
 
 
-def _data(told: Told) -> str:
-    rows = "\n".join(f"| {split} | {count} |" for split, count in told.pictures.items())
+def _data(told: ModelCardInfo) -> str:
+    rows = "\n".join(f"| {split} | {count} |" for split, count in told.images.items())
     known = "\n".join(f"- {what}: `{value}`" for what, value in told.hashes.items())
-    unknown = "The project's pictures; which of them the checkpoint was trained on is not known.\n\n"
+    unknown = "The project's images; which of them the checkpoint was trained on is not known.\n\n"
     whose = "" if told.evaluation else unknown
     return f"""## Data
 
-{whose}| split | pictures |
+{whose}| split | images |
 |---|---|
 {rows}
-| all | {sum(told.pictures.values())} |
+| all | {sum(told.images.values())} |
 
 {known}"""
 
@@ -141,7 +141,7 @@ def _figures(evaluation: Mapping[str, Any] | None, model: str) -> str:
     )
     return f"""## Figures
 
-On the {evaluation["pictures"]} pictures of the test split, which nothing was trained on or chosen by. All but
+On the {evaluation["pictures"]} images of the test split, which nothing was trained on or chosen by. All but
 `finetune` are classifiers on what the pretrained backbone gave before it was fine-tuned: the probe is a linear one.
 
 | | {" | ".join(LEADERBOARD.values())} | 95 % interval of the accuracy |
@@ -159,7 +159,7 @@ def _files(formats: Mapping[str, Mapping[str, float]]) -> str:
     )
     return f"""## Files
 
-Every format was run on validation pictures and compared with the trained model before it was written:
+Every format was run on validation images and compared with the trained model before it was written:
 
 | | largest difference of a logit | same top class |
 |---|---|---|
@@ -172,19 +172,19 @@ def _use(config: Mapping[str, Any]) -> str:
     channels, height, width = config["input_size"]
     return f"""## Use
 
-With headstart, `headstart predict export/ picture.jpg`. In the folder that holds this one as `export/`, with timm:
+With headstart, `headstart predict export/ image.jpg`. In the folder that holds this one as `export/`, with timm:
 
 ```python
 import timm, torch
 from PIL import Image, ImageOps
 model = timm.create_model("local-dir:export", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-pixels = transform(ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB"))[None]
+pixels = transform(ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB"))[None]
 print(model.pretrained_cfg["label_names"][model(pixels).argmax().item()])
 ```
 
 With onnxruntime, where `model.onnx` is among the files, `pixels` and the names of the classes as above, any number of
-pictures at once:
+images at once:
 
 ```python
 import onnxruntime
@@ -210,14 +210,14 @@ def _trust(calibration: Mapping[str, Any] | None, evaluation: Mapping[str, Any] 
 `headstart` in `config.json` has what validation taught, the logits themselves are as they were trained:
 
 - `temperature`: softmax(logits / {calibration["temperature"]:g}) are calibrated probabilities. On the
-  {evaluation["pictures"]} test pictures the ECE was {before} without and {after} with it.
+  {evaluation["pictures"]} test images the ECE was {before} without and {after} with it.
 - `conformal`: a threshold for each method and level. The classes whose score is no more than it are a set that holds
-  the right one as often as the level says, for pictures that come as those of validation did. The score of a class is
+  the right one as often as the level says, for images that come as those of validation did. The score of a class is
   one less its probability (LAC), or the probability of all classes that are likelier (APS), of softmax(logits).
-- `out_of_distribution`: a picture whose distance to `reference.npy` is beyond the threshold is unlike 95 or 99 % of
+- `out_of_distribution`: an image whose distance to `reference.npy` is beyond the threshold is unlike 95 or 99 % of
   validation. The distance is one less the cosine of its features, what the classifier reads, to the `neighbour`-th
   nearest of those features."""
 
 
-def _licence(config: Mapping[str, Any], told: Told) -> str:
+def _licence(config: Mapping[str, Any], told: ModelCardInfo) -> str:
     return "## Licences\n\n" + licence_notes(config, told).strip()

@@ -1,4 +1,4 @@
-"""The gate that every exported format passes: it answers pictures as the trained model does, or is not written."""
+"""The gate that every exported format passes: it answers images as the trained model does, or is not written."""
 
 import io
 import itertools
@@ -13,19 +13,19 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from headstart.config.schema import Export, Rounded, Run
+from headstart.config.schema import ExportConfig, RoundedConfig, RunConfig
 from headstart.core.errors import UserError
-from headstart.data.dataset import SPLITS, Prepared, evenly, manifest_rows, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, evenly, manifest_rows, read_labels
 from headstart.data.image_info import LabelledImage, content_sha256
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.sources import Source
 from headstart.data.transforms import evaluation_transform
-from headstart.distributed.process_group import Ranks
+from headstart.distributed.process_group import ProcessGroup
 from headstart.export.formats import Function
-from headstart.features.extract import infer
+from headstart.features.extract import run_inference
 from headstart.images.decode import BadImageError, decode
 from headstart.images.preprocess import Preprocessing
-from headstart.models.backbone import classifier, features_of
+from headstart.models.backbone import features_of, get_head
 
 BATCH = 32
 
@@ -41,9 +41,9 @@ class _Answers:
 
 @dataclass(frozen=True)
 class _Difference:
-    """What a picture's answers differ by: the largest of its logits, its features as a share of their norm.
+    """What an image's answers differ by: the largest of its logits, its features as a share of their norm.
 
-    ``same`` tells whether the top class is the same; all three are (n,). ``nll`` is of all pictures.
+    ``same`` tells whether the top class is the same; all three are (n,). ``nll`` is of all images.
     """
 
     logits: NDArray[np.float32]
@@ -61,9 +61,9 @@ class _Difference:
             abs(found.nll - trained.nll),
         )
 
-    def beyond(self, bound: float | Rounded) -> NDArray[np.bool_]:
-        """Point at the pictures to look at where the bound is not kept; none where it is. No number keeps no bound."""
-        if not isinstance(bound, Rounded):
+    def beyond(self, bound: float | RoundedConfig) -> NDArray[np.bool_]:
+        """Point at the images to look at where the bound is not kept; none where it is. No number keeps no bound."""
+        if not isinstance(bound, RoundedConfig):
             return ~((self.logits <= bound) & (self.features <= bound))
         if not np.isfinite(self.features).all():
             return ~np.isfinite(self.features)
@@ -72,21 +72,21 @@ class _Difference:
         return ~(self.logits < self.logits.max()) if self.same.all() else ~self.same
 
 
-class Gate:
-    """Compares formats with the trained model: on validation pictures, one at a time and in batches, and on noise.
+class ParityChecker:
+    """Compares formats with the trained model: on validation images, one at a time and in batches, and on noise.
 
     All run on the CPU, so with the same arithmetic.
 
     Attributes:
-        prepared: the pictures.
+        prepared: the images.
         rows: which of them are asked about.
     """
 
-    def __init__(self, trained: nn.Module, prepared: Prepared, export: Export, run: Run) -> None:
+    def __init__(self, trained: nn.Module, prepared: PreparedDataset, export: ExportConfig, run: RunConfig) -> None:
         """Ask the trained model, in evaluation mode: its answers are the measure."""
         self.prepared, self._export, self._run = prepared, export, run
-        self.rows, self._labels = comparison_pictures(prepared, export.pictures)
-        self._width = classifier(trained).in_features
+        self.rows, self._labels = comparison_images(prepared, export.pictures)
+        self._width = get_head(trained).in_features
         self._noise = torch.randn(BATCH, *prepared.input["input_size"], generator=torch.Generator().manual_seed(0))
 
         def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,12 +106,12 @@ class Gate:
             share of their norm, ``top1_agreement``, ``nll_difference``.
 
         Raises:
-            UserError: the answers are beyond the bounds, or no numbers; the message names the first picture.
+            UserError: the answers are beyond the bounds, or no numbers; the message names the first image.
         """
         by_name = {"fp16": self._export.fp16, "int8": self._export.int8}
         bound = by_name.get(name.rpartition("_")[2], self._export.tolerance)
         noise = float(np.abs(self._ask_noise(function) - self._answers_to_noise).max())
-        if not noise <= (np.finfo(np.float32).max if isinstance(bound, Rounded) else bound):
+        if not noise <= (np.finfo(np.float32).max if isinstance(bound, RoundedConfig) else bound):
             raise UserError(
                 f"export: {name}: logits of random input differ by {noise:.3g} from the trained model's. "
                 "Nothing was exported"
@@ -125,17 +125,17 @@ class Gate:
             "nll_difference": max(each.nll for each in found),
         }
 
-    def _checked(self, name: str, function: Function, batch_size: int, bound: float | Rounded) -> _Difference:
+    def _checked(self, name: str, function: Function, batch_size: int, bound: float | RoundedConfig) -> _Difference:
         found = _Difference.between(self._ask(function, batch_size, name), self._answers)
         wrong = np.flatnonzero(found.beyond(bound))
         if len(wrong):
-            limit = f"export.{name.rpartition('_')[2]}" if isinstance(bound, Rounded) else "export.tolerance"
+            limit = f"export.{name.rpartition('_')[2]}" if isinstance(bound, RoundedConfig) else "export.tolerance"
             first = wrong[0]
             source = _source_of(self.prepared, int(self.rows[first]))
             raise UserError(
                 f"export: {name}, batch {batch_size}: the answers are beyond {limit}: the top class is the same on "
-                f"{found.same.mean():.2%} of {len(self.rows)} pictures, the loss differs by {found.nll:.3g}. Of "
-                f"{len(wrong)} pictures that differ the first is {source}: its logits by {found.logits[first]:.3g}, "
+                f"{found.same.mean():.2%} of {len(self.rows)} images, the loss differs by {found.nll:.3g}. Of "
+                f"{len(wrong)} images that differ the first is {source}: its logits by {found.logits[first]:.3g}, "
                 f"its features by {found.features[first]:.2%}. Nothing was exported"
             )
         return found
@@ -146,8 +146,14 @@ class Gate:
             return torch.cat(function(pixels), dim=1)
 
         label = f"export, {name}, batch {batch_size}"
-        batches = infer(
-            both, self.prepared, self.rows, batch_size=batch_size, run=self._run, ranks=Ranks(), label=label
+        batches = run_inference(
+            both,
+            self.prepared,
+            self.rows,
+            batch_size=batch_size,
+            run=self._run,
+            process_group=ProcessGroup(),
+            label=label,
         )
         found = np.concatenate(list(batches))
         logits = found[:, : -self._width]
@@ -159,8 +165,8 @@ class Gate:
         return function(self._noise)[0].numpy()
 
 
-def comparison_pictures(prepared: Prepared, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose pictures evenly over validation, which meets all classes; over train where there is no validation.
+def comparison_images(prepared: PreparedDataset, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choose images evenly over validation, which meets all classes; over train where there is no validation.
 
     Returns:
         Their row numbers and their class numbers, int64 (at most ``count``,).
@@ -171,8 +177,8 @@ def comparison_pictures(prepared: Prepared, count: int) -> tuple[NDArray[np.int6
     return evenly(rows, count), evenly(labels, count)
 
 
-def _source_of(prepared: Prepared, row: int) -> str:
-    """Name a picture as its source does."""
+def _source_of(prepared: PreparedDataset, row: int) -> str:
+    """Name an image as its source does."""
     return next(itertools.islice(manifest_rows(prepared.folder), row, None))["source"]
 
 
@@ -180,21 +186,21 @@ TOLERANCE = 1e-5
 """Of a normalised pixel: float32 rounds, and no level of 255 is nearer than 1e-3."""
 
 
-def compare_preparation(source: Source, prepared: Prepared, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """Prepare pictures from their files' bytes in every way, and compare.
+def compare_preparation(source: Source, prepared: PreparedDataset, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Prepare images from their files' bytes in every way, and compare.
 
     Args:
-        source: of the pictures.
-        prepared: the same pictures as ``prepare`` stored them.
+        source: of the images.
+        prepared: the same images as ``prepare`` stored them.
         rows: which of them.
 
     Returns:
         ``pictures``, and the largest difference of a normalised pixel from timm's own transform: of ``ours``, the
         stages' resize, crop and normalisation; of ``predict``; and of ``stored``, None where JPEGs or larger training
-        pictures are stored, which are not quite the same.
+        images are stored, which are not quite the same.
 
     Raises:
-        UserError: a picture differs by more than ``TOLERANCE``, or is no longer what it was; the message names it.
+        UserError: an image differs by more than ``TOLERANCE``, or is no longer what it was; the message names it.
     """
     exact = prepared.store == "raw" and bool((prepared.splits[rows] != SPLITS.index("train")).all())
     timms = create_transform(**prepared.input, is_training=False)
@@ -223,7 +229,7 @@ def compare_preparation(source: Source, prepared: Prepared, rows: NDArray[np.int
 
 
 def _bytes(source: Source, told: dict[str, str]) -> bytes:
-    """Read a picture's file, or make one of what stands in for it; raises UserError where it is not as it was."""
+    """Read an image's file, or make one of what stands in for it; raises UserError where it is not as it was."""
     try:
         content = source.read(told["source"])
     except BadImageError as error:

@@ -79,13 +79,13 @@ def push_bundle(folder: Path, repository: str, *, private: bool, revision: str |
 
 
 def stated_license(folder: Path) -> str | None:
-    """Give the licence that the bundle's model card states to the hub."""
+    """Return the licence that the bundle's model card states to the hub."""
     found = (metadata_load(folder / bundle.CARD) or {}).get("license")
     return None if found in (None, "unknown") else str(found)
 
 
 def _api() -> HfApi:
-    """Give the hub's client, which waits no longer than ``PATIENCE``; raises UserError where there is no token."""
+    """Return the hub's client, which waits no longer than ``PATIENCE``; raises UserError where there is no token."""
     if get_token() is None:
         raise UserError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN to one that may write")
     session = get_session()

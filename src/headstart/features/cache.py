@@ -1,6 +1,6 @@
 """Feature rows kept by content, so that going back to an earlier backbone or data set costs no forward pass.
 
-One SQLite file for each way of computing features (weights, input, dtype); in it one row for each picture, named by a
+One SQLite file for each way of computing features (weights, input, dtype); in it one row for each image, named by a
 hash of the pixels that are stored. Rows are committed batch by batch: what a killed run computed is kept.
 """
 
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from headstart.core.errors import UserError
-from headstart.core.io import existing, replacing, write_json
+from headstart.core.io import atomic_write, existing, write_json
 from headstart.core.paths import FEATURES
 
 
 def write_features(rows: Iterator[NDArray[Any]], shape: tuple[int, int], dtype: str, about: dict[str, Any]) -> None:
-    """Write one feature row a picture, in the manifest's order, and what made them; one row is in memory at a time."""
-    with replacing(FEATURES) as aside:
+    """Write one feature row an image, in the manifest's order, and what made them; one row is in memory at a time."""
+    with atomic_write(FEATURES) as aside:
         aside.mkdir()
         features = np.lib.format.open_memmap(aside / "features.npy", mode="w+", dtype=np.dtype(dtype), shape=shape)
         for place, row in zip(features, rows, strict=True):
@@ -32,7 +32,7 @@ def write_features(rows: Iterator[NDArray[Any]], shape: tuple[int, int], dtype: 
 
 
 def read_features(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Read the feature rows of the given pictures, float32 (n, width)."""
+    """Read the feature rows of the given images, float32 (n, width)."""
     features = np.load(existing(FEATURES / "features.npy"), mmap_mode="r")
     return np.asarray(features[rows], np.float32)
 
@@ -48,7 +48,7 @@ class FeatureCache:
 
         Args:
             folder: where the files of all keys are.
-            key: everything but the picture that a row depends on.
+            key: everything but the image that a row depends on.
             width: values in a row.
             dtype: of the values.
         """
@@ -59,23 +59,23 @@ class FeatureCache:
         with self._explaining():
             self._file.execute("CREATE TABLE IF NOT EXISTS rows (picture BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID")
 
-    def missing(self, pictures: Iterable[bytes]) -> Iterator[bool]:
-        """Say of each picture whether it has no row yet."""
+    def missing(self, images: Iterable[bytes]) -> Iterator[bool]:
+        """Say of each image whether it has no row yet."""
         with self._explaining():
-            for picture in pictures:
-                yield self._file.execute("SELECT 1 FROM rows WHERE picture = ?", (picture,)).fetchone() is None
+            for image in images:
+                yield self._file.execute("SELECT 1 FROM rows WHERE picture = ?", (image,)).fetchone() is None
 
-    def add(self, pictures: list[bytes], rows: NDArray[Any]) -> None:
-        """Keep the rows (n, width) of n pictures, all or none."""
+    def add(self, images: list[bytes], rows: NDArray[Any]) -> None:
+        """Keep the rows (n, width) of n images, all or none."""
         values = np.ascontiguousarray(rows, self._dtype)
         with self._explaining(), self._file:
-            pairs = zip(pictures, (row.tobytes() for row in values), strict=True)
+            pairs = zip(images, (row.tobytes() for row in values), strict=True)
             self._file.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?)", pairs)
 
-    def row(self, picture: bytes) -> NDArray[Any]:
-        """Give one row (width,); raises UserError where it is damaged."""
+    def row(self, image: bytes) -> NDArray[Any]:
+        """Return one row (width,); raises UserError where it is damaged."""
         with self._explaining():
-            found = self._file.execute("SELECT row FROM rows WHERE picture = ?", (picture,)).fetchone()
+            found = self._file.execute("SELECT row FROM rows WHERE picture = ?", (image,)).fetchone()
         if found is None or len(found[0]) != self._width * self._dtype.itemsize:
             raise UserError(f"{self.path} is damaged: delete it, and the features are computed again")
         return np.frombuffer(found[0], self._dtype)
@@ -95,8 +95,8 @@ class FeatureCache:
         self._file.close()
 
 
-def picture_key(stored: NDArray[np.uint8], *, training: bool) -> bytes:
-    """Name a picture by what evaluation's pixels follow from: 16 bytes.
+def image_key(stored: NDArray[np.uint8], *, training: bool) -> bytes:
+    """Name an image by what evaluation's pixels follow from: 16 bytes.
 
     Args:
         stored: uint8 (height, width, 3).

@@ -1,4 +1,4 @@
-"""Pictures decoded: from a file's bytes to upright RGB pixels, with Pillow and numpy alone."""
+"""Images decoded: from a file's bytes to upright RGB pixels, with Pillow and numpy alone."""
 
 import io
 import threading
@@ -15,7 +15,7 @@ SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 class BadImageError(Exception):
-    """A file that is no usable picture; the message is the reason."""
+    """A file that is no usable image; the message is the reason."""
 
 
 class _NoWarnings:
@@ -48,13 +48,13 @@ def decode(content: bytes) -> Image.Image:
     """Decode a file's first frame to RGB, upright as its EXIF orientation says; many threads may do so at once.
 
     Raises:
-        BadImageError: empty, not a picture, truncated, damaged, too large or too long a strip.
+        BadImageError: empty, not an image, truncated, damaged, too large or too long a strip.
     """
     with _explaining():
-        return upright(_opened(content))
+        return to_upright_rgb(_opened(content))
 
 
-def upright(image: Image.Image) -> Image.Image:
+def to_upright_rgb(image: Image.Image) -> Image.Image:
     """Turn an image that Pillow has opened into RGB, upright as its EXIF orientation says; raises BadImageError."""
     with _explaining():
         image.load()
@@ -62,7 +62,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def header_size(content: bytes) -> tuple[int, int]:
-    """Give width and height from a file's header, before the EXIF orientation; raises BadImageError."""
+    """Return width and height from a file's header, before the EXIF orientation; raises BadImageError."""
     with _explaining():
         return _opened(content).size
 
@@ -76,7 +76,7 @@ def _explaining() -> Iterator[None]:
     except BadImageError:
         raise
     except UnidentifiedImageError:
-        raise BadImageError("not a picture that Pillow can read") from None
+        raise BadImageError("not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
         raise BadImageError(f"decompression bomb: {error}") from None
     except Exception as error:  # noqa: BLE001  (on damaged files Pillow's decoders raise anything, from OSError to IndexError)
@@ -89,14 +89,14 @@ def _opened(content: bytes) -> Image.Image:
         raise BadImageError("the file is empty")
     image = Image.open(io.BytesIO(content))
     if image.format == "EPS":
-        raise BadImageError("a PostScript program, not a picture")
+        raise BadImageError("a PostScript program, not an image")
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         raise BadImageError(f"{image.width} x {image.height} pixels: longer than {MAX_ASPECT_RATIO} times its width")
     return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a picture of any mode into RGB: 16-bit grey is scaled, transparency is put on white.
+    """Turn an image of any mode into RGB: 16-bit grey is scaled, transparency is put on white.
 
     Raises:
         BadImageError: floating-point or 32-bit pixels, whose range nobody knows.

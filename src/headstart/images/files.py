@@ -1,4 +1,4 @@
-"""Picture files: found below folders, and read without opening what is no file."""
+"""Image files: found below folders, and read without opening what is no file."""
 
 import glob
 import itertools
@@ -14,7 +14,7 @@ from headstart.core.errors import UserError
 from headstart.images.decode import BadImageError
 
 IGNORED = {"thumbs.db", "desktop.ini"}
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"}
 LARGEST_FILE = 2**30
 SPECIAL_FILES = {
     stat.S_IFDIR: "a folder",
@@ -25,8 +25,8 @@ SPECIAL_FILES = {
 }
 
 
-class Found(NamedTuple):
-    """A picture that was found, and what showed to be wrong with it."""
+class ImageFile(NamedTuple):
+    """An image that was found, and what showed to be wrong with it."""
 
     path: Path
     problem: str | None
@@ -47,34 +47,34 @@ def read_file(path: Path) -> bytes:
         raise BadImageError(f"can't be read: {error.strerror if isinstance(error, OSError) else error}") from None
 
 
-def gather(arguments: Sequence[str]) -> Iterator[Found]:
-    """Find the pictures that a command's arguments mean, one after the other; those of a folder come by their names.
+def find_images(arguments: Sequence[str]) -> Iterator[ImageFile]:
+    """Find the images that a command's arguments mean, one after the other; those of a folder come by their names.
 
     Args:
-        arguments: files, which need not be there; folders, searched for pictures by their names; and patterns with
+        arguments: files, which need not be there; folders, searched for images by their names; and patterns with
             ``*``, ``?``, ``[...]`` and ``**``, where the shell has left them.
 
     Raises:
-        UserError: at once, a folder or a pattern without any picture.
+        UserError: at once, a folder or a pattern without any image.
     """
     for argument in arguments:
         if next(_meant(argument), None) is None:
-            suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
-            raise UserError(f"{argument}: no picture is there; in folders those count whose names end in {suffixes}")
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise UserError(f"{argument}: no image is there; in folders those count whose names end in {suffixes}")
     return itertools.chain.from_iterable(map(_meant, arguments))
 
 
-def _meant(argument: str) -> Iterator[Found]:
-    """Find the pictures that one argument means."""
+def _meant(argument: str) -> Iterator[ImageFile]:
+    """Find the images that one argument means."""
     if Path(argument).is_dir():
         for name, problem in walk(Path(argument), ""):
-            if problem or is_picture_name(name):
-                yield Found(Path(argument, name), problem)
+            if problem or is_image_name(name):
+                yield ImageFile(Path(argument, name), problem)
     elif not os.path.lexists(argument) and set(argument) & set("*?["):
         names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute pattern)
-        yield from (Found(Path(name), None) for name in names if not Path(name).is_dir())
+        yield from (ImageFile(Path(name), None) for name in names if not Path(name).is_dir())
     else:
-        yield Found(Path(argument), None)
+        yield ImageFile(Path(argument), None)
 
 
 def walk(root: Path, inside: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, str | None]]:
@@ -110,17 +110,17 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in IGNORED
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether a name ends as pictures' names do."""
-    return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+def is_image_name(name: str) -> bool:
+    """Whether a name ends as images' names do."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def name_problem(entry: os.DirEntry[str]) -> str | None:
     """Say what is wrong with an entry's name, None where nothing is."""
     if shown(entry.name) != entry.name:
         return "its name is not UTF-8"
-    if is_picture_name(entry.name) and is_folder(entry):
-        return "a folder with a picture's name"
+    if is_image_name(entry.name) and is_folder(entry):
+        return "a folder with an image's name"
     return None
 
 

@@ -21,7 +21,7 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes a model's input.
+    """How an image becomes a model's input.
 
     Attributes:
         height: of the input, in pixels.
@@ -29,7 +29,7 @@ class Preprocessing:
         interpolation: a name of ``INTERPOLATIONS``.
         mean: of each channel, where white is 1; subtracted.
         std: of each channel; what is then divided by.
-        crop_pct: the input's side over the side that pictures are resized to.
+        crop_pct: the input's side over the side that images are resized to.
         crop_mode: ``center`` keeps the aspect and cuts off what is too long; ``squash`` does not keep it; ``border``
             keeps it and fills up what is too short with the mean colour.
     """
@@ -50,7 +50,7 @@ class Preprocessing:
         return cls(height, width, config["interpolation"], mean, std, config["crop_pct"], config["crop_mode"])
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """Give an RGB image as the model's input, float32 (3, height, width)."""
+        """Return an RGB image as the model's input, float32 (3, height, width)."""
         pixels = np.ascontiguousarray(np.asarray(self.cropped(image)).transpose(2, 0, 1)).astype(np.float32)
         pixels /= np.float32(255)
         pixels -= np.array(self.mean, np.float32)[:, None, None]
@@ -67,7 +67,7 @@ class Preprocessing:
         return canvas
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """Give width and height after the resize."""
+        """Return width and height after the resize."""
         target_width, target_height = (math.floor(side / self.crop_pct) for side in (self.width, self.height))
         if self.crop_mode == "squash":
             return target_width, target_height
@@ -79,10 +79,10 @@ class Preprocessing:
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def _fill(self) -> tuple[int, ...]:
-        """Give the colour beside a picture that is too small."""
+        """Return the colour beside an image that is too small."""
         return tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0, 0, 0)
 
 
 def _offset(wanted: int, has: int) -> int:
-    """Say where a picture's edge comes to lie on the input: before its own edge where something is cut off."""
+    """Say where an image's edge comes to lie on the input: before its own edge where something is cut off."""
     return (wanted - has) // 2 if has <= wanted else -round((has - wanted) / 2)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from headstart.core.errors import UserError
 from headstart.core.io import write_json
 from headstart.core.paths import MODEL_CONFIG
-from headstart.inference.bundle_config import FORMAT, Config, parse_config
+from headstart.inference.bundle_config import FORMAT, BundleConfig, parse_config
 from headstart.inference.untrusted_json import Untrusted
 
 ONNX = "model.onnx"
@@ -58,10 +58,10 @@ class Bundle:
 
     folder: Path
     files: dict[str, tuple[int, str]]
-    config: Config
+    config: BundleConfig
 
     def path(self, name: str) -> Path:
-        """Give the path of a listed file whose content was just found to be the manifest's.
+        """Return the path of a listed file whose content was just found to be the manifest's.
 
         Raises:
             UserError: it is not listed, or its content is another.
@@ -69,7 +69,7 @@ class Bundle:
         return _verified(self.folder, self.files, name)
 
     def reference(self) -> NDArray[np.float32] | None:
-        """Read the features of training pictures, float32 (m, width); None where the bundle has none.
+        """Read the features of training images, float32 (m, width); None where the bundle has none.
 
         Raises:
             UserError: the file is not such an array, or was changed.
@@ -85,7 +85,7 @@ class Bundle:
                 raise UserError(f"{path}: is no array that NumPy's format 1.0 describes: {error}") from None
             width = self.config.features
             if dtype != np.dtype("<f4") or fortran or len(shape) != 2 or shape[1] != width:
-                raise UserError(f"{path}: must be float32 of (pictures, {width}), but is {dtype} of {shape}")
+                raise UserError(f"{path}: must be float32 of (images, {width}), but is {dtype} of {shape}")
             # Before any memory is taken for it: the header may promise what the file does not have.
             if not 1 <= shape[0] <= MOST_REFERENCES or path.stat().st_size - file.tell() != 4 * shape[0] * width:
                 raise UserError(f"{path}: its header promises {shape[0]} rows of {width} numbers, which are not there")
@@ -130,7 +130,7 @@ def _listed(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def _regular(path: Path, largest: int) -> int:
-    """Give a file's size; raises UserError where it is none, as a link, a pipe, a device or a folder is not."""
+    """Return a file's size; raises UserError where it is none, as a link, a pipe, a device or a folder is not."""
     try:
         about = os.lstat(path)
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 METHODS = ("LAC", "APS")
 MOST_CLASSES = 1_000_000
 LARGEST_SIDE = 4096
-"""In pixels, of the input and of what pictures are resized to before the crop."""
+"""In pixels, of the input and of what images are resized to before the crop."""
 WIDEST = 1_000_000
 
 
@@ -32,7 +32,7 @@ class ConformalLevel:
 
 
 @dataclass(frozen=True)
-class Config:
+class BundleConfig:
     """What ``config.json`` says.
 
     Attributes:
@@ -45,8 +45,8 @@ class Config:
         features: width of what the classifier reads.
         temperature: softmax(logits / temperature) is calibrated; None where nothing is known.
         conformal: thresholds for sets, of softmax(logits).
-        unusual: by the share of pictures like those of validation that it lets pass, the largest usual distance; None
-            where the bundle has no features of training pictures.
+        unusual: by the share of images like those of validation that it lets pass, the largest usual distance; None
+            where the bundle has no features of training images.
     """
 
     architecture: str
@@ -60,7 +60,7 @@ class Config:
     unusual: dict[float, float] | None
 
 
-def parse_config(content: bytes, file: str) -> Config:
+def parse_config(content: bytes, file: str) -> BundleConfig:
     """Check the content of ``config.json``; raises UserError that names the file and the key."""
     whole = Untrusted.parse(content, file)
     ours = whole["headstart"]
@@ -68,7 +68,7 @@ def parse_config(content: bytes, file: str) -> Config:
         ours["format"].refuse(f"is not {FORMAT}: this bundle needs another version of headstart")
     temperature = ours.get("temperature")
     arguments = whole.get("model_args")
-    return Config(
+    return BundleConfig(
         architecture=whole["architecture"].text(200),
         model_args={} if arguments.value is None else {name: each.value for name, each in arguments.items()},
         classes=_classes(whole),
@@ -100,7 +100,7 @@ def _input(found: Untrusted) -> dict[str, Any]:
     size = (channels.integer(3, 3), height.integer(1, LARGEST_SIDE), width.integer(1, LARGEST_SIDE))
     crop_pct = found["crop_pct"].number(1e-3, 1)
     if math.floor(max(size) / crop_pct) > LARGEST_SIDE:
-        found["crop_pct"].refuse(f"asks for pictures of more than {LARGEST_SIDE} pixels a side before the crop")
+        found["crop_pct"].refuse(f"asks for images of more than {LARGEST_SIDE} pixels a side before the crop")
     return {
         "input_size": size,
         "interpolation": found["interpolation"].one_of(INTERPOLATIONS),

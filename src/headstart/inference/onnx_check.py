@@ -107,7 +107,7 @@ def _check_tensor(tensor: memoryview, data_files: Collection[str]) -> None:
 
 
 def _fields(message: memoryview) -> Iterator[Field]:
-    """Give each field's number and value: an int, a view of bytes, or None where it has a fixed width."""
+    """Return each field's number and value: an int, a view of bytes, or None where it has a fixed width."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

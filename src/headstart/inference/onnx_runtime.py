@@ -13,7 +13,7 @@ from headstart.core.errors import UserError
 from headstart.inference.bundle import ONNX_DATA, Bundle
 from headstart.inference.onnx_check import check_onnx
 
-Run = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+InferenceFn = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """From float32 (n, 3, height, width) to logits, float32 (n, classes), and features, float32 (n, width); many threads
 may call it at once."""
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -26,7 +26,7 @@ def cuda_available() -> bool:
     return CUDA in onnxruntime.get_available_providers()
 
 
-def open_session(bundle: Bundle, name: str, *, device: str, threads: int) -> Run:
+def open_session(bundle: Bundle, name: str, *, device: str, threads: int) -> InferenceFn:
     """Load an ONNX file of a bundle.
 
     Args:
@@ -72,7 +72,7 @@ def _run(
 def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Threads that wait busily take the cores from those that decode the next pictures.
+    # Threads that wait busily take the cores from those that decode the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # and not its own, which nothing checked
@@ -82,7 +82,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
 
 @functools.cache
 def _limit_memory() -> None:
-    """Give all sessions of this process one arena of limited size."""
+    """Return all sessions of this process one arena of limited size."""
     most = int(MOST_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
@@ -114,7 +114,7 @@ def _check_signature(session: onnxruntime.InferenceSession, bundle: Bundle, path
 
 
 def _described(tensors: Any) -> dict[str, tuple[str, Any]]:
-    """Give type and shape by name, the batch's free dimension left out of the shape."""
+    """Return type and shape by name, the batch's free dimension left out of the shape."""
     return {
         each.name: (each.type, tuple(each.shape[1:]) if each.shape and not isinstance(each.shape[0], int) else "?")
         for each in tensors

@@ -1,4 +1,4 @@
-"""From what the model gives to what is said of a picture: the class, how likely, which others, how unusual."""
+"""From what the model gives to what is said of an image: the class, how likely, which others, how unusual."""
 
 from dataclasses import dataclass, field
 from typing import cast
@@ -8,29 +8,29 @@ from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
 from headstart.inference.bundle import Bundle
-from headstart.inference.bundle_config import Config, ConformalLevel
+from headstart.inference.bundle_config import BundleConfig, ConformalLevel
 from headstart.inference.scores import Method, distances, nonconformity, softmax
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is said of one picture.
+    """What is said of one image.
 
     Attributes:
-        picture: its path; empty where it came without one.
+        image: its path; empty where it came without one.
         label: the likeliest class; None, as all that follows, where there is an error.
         probability: of that class.
         top: the likeliest classes with their probabilities, the likeliest first.
         set: classes among which the right one is as often as the conformal level says; it may be empty by the method
             LAC. None where the bundle has no levels.
-        distance: how far the picture's features are from those of training pictures, 0 to 2; None where the bundle
+        distance: how far the image's features are from those of training images, 0 to 2; None where the bundle
             has none of them.
-        unusual: the largest of the bundle's shares (0.95, 0.99) of usual pictures that are all nearer; None where the
-            picture is not unusual, or nothing is known.
+        unusual: the largest of the bundle's shares (0.95, 0.99) of usual images that are all nearer; None where the
+            image is not unusual, or nothing is known.
         error: why there is no prediction.
     """
 
-    picture: str = ""
+    image: str = ""
     label: str | None = None
     probability: float | None = None
     top: list[tuple[str, float]] = field(default_factory=list)
@@ -41,25 +41,25 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Postprocessor:
     """Says what logits and features mean.
 
     Attributes:
         config: the bundle's.
-        reference: features of training pictures, float32 (m, width), or None.
+        reference: features of training images, float32 (m, width), or None.
         temperature: what logits are divided by before they become probabilities.
         level: of the sets, or None.
         top: how many classes are listed.
     """
 
-    config: Config
+    config: BundleConfig
     reference: NDArray[np.float32] | None
     temperature: float
     level: ConformalLevel | None
     top: int
 
     @classmethod
-    def of(cls, bundle: Bundle, calibrated: bool, level: float | None, method: str | None, top: int) -> "Judge":  # noqa: FBT001
+    def of(cls, bundle: Bundle, calibrated: bool, level: float | None, method: str | None, top: int) -> "Postprocessor":  # noqa: FBT001
         """Take what is asked for from a bundle; raises UserError where it has no such thing."""
         temperature = bundle.config.temperature if calibrated else 1.0
         if temperature is None:
@@ -71,7 +71,7 @@ class Judge:
         return cls(bundle.config, bundle.reference(), temperature, _chosen(bundle, level, method), top)
 
     def __call__(self, logits: NDArray[np.float32], features: NDArray[np.float32]) -> list[Prediction]:
-        """Judge pictures by their logits, float32 (n, classes), and features, float32 (n, width)."""
+        """Judge images by their logits, float32 (n, classes), and features, float32 (n, width)."""
         finite = np.asarray(np.isfinite(np.hstack([logits, features])).all(axis=1))
         logits, features = (np.where(finite[:, None], each, np.float32(0)) for each in (logits, features))
         probabilities = softmax(logits / np.float32(self.temperature))
@@ -88,7 +88,7 @@ class Judge:
         return found
 
     def _sets(self, logits: NDArray[np.float32]) -> list[list[str] | None]:
-        """Give each picture's set, its likeliest class first."""
+        """Return each image's set, its likeliest class first."""
         if self.level is None:
             return [None] * len(logits)
         scores = nonconformity(logits, cast("Method", self.level.method))

@@ -1,4 +1,4 @@
-"""Pictures to predictions, from a bundle alone: many at once on all cores, or one."""
+"""Images to predictions, from a bundle alone: many at once on all cores, or one."""
 
 import itertools
 import os
@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headstart.core.errors import UserError
-from headstart.images.decode import BadImageError, decode, upright
-from headstart.images.files import Found, read_file, shown
+from headstart.images.decode import BadImageError, decode, to_upright_rgb
+from headstart.images.files import ImageFile, read_file, shown
 from headstart.images.preprocess import Preprocessing
 from headstart.inference.bundle import ONNX, Bundle, open_bundle
-from headstart.inference.onnx_runtime import Run, cuda_available, open_session
-from headstart.inference.postprocess import Judge, Prediction
+from headstart.inference.onnx_runtime import InferenceFn, cuda_available, open_session
+from headstart.inference.postprocess import Postprocessor, Prediction
 
 BATCH = 16
-"""Pictures that a thread decodes and gives to the model together: more was no faster, and takes more memory."""
+"""Images that a thread decodes and gives to the model together: more was no faster, and takes more memory."""
 BATCH_BYTES = 64 * 2**20
-"""What they may take as the model's input: of large pictures there are fewer in a batch."""
+"""What they may take as the model's input: of large images there are fewer in a batch."""
 
-Picture = str | os.PathLike[str] | bytes | Image.Image | Found
-"""A picture: the path of a file, a file's content, Pillow's image of it, or what was found in a folder."""
+ImageInput = str | os.PathLike[str] | bytes | Image.Image | ImageFile
+"""An image: the path of a file, a file's content, Pillow's image of it, or what was found in a folder."""
 
 
 class Predictor:
-    """A bundle's model, ready to say what is on pictures.
+    """A bundle's model, ready to say what is on images.
 
     Many threads may use one predictor at once: nothing in it changes after it was made.
 
@@ -41,7 +41,7 @@ class Predictor:
 
     Attributes:
         bundle: what it was made from.
-        preprocessing: how a picture becomes the model's input.
+        preprocessing: how an image becomes the model's input.
     """
 
     def __init__(
@@ -76,25 +76,25 @@ class Predictor:
         self._threads = cores() if threads is None else threads
         if self._threads < 1:
             raise UserError(f"threads must be at least 1, not {threads}")
-        self._judge = Judge.of(self.bundle, calibrated, conformal, conformal_method, top)
+        self._judge = Postprocessor.of(self.bundle, calibrated, conformal, conformal_method, top)
         self._run = _runtime(self.bundle, model, device, self._threads)
 
-    def __call__(self, picture: Picture) -> Prediction:
-        """Predict one picture.
+    def __call__(self, image: ImageInput) -> Prediction:
+        """Predict one image.
 
         Raises:
-            BadImageError: it can't be read, or is no usable picture.
+            BadImageError: it can't be read, or is no usable image.
             UserError: the model can't be run.
         """
-        (found,) = self.predict(self.prepare(picture)[None])
+        (found,) = self.predict(self.prepare(image)[None])
         if found.error:
             raise BadImageError(found.error)
-        return replace(found, picture=_name(picture))
+        return replace(found, image=_name(image))
 
-    def many(self, pictures: Iterable[Picture]) -> Iterator[Prediction]:
-        """Predict pictures one after the other as they come, on all threads, in their order.
+    def many(self, pictures: Iterable[ImageInput]) -> Iterator[Prediction]:
+        """Predict images one after the other as they come, on all threads, in their order.
 
-        A picture that can't be read is a prediction with its ``error``. However many there are, only a few batches are
+        An image that can't be read is a prediction with its ``error``. However many there are, only a few batches are
         in memory.
 
         Raises:
@@ -102,7 +102,7 @@ class Predictor:
         """
         left = iter(pictures)
         most = BATCH_BYTES // (12 * self.preprocessing.height * self.preprocessing.width)
-        # The first batch is of one picture, so that the first answer comes at once.
+        # The first batch is of one image, so that the first answer comes at once.
         batches = itertools.chain([1], itertools.repeat(max(1, min(BATCH, most))))
         waiting: deque[Future[list[Prediction]]] = deque()
         pool = ThreadPoolExecutor(self._threads, "predict")
@@ -118,19 +118,19 @@ class Predictor:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def prepare(self, picture: Picture) -> NDArray[np.float32]:
-        """Read a picture and make it the model's input, float32 (3, height, width); raises BadImageError."""
-        if isinstance(picture, Found):
-            if picture.problem:
-                raise BadImageError(picture.problem)
-            picture = picture.path
-        if isinstance(picture, Image.Image):
-            return self.preprocessing(upright(picture))
-        content = picture if isinstance(picture, bytes) else read_file(Path(picture))
+    def prepare(self, image: ImageInput) -> NDArray[np.float32]:
+        """Read an image and make it the model's input, float32 (3, height, width); raises BadImageError."""
+        if isinstance(image, ImageFile):
+            if image.problem:
+                raise BadImageError(image.problem)
+            image = image.path
+        if isinstance(image, Image.Image):
+            return self.preprocessing(to_upright_rgb(image))
+        content = image if isinstance(image, bytes) else read_file(Path(image))
         return self.preprocessing(decode(content))
 
     def predict(self, inputs: NDArray[np.float32]) -> list[Prediction]:
-        """Run the model on prepared pictures, float32 (n, 3, height, width), and judge what it gives.
+        """Run the model on prepared images, float32 (n, 3, height, width), and judge what it gives.
 
         Where its outputs are no finite numbers, a prediction has an ``error``.
 
@@ -139,25 +139,23 @@ class Predictor:
         """
         return self._judge(*self._run(inputs))
 
-    def _batch(self, pictures: list[Picture]) -> list[Prediction]:
+    def _batch(self, pictures: list[ImageInput]) -> list[Prediction]:
         inputs, problems = [], {}
-        for i, picture in enumerate(pictures):
+        for i, image in enumerate(pictures):
             try:
-                inputs.append(self.prepare(picture))
+                inputs.append(self.prepare(image))
             except BadImageError as error:
                 problems[i] = str(error)
             except MemoryError:
                 problems[i] = "there is not the memory to decode it"
         good = iter(self.predict(np.stack(inputs)) if inputs else [])
         return [
-            Prediction(_name(picture), error=problems[i])
-            if i in problems
-            else replace(next(good), picture=_name(picture))
-            for i, picture in enumerate(pictures)
+            Prediction(_name(image), error=problems[i]) if i in problems else replace(next(good), image=_name(image))
+            for i, image in enumerate(pictures)
         ]
 
 
-def _runtime(bundle: Bundle, model: str, device: str, threads: int) -> Run:
+def _runtime(bundle: Bundle, model: str, device: str, threads: int) -> InferenceFn:
     if device == "cpu" or (device == "cuda" and cuda_available()):
         return open_session(bundle, model, device=device, threads=threads)
     if device not in ("cuda", "torch"):
@@ -176,7 +174,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _name(picture: Picture) -> str:
-    if isinstance(picture, bytes | Image.Image):
+def _name(image: ImageInput) -> str:
+    if isinstance(image, bytes | Image.Image):
         return ""
-    return shown(os.fspath(picture.path if isinstance(picture, Found) else picture))
+    return shown(os.fspath(image.path if isinstance(image, ImageFile) else image))

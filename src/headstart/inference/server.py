@@ -1,4 +1,4 @@
-"""The service: pictures come in by HTTP, answers go out as JSON; what a request may cost is bounded."""
+"""The service: images come in by HTTP, answers go out as JSON; what a request may cost is bounded."""
 
 import asyncio
 import socket
@@ -21,25 +21,25 @@ from headstart.images.decode import BadImageError, header_size
 from headstart.inference.postprocess import Prediction
 from headstart.inference.predictor import Predictor
 
-PICTURE = {"schema": {"type": "string", "format": "binary"}}
-FORM = {"schema": {"type": "object", "additionalProperties": {"type": "array", "items": PICTURE["schema"]}}}
-BODY = {"content": {"image/*": PICTURE, "application/octet-stream": PICTURE, "multipart/form-data": FORM}}
+IMAGE = {"schema": {"type": "string", "format": "binary"}}
+FORM = {"schema": {"type": "object", "additionalProperties": {"type": "array", "items": IMAGE["schema"]}}}
+BODY = {"content": {"image/*": IMAGE, "application/octet-stream": IMAGE, "multipart/form-data": FORM}}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may cost, and how many pictures are worked on at once.
+    """What one request may cost, and how many images are worked on at once.
 
     Attributes:
         body_bytes: of a request's body.
-        pictures: in one request.
-        pixels: of one picture.
+        images: in one request.
+        pixels: of one image.
         seconds: for the body to come, and again for the answer.
         threads: that decode and predict.
     """
 
     body_bytes: int
-    pictures: int
+    images: int
     pixels: int
     seconds: float
     threads: int
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Received:
-    """A picture as it came: its file's name, empty where it had none, and its content."""
+    """An image as it came: its file's name, empty where it had none, and its content."""
 
     name: str
     content: bytes
@@ -56,7 +56,7 @@ class Received:
 def application(predictor: Predictor, limits: Limits) -> FastAPI:
     """Make the application: ``POST /predict``, ``GET /health``, ``GET /openapi.json``.
 
-    Pictures are decoded and predicted one by one in the framework's thread pool, so that a request of many takes its
+    Images are decoded and predicted one by one in the framework's thread pool, so that a request of many takes its
     turn for each of them, and only as many are in memory, decoded, as there are threads.
     """
     app = FastAPI(title="headstart", docs_url=None, redoc_url=None)  # whose pages load scripts from elsewhere
@@ -65,13 +65,13 @@ def application(predictor: Predictor, limits: Limits) -> FastAPI:
 
     @app.post("/predict", openapi_extra={"requestBody": BODY})
     async def predict(request: Request, response: Response) -> list[Prediction]:
-        """Say what is on the pictures, in their order; 422 where none of them can be read."""
+        """Say what is on the images, in their order; 422 where none of them can be read."""
         pictures = await _received(request, limits)
         try:
             with fail_after(limits.seconds):
                 found = [
-                    await anyio.to_thread.run_sync(_predict, predictor, picture, limits.pixels, limiter=pool)
-                    for picture in pictures
+                    await anyio.to_thread.run_sync(_predict, predictor, image, limits.pixels, limiter=pool)
+                    for image in pictures
                 ]
         except TimeoutError:
             raise HTTPException(503, f"no answer within {limits.seconds:g} s: too busy", {"Retry-After": "1"}) from None
@@ -87,20 +87,20 @@ def application(predictor: Predictor, limits: Limits) -> FastAPI:
     return app
 
 
-def _predict(predictor: Predictor, picture: Received, pixels: int) -> Prediction:
+def _predict(predictor: Predictor, image: Received, pixels: int) -> Prediction:
     try:
-        width, height = header_size(picture.content)
+        width, height = header_size(image.content)
         if width * height > pixels:
             raise BadImageError(f"{width} x {height} pixels are more than {pixels}")
-        return replace(predictor(picture.content), picture=picture.name)
+        return replace(predictor(image.content), image=image.name)
     except BadImageError as error:
-        return Prediction(picture.name, error=str(error))
+        return Prediction(image.name, error=str(error))
     except MemoryError:
-        return Prediction(picture.name, error="there is not the memory to decode it")
+        return Prediction(image.name, error="there is not the memory to decode it")
 
 
 async def _received(request: Request, limits: Limits) -> list[Received]:
-    """Read a request's pictures: its body is one, or a form whose files are some.
+    """Read a request's images: its body is one, or a form whose files are some.
 
     Raises:
         HTTPException: with the status that says why they can't be had.
@@ -116,11 +116,11 @@ async def _received(request: Request, limits: Limits) -> list[Received]:
         raise HTTPException(408, f"the body did not come within {limits.seconds:g} s") from None
     except ClientDisconnect:
         raise HTTPException(400, "the body did not come whole") from None  # which nobody reads
-    raise HTTPException(415, "send a picture as image/*, or several as the files of multipart/form-data")
+    raise HTTPException(415, "send an image as image/*, or several as the files of multipart/form-data")
 
 
 async def _files(request: Request, limits: Limits) -> list[Received]:
-    parser = MultiPartParser(request.headers, _bounded(request, limits), max_files=limits.pictures, max_fields=0)
+    parser = MultiPartParser(request.headers, _bounded(request, limits), max_files=limits.images, max_fields=0)
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -135,7 +135,7 @@ async def _files(request: Request, limits: Limits) -> list[Received]:
 
 
 async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """Give the body as it comes; one that is announced as too large is refused before any of it is taken."""
+    """Return the body as it comes; one that is announced as too large is refused before any of it is taken."""
     refusal = HTTPException(413, f"the body has more than {limits.body_bytes} bytes")
     announced = request.headers.get("Content-Length", "0")
     if announced.isdecimal() and int(announced) > limits.body_bytes:

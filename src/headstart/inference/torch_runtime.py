@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from headstart.core.errors import UserError, requirement
 from headstart.core.paths import MODEL_CONFIG, MODEL_WEIGHTS
 from headstart.inference.bundle import Bundle
-from headstart.inference.onnx_runtime import Run
+from headstart.inference.onnx_runtime import InferenceFn
 
 # Of timm.create_model: these load other weights than the bundle's, from wherever they say.
 OTHER_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 LARGEST_ARGUMENT = 16384
 
 
-def open_torch(bundle: Bundle, device: str) -> Run:
+def open_torch(bundle: Bundle, device: str) -> InferenceFn:
     """Build the architecture that ``config.json`` names and load the bundle's weights into it.
 
     Args:

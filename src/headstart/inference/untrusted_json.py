@@ -50,34 +50,34 @@ class Untrusted:
         raise UserError(f"{self.file}: {f'{self.key} ' if self.key else ''}{what}")
 
     def __getitem__(self, name: str) -> "Untrusted":
-        """Give what stands under a key, which must be there."""
+        """Return what stands under a key, which must be there."""
         found = self.get(name)
         if name not in self.value:
             found.refuse("is missing")
         return found
 
     def get(self, name: str) -> "Untrusted":
-        """Give what stands under a key, or null."""
+        """Return what stands under a key, or null."""
         if not isinstance(self.value, dict):
             self.refuse("must be an object")
         return Untrusted(self.value.get(name), self.file, f"{self.key}.{name[:100]}".removeprefix("."))
 
     def items(self) -> Iterator[tuple[str, "Untrusted"]]:
-        """Give every key of an object with what stands there."""
+        """Return every key of an object with what stands there."""
         if not isinstance(self.value, dict):
             self.refuse("must be an object")
         for name in self.value:
             yield name, self[name]
 
     def list(self, least: int, most: int) -> "list[Untrusted]":
-        """Give the entries of a list of ``least`` to ``most``."""
+        """Return the entries of a list of ``least`` to ``most``."""
         if not isinstance(self.value, list) or not least <= len(self.value) <= most:
             count = str(least) if least == most else f"{least} to {most}"
             self.refuse(f"must be a list of {count}")
         return [Untrusted(each, self.file, f"{self.key}[{i}]") for i, each in enumerate(self.value)]
 
     def number(self, least: float, most: float) -> float:
-        """Give a number from ``least`` to ``most``."""
+        """Return a number from ``least`` to ``most``."""
         value = self.value
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse("must be a number")
@@ -86,13 +86,13 @@ class Untrusted:
         return float(value)
 
     def integer(self, least: int, most: int) -> int:
-        """Give a whole number from ``least`` to ``most``."""
+        """Return a whole number from ``least`` to ``most``."""
         if isinstance(self.value, bool) or not isinstance(self.value, int) or not least <= self.value <= most:
             self.refuse(f"must be a whole number from {least} to {most}")
         return self.value
 
     def text(self, longest: int = LONGEST_TEXT) -> str:
-        """Give a text that UTF-8 can write."""
+        """Return a text that UTF-8 can write."""
         if not isinstance(self.value, str) or not 0 < len(self.value) <= longest:
             self.refuse(f"must be a text of 1 to {longest} characters")
         if any("\ud800" <= character <= "\udfff" for character in self.value):
@@ -100,7 +100,7 @@ class Untrusted:
         return self.value
 
     def one_of(self, allowed: tuple[str, ...]) -> str:
-        """Give a text that is one of those allowed."""
+        """Return a text that is one of those allowed."""
         if not isinstance(self.value, str) or self.value not in allowed:
             self.refuse(f"must be one of {', '.join(allowed)}")
         return self.value

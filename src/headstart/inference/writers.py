@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from headstart.core.errors import UserError, requirement
-from headstart.core.io import replacing
+from headstart.core.io import atomic_write
 from headstart.inference.postprocess import Prediction
 
 ROWS = 10_000
@@ -36,13 +36,13 @@ def check_out(out: Path) -> None:
 
 @contextmanager
 def writing(out: Path, top: int) -> Iterator[Write]:
-    """Give what writes a prediction; the file takes its name when all went well.
+    """Return what writes a prediction; the file takes its name when all went well.
 
     Args:
         out: a name that ``check_out`` passed.
         top: how many classes a row of CSV has.
     """
-    with replacing(out) as aside:
+    with atomic_write(out) as aside:
         if out.suffix.lower() == ".parquet":
             with _parquet(aside) as write:
                 yield write
@@ -62,12 +62,12 @@ def csv_rows(file: TextIO, top: int) -> Write:
         others += [""] * (len(further) - len(others))
         members = None if found.set is None else json.dumps(found.set, ensure_ascii=False)
         rest = (members, found.distance, found.unusual, found.error)
-        writer.writerow([found.picture, found.label, found.probability, *others, *rest])
+        writer.writerow([found.image, found.label, found.probability, *others, *rest])
 
     return write
 
 
-def lines(file: TextIO, descriptions: Mapping[str, str]) -> Write:
+def text_writer(file: TextIO, descriptions: Mapping[str, str]) -> Write:
     """Write a line for people to read; what could steer a terminal is shown as its code."""
 
     def named(label: str) -> str:
@@ -81,8 +81,8 @@ def lines(file: TextIO, descriptions: Mapping[str, str]) -> Write:
             if found.set is not None:
                 parts.append(f"set: {', '.join(map(named, found.set)) or 'empty'}")
             if found.unusual is not None:
-                parts.append(f"unusual: farther from the training pictures than {found.unusual:.0%} of usual ones")
-        text = "  |  ".join([found.picture, *parts])
+                parts.append(f"unusual: farther from the training images than {found.unusual:.0%} of usual ones")
+        text = "  |  ".join([found.image, *parts])
         file.write("".join(each if each.isprintable() else ascii(each)[1:-1] for each in text) + "\n")
         file.flush()
 

@@ -1,4 +1,4 @@
-"""The timm backbone: built, loaded, split into features and classifier, and how it wants its pictures.
+"""The timm backbone: built, loaded, split into features and classifier, and how it wants its images.
 
 Features are what the classifier reads, ``forward_head(forward_features(x), pre_logits=True)`` (for MobileNetV3, 1,024
 wide and not the 576 of the last map); the classifier is timm's own.
@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
-from headstart.config.schema import Backbone
+from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
 from headstart.models.head import Head
 
@@ -27,7 +27,7 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  (torch's only comm
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
-def build(
+def create_backbone(
     name: str,
     *,
     pretrained: bool,
@@ -57,19 +57,19 @@ def build(
             model.set_input_size(img_size=image_size)  # type: ignore[operator]
         if num_classes is not None:
             model.reset_classifier(num_classes)  # type: ignore[operator]
-            head = classifier(model)
+            head = get_head(model)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
     return model
 
 
 def timm_name(name: str) -> str:
-    """Give the name that timm knows: ``bundled`` is a folder of this package, in timm's ``local-dir`` format."""
+    """Return the name that timm knows: ``bundled`` is a folder of this package, in timm's ``local-dir`` format."""
     return f"local-dir:{resources.files('headstart') / 'pretrained' / 'resnet18d_64'}" if name == BUNDLED else name
 
 
-def classifier(model: nn.Module) -> nn.Linear:
-    """Give timm's classifier; raises UserError where it is not one linear layer with a bias."""
+def get_head(model: nn.Module) -> nn.Linear:
+    """Return timm's classifier; raises UserError where it is not one linear layer with a bias."""
     head = model.get_classifier()  # type: ignore[operator]
     if isinstance(head, tuple | list | nn.ModuleList):
         raise UserError(
@@ -83,9 +83,9 @@ def classifier(model: nn.Module) -> nn.Linear:
     return head
 
 
-def classifier_name(model: nn.Module) -> str:
-    """Give the classifier's module name, such as ``fc`` or ``head.fc``."""
-    head = classifier(model)
+def head_name(model: nn.Module) -> str:
+    """Return the classifier's module name, such as ``fc`` or ``head.fc``."""
+    head = get_head(model)
     modules: Iterator[tuple[str, nn.Module]] = model.named_modules()
     return next(name for name, module in modules if module is head)
 
@@ -98,7 +98,7 @@ def features_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def input_config(model: nn.Module, image_size: int | None = None) -> dict[str, Any]:
-    """Give timm's data config, which evaluation's preprocessing follows from, as plain JSON values.
+    """Return timm's data config, which evaluation's preprocessing follows from, as plain JSON values.
 
     Returns:
         ``input_size`` [3, height, width], ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
@@ -108,16 +108,16 @@ def input_config(model: nn.Module, image_size: int | None = None) -> dict[str, A
 
 
 def input_config_of(name: str, image_size: int | None, args: dict[str, Any]) -> dict[str, Any]:
-    """Give ``input_config`` of a model by its name, without its weights: only a hub's config is fetched, if any."""
+    """Return ``input_config`` of a model by its name, without its weights: only a hub's config is fetched, if any."""
     with torch.device("meta"):
-        model = build(name, pretrained=False, image_size=None, args=args)
+        model = create_backbone(name, pretrained=False, image_size=None, args=args)
     return input_config(model, image_size)
 
 
 def channels_last(model: nn.Module) -> nn.Module:
     """Put a model's weights into channels_last, in which convolutions on CPUs and GPUs are fastest; give it back.
 
-    All but those of strided 1 x 1 convolutions of the picture itself (RepVGG's stems): in channels_last their backward
+    All but those of strided 1 x 1 convolutions of the image itself (RepVGG's stems): in channels_last their backward
     crashes on CPUs whose widest vectors are AVX2 (torch 2.15), so they read a contiguous copy.
     """
     model = model.to(memory_format=torch.channels_last)
@@ -134,7 +134,7 @@ def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 def weights_sha256(model: nn.Module) -> str:
     """Hash the backbone's weights and buffers, names included, without the classifier's."""
-    skip = classifier_name(model) + "."
+    skip = head_name(model) + "."
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(skip):
@@ -165,7 +165,7 @@ def _explaining(name: str) -> Iterator[None]:
         raise UserError(f"backbone.name: {name}: {error}{hint}") from error
 
 
-def hold_still(model: nn.Module, *, statistics: bool) -> None:
+def freeze_(model: nn.Module, *, statistics: bool) -> None:
     """Set what is frozen to evaluation mode: modules none of whose parameters trains, so dropout is off there.
 
     Args:
@@ -179,12 +179,12 @@ def hold_still(model: nn.Module, *, statistics: bool) -> None:
             module.eval()
 
 
-def backbone_for(backbone: Backbone, classes: int) -> nn.Module:
+def backbone_for(backbone: BackboneConfig, classes: int) -> nn.Module:
     """Build the backbone with a head of zeros."""
     args: dict[str, Any] = {**backbone.args}
     # Only where asked: not every timm model takes them.
     args |= {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(backbone, name))}
-    return build(
+    return create_backbone(
         backbone.name,
         pretrained=backbone.pretrained,
         image_size=backbone.image_size,
@@ -195,8 +195,8 @@ def backbone_for(backbone: Backbone, classes: int) -> nn.Module:
 
 
 def set_head(model: nn.Module, head: Head) -> None:
-    """Give a model the probe's head."""
-    linear = classifier(model)
+    """Return a model the probe's head."""
+    linear = get_head(model)
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(head.weight))
         linear.bias.copy_(torch.from_numpy(head.bias))
@@ -211,6 +211,6 @@ class WithFeatures(nn.Module):
         self.model = model
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Give logits (batch, classes) and what the classifier reads, (batch, width)."""
+        """Return logits (batch, classes) and what the classifier reads, (batch, width)."""
         features = features_of(self.model, pixels)
-        return classifier(self.model)(features), features
+        return get_head(self.model)(features), features

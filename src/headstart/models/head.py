@@ -1,7 +1,7 @@
 """The names on disk of what the probe's head is compared with, each with its reader and its writer.
 
 Beside ``artifacts``, which has the head itself: the classifier that a backbone came with, in ``data/features``, and
-what each baseline says of the pictures that nothing was fitted to, in ``models/baselines``. Probabilities are kept and
+what each baseline says of the images that nothing was fitted to, in ``models/baselines``. Probabilities are kept and
 not fitted estimators: those could only be pickled, and a pickle runs code when it is read.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.core.io import existing, read_json, replacing, write_json
+from headstart.core.io import atomic_write, existing, read_json, write_json
 from headstart.core.paths import FEATURES, HEADS, HEADS_INFO, PRETRAINED_CLASSES, PRETRAINED_HEAD, PROBE
 
 
@@ -24,7 +24,7 @@ class Head:
     l2: float
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Give X·Wᵀ + b, float32 (n, classes)."""
+        """Return X·Wᵀ + b, float32 (n, classes)."""
         return np.asarray(features @ self.weight.T + self.bias, np.float32)
 
 
@@ -33,7 +33,7 @@ def write_heads(path: Sequence[Head], chosen: int) -> None:
     from safetensors.numpy import save_file  # noqa: PLC0415  (a door that only reads JSON shall not need it)
 
     tensors = {name: np.stack([getattr(head, name) for head in path]) for name in ("weight", "bias")}
-    with replacing(PROBE) as aside:
+    with atomic_write(PROBE) as aside:
         aside.mkdir()
         save_file(tensors, aside / HEADS.name)
         write_json(aside / HEADS_INFO.name, {"l2": [head.l2 for head in path], "chosen": chosen})
@@ -52,7 +52,7 @@ def read_head(least_l2: float = 0.0) -> Head:
 
 
 @dataclass(frozen=True)
-class OwnClassifier:
+class PretrainedHead:
     """The linear classifier of the classes that a backbone was pretrained on; it reads the cached features.
 
     Attributes:
@@ -68,21 +68,21 @@ class OwnClassifier:
     descriptions: list[str]
 
 
-def write_own_classifier(own: OwnClassifier) -> None:
+def write_pretrained_head(own: PretrainedHead) -> None:
     """Keep a backbone's classifier beside the features, which ``write_features`` wrote before."""
     from safetensors.numpy import save_file  # noqa: PLC0415  (a door that only reads JSON shall not need it)
 
-    with replacing(PRETRAINED_HEAD) as aside:
+    with atomic_write(PRETRAINED_HEAD) as aside:
         save_file({"weight": own.weight, "bias": own.bias}, aside)
     write_json(PRETRAINED_CLASSES, {"names": own.names, "descriptions": own.descriptions})
 
 
-def read_own_classifier() -> OwnClassifier | None:
-    """Read what ``write_own_classifier`` wrote; None where the backbone came without a classifier."""
+def read_pretrained_head() -> PretrainedHead | None:
+    """Read what ``write_pretrained_head`` wrote; None where the backbone came without a classifier."""
     from safetensors.numpy import load_file  # noqa: PLC0415
 
     existing(FEATURES)
     if not PRETRAINED_CLASSES.exists():
         return None
     tensors, classes = load_file(existing(PRETRAINED_HEAD)), read_json(PRETRAINED_CLASSES)
-    return OwnClassifier(tensors["weight"], tensors["bias"], classes["names"], classes["descriptions"])
+    return PretrainedHead(tensors["weight"], tensors["bias"], classes["names"], classes["descriptions"])

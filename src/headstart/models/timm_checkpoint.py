@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from headstart.core.errors import UserError
 from headstart.core.paths import MODEL_CONFIG, MODEL_WEIGHTS
-from headstart.data.dataset import Prepared
+from headstart.data.dataset import PreparedDataset
 
 Weights = Mapping[str, Tensor]
 OF_MODULE = "model."
@@ -22,7 +22,7 @@ OF_MODULE = "model."
 LISTED = 5
 
 
-def save_timm(model: nn.Module, weights: Weights, prepared: Prepared, folder: Path) -> None:
+def save_timm(model: nn.Module, weights: Weights, prepared: PreparedDataset, folder: Path) -> None:
     """Write the model with these weights as ``timm.create_model("local-dir:folder", pretrained=True)`` loads it."""
     config = {
         "label_names": prepared.classes,

@@ -90,7 +90,7 @@ class _Objective:
         self.of_labels = np.arange(len(labels)), labels
 
     def value(self, head: Matrix, l2: float) -> tuple[float, Matrix]:
-        """Give the objective and the probabilities (n, classes)."""
+        """Return the objective and the probabilities (n, classes)."""
         logits = self.inputs @ head.T
         logits -= logits.max(axis=1, keepdims=True)
         picked = logits[self.of_labels]
@@ -100,7 +100,7 @@ class _Objective:
         return float((np.log(totals[:, 0]) - picked).mean() + l2 * (head**2 @ self.penalised).sum()), probabilities
 
     def gradient(self, head: Matrix, probabilities: Matrix, l2: float) -> Matrix:
-        """Give the derivative by each entry of the head."""
+        """Return the derivative by each entry of the head."""
         residual = probabilities.copy()
         residual[self.of_labels] -= 1
         return np.asarray(residual.T @ self.inputs / len(residual) + 2 * l2 * self.penalised * head)
@@ -155,7 +155,7 @@ def _minimum(objective: _Objective, head: Matrix, l2: float) -> Matrix:
 
 
 def cross_entropy(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """Give the mean cross-entropy of logits (n, classes)."""
+    """Return the mean cross-entropy of logits (n, classes)."""
     return float(-log_softmax(np.asarray(logits, np.float64), axis=1)[np.arange(len(labels)), labels].mean())
 
 

@@ -4,7 +4,7 @@ Each is fitted at a handful of settings, and the one with the lowest validation 
 of every class, so that they are compared by one loss, the mean negative log-likelihood:
 
 - A tree or a vote can give a class the probability 0, whose loss is infinite. Probabilities are raised to at least
-  ``1 / (n + classes)`` and divided by their sum again: Laplace's rule of succession for what n training pictures never
+  ``1 / (n + classes)`` and divided by their sum again: Laplace's rule of succession for what n training images never
   showed.
 - Ridge's scores are no logits. They are divided by the temperature with the lowest validation loss (Guo et al. 2017,
   "On Calibration of Modern Neural Networks").
@@ -30,7 +30,7 @@ from headstart.probe.logistic import cross_entropy, ridge_path
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
 TREE_LEAVES = (3, 10, 30, 100)
-"""Training pictures that a leaf of the one tree has at least; purer leaves than 3 tell certainties that are none."""
+"""Training images that a leaf of the one tree has at least; purer leaves than 3 tell certainties that are none."""
 FOREST_LEAVES = (1, 3, 10)
 FOREST_TREES = 200
 DEPTHS = (3, 5)
@@ -49,7 +49,7 @@ MOST_CLASSES = {"tree": 100, "forest": 100, "boosting": 50}
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures as the heads see them: ``features`` float32 (n, width), ``labels`` int64 (n,)."""
+    """Images as the heads see them: ``features`` float32 (n, width), ``labels`` int64 (n,)."""
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -62,7 +62,7 @@ class Fitted:
     Attributes:
         settings: what was tuned, by name.
         predict: from features float32 (n, width) to log-probabilities float32 (n, classes).
-        val_loss: mean negative log-likelihood of the validation pictures, in nats.
+        val_loss: mean negative log-likelihood of the validation images, in nats.
     """
 
     settings: dict[str, float]
@@ -81,7 +81,7 @@ def fit(name: str, train: Labelled, validation: Labelled, classes: int, l2s: Seq
 
     Args:
         name: ``ridge``, ``knn`` (cosine distance, votes weighed by its inverse), ``tree``, ``forest`` or ``boosting``.
-        train: fitted to; a class may have no picture here, and gets the least probability.
+        train: fitted to; a class may have no image here, and gets the least probability.
         validation: chosen by.
         classes: number of them.
         l2s: ridge's values of λ, in 1/n ‖XWᵀ + b − Y‖² + λ‖W‖².
@@ -121,7 +121,7 @@ def _estimators(name: str, train: Labelled, validation: Labelled, classes: int) 
         yield _judged(settings, partial(_probabilities, estimator, len(train.labels), classes), validation)
 
 
-def _settings(name: str, pictures: int) -> Iterator[tuple[dict[str, float], Any]]:
+def _settings(name: str, images: int) -> Iterator[tuple[dict[str, float], Any]]:
     # scikit-learn takes a second to import: no `--help` waits for it.
     from sklearn.ensemble import RandomForestClassifier  # noqa: PLC0415
     from sklearn.neighbors import KNeighborsClassifier  # noqa: PLC0415
@@ -130,7 +130,7 @@ def _settings(name: str, pictures: int) -> Iterator[tuple[dict[str, float], Any]
     match name:
         case "knn":
             for k in NEIGHBOURS:
-                if k <= pictures:
+                if k <= images:
                     yield {"neighbours": k}, KNeighborsClassifier(k, weights="distance", metric="cosine", n_jobs=-1)
         case "tree":
             for leaf in TREE_LEAVES:
@@ -161,7 +161,7 @@ def _boostings(train: Labelled, validation: Labelled, classes: int) -> Iterator[
         )
         with threadpool_limits(threads, user_api="openmp"):
             boosting.fit(train.features, train.labels)
-        as_logs = partial(_floored, seen=boosting.classes_, pictures=len(train.labels), classes=classes)
+        as_logs = partial(_floored, seen=boosting.classes_, images=len(train.labels), classes=classes)
         stages = boosting.staged_predict_proba(validation.features)
         losses = [cross_entropy(as_logs(stage), validation.labels) for stage in stages]
         best = int(np.argmin(losses))
@@ -181,14 +181,14 @@ def _judged(
     return Fitted(settings, predict, cross_entropy(predict(validation.features), validation.labels))
 
 
-def _probabilities(estimator: Any, pictures: int, classes: int, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    return _floored(estimator.predict_proba(features), estimator.classes_, pictures, classes)
+def _probabilities(estimator: Any, images: int, classes: int, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    return _floored(estimator.predict_proba(features), estimator.classes_, images, classes)
 
 
 def _floored(
-    probabilities: NDArray[np.float64], seen: NDArray[np.int64], pictures: int, classes: int
+    probabilities: NDArray[np.float64], seen: NDArray[np.int64], images: int, classes: int
 ) -> NDArray[np.float32]:
     """Spread the columns of the classes seen in train over all, and take logarithms of nothing less than the floor."""
-    full = np.full((len(probabilities), classes), 1 / (pictures + classes))
+    full = np.full((len(probabilities), classes), 1 / (images + classes))
     full[:, seen] = np.maximum(full[:, seen], probabilities)
     return np.asarray(np.log(full / full.sum(axis=1, keepdims=True)), np.float32)

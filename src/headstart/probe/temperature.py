@@ -13,11 +13,11 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     """Find the T for which softmax(logits / T) has the least negative log-likelihood, convex in 1 / T.
 
     Args:
-        logits: float32 (n, classes), of pictures that were not trained on; n at least 1.
+        logits: float32 (n, classes), of images that were not trained on; n at least 1.
         labels: int64 (n,).
 
     Returns:
-        T, above 1 for a model that is too sure, within ``SEARCHED``; 1 where every picture is right, since the less T
+        T, above 1 for a model that is too sure, within ``SEARCHED``; 1 where every image is right, since the less T
         the better would be all that those could tell.
     """
     if (logits.argmax(1) == labels).all():

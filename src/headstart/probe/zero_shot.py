@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
 from headstart.core.errors import UserError
-from headstart.models.head import OwnClassifier
+from headstart.models.head import PretrainedHead
 
 if TYPE_CHECKING:
     from torch import nn
 
 REST = "rest"
 BATCH = 4096
-"""Pictures whose logits of the backbone's classes, up to 21,843 of them, are in memory at once."""
+"""Images whose logits of the backbone's classes, up to 21,843 of them, are in memory at once."""
 
 ClassMap = Mapping[str, Sequence[int | str] | Literal["rest"]]
 
 
-def own_classifier(model: "nn.Module") -> OwnClassifier | None:
+def pretrained_head(model: "nn.Module") -> PretrainedHead | None:
     """Copy the classifier of a pretrained timm model; None where it has none that is one linear layer with a bias.
 
     Nor is there one where ``num_classes`` was changed: those weights were drawn. The classes' names are those that the
@@ -53,10 +53,10 @@ def own_classifier(model: "nn.Module") -> OwnClassifier | None:
         described = dict(zip(names, described, strict=True))
     descriptions = [described.get(name, "") for name in names] if described else []
     weight, bias = (tensor.detach().float().cpu().contiguous().numpy().copy() for tensor in (head.weight, head.bias))
-    return OwnClassifier(weight, bias, list(names), descriptions)
+    return PretrainedHead(weight, bias, list(names), descriptions)
 
 
-def resolve(class_map: ClassMap, classes: Sequence[str], own: OwnClassifier) -> list[NDArray[np.int64]]:
+def resolve(class_map: ClassMap, classes: Sequence[str], own: PretrainedHead) -> list[NDArray[np.int64]]:
     """Find the backbone's classes of each of the user's.
 
     Args:
@@ -97,8 +97,10 @@ def resolve(class_map: ClassMap, classes: Sequence[str], own: OwnClassifier) -> 
     ]
 
 
-def summed(features: NDArray[np.float32], own: OwnClassifier, sets: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-    """Give the log-probabilities of the user's classes: features (n, width) to float32 (n, classes)."""
+def summed(
+    features: NDArray[np.float32], own: PretrainedHead, sets: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float32]:
+    """Return the log-probabilities of the user's classes: features (n, width) to float32 (n, classes)."""
     outputs = np.empty((len(features), len(sets)), np.float32)
     for start in range(0, len(features), BATCH):
         logits = features[start : start + BATCH] @ own.weight.T + own.bias
@@ -107,8 +109,8 @@ def summed(features: NDArray[np.float32], own: OwnClassifier, sets: Sequence[NDA
     return outputs
 
 
-def _known_names(own: OwnClassifier) -> dict[str, set[int]]:
-    """Give the classes that each name may stand for, in lower case."""
+def _known_names(own: PretrainedHead) -> dict[str, set[int]]:
+    """Return the classes that each name may stand for, in lower case."""
     known = defaultdict(set)
     for texts in (own.names, own.descriptions):
         for i, text in enumerate(texts):
@@ -117,8 +119,8 @@ def _known_names(own: OwnClassifier) -> dict[str, set[int]]:
     return known
 
 
-def _found(entry: int | str, own: OwnClassifier, known: Mapping[str, set[int]]) -> int | str:
-    """Give the one class that an entry stands for, or what is wrong with it."""
+def _found(entry: int | str, own: PretrainedHead, known: Mapping[str, set[int]]) -> int | str:
+    """Return the one class that an entry stands for, or what is wrong with it."""
     last = len(own.bias) - 1
     if isinstance(entry, int):
         return entry if 0 <= entry <= last else f"the backbone has no class {entry}; they are 0 to {last}"
@@ -131,7 +133,7 @@ def _found(entry: int | str, own: OwnClassifier, known: Mapping[str, set[int]]) 
     return places[0] if places else f"the backbone has no class {entry!r}{_nearest(entry.casefold(), known)}"
 
 
-def _shown(place: int, own: OwnClassifier) -> str:
+def _shown(place: int, own: PretrainedHead) -> str:
     texts = [text[place] for text in (own.names, own.descriptions) if text]
     return " ".join([str(place), *texts])
 

@@ -1,6 +1,6 @@
 """Make the report anew, from the figures and tables of the last `dvc repro`; no model is needed.
 
-reads:   data/prepared (pictures), reports
+reads:   data/prepared (images), reports
 writes:  reports/index.html
 """
 
@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from headstart.core.errors import UserError
-from headstart.data.dataset import Prepared
+from headstart.data.dataset import PreparedDataset
 from headstart.report.page import write_html_report
 
 
@@ -18,7 +18,7 @@ def main() -> None:
         prog="headstart report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     try:
-        print(write_html_report(Prepared.open()))
+        print(write_html_report(PreparedDataset.open()))
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from headstart.report.formatting import compact, figure, percent, small_percent, strength
-from headstart.report.inputs import Row
-from headstart.report.svg import INK, Chart, Look, chart, style
+from headstart.report.inputs import ReportRow
+from headstart.report.svg import INK, Chart, ChartStyle, chart, style
 
 Measure = tuple[str, str, Callable[[float], str]]
 """A column of the ledger, what it is called, and how it is written."""
@@ -17,10 +17,10 @@ MOVED: tuple[Measure, Measure] = (
     ("data_movement", "by the data", small_percent),
     ("shrink", "by the penalty", small_percent),
 )
-OPEN: Look = {"linestyle": ":", "markerfacecolor": "none"}
+OPEN: ChartStyle = {"linestyle": ":", "markerfacecolor": "none"}
 
 
-def learning_charts(history: Sequence[Row], finetuning: Row) -> list[Chart]:
+def learning_charts(history: Sequence[ReportRow], finetuning: ReportRow) -> list[Chart]:
     """Draw losses and accuracy by epoch, from lines of history.csv."""
     return [
         chart("loss", "epoch", "cross-entropy", _loss, history, finetuning),
@@ -28,12 +28,12 @@ def learning_charts(history: Sequence[Row], finetuning: Row) -> list[Chart]:
     ]
 
 
-def probe_chart(path: Sequence[Row]) -> Chart:
+def probe_chart(path: Sequence[ReportRow]) -> Chart:
     """Draw the probe's loss along its path of λ, from lines of l2_path.csv."""
     return chart("probe", "log₁₀ λ of the probe", "probe: validation cross-entropy", _probe, path)
 
 
-def ledger_charts(ledger: Sequence[Row], finetuning: Row) -> list[Chart]:
+def ledger_charts(ledger: Sequence[ReportRow], finetuning: ReportRow) -> list[Chart]:
     """Draw size, distance and causes of movement of each group by epoch, and what the early stop was worth.
 
     Groups of biases and norms, whose names end in ``_free``, are left out: nothing is taken from them.
@@ -53,7 +53,7 @@ def ledger_charts(ledger: Sequence[Row], finetuning: Row) -> list[Chart]:
     return charts
 
 
-def reliability_charts(calibration: dict[str, Row]) -> list[Chart]:
+def reliability_charts(calibration: dict[str, ReportRow]) -> list[Chart]:
     """Draw accuracy against confidence, of the fine-tuned model and of the probe."""
     return [
         chart(f"calibration-{name}", "mean probability in the bin", f"{name}: share right", _reliability, name, it)
@@ -62,12 +62,12 @@ def reliability_charts(calibration: dict[str, Row]) -> list[Chart]:
     ]
 
 
-def sizes_chart(conformal: Sequence[Row]) -> Chart:
+def sizes_chart(conformal: Sequence[ReportRow]) -> Chart:
     """Draw how many classes the prediction sets have."""
-    return chart("sizes", "classes in the set, at most", "share of test pictures", _sizes, conformal)
+    return chart("sizes", "classes in the set, at most", "share of test images", _sizes, conformal)
 
 
-def _loss(axes: Axes, history: Sequence[Row], finetuning: Row) -> str:
+def _loss(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow) -> str:
     train = [(row["epoch"], row["train_loss"]) for row in history if row["train_loss"] is not None]
     validation = [(row["epoch"], row["val_loss"]) for row in history]
     values = [value for _, value in train + validation]
@@ -82,14 +82,14 @@ def _loss(axes: Axes, history: Sequence[Row], finetuning: Row) -> str:
     return f"Loss by epoch. Validation: {_course(history, 'val_loss', finetuning, figure)}.{trained}"
 
 
-def _accuracy(axes: Axes, history: Sequence[Row], finetuning: Row) -> str:
+def _accuracy(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow) -> str:
     axes.plot([row["epoch"] for row in history], [row["val_accuracy"] for row in history], **style(0))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     _epochs(axes, finetuning)
     return f"Validation accuracy by epoch: {_course(history, 'val_accuracy', finetuning, percent)}."
 
 
-def _probe(axes: Axes, path: Sequence[Row]) -> str:
+def _probe(axes: Axes, path: Sequence[ReportRow]) -> str:
     best = min(path, key=lambda row: row["val_loss"])
     first, last, chosen = (strength(10 ** row["log10_l2"]) for row in (path[0], path[-1], best))
     axes.plot([row["log10_l2"] for row in path], [row["val_loss"] for row in path], **style(0))
@@ -98,7 +98,7 @@ def _probe(axes: Axes, path: Sequence[Row]) -> str:
     return f"The probe's validation loss along λ, from {first} to {last}: {lowest}."
 
 
-def _course(history: Sequence[Row], name: str, finetuning: Row, write: Callable[[float], str]) -> str:
+def _course(history: Sequence[ReportRow], name: str, finetuning: ReportRow, write: Callable[[float], str]) -> str:
     best = next(row for row in history if row["epoch"] == finetuning["best_epoch"])
     return (
         f"{write(history[0][name])} at the start, {write(best[name])} after epoch {best['epoch']}, which was kept, "
@@ -106,7 +106,7 @@ def _course(history: Sequence[Row], name: str, finetuning: Row, write: Callable[
     )
 
 
-def _epochs(axes: Axes, finetuning: Row) -> None:
+def _epochs(axes: Axes, finetuning: ReportRow) -> None:
     """Mark the epoch that was kept, and where training was stopped early."""
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     _mark(axes, finetuning["best_epoch"], "kept")
@@ -127,7 +127,9 @@ def _log(axes: Axes, write: Callable[[float], str]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _by_group(axes: Axes, lines: dict[str, list[Row]], pair: tuple[Measure, Measure], finetuning: Row) -> str:
+def _by_group(
+    axes: Axes, lines: dict[str, list[ReportRow]], pair: tuple[Measure, Measure], finetuning: ReportRow
+) -> str:
     """Draw two measures of each group, the second dotted and open; zeros have no place on a logarithmic axis."""
     said = []
     for i, (group, rows) in enumerate(lines.items()):
@@ -142,7 +144,7 @@ def _by_group(axes: Axes, lines: dict[str, list[Row]], pair: tuple[Measure, Meas
     return f"By epoch. {'; '.join(said)}."
 
 
-def _early_stop(axes: Axes, lines: dict[str, list[Row]], set_to: dict[str, float], finetuning: Row) -> str:
+def _early_stop(axes: Axes, lines: dict[str, list[ReportRow]], set_to: dict[str, float], finetuning: ReportRow) -> str:
     said: list[str] = []
     drawn: set[tuple[str, ...]] = set()
     for i, (group, rows) in enumerate(lines.items()):
@@ -162,15 +164,15 @@ def _early_stop(axes: Axes, lines: dict[str, list[Row]], set_to: dict[str, float
     return f"The λ that an early stop resembles, by epoch: {'; '.join(said)}."
 
 
-def _reliability(axes: Axes, name: str, calibration: Row) -> str:
+def _reliability(axes: Axes, name: str, calibration: ReportRow) -> str:
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
     for i, when in enumerate(("before", "after")):
         bins = calibration[when]["bins"]
         label = f"{when} scaling, ECE {figure(calibration[when]['ece'])}"
-        x, y, pictures = zip(*((b["confidence"], b["accuracy"], b["pictures"]) for b in bins), strict=True)
+        x, y, images = zip(*((b["confidence"], b["accuracy"], b["pictures"]) for b in bins), strict=True)
         look = style(1 - i)
         axes.plot(x, y, label=label, **{**look, "linewidth": 0.8, "marker": ""})
-        axes.scatter(x, y, [3 + 120 * n / sum(pictures) for n in pictures], color=look["color"], marker=look["marker"])
+        axes.scatter(x, y, [3 + 120 * n / sum(images) for n in images], color=look["color"], marker=look["marker"])
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
@@ -181,11 +183,11 @@ def _reliability(axes: Axes, name: str, calibration: Row) -> str:
     return f"Reliability of {name} after temperature scaling: {said}."
 
 
-def _sizes(axes: Axes, conformal: Sequence[Row]) -> str:
+def _sizes(axes: Axes, conformal: Sequence[ReportRow]) -> str:
     """Draw the shares of sets that have at most so many classes."""
     said = []
     for i, entry in enumerate(conformal):
-        counts = {int(size): pictures for size, pictures in entry["sizes"].items()}
+        counts = {int(size): images for size, images in entry["sizes"].items()}
         sizes, total = range(max(counts) + 2), sum(counts.values())
         shares = [sum(n for size, n in counts.items() if size <= most) / total for most in sizes]
         name = f"{entry['method']} {percent(entry['level'], 0)}"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headstart.core.paths import PREDICTIONS
-from headstart.report.inputs import Prediction, unreadable
+from headstart.report.inputs import PredictionRow, unreadable
 
 MOST_PAIRS = 60
 MOST_CONFIDENT = 24
@@ -21,31 +21,31 @@ RIGHT, WRONG = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TestOutcome:
     """What the predictions come to.
 
     Attributes:
         classes: their names.
-        counts: int64 (classes, classes), pictures by class and prediction.
+        counts: int64 (classes, classes), images by class and prediction.
         mistakes: the wrong ones, the most confident first.
     """
 
     classes: list[str]
     counts: NDArray[np.int64]
-    mistakes: list[Prediction]
+    mistakes: list[PredictionRow]
 
 
-class Pair(NamedTuple):
-    """A class taken for another: how often, as a share of its test pictures, and some of them, most confident first."""
+class ConfusedPair(NamedTuple):
+    """A class taken for another: how often, as a share of its test images, and some of them, most confident first."""
 
     label: str
     predicted: str
     pictures: int
     share: float
-    shown: list[Prediction]
+    shown: list[PredictionRow]
 
 
-def count_up(classes: list[str], predictions: Iterable[Prediction]) -> Outcome:
+def count_up(classes: list[str], predictions: Iterable[PredictionRow]) -> TestOutcome:
     """Count the predictions and keep the wrong ones; raises UserError at a class that is not among them."""
     place = {name: i for i, name in enumerate(classes)}
     counts, mistakes = np.zeros((len(classes), len(classes)), np.int64), []
@@ -55,12 +55,12 @@ def count_up(classes: list[str], predictions: Iterable[Prediction]) -> Outcome:
         counts[place[prediction.label], place[prediction.predicted]] += 1
         if prediction.label != prediction.predicted:
             mistakes.append(prediction)
-    return Outcome(classes, counts, sorted(mistakes, key=lambda mistake: (-mistake.probability, mistake.id)))
+    return TestOutcome(classes, counts, sorted(mistakes, key=lambda mistake: (-mistake.probability, mistake.id)))
 
 
-def confused_pairs(outcome: Outcome) -> list[Pair]:
+def confused_pairs(outcome: TestOutcome) -> list[ConfusedPair]:
     """List who is taken for whom, most often first; the first pairs have mistakes to show, up to all that are shown."""
-    of_pair: dict[tuple[str, str], list[Prediction]] = defaultdict(list)
+    of_pair: dict[tuple[str, str], list[PredictionRow]] = defaultdict(list)
     for mistake in outcome.mistakes:
         of_pair[mistake.label, mistake.predicted].append(mistake)
     support = dict(zip(outcome.classes, outcome.counts.sum(axis=1).tolist(), strict=True))
@@ -69,17 +69,17 @@ def confused_pairs(outcome: Outcome) -> list[Pair]:
     for (label, predicted), mistakes in ranked[:MOST_PAIRS]:
         shown = mistakes[: min(OF_A_PAIR, left)]
         left -= len(shown)
-        pairs.append(Pair(label, predicted, len(mistakes), len(mistakes) / support[label], shown))
+        pairs.append(ConfusedPair(label, predicted, len(mistakes), len(mistakes) / support[label], shown))
     return pairs
 
 
 def shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Divide each row by its sum, float64 (classes, classes); a class without pictures has a row of zeros."""
+    """Divide each row by its sum, float64 (classes, classes); a class without images has a row of zeros."""
     return np.asarray(counts / counts.sum(axis=1, keepdims=True).clip(1))
 
 
-def most_often_taken_for(outcome: Outcome) -> dict[str, tuple[str, int]]:
-    """Give for each class that is ever mistaken the other that it is most often taken for, and how often."""
+def most_often_taken_for(outcome: TestOutcome) -> dict[str, tuple[str, int]]:
+    """Return for each class that is ever mistaken the other that it is most often taken for, and how often."""
     wrong = outcome.counts - np.diag(np.diag(outcome.counts))
     return {
         name: (outcome.classes[int(row.argmax())], int(row.max()))
@@ -89,7 +89,7 @@ def most_often_taken_for(outcome: Outcome) -> dict[str, tuple[str, int]]:
 
 
 def in_clusters(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the matrix with its classes in an order in which those that are confused stand side by side."""
+    """Return the matrix with its classes in an order in which those that are confused stand side by side."""
     from scipy.cluster.hierarchy import leaves_list, linkage  # noqa: PLC0415  (slow, and only many classes need it)
     from scipy.spatial.distance import squareform  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import existing, read_json
 
-Row = dict[str, Any]
+ReportRow = dict[str, Any]
 
 
 def number(text: str) -> float | None:
@@ -34,7 +34,7 @@ SUSPICIOUS: Columns = {
     "suggested_probability": float,
 }  # fmt: skip
 COLUMNS: dict[Path, Columns] = {
-    paths.ODD_PICTURES: {"row": int, "source": str, "split": str, "problem": str, "value": str},
+    paths.ODD_IMAGES: {"row": int, "source": str, "split": str, "problem": str, "value": str},
     paths.DUPLICATES: {
         "kind": str, "row": int, "source": str, "split": str, "other_row": int, "other_source": str,
         "other_split": str, "cosine": float, "hash_distance": int,
@@ -53,8 +53,8 @@ COLUMNS: dict[Path, Columns] = {
 }  # fmt: skip
 
 
-class Prediction(NamedTuple):
-    """What the fine-tuned model says of a test picture: ``id`` as in ``Prepared.ids``, and its softmax's largest."""
+class PredictionRow(NamedTuple):
+    """What the fine-tuned model says of a test image: ``id`` as in ``Prepared.ids``, and its softmax's largest."""
 
     id: int
     source: str
@@ -85,8 +85,8 @@ def read_files() -> dict[str, Any]:
     }
 
 
-def read_predictions() -> Iterator[Prediction]:
-    """Stream the fine-tuned model's predictions of the test pictures; raises UserError."""
+def read_predictions() -> Iterator[PredictionRow]:
+    """Stream the fine-tuned model's predictions of the test images; raises UserError."""
     columns = ("id", "source", "label", "finetune", "finetune_probability")
     with existing(paths.PREDICTIONS).open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
@@ -95,7 +95,7 @@ def read_predictions() -> Iterator[Prediction]:
             places = [header.index(column) for column in columns]
             for line in lines:
                 name, source, label, predicted, probability = (line[place] for place in places)
-                yield Prediction(int(name, 16), source, label, predicted, float(probability))
+                yield PredictionRow(int(name, 16), source, label, predicted, float(probability))
         except (ValueError, IndexError, csv.Error) as error:
             raise unreadable(paths.PREDICTIONS, f"line {lines.line_num}: {error}") from error
 
@@ -109,7 +109,7 @@ def unreadable(path: Path, problem: str) -> UserError:
     )
 
 
-def _keys_of(path: Path, keys: tuple[str, ...]) -> Row:
+def _keys_of(path: Path, keys: tuple[str, ...]) -> ReportRow:
     try:
         content = read_json(path)
         return {key: content[key] for key in keys}
@@ -119,7 +119,7 @@ def _keys_of(path: Path, keys: tuple[str, ...]) -> Row:
         raise unreadable(path, str(error)) from error
 
 
-def _rows_of(path: Path, columns: Columns) -> list[Row]:
+def _rows_of(path: Path, columns: Columns) -> list[ReportRow]:
     try:
         with existing(path).open(newline="", encoding="utf-8") as file:
             lines = csv.DictReader(file)

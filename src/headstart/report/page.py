@@ -16,14 +16,14 @@ from markupsafe import Markup
 from PIL import Image
 
 from headstart.core.errors import UserError
-from headstart.core.io import replacing
+from headstart.core.io import atomic_write
 from headstart.core.paths import HTML_REPORT, PREDICTIONS, REPORTS, report_of
-from headstart.data.dataset import SPLITS, Prepared
+from headstart.data.dataset import SPLITS, PreparedDataset
 from headstart.report import formatting
 from headstart.report.charts import learning_charts, ledger_charts, probe_chart, reliability_charts, sizes_chart
 from headstart.report.confusion import (
     MOST_CONFIDENT,
-    Outcome,
+    TestOutcome,
     confused_pairs,
     count_up,
     heat_map,
@@ -40,11 +40,11 @@ FILTERS = (
 )  # fmt: skip
 
 
-def write_html_report(prepared: Prepared) -> Path:
+def write_html_report(prepared: PreparedDataset) -> Path:
     """Write the page.
 
     Args:
-        prepared: the pictures that ``reports`` is about.
+        prepared: the images that ``reports`` is about.
 
     Returns:
         Where the page is.
@@ -67,7 +67,7 @@ def write_html_report(prepared: Prepared) -> Path:
         thumbnail=Thumbnails(prepared),
         top_k=next((key for key in contents["evaluate"]["models"]["finetune"] if key.startswith("top_")), None),
     )
-    with replacing(HTML_REPORT) as aside:
+    with atomic_write(HTML_REPORT) as aside:
         aside.write_text(html, encoding="utf-8")
     return HTML_REPORT
 
@@ -86,7 +86,7 @@ def _environment() -> Environment:
 
 
 def _style_and_script() -> dict[str, str]:
-    """Give the page's style and its only script, and the hash by which a browser knows the script from any other."""
+    """Return the page's style and its only script, and the hash by which a browser knows the script from any other."""
     style, script = ((files(__package__) / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     digest = b64encode(sha256(script.encode()).digest()).decode()
     return {"style": Markup(style), "script": Markup(script), "script_hash": digest}  # noqa: S704  (they are ours)
@@ -105,12 +105,12 @@ def _charts(contents: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _mistakes(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
-    """Give what the page says of mistakes: a matrix of few classes as a table, of many as a picture."""
+def _mistakes(prepared: PreparedDataset, outcome: TestOutcome) -> dict[str, Any]:
+    """Return what the page says of mistakes: a matrix of few classes as a table, of many as an image."""
     wrong = {mistake.id for mistake in outcome.mistakes}
     rows = {name: row for row, name in enumerate(prepared.ids.tolist()) if name in wrong}
     if missing := wrong - set(rows):
-        raise unreadable(PREDICTIONS, f"data/prepared has no picture {min(missing):016x}")
+        raise unreadable(PREDICTIONS, f"data/prepared has no image {min(missing):016x}")
     few = len(outcome.classes) <= MOST_CLASSES_IN_A_TABLE
     return {
         "wrong": len(outcome.mistakes),
@@ -123,8 +123,8 @@ def _mistakes(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _matrix(outcome: Outcome) -> list[tuple[str, list[tuple[int, float, str]]]]:
-    """Give each class and the cells of its row: pictures, their share of the row, and whether that is right."""
+def _matrix(outcome: TestOutcome) -> list[tuple[str, list[tuple[int, float, str]]]]:
+    """Return each class and the cells of its row: images, their share of the row, and whether that is right."""
     cells = np.where(np.eye(len(outcome.classes), dtype=bool), "right", "wrong")
     columns = (outcome.counts.tolist(), shares(outcome.counts).tolist(), cells.tolist())
     return [(name, list(zip(*row, strict=True))) for name, *row in zip(outcome.classes, *columns, strict=True)]
@@ -134,7 +134,7 @@ SIDE = 96
 
 
 class Thumbnail(NamedTuple):
-    """A picture of data/prepared: its row, its size in pixels, and a data: URI where it comes for the first time."""
+    """An image of data/prepared: its row, its size in pixels, and a data: URI where it comes for the first time."""
 
     row: int
     width: int
@@ -143,17 +143,17 @@ class Thumbnail(NamedTuple):
 
 
 class Thumbnails:
-    """Makes them; a picture that the page shows twice is in it once, the second place refers to its row."""
+    """Makes them; an image that the page shows twice is in it once, the second place refers to its row."""
 
-    def __init__(self, prepared: Prepared) -> None:
-        """Take the pictures from ``prepared``."""
+    def __init__(self, prepared: PreparedDataset) -> None:
+        """Take the images from ``prepared``."""
         self._prepared = prepared
         self._made: dict[int, Thumbnail] = {}
 
     def __call__(self, row: int) -> Thumbnail:
-        """Give a picture, at most ``SIDE`` pixels long and wide; raises UserError where there is no such row."""
+        """Return an image, at most ``SIDE`` pixels long and wide; raises UserError where there is no such row."""
         if not 0 <= row < len(self._prepared.ids):
-            raise UserError(f"{REPORTS} names picture {row} and data/prepared has none such: run `dvc repro`")
+            raise UserError(f"{REPORTS} names image {row} and data/prepared has none such: run `dvc repro`")
         if row in self._made:
             return self._made[row]._replace(uri=None)
         image = Image.fromarray(self._prepared.pixels(row))

@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {
     "ytick.major.width": 0.6,
 }
 
-Look = dict[str, Any]
+ChartStyle = dict[str, Any]
 """Keyword arguments of matplotlib's ``plot``."""
 
 
@@ -58,8 +58,8 @@ class Chart(NamedTuple):
     label: str
 
 
-def style(i: int) -> Look:
-    """Give the look of the i-th line: colours first, then also dashes, change."""
+def style(i: int) -> ChartStyle:
+    """Return the look of the i-th line: colours first, then also dashes, change."""
     return {
         "color": COLOURS[i % len(COLOURS)],
         "marker": MARKERS[i % len(MARKERS)],

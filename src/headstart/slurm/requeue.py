@@ -43,7 +43,7 @@ def requeue(job: str, steps: int | None) -> None:
 
 
 def _progress(steps: int | None) -> str:
-    """Hash what changes as any stage gets on: ended stages, optimiser steps, pictures packed, features cached."""
+    """Hash what changes as any stage gets on: ended stages, optimiser steps, images packed, features cached."""
     lock = Path("dvc.lock")
     digest = hashlib.sha256(lock.read_bytes() if lock.exists() else b"")
     digest.update(str(steps).encode())

@@ -143,7 +143,7 @@ class _Heartbeat:
 
 
 def _below_shells(process: psutil.Process) -> Iterator[psutil.Process]:
-    """Give what a shell runs, or the process itself where it is none.
+    """Return what a shell runs, or the process itself where it is none.
 
     DVC starts each command by a shell. Some become the command (bash), others wait for it and die of signals (dash).
     """

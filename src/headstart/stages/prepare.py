@@ -1,11 +1,11 @@
-"""Decode every picture once, resize it, and decide on the splits.
+"""Decode every image once, resize it, and decide on the splits.
 
-Pictures of validation and test are resized exactly as the backbone's evaluation does; training pictures are stored
+Images of validation and test are resized exactly as the backbone's evaluation does; training images are stored
 larger, for random crops. Killed and started again, it goes on where it was.
 
 reads:  prepare.path (digits and torchvision: the package, or the cache folder), and data/prepared of the run before,
-        so that only new pictures are decoded
-writes: data/prepared: the packed pictures and their index, manifest.csv, dataset.json
+        so that only new images are decoded
+writes: data/prepared: the packed images and their index, manifest.csv, dataset.json
         reports/prepare.json, reports/prepare/odd_pictures.csv (tiny and blank ones)
 params: prepare, backbone.name, backbone.image_size, backbone.args
 """
@@ -30,7 +30,7 @@ from headstart.core.errors import UserError
 from headstart.core.io import write_json, write_report, write_table
 from headstart.core.progress import Progress
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS
-from headstart.data.image_info import Outcome, TrainingResize
+from headstart.data.image_info import PackedImage, TrainingResize
 from headstart.data.index import Catalog
 from headstart.data.packing import Estimate, Packer, Resizes, choose_store, earlier_rows, is_there, made_by, resuming
 from headstart.data.parallel import in_order
@@ -41,21 +41,21 @@ from headstart.data.splits import (
     check_classes,
     complete_splits,
     count_duplicates,
-    joined_units,
-    shares_to_draw,
+    fractions_to_draw,
+    join_groups,
 )
 from headstart.data.transforms import evaluation_transform
-from headstart.data_checks.tables import check_pictures, class_imbalance
+from headstart.data_checks.tables import check_images, class_imbalance
 from headstart.models.backbone import input_config_of
 from headstart.stages.program import main
 
 PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args")
 READS: tuple[str | Path, ...] = ("${prepare.path}",)
-WRITES: tuple[str | Path, ...] = (paths.PREPARED, paths.ODD_PICTURES)
+WRITES: tuple[str | Path, ...] = (paths.PREPARED, paths.ODD_IMAGES)
 
 # What begins the name of a backbone that is a folder in timm's format.
 LOCAL = "local-dir:"
-# Pictures whose sizes are read beforehand, to estimate those of all.
+# Images whose sizes are read beforehand, to estimate those of all.
 SAMPLE = 64
 # What a worker process imports.
 PRELOAD = ("headstart.data.packing", "headstart.models.backbone", "headstart.data.sources")
@@ -64,12 +64,12 @@ logger = logging.getLogger(__name__)
 
 
 def run(params: Params) -> None:
-    """Prepare the pictures; raises UserError where the source is bad, or a picture with ``on_bad_image: error``."""
+    """Prepare the images; raises UserError where the source is bad, or an image with ``on_bad_image: error``."""
     began = time.perf_counter()
     _refuse_own_outputs(params.backbone.name)
     source = open_source(params.prepare, params.run)
     with resuming(paths.PREPARED) as aside, closing(Catalog(aside / "work" / "catalog.sqlite")) as catalog:
-        catalog.add(source.pictures())
+        catalog.add(source.images())
         if catalog.class_counts():  # torchvision tells the labels with the pixels
             check_classes(catalog.class_counts(), splits_given=NOT_GIVEN not in catalog.given_counts())
         made, packer, size = _plan(params, source, catalog, aside)
@@ -77,7 +77,7 @@ def run(params: Params) -> None:
         workers = 0 if source.in_memory else workers
         with closing(packer.earlier):
             figures = _pack(packer, catalog, size, workers)
-            bad = _bad_pictures(catalog, params.prepare.on_bad_image)
+            bad = _bad_images(catalog, params.prepare.on_bad_image)
             classes = list(catalog.class_counts())
             splits, counts = _splits(params, catalog, classes)
             figures |= _pack_again(packer, catalog, splits, workers)
@@ -92,7 +92,7 @@ def run(params: Params) -> None:
     figures |= {"seconds": round(time.perf_counter() - began, 1)}
     _say(counts, figures, bad)
     counts["class_imbalance"] = class_imbalance(counts["per_class"])
-    figures |= check_pictures(paths.ODD_PICTURES, paths.PREPARED, len(splits), max(made["input"]["input_size"][1:]))
+    figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, len(splits), max(made["input"]["input_size"][1:]))
     write_report("prepare", counts | figures | {"bad": bad})
 
 
@@ -108,14 +108,14 @@ def _refuse_own_outputs(backbone: str) -> None:
 
 
 def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tuple[dict[str, Any], Packer, int]:
-    """Decide how pictures are stored.
+    """Decide how images are stored.
 
     Returns:
         What the stored bytes follow from, what packs them, and how many go into a shard.
     """
     prepare, backbone = params.prepare, params.backbone
     config = input_config_of(backbone.name, backbone.image_size, backbone.args)
-    shares = shares_to_draw(catalog.given_counts(), validation=prepare.split.validation, test=prepare.split.test)
+    shares = fractions_to_draw(catalog.given_counts(), validation=prepare.split.validation, test=prepare.split.test)
     as_pixels = made_by(config, prepare.train_scale, "raw")
     resizes = Resizes(TrainingResize(as_pixels["train_side"], config["interpolation"]), evaluation_transform(config)[0])
     estimate = Estimate.of(catalog.sample(SAMPLE), source.read, resizes)
@@ -123,11 +123,11 @@ def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tup
     was = next((kind for kind in STORES if is_there(folder, paths.PREPARED, as_pixels | {"store": kind})), None)
     made = as_pixels | {"store": (store := choose_store(prepare.store, size, folder, was=was))}
     earlier = earlier_rows(folder, paths.PREPARED, made)
-    return made, Packer(folder, source.read, resizes, shares, store, earlier), estimate.shard_pictures(store)
+    return made, Packer(folder, source.read, resizes, shares, store, earlier), estimate.shard_images(store)
 
 
 def _pack(packer: Packer, catalog: Catalog, size: int, workers: int) -> dict[str, Any]:
-    """Store every picture, in the order of source names; give figures for the report."""
+    """Store every image, in the order of source names; give figures for the report."""
     counts: Counter[str] = Counter(decoded=0, reused=0)
     with Progress("prepare", catalog.count()) as progress:
         for outcomes in in_order(packer, enumerate(catalog.runs(size)), workers=workers, preload=PRELOAD):
@@ -137,7 +137,7 @@ def _pack(packer: Packer, catalog: Catalog, size: int, workers: int) -> dict[str
 
 
 def _pack_again(packer: Packer, catalog: Catalog, splits: NDArray[np.int8], workers: int) -> dict[str, Any]:
-    """Write anew the shards with a picture whose split did not come out as foreseen; give figures for the report."""
+    """Write anew the shards with an image whose split did not come out as foreseen; give figures for the report."""
     tasks = catalog.to_pack_again(splits)
     first = list(islice(tasks, 1))
     if first:
@@ -147,12 +147,12 @@ def _pack_again(packer: Packer, catalog: Catalog, splits: NDArray[np.int8], work
     for outcomes in in_order(certain, chain(first, tasks), workers=workers, preload=PRELOAD):
         decoded += _recorded(catalog, outcomes)["decoded"]
     if catalog.count() != len(splits):
-        raise UserError("prepare: pictures were changed while they were read: run it again")
+        raise UserError("prepare: images were changed while they were read: run it again")
     return {"decoded_again": decoded}
 
 
-def _recorded(catalog: Catalog, outcomes: Iterable[Outcome]) -> Counter[str]:
-    """Note what is in a shard; count the pictures that were decoded for it, and those that were there already."""
+def _recorded(catalog: Catalog, outcomes: Iterable[PackedImage]) -> Counter[str]:
+    """Note what is in a shard; count the images that were decoded for it, and those that were there already."""
     counts: Counter[str] = Counter()
     for outcome in outcomes:
         if outcome.problem is not None:
@@ -163,14 +163,14 @@ def _recorded(catalog: Catalog, outcomes: Iterable[Outcome]) -> Counter[str]:
     return counts
 
 
-def _bad_pictures(catalog: Catalog, on_bad_image: str) -> list[dict[str, str]]:
-    """List the bad pictures; raises UserError with all of them if they are to stop the stage."""
+def _bad_images(catalog: Catalog, on_bad_image: str) -> list[dict[str, str]]:
+    """List the bad images; raises UserError with all of them if they are to stop the stage."""
     catalog.refuse_conflicts()
     bad = catalog.bad()
     if bad and on_bad_image == "error":
         lines = [f"  {name if name.isprintable() else repr(name)}: {problem}" for name, problem in bad]
         advice = "Correct or remove them, or set prepare.on_bad_image: skip"
-        raise UserError("\n".join([f"prepare: {len(bad)} bad pictures:", *lines, advice]))
+        raise UserError("\n".join([f"prepare: {len(bad)} bad images:", *lines, advice]))
     return [{"source": name, "problem": problem} for name, problem in bad]
 
 
@@ -181,7 +181,7 @@ def _splits(params: Params, catalog: Catalog, classes: list[str]) -> tuple[NDArr
     given, labels, units, contents = catalog.arrays(classes)
     shares = params.prepare.split
     splits = complete_splits(
-        given, labels, joined_units(units, contents), classes, validation=shares.validation, test=shares.test
+        given, labels, join_groups(units, contents), classes, validation=shares.validation, test=shares.test
     )
     per_split = np.bincount(splits, minlength=len(SPLITS)).tolist()
     per_class = np.zeros((len(classes), len(SPLITS)), np.int64)
@@ -201,14 +201,14 @@ def _splits(params: Params, catalog: Catalog, classes: list[str]) -> tuple[NDArr
 
 def _say(counts: dict[str, Any], figures: dict[str, Any], bad: list[dict[str, str]]) -> None:
     shares = ", ".join(f"{name} {counts['splits'][name]:,} ({counts['shares'][name]:.1%})" for name in SPLITS)
-    logger.info("%s pictures of %s classes: %s", f"{counts['pictures']:,}", counts["classes"], shares)
+    logger.info("%s images of %s classes: %s", f"{counts['pictures']:,}", counts["classes"], shares)
     logger.info(
         "{decoded} decoded, {reused} used again, {images_per_second} images/s; {bytes:,} bytes".format(**figures)
     )
     if counts["duplicates"]["across_splits"]:
-        logger.info("%s pictures are in more than one of the given splits", counts["duplicates"]["across_splits"])
+        logger.info("%s images are in more than one of the given splits", counts["duplicates"]["across_splits"])
     if bad:
-        logger.info("%s bad pictures left out; they are listed in reports/prepare.json", len(bad))
+        logger.info("%s bad images left out; they are listed in reports/prepare.json", len(bad))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 reads:   data/prepared (labels of train and validation), data/features (and there the backbone's own classifier, for
          probe.class_map)
 writes:  models/probe (the heads along the path, and which has the lowest validation loss), models/baselines (what each
-         of probe.heads and zero_shot says of the pictures outside train), reports/probe.json (what was chosen, its
+         of probe.heads and zero_shot says of the images outside train), reports/probe.json (what was chosen, its
          figures on validation and times, and what was skipped and why), reports/probe/l2_path.csv
 params:  probe
 
@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.config.schema import Params, Probe
+from headstart.config.schema import Params, ProbeConfig
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import write_report, write_table
-from headstart.data.dataset import Prepared, read_labels
+from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.features.cache import read_features
-from headstart.models.head import Head, read_own_classifier, write_heads
+from headstart.models.head import Head, read_pretrained_head, write_heads
 from headstart.probe.logistic import cross_entropy, l2_path
 from headstart.probe.outputs import write_baselines
 from headstart.probe.sklearn_heads import Labelled, fit, reason_to_skip
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 def run(params: Params) -> None:
     """Solve the path on train, choose λ on validation; then the same for the other heads."""
     began = time.perf_counter()
-    prepared, probe = Prepared.open(), params.probe
+    prepared, probe = PreparedDataset.open(), params.probe
     zero_shot = None if probe.class_map is None else _zero_shot(probe, prepared.classes)
     train = Labelled(read_features(prepared.rows("train")), read_labels("train"))
     validation = Labelled(read_features(prepared.rows("validation")), read_labels("validation"))
@@ -71,9 +71,9 @@ def run(params: Params) -> None:
     logger.info("probe: λ %.1e chosen, validation accuracy %.4f", report["l2"], report["val_accuracy"])
 
 
-def _zero_shot(probe: Probe, classes: list[str]) -> tuple[dict[str, Any], Predict]:
+def _zero_shot(probe: ProbeConfig, classes: list[str]) -> tuple[dict[str, Any], Predict]:
     """Check the map of classes, and give it by index and the classifier that it makes."""
-    own = read_own_classifier()
+    own = read_pretrained_head()
     if own is None:
         raise UserError(
             "probe.class_map: this backbone came without a linear classifier of its own (backbone.pretrained is false, "
@@ -88,7 +88,7 @@ def _zero_shot(probe: Probe, classes: list[str]) -> tuple[dict[str, Any], Predic
     return shown, lambda features: summed(features, own, sets)
 
 
-def _linear_head(probe: Probe, train: Labelled, validation: Labelled, classes: int) -> dict[str, Any]:
+def _linear_head(probe: ProbeConfig, train: Labelled, validation: Labelled, classes: int) -> dict[str, Any]:
     """Solve the path, write its heads and its table, and give the chosen one's figures."""
     began = time.perf_counter()
     heads, table = [], []
@@ -118,9 +118,9 @@ def _linear_head(probe: Probe, train: Labelled, validation: Labelled, classes: i
 
 
 class _Outputs:
-    """What the baselines say of the pictures outside train, and their figures on validation."""
+    """What the baselines say of the images outside train, and their figures on validation."""
 
-    def __init__(self, prepared: Prepared, validation: Labelled) -> None:
+    def __init__(self, prepared: PreparedDataset, validation: Labelled) -> None:
         self.rows = np.setdiff1d(np.arange(len(prepared.ids)), prepared.rows("train"))
         self.log_probabilities: dict[str, NDArray[np.float32]] = {}
         self.figures: dict[str, dict[str, Any]] = {}
@@ -129,7 +129,7 @@ class _Outputs:
         self._unseen = read_features(self.rows[~self._chosen_by])
 
     def add(self, name: str, settings: dict[str, Any], predict: Predict, *, fit_seconds: float) -> None:
-        """Ask a baseline; the pictures that it was not even chosen by are timed apart, as evaluate's other models."""
+        """Ask a baseline; the images that it was not even chosen by are timed apart, as evaluate's other models."""
         chosen_by = predict(self._validation.features)
         began = time.perf_counter()
         unseen = predict(self._unseen)

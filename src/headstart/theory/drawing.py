@@ -1,9 +1,9 @@
-"""The look of the studies' pictures: SVG on white, colours that the colour-blind tell apart, equal bytes each time."""
+"""The look of the studies' images: SVG on white, colours that the colour-blind tell apart, equal bytes each time."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headstart.core.io import replacing
+from headstart.core.io import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 
 
 def two_panels() -> "tuple[Figure, Axes, Axes]":
-    """Give a figure with two panels side by side, bare of frames, with a faint grid."""
+    """Return a figure with two panels side by side, bare of frames, with a faint grid."""
     from matplotlib.figure import Figure  # noqa: PLC0415  (slow, and only needed to draw)
 
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
@@ -30,5 +30,5 @@ def save(figure: "Figure", path: Path) -> None:
     """Write a figure as SVG, without a date and with names that don't change from run to run."""
     from matplotlib import rc_context  # noqa: PLC0415
 
-    with replacing(path) as aside, rc_context({"svg.hashsalt": path.stem}):
+    with atomic_write(path) as aside, rc_context({"svg.hashsalt": path.stem}):
         figure.savefig(aside, format="svg", metadata={"Date": None})

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from headstart.core import paths
 from headstart.core.io import write_json, write_table
-from headstart.data.dataset import Prepared, read_labels
+from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.features.cache import read_features
 from headstart.probe.logistic import cross_entropy, l2_path, principal_axes
 from headstart.theory import drawing
@@ -53,8 +53,8 @@ class Stop(NamedTuple):
 
 
 def run(steps: int) -> None:
-    """Compare the two paths, write the figures and the picture; raises UserError where the features are missing."""
-    prepared = Prepared.open()
+    """Compare the two paths, write the figures and the image; raises UserError where the features are missing."""
+    prepared = PreparedDataset.open()
     train, validation = (read_features(prepared.rows(split)) for split in ("train", "validation"))
     train_labels, labels, classes = read_labels("train"), read_labels("validation"), len(prepared.classes)
     rate = safe_rate(train)
@@ -97,7 +97,7 @@ def _log_spaced(low: float, high: float) -> Array:
 def _squared_loss_l2s(
     features: NDArray[np.floating], one_hot: Array, rate: float, counts: Sequence[int]
 ) -> list[float]:
-    """Give the nearest λ on ``1/n ‖XW − Y‖²`` by the exact filters, at the same τt.
+    """Return the nearest λ on ``1/n ‖XW − Y‖²`` by the exact filters, at the same τt.
 
     That loss is up to four times as curved as Böhning's bound on the softmax's: an eighth of the step, eight times as
     many.
@@ -180,8 +180,6 @@ def _draw(stops: Sequence[Stop], l2s: Array, l2_losses: Sequence[float]) -> None
     right.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     right.yaxis.set_major_formatter("{x:g}")
     right.yaxis.set_minor_formatter("")
-    right.set(
-        title="Cross-entropy on validation", xlabel="λ, or 1/(2τt)   (training longer →)", ylabel="nats a picture"
-    )
+    right.set(title="Cross-entropy on validation", xlabel="λ, or 1/(2τt)   (training longer →)", ylabel="nats an image")
     right.legend(frameon=False)
     drawing.save(figure, paths.STUDY / "early_stopping.svg")

@@ -17,7 +17,7 @@ STEPS = np.logspace(-1, -12, 67)
 ILL_SCALE = 1e6
 L2 = 1e-3
 CHECKED = 200
-"""Pictures of which the gradients are checked; SGD has them all."""
+"""Images of which the gradients are checked; SGD has them all."""
 HIDDEN = 16
 EPOCHS, BATCH, RECORD_EVERY = 4, 32, 4
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def run() -> None:
-    """Measure, write the figures and the picture."""
+    """Measure, write the figures and the image."""
     digits = load_digits()
     inputs, one_hot = digits.data / 16, np.eye(10)[digits.target]
     column = int(inputs.std(axis=0).argmax())
@@ -100,7 +100,7 @@ def _torch_gradients(parameters: Sequence[Array], inputs: Array, one_hot: Array,
 
 
 def _errors(inputs: Array, one_hot: Array, column: int, scale: float, *, central: bool) -> list[float]:
-    """Give the relative error of the derivative by one input's weights, at each of STEPS.
+    """Return the relative error of the derivative by one input's weights, at each of STEPS.
 
     ``scale`` is what the input was multiplied by: its weights are divided by it, so that the loss is the same.
     """
@@ -126,7 +126,7 @@ def _largest_stable(inputs: Array, one_hot: Array) -> tuple[float, list[float]]:
     """Find the largest power of two as τ with which SGD from zero never stands above the loss that it started from.
 
     Returns:
-        τ, and the loss on all pictures at the start and after every RECORD_EVERY steps.
+        τ, and the loss on all images at the start and after every RECORD_EVERY steps.
     """
     start = np.log(one_hot.shape[1])
     rate, losses = 2.0**8, [np.inf]

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 def descent_filter(eigenvalues: Array, rate: float, steps: int) -> Array:
-    """Give ``1 − (1 − 2τσ)^t``, gradient descent from zero on ``1/n ‖Xw − y‖²`` after t steps of size τ.
+    """Return ``1 − (1 − 2τσ)^t``, gradient descent from zero on ``1/n ‖Xw − y‖²`` after t steps of size τ.
 
     It converges for 2τσ < 2; for 2τσ ≤ 1 without changing sides.
 
@@ -33,17 +33,17 @@ def descent_filter(eigenvalues: Array, rate: float, steps: int) -> Array:
 
 
 def ridge_filter(eigenvalues: Array, l2: float) -> Array:
-    """Give ``σ/(σ + λ)``, the minimum of ``1/n ‖Xw − y‖² + λ‖w‖²``."""
+    """Return ``σ/(σ + λ)``, the minimum of ``1/n ‖Xw − y‖² + λ‖w‖²``."""
     return np.asarray(eigenvalues / (eigenvalues + l2))
 
 
 def equivalent_l2(rate: float, steps: float) -> float:
-    """Give the λ that t steps of size τ are like, ``1/(2τt)``."""
+    """Return the λ that t steps of size τ are like, ``1/(2τt)``."""
     return 1 / (2 * rate * steps)
 
 
 def safe_rate(features: NDArray[np.floating]) -> float:
-    """Give τ = 1/L for the softmax head on centred features: with it every step of gradient descent lowers the loss.
+    """Return τ = 1/L for the softmax head on centred features: with it every step of gradient descent lowers the loss.
 
     L is Böhning's bound (1992, "Multinomial logistic regression algorithm") on the Hessian, ``½ σ_max``, σ_max the
     largest eigenvalue of ``XᵀX/n`` with the bias's constant input in X.

@@ -2,7 +2,7 @@
 
 ``Loss = CE(f(X), Y) + Σ_l λ_l ‖W_l‖²``: the mean cross-entropy over the rows, and every layer's own λ on the sum of its
 squared weights; biases are free. ``f`` is one affine map, or several with tanh between. A row of ``X`` (n, inputs) is a
-picture, ``W`` is (inputs, outputs), and all parameters are one list ``[W1, bias1, W2, bias2, ...]``.
+image, ``W`` is (inputs, outputs), and all parameters are one list ``[W1, bias1, W2, bias2, ...]``.
 ``docs/mathematics.md`` derives the gradients.
 """
 
@@ -18,23 +18,23 @@ CENTRAL_STEP = float(np.finfo(np.float64).eps ** (1 / 3))
 
 
 def with_ones(inputs: Array) -> Array:
-    """Give ``x = (…, 1)``, so that a bias is the weight of one more input that is always 1."""
+    """Return ``x = (…, 1)``, so that a bias is the weight of one more input that is always 1."""
     return np.column_stack([inputs, np.ones(len(inputs))])
 
 
 def affine(inputs: Array, weight: Array, bias: Array) -> Array:
-    """Give ``X·W + b``, (n, outputs), as one product."""
+    """Return ``X·W + b``, (n, outputs), as one product."""
     return np.asarray(np.dot(with_ones(inputs), np.vstack([weight, bias])))
 
 
 def log_softmax(logits: Array) -> Array:
-    """Give ``z − log Σ_k exp z_k`` by row; the largest logit is taken off first, so that exp cannot overflow."""
+    """Return ``z − log Σ_k exp z_k`` by row; the largest logit is taken off first, so that exp cannot overflow."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def forward(parameters: Sequence[Array], inputs: Array) -> list[Array]:
-    """Give what each layer reads, (n, its inputs), the pictures' rows first, and at the end the logits (n, classes)."""
+    """Return what each layer reads, (n, its inputs), the images' rows first, and at the end the logits (n, classes)."""
     *hidden, last = zip(parameters[::2], parameters[1::2], strict=True)
     values = [inputs]
     for weight, bias in hidden:
@@ -43,7 +43,7 @@ def forward(parameters: Sequence[Array], inputs: Array) -> list[Array]:
 
 
 def loss(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequence[float]) -> float:
-    """Give the objective.
+    """Return the objective.
 
     Args:
         parameters: ``[W1, bias1, W2, bias2, ...]``, of shapes (inputs, outputs) and (outputs,).
@@ -56,7 +56,7 @@ def loss(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequen
 
 
 def gradients(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequence[float]) -> list[Array]:
-    """Give ``∂Loss/∂p`` of every parameter, in their order and shapes, by the chain rule from the last layer back."""
+    """Return ``∂Loss/∂p`` of every parameter, in their order and shapes, by the chain rule from the last layer back."""
     *read, logits = forward(parameters, inputs)
     by_output = (np.exp(log_softmax(logits)) - one_hot) / len(inputs)  # (P − Y)/n
     by_parameter: list[Array] = []

@@ -11,27 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from headstart.config.schema import Run
+from headstart.config.schema import RunConfig
 from headstart.core.io import read_table
 from headstart.core.paths import PREDICTIONS
-from headstart.data.dataset import Prepared
-from headstart.tracking.wandb_run import going_on
+from headstart.data.dataset import PreparedDataset
+from headstart.tracking.wandb_run import resume_run
 
 MISTAKES = 64
 SIDE = 128
 """Of a thumbnail, in pixels, at most."""
 
 
-def track_evaluation(run: Run, prepared: Prepared, rows: NDArray[np.int64], report: dict[str, Any]) -> None:
+def track_evaluation(
+    run: RunConfig, prepared: PreparedDataset, rows: NDArray[np.int64], report: dict[str, Any]
+) -> None:
     """Add the leaderboard, the confusion matrix and the most confident mistakes to the run.
 
     Args:
         run: the section of params.
-        prepared: the pictures.
+        prepared: the images.
         rows: those of the test split, in the order of reports/evaluate/predictions.csv.
         report: the content of reports/evaluate.json.
     """
-    with going_on(run, "evaluate") as tracked:
+    with resume_run(run, "evaluate") as tracked:
         if tracked is None:
             return
         predictions = read_table(PREDICTIONS)
@@ -70,7 +72,7 @@ def _confusion(predictions: list[dict[str, str]]) -> Any:
     return Table(columns=["actual", "predicted", "pictures"], data=[[*pair, n] for pair, n in sorted(counts.items())])
 
 
-def _mistakes(prepared: Prepared, rows: NDArray[np.int64], predictions: list[dict[str, str]]) -> Any:
+def _mistakes(prepared: PreparedDataset, rows: NDArray[np.int64], predictions: list[dict[str, str]]) -> Any:
     from wandb import Image as Picture  # noqa: PLC0415
     from wandb import Table  # noqa: PLC0415
 
@@ -81,7 +83,7 @@ def _mistakes(prepared: Prepared, rows: NDArray[np.int64], predictions: list[dic
     ]
     table = Table(columns=["picture", "source", "label", "predicted", "probability"])
     for probability, row, told in sorted(wrong, key=lambda each: -each[0])[:MISTAKES]:
-        picture = Image.fromarray(prepared.pixels(row))
-        picture.thumbnail((SIDE, SIDE))
-        table.add_data(Picture(picture), told["source"], told["label"], told["finetune"], probability)
+        image = Image.fromarray(prepared.pixels(row))
+        image.thumbnail((SIDE, SIDE))
+        table.add_data(Picture(image), told["source"], told["label"], told["finetune"], probability)
     return table

@@ -1,4 +1,4 @@
-"""What was made from what, as wandb's artifacts: the manifest of the pictures, the features, the exported model.
+"""What was made from what, as wandb's artifacts: the manifest of the images, the features, the exported model.
 
 An artifact is named by its content, so using it again means the same one: that is the lineage, online and after a
 `wandb sync` alike.
@@ -8,21 +8,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from headstart.config.schema import Run
+from headstart.config.schema import RunConfig
 from headstart.core.io import read_json
 from headstart.core.paths import EXPORT, FEATURES, report_of
-from headstart.data.dataset import Prepared, data_sha256
-from headstart.tracking.wandb_run import going_on
+from headstart.data.dataset import PreparedDataset, data_sha256
+from headstart.tracking.wandb_run import resume_run
 
 
-def track_model(run: Run, prepared: Prepared) -> None:
+def track_model(run: RunConfig, prepared: PreparedDataset) -> None:
     """Log the features as made from the manifest, by a run of the group, then the exported model as made from both."""
-    with going_on(run, "export", beside="features") as tracked:
+    with resume_run(run, "export", beside="features") as tracked:
         if tracked is None:
             return
         _use(tracked, _manifest(prepared))
         tracked.log_artifact(_features())
-    with going_on(run, "export") as tracked:
+    with resume_run(run, "export") as tracked:
         if tracked is None:
             return
         for used in (_manifest(prepared), _features()):
@@ -34,7 +34,7 @@ def track_model(run: Run, prepared: Prepared) -> None:
         tracked.log_artifact(_artifact("model", [EXPORT], about))
 
 
-def _manifest(prepared: Prepared) -> Any:
+def _manifest(prepared: PreparedDataset) -> Any:
     path = prepared.folder / "manifest.csv"
     counts = read_json(report_of("prepare"))
     about = {

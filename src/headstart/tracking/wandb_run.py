@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headstart.config.schema import Run
+from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json
 from headstart.core.paths import TRACKED_RUN
@@ -26,7 +26,7 @@ from headstart.core.paths import TRACKED_RUN
 PROJECT = "headstart"
 SECONDS_TO_START, SECONDS_TO_FINISH = 60, 120
 
-Row = dict[str, int | float]
+TrackedRow = dict[str, int | float]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Tracker:
         id: wandb's name of the run; in a sweep the agent's.
     """
 
-    def __init__(self, run: Run, record: Path, config: dict[str, Any]) -> None:
+    def __init__(self, run: RunConfig, record: Path, config: dict[str, Any]) -> None:
         """Start the run, or go on with it.
 
         Args:
@@ -68,7 +68,7 @@ class Tracker:
             self._run.define_metric(pattern, step_metric=axis, summary="none")
         self._keep()
 
-    def log(self, history: Sequence[Row], curve: Sequence[Row]) -> None:
+    def log(self, history: Sequence[TrackedRow], curve: Sequence[TrackedRow]) -> None:
         """Hand over the rows that wandb has not got yet; the others are those of before.
 
         Args:
@@ -100,8 +100,8 @@ class Tracker:
 
 
 @contextmanager
-def going_on(run: Run, stage: str, *, beside: str = "") -> Iterator[Any]:
-    """Give the wandb run of the fine-tuning in models/finetune, to add to, and close it in bounded time.
+def resume_run(run: RunConfig, stage: str, *, beside: str = "") -> Iterator[Any]:
+    """Return the wandb run of the fine-tuning in models/finetune, to add to, and close it in bounded time.
 
     Args:
         run: the section of params.
@@ -126,13 +126,13 @@ def going_on(run: Run, stage: str, *, beside: str = "") -> Iterator[Any]:
         tracked.finish()
 
 
-def interleaved(history: Sequence[Row], curve: Sequence[Row]) -> list[Row]:
+def interleaved(history: Sequence[TrackedRow], curve: Sequence[TrackedRow]) -> list[TrackedRow]:
     """Put the rows of an epoch's steps before its own; both in order, each with its ``epoch``."""
     return [row for each in history for row in (*(step for step in curve if step["epoch"] == each["epoch"]), each)]
 
 
 def _start(
-    run: Run, run_id: str, *, job_type: str, summary: dict[str, Any], config: dict[str, Any] | None = None
+    run: RunConfig, run_id: str, *, job_type: str, summary: dict[str, Any], config: dict[str, Any] | None = None
 ) -> Any:
     """Open a run; where the server can't be reached, offline. An offline file then has the summary of those before."""
     import wandb  # noqa: PLC0415  (not needed where tracking is disabled)

@@ -1,7 +1,7 @@
-"""What happens to a training picture: every picture's own numbers decide, whatever batch or process it is in.
+"""What happens to a training image: every image's own numbers decide, whatever batch or process it is in.
 
-Crops are cut and resized by torch's uint8 kernels, picture after picture: on one core of an AVX-512 CPU 120 µs for a
-picture of 224 px, several times less than the step takes for it.
+Crops are cut and resized by torch's uint8 kernels, image after image: on one core of an AVX-512 CPU 120 µs for a
+image of 224 px, several times less than the step takes for it.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 ATTEMPTS = 10
 DRAWS = 2 * ATTEMPTS + 5
-"""Uniform numbers that one picture takes: area and shape of each attempt, the crop's place, both flips, a seed."""
+"""Uniform numbers that one image takes: area and shape of each attempt, the crop's place, both flips, a seed."""
 MIX_DRAWS = 4
 """Uniform numbers that one mixture takes: mixup or cutmix, the share, the box's centre."""
 
@@ -29,12 +29,12 @@ class Augment:
 
     Attributes:
         size: height and width of the result, in pixels.
-        scale: least and largest share of the picture's area.
+        scale: least and largest share of the image's area.
         ratio: least and largest ratio of width to height.
         hflip: probability of a flip from left to right.
         vflip: probability of a flip from top to bottom.
         interpolation: timm's name; whatever is not bilinear is done as bicubic, which torch has for uint8.
-        further: of a uint8 picture (3, *size), drawing from torch's generator; or None.
+        further: of a uint8 image (3, *size), drawing from torch's generator; or None.
     """
 
     size: tuple[int, int]
@@ -45,34 +45,32 @@ class Augment:
     interpolation: str
     further: v2.Transform | None = None
 
-    def __call__(self, pictures: Sequence[NDArray[np.uint8]], draws: NDArray[np.float64]) -> Tensor:
-        """Augment pictures of any sizes.
+    def __call__(self, images: Sequence[NDArray[np.uint8]], draws: NDArray[np.float64]) -> Tensor:
+        """Augment images of any sizes.
 
         Args:
-            pictures: n of uint8 (height, width, 3).
+            images: n of uint8 (height, width, 3).
             draws: float64 (n, DRAWS), uniform in [0, 1).
 
         Returns:
             uint8 (n, *size, 3).
         """
-        boxes = crop_boxes(np.array([picture.shape[:2] for picture in pictures]), draws, self.scale, self.ratio)
+        boxes = crop_boxes(np.array([image.shape[:2] for image in images]), draws, self.scale, self.ratio)
         flips, seeds = draws[:, -3:-1] < (self.hflip, self.vflip), (draws[:, -1] * 2**53).astype(np.int64)
         mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"
-        out = torch.empty(len(pictures), *self.size, 3, dtype=torch.uint8)
+        out = torch.empty(len(images), *self.size, 3, dtype=torch.uint8)
         places = out.permute(0, 3, 1, 2)
         with torch.random.fork_rng(devices=[]):
             for i, (top, left, height, width) in enumerate(boxes.tolist()):
-                # The batch's dimension comes first: without it torch takes its slower kernel for planar pictures.
-                crop = torch.tensor(pictures[i][None, top : top + height, left : left + width]).permute(0, 3, 1, 2)
-                picture = interpolate(crop, self.size, mode=mode, antialias=True)[0]
+                # The batch's dimension comes first: without it torch takes its slower kernel for planar images.
+                crop = torch.tensor(images[i][None, top : top + height, left : left + width]).permute(0, 3, 1, 2)
+                image = interpolate(crop, self.size, mode=mode, antialias=True)[0]
                 if flips[i].any():
-                    picture = picture.flip(
-                        [dimension for dimension, flip in zip((2, 1), flips[i], strict=True) if flip]
-                    )
+                    image = image.flip([dimension for dimension, flip in zip((2, 1), flips[i], strict=True) if flip])
                 if self.further is not None:
                     torch.default_generator.manual_seed(int(seeds[i]))
-                    picture = self.further(picture)
-                places[i] = picture
+                    image = self.further(image)
+                places[i] = image
         return out
 
 
@@ -82,9 +80,9 @@ def crop_boxes(
     """Choose boxes as torchvision's RandomResizedCrop does: the first of ten attempts that fits, else the centre.
 
     Args:
-        sizes: int64 (n, 2), height and width of each picture, in pixels.
+        sizes: int64 (n, 2), height and width of each image, in pixels.
         draws: float64 (n, DRAWS), uniform in [0, 1).
-        scale: least and largest share of the picture's area.
+        scale: least and largest share of the image's area.
         ratio: least and largest ratio of width to height.
 
     Returns:
@@ -98,7 +96,7 @@ def crop_boxes(
     fits = ((tried > 0) & (tried <= sizes[:, None])).all(axis=-1)
     box = tried[np.arange(len(sizes)), fits.argmax(axis=1)]
     corner = (draws[:, 2 * ATTEMPTS : 2 * ATTEMPTS + 2] * (sizes - box + 1)).astype(np.int64)
-    # Where none fits: the whole picture, cut to the nearest allowed ratio.
+    # Where none fits: the whole image, cut to the nearest allowed ratio.
     widest, highest = np.rint(heights * ratio[1]).astype(np.int64), np.rint(widths / ratio[0]).astype(np.int64)
     middle = np.stack([np.minimum(heights, highest), np.minimum(widths, widest)], axis=1)
     drawn, centre = np.hstack([corner, box]), np.hstack([(sizes - middle) // 2, middle])
@@ -132,22 +130,22 @@ def further_transforms(
 
 
 def mix(
-    pictures: Tensor, partners: Tensor, draws: NDArray[np.float64], *, mixup: float, cutmix: float
+    images: Tensor, partners: Tensor, draws: NDArray[np.float64], *, mixup: float, cutmix: float
 ) -> tuple[Tensor, Tensor]:
-    """Mix each picture with another, by mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019); half each where both.
+    """Mix each image with another, by mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019); half each where both.
 
     Args:
-        pictures: uint8 (n, height, width, 3).
+        images: uint8 (n, height, width, 3).
         partners: likewise.
         draws: float64 (n, MIX_DRAWS), uniform in [0, 1).
-        mixup: α of the Beta(α, α) that the picture's share is drawn from; 0: no mixup.
+        mixup: α of the Beta(α, α) that the image's share is drawn from; 0: no mixup.
         cutmix: likewise.
 
     Returns:
-        The mixtures, uint8 (n, height, width, 3), and the share that each picture itself has, float32 (n,): under
+        The mixtures, uint8 (n, height, width, 3), and the share that each image itself has, float32 (n,): under
         cutmix of the area that shows.
     """
-    _, height, width, _ = pictures.shape
+    _, height, width, _ = images.shape
     which, quantile, *centre = draws.T
     cut = which < bool(cutmix) / (bool(mixup) + bool(cutmix))
     alpha = np.where(cut, cutmix, mixup)
@@ -161,7 +159,7 @@ def mix(
 
     box = covered(centre[0], height)[:, :, None] & covered(centre[1], width)[:, None, :]
     shown = torch.from_numpy(np.where(cut[:, None, None], ~box, share[:, None, None]).astype(np.float32))
-    mixed = torch.lerp(partners.float(), pictures.float(), shown[..., None]).round_().to(torch.uint8)
+    mixed = torch.lerp(partners.float(), images.float(), shown[..., None]).round_().to(torch.uint8)
     return mixed, shown.mean(dim=(1, 2))
 
 

@@ -15,14 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from headstart.config.finetune import Finetune
-from headstart.config.schema import Run
+from headstart.config.finetune import FinetuneConfig
+from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json
 from headstart.core.paths import cache_folder
 from headstart.data.loader import Normalize
 from headstart.distributed.process_group import device_of
-from headstart.training.checkpoint import RunFolder
+from headstart.training.checkpoint import RunDir
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def precision_of_run(
-    model: nn.Module, config: dict[str, Any], finetune: Finetune, run: Run, folder: RunFolder
+    model: nn.Module, config: dict[str, Any], finetune: FinetuneConfig, run: RunConfig, folder: RunDir
 ) -> Precision:
-    """Give ``finetune.precision``, for ``auto`` the faster one, which the run then keeps.
+    """Return ``finetune.precision``, for ``auto`` the faster one, which the run then keeps.
 
     Args:
         model: what will be trained; it stays as it is.
@@ -112,13 +112,13 @@ def _hardware(device: torch.device) -> str:
 def seconds_a_step(
     model: nn.Module, config: dict[str, Any], device: torch.device, size: int, bf16: Sequence[bool]
 ) -> list[float]:
-    """Measure forward and backward on grey pictures: medians of several rounds, after a warm-up.
+    """Measure forward and backward on grey images: medians of several rounds, after a warm-up.
 
     Args:
         model: a copy of what will be trained; it is moved, and its gradients and BatchNorm's statistics change.
         config: timm's data config.
         device: where to.
-        size: pictures a step; halved while a GPU's memory is too small for them.
+        size: images a step; halved while a GPU's memory is too small for them.
         bf16: whether under autocast, for each kind of step; they take turns.
 
     Returns:
@@ -152,7 +152,9 @@ def _seconds(model: nn.Module, normalize: Normalize, pixels: Tensor, *, bf16: bo
     return time.perf_counter() - began
 
 
-def check_compiling(model: nn.Module, config: dict[str, Any], finetune: Finetune, run: Run, steps: int) -> None:
+def check_compiling(
+    model: nn.Module, config: dict[str, Any], finetune: FinetuneConfig, run: RunConfig, steps: int
+) -> None:
     """Refuse ``finetune.compile`` where it does not pay.
 
     Args:

@@ -12,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from headstart.core.errors import UserError
 from headstart.core.progress import Progress
 from headstart.training.datamodule import Batch
-from headstart.training.module import Classifier, HistoryRow
+from headstart.training.module import FineTuner, HistoryRow
 from headstart.training.regularization.ledger import with_curves
 
 logger = logging.getLogger(__name__)
 
-HandOver = Callable[[list[HistoryRow], list[HistoryRow]], None]
+LogHistory = Callable[[list[HistoryRow], list[HistoryRow]], None]
 """Gets the history that is saved, the ledger's figures in it, and the curve of the steps, which may go further."""
 BATCHES_BETWEEN_CHECKS = 50
 
@@ -25,14 +25,14 @@ BATCHES_BETWEEN_CHECKS = 50
 class EpochReport(Callback):
     """Shows how far an epoch is, prints each, and hands its history row over once the saved state contains it."""
 
-    def __init__(self, hand_over: HandOver, epochs: int) -> None:
+    def __init__(self, log_history: LogHistory, epochs: int) -> None:
         """Keep where the rows go and how many epochs there are."""
-        self._hand_over, self._epochs, self._printed = hand_over, epochs, 0
+        self._log_history, self._epochs, self._printed = log_history, epochs, 0
         self._progress: Progress | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
         """Leave out what an earlier start printed."""
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, FineTuner)
         self._printed = len(pl_module.history)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,7 +43,7 @@ class EpochReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int  # noqa: ARG002  (Lightning's)
     ) -> None:  # fmt: skip
         """Show a bar, in an epoch that is gone on with for the rest of it."""
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, FineTuner)
         if trainer.is_global_zero and self._progress is None:
             left = pl_module.steps_per_epoch - batch_idx // trainer.accumulate_grad_batches
             label = f"epoch {trainer.current_epoch + 1} of {self._epochs}"
@@ -67,7 +67,7 @@ class EpochReport(Callback):
         self._report(trainer, pl_module)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, FineTuner)
         if not trainer.is_global_zero:
             return
         for row in pl_module.history[self._printed :]:
@@ -80,7 +80,7 @@ class EpochReport(Callback):
         self._printed = len(pl_module.history)
         saved = pl_module.saved_epochs
         ledger = [row for row in pl_module.ledger if int(row["epoch"] or 0) <= saved]
-        self._hand_over(with_curves(pl_module.history[:saved], ledger), pl_module.curve)
+        self._log_history(with_curves(pl_module.history[:saved], ledger), pl_module.curve)
 
 
 class FiniteLoss(Callback):
@@ -107,7 +107,7 @@ class FiniteLoss(Callback):
         latest: Tensor = trainer.strategy.reduce(self._first_bad.clone(), reduce_op="max")
         first = int(latest)
         if first >= 0:
-            assert isinstance(pl_module, Classifier)
+            assert isinstance(pl_module, FineTuner)
             step = first // trainer.accumulate_grad_batches
             lr = trainer.optimizers[0].param_groups[0]["initial_lr"]
             lr *= pl_module.schedule(trainer.current_epoch * pl_module.steps_per_epoch + step)
@@ -129,8 +129,8 @@ class SettledBuckets(Callback):
         wrapped = trainer.strategy.model
         if not isinstance(wrapped, DistributedDataParallel):
             return
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, FineTuner)
         pl_module.eval()
-        wrapped(torch.zeros(1, *pl_module.picture_size, 3, dtype=torch.uint8, device=pl_module.device)).sum().backward()
+        wrapped(torch.zeros(1, *pl_module.image_size, 3, dtype=torch.uint8, device=pl_module.device)).sum().backward()
         pl_module.zero_grad(set_to_none=True)
         pl_module.train()

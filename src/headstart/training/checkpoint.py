@@ -1,7 +1,7 @@
 """The folder of one fine-tuning, in which it goes on after an interruption.
 
 It lies under ``run.cache``, not among DVC's outputs, which DVC deletes before a stage runs, and is named by a hash of
-what the run depends on: other params or other pictures have another folder.
+what the run depends on: other params or other images have another folder.
 """
 
 import contextlib
@@ -25,23 +25,23 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
-from headstart.config.finetune import Finetune
-from headstart.config.schema import Run
+from headstart.config.finetune import FinetuneConfig
+from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
 from headstart.core.lock import locked
 from headstart.distributed.heartbeat import Watchdog
-from headstart.distributed.process_group import Ranks
-from headstart.distributed.signals import Agreement, StopAgreed, StopFlag
+from headstart.distributed.process_group import ProcessGroup
+from headstart.distributed.signals import SignalSync, StopFlag, StopRequested
 from headstart.training.callbacks import FiniteLoss
-from headstart.training.datamodule import Pictures
-from headstart.training.module import Classifier
+from headstart.training.datamodule import FineTuneDataModule
+from headstart.training.module import FineTuner
 
-STATE_FORMAT = 5
+CHECKPOINT_FORMAT = 5
 """Raised whenever a state of an earlier version can't be gone on from."""
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDir:
     """Names of what is in it."""
 
     path: Path
@@ -80,7 +80,7 @@ class RunFolder:
 def run_key(content: dict[str, Any], files: list[Path]) -> str:
     """Hash what a run depends on: params, the bytes of small files that name its inputs, the package, the format."""
     digest = hashlib.sha256(
-        json.dumps({**content, "format": STATE_FORMAT, "version": version("headstart")}, sort_keys=True).encode()
+        json.dumps({**content, "format": CHECKPOINT_FORMAT, "version": version("headstart")}, sort_keys=True).encode()
     )
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
@@ -88,7 +88,7 @@ def run_key(content: dict[str, Any], files: list[Path]) -> str:
 
 
 @contextlib.contextmanager
-def open_run_folder(cache: Path, key: str, *, resume: bool) -> Iterator[RunFolder]:
+def open_run_dir(cache: Path, key: str, *, resume: bool) -> Iterator[RunDir]:
     """Lock the folder of a run; empty it first unless the run may go on.
 
     Raises:
@@ -99,16 +99,16 @@ def open_run_folder(cache: Path, key: str, *, resume: bool) -> Iterator[RunFolde
         if path.exists() and not resume:
             shutil.rmtree(path)
         path.mkdir(exist_ok=True)
-        yield RunFolder(path)
+        yield RunDir(path)
 
 
 logger = logging.getLogger(__name__)
 
 
-class StateFiles(TorchCheckpointIO):
+class CheckpointFiles(TorchCheckpointIO):
     """Writes a state aside and onto the disk, then gives it the name of the last one, which becomes the previous."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunDir) -> None:
         """Say where they are."""
         self._folder = folder
         self.best = False
@@ -146,7 +146,7 @@ def _sync(folder: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, in one step; where the file system has none, a copy."""
+    """Return a file a second name, in one step; where the file system has none, a copy."""
     aside = target.with_suffix(".partial")
     aside.unlink(missing_ok=True)
     try:
@@ -156,8 +156,8 @@ def _link(source: Path, target: Path) -> None:
     aside.replace(target)
 
 
-def usable_state(folder: RunFolder) -> Path | None:
-    """Give the newest state that is whole, None where there is none; a damaged one is removed, and that is said."""
+def latest_checkpoint(folder: RunDir) -> Path | None:
+    """Return the newest state that is whole, None where there is none; a damaged one is removed, and that is said."""
     for path in (folder.last, folder.previous):
         if path.exists():
             if reason := _damage(path):
@@ -178,7 +178,7 @@ def _damage(path: Path) -> str | None:
     return f"the checksum of {broken}" if broken else None
 
 
-def load_state(path: Path) -> Any:
+def load_checkpoint(path: Path) -> Any:
     """Read a state: plain values and tensors, nothing that could run; raises UserError where it is damaged."""
     if reason := _damage(path):
         raise UserError(f"{path} is damaged ({reason}): delete {path.parent}, and the training begins anew")
@@ -191,7 +191,7 @@ LARGEST_SHARE = 0.01
 """Of the time that may be spent on saving."""
 
 
-class States(Checkpoint):
+class CheckpointManager(Checkpoint):
     """Saves when a stop is agreed on, when the interval is over, and after epochs; keeps the best.
 
     Attributes:
@@ -203,14 +203,14 @@ class States(Checkpoint):
 
     def __init__(
         self,
-        folder: RunFolder,
-        finetune: Finetune,
-        run: Run,
-        ranks: Ranks,
+        folder: RunDir,
+        finetune: FinetuneConfig,
+        run: RunConfig,
+        process_group: ProcessGroup,
         *,
         stop: StopFlag,
         watchdog: Watchdog,
-        pictures: Pictures,
+        images: FineTuneDataModule,
         average: WeightAveraging | None,
     ) -> None:
         """Say when and where.
@@ -219,16 +219,16 @@ class States(Checkpoint):
             folder: of the run.
             finetune: what early stopping monitors chooses the best epoch.
             run: ``save_minutes`` is used, and is more where to save takes over a hundredth of them.
-            ranks: who agrees on it.
+            process_group: who agrees on it.
             stop: the flag that a signal sets.
             watchdog: told of each step.
-            pictures: the data module.
+            images: the data module.
             average: see above.
         """
-        self.folder, self.files, self.finite, self.average = folder, StateFiles(folder), FiniteLoss(), average
+        self.folder, self.files, self.finite, self.average = folder, CheckpointFiles(folder), FiniteLoss(), average
         self._monitor, self._seconds = finetune.early_stopping.monitor, 60 * run.save_minutes
-        self._ranks, self._stop, self._watchdog, self._pictures = ranks, stop, watchdog, pictures
-        self._agreement = Agreement(ranks, 2)
+        self._process_group, self._stop, self._watchdog, self._images = process_group, stop, watchdog, images
+        self._agreement = SignalSync(process_group, 2)
         self._best: float | None = None  # of what is monitored, less being better
         self._owed = False
         self._saved, self._cost = time.monotonic(), 0.0
@@ -243,7 +243,7 @@ class States(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
         """Know what the state that is gone on from contains."""
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, FineTuner)
         pl_module.saved_epochs = len(pl_module.history)
 
     def on_train_batch_end(
@@ -253,14 +253,14 @@ class States(Checkpoint):
         self._watchdog.beat(f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}")
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        due = self._ranks.rank == 0 and self._is_due(self._seconds)
+        due = self._process_group.rank == 0 and self._is_due(self._seconds)
         if due:
             self._saved = time.monotonic()  # one announcement is enough
         number, agreed = self._agreement.exchange((self._stop.number, int(due)))
         if number or agreed:
             self._save(trainer, pl_module)
         if number:
-            raise StopAgreed(number, self._watchdog.saved_steps)
+            raise StopRequested(number, self._watchdog.saved_steps)
 
     def on_validation_batch_end(  # noqa: PLR0917  (Lightning's signature)
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,  # noqa: ARG002
@@ -268,7 +268,7 @@ class States(Checkpoint):
     ) -> None:  # fmt: skip
         """Agree too, as long as all ranks have batches; the validation begins anew after a stop."""
         self._watchdog.beat(f"validation, batch {batch_idx + 1}")
-        if batch_idx >= self._pictures.validation_batches_of_all():
+        if batch_idx >= self._images.validation_batches_of_all():
             return
         number, agreed = self._agreement.exchange((self._stop.number, 0))
         self._owed |= bool(agreed)
@@ -277,17 +277,17 @@ class States(Checkpoint):
                 if self.average is not None:
                     self.average.on_validation_epoch_end(trainer, pl_module)  # gives the weights back
                 self._save(trainer, pl_module)
-            raise StopAgreed(number, self._watchdog.saved_steps)
+            raise StopRequested(number, self._watchdog.saved_steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the best epoch, the last one, and any where the last save is long enough ago."""
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, FineTuner)
         cost = float(pl_module.history[-1][self._monitor]) * (1 if mode_of(self._monitor) == "min" else -1)
         better = self._best is None or cost < self._best
         if better:
             self._best = math.inf if math.isnan(cost) else cost
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if not (better or last or self._owed or self._ranks.from_rank_0(lambda: self._is_due(0))):
+        if not (better or last or self._owed or self._process_group.broadcast_from_rank_zero(lambda: self._is_due(0))):
             return
         saved = self._save(trainer, pl_module, best=better)
         if not saved and (better or last):
@@ -300,7 +300,7 @@ class States(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException  # noqa: ARG002
     ) -> None:  # fmt: skip
         """Let the ranks part in peace."""
-        if isinstance(exception, StopAgreed):
+        if isinstance(exception, StopRequested):
             self._agreement.close()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
@@ -312,12 +312,12 @@ class States(Checkpoint):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, *, best: bool = False) -> bool:
         """Save on all ranks, unless the loss is not finite; say whether it went well."""
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, FineTuner)
         self.finite.check(trainer, pl_module)
         began = time.monotonic()
         self.files.best = best
         trainer.save_checkpoint(self.folder.last)
-        error = self._ranks.from_rank_0(lambda: self.files.error)
+        error = self._process_group.broadcast_from_rank_zero(lambda: self.files.error)
         self._saved, self._owed = time.monotonic(), False
         self._cost = self._saved - began
         if error is None:

@@ -1,4 +1,4 @@
-"""The loss of each picture, the weights of the classes in it, and the schedule of the learning rate."""
+"""The loss of each image, the weights of the classes in it, and the schedule of the learning rate."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def balanced_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Weigh each class by ``n / (classes · n_class)``, as scikit-learn's ``balanced``: the mean over pictures is 1.
+    """Weigh each class by ``n / (classes · n_class)``, as scikit-learn's ``balanced``: the mean over images is 1.
 
     Returns:
         float32 (classes,).
@@ -20,7 +20,7 @@ def balanced_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.floa
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Give the factor on the learning rate: a line from 1/warmup up to 1, then half a cosine down to 0.
+    """Return the factor on the learning rate: a line from 1/warmup up to 1, then half a cosine down to 0.
 
     Loshchilov and Hutter 2017, "SGDR", without restarts.
 
@@ -43,13 +43,13 @@ def cross_entropies(
     class_weights: Tensor | None,
     label_smoothing: float,
 ) -> Tensor:
-    """Compute each picture's cross-entropy, of a mixture on both labels by their shares: (n,).
+    """Compute each image's cross-entropy, of a mixture on both labels by their shares: (n,).
 
     Args:
         logits: float (n, classes).
         labels: int64 (n,).
-        partners: int64 (n,), the labels of the pictures that are mixed in; None where nothing is mixed.
-        shares: float32 (n,), the share that each picture itself has; None likewise.
+        partners: int64 (n,), the labels of the images that are mixed in; None where nothing is mixed.
+        shares: float32 (n,), the share that each image itself has; None likewise.
         class_weights: float32 (classes,), a factor on the loss of a label; None for 1.
         label_smoothing: share of the label that all classes have alike.
     """

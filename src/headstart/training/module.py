@@ -15,27 +15,26 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from headstart.config.finetune import Finetune
+from headstart.config.finetune import FinetuneConfig
 from headstart.data.loader import Normalize
-from headstart.models.backbone import classifier, hold_still
+from headstart.models.backbone import freeze_, get_head
 from headstart.training.datamodule import Batch
 from headstart.training.losses import cross_entropies, warmup_cosine
-from headstart.training.regularization.ledger import Ledger, Row
+from headstart.training.regularization.ledger import LedgerRow, RegularizationLedger
 from headstart.training.regularization.param_groups import Group
-from headstart.training.regularization.penalty import make_optimizer, penalty, place_of
-from headstart.training.trainer import place_loops
+from headstart.training.regularization.penalty import make_optimizer, penalty, penalty_location
 
 POINTS = 100
 """Rows of an epoch's curve, at most: a row is the mean over as few steps as that takes."""
 ADAM_BETA_1 = 0.9  # torch's own
 
 
-class EpochSoFar(nn.Module):
+class EpochStatistics(nn.Module):
     """Its training loss, the losses and gradients' norms of its steps, and its clock.
 
     Attributes:
-        loss: the mean over the pictures of all ranks.
-        losses: of each optimiser step, on the device: the sum over this rank's pictures.
+        loss: the mean over the images of all ranks.
+        losses: of each optimiser step, on the device: the sum over this rank's images.
         norms: of each optimiser step's gradient, on the device until the epoch's end: to ask for a number is to wait
             for it; 0 where nothing is clipped.
     """
@@ -55,7 +54,7 @@ class EpochSoFar(nn.Module):
         self._began = time.perf_counter()
 
     def add(self, losses: Tensor, *, part: int) -> None:
-        """Count a part of a step's batch: its pictures' losses."""
+        """Count a part of a step's batch: its images' losses."""
         self.loss.update(losses)
         if part:
             self.losses[-1] = self.losses[-1] + losses.sum()
@@ -67,11 +66,11 @@ class EpochSoFar(nn.Module):
         self._trained = time.perf_counter()
 
     def clipped(self, bound: float | None) -> list[float]:
-        """Give what clipping has multiplied each step's gradient by, 1 where it did nothing."""
+        """Return what clipping has multiplied each step's gradient by, 1 where it did nothing."""
         return [min(1.0, (bound or math.inf) / max(norm, 1e-12)) for norm in torch.stack(self.norms).tolist()]
 
     def close(self) -> dict[str, float]:
-        """Give the epoch's loss and times, over all ranks, and begin another."""
+        """Return the epoch's loss and times, over all ranks, and begin another."""
         now = time.perf_counter()
         figures = {
             "train_loss": float(self.loss.compute()),
@@ -83,11 +82,11 @@ class EpochSoFar(nn.Module):
         return figures
 
     def sums(self) -> Tensor:
-        """Give this rank's part of the losses, float32 (2 + steps,): the epoch's sum and weight, each step's sum."""
+        """Return this rank's part of the losses, float32 (2 + steps,): the epoch's sum and weight, each step's sum."""
         return torch.stack([torch.as_tensor(each) for each in (self.loss.mean_value, self.loss.weight, *self.losses)])
 
     def state(self, sums: Tensor) -> dict[str, Any]:
-        """Give what a state keeps, with the ranks' ``sums`` (ranks, 2 + steps)."""
+        """Return what a state keeps, with the ranks' ``sums`` (ranks, 2 + steps)."""
         norms = torch.stack(self.norms) if self.norms else torch.zeros(0)
         elapsed = time.perf_counter() - self._began
         return {"sums": sums[:, :2], "losses": sums[:, 2:].sum(0), "norms": norms, "elapsed": elapsed}
@@ -114,12 +113,12 @@ def curve(
     groups: Sequence[Group],
     factors: Sequence[float],
 ) -> list[dict[str, int | float]]:
-    """Give rows that show how an epoch's steps went, each the mean over some steps, at most ``POINTS`` of them.
+    """Return rows that show how an epoch's steps went, each the mean over some steps, at most ``POINTS`` of them.
 
     Args:
         epoch: from 1.
         first: optimiser steps before it.
-        losses: of each step, the mean over its pictures.
+        losses: of each step, the mean over its images.
         norms: of each step's gradient, None where none is clipped.
         groups: of the optimiser; of several with one name the highest learning rate is shown.
         factors: on each group's learning rate, of each step.
@@ -140,16 +139,16 @@ def curve(
     ]
 
 
-def open_books(
+def make_ledger(
     groups: Sequence[Group],
-    finetune: Finetune,
+    finetune: FinetuneConfig,
     phases: Sequence[set[str]],
     *,
     start: dict[str, Tensor],
     anchors: dict[str, Tensor],
-) -> Ledger:
+) -> RegularizationLedger:
     """Open the ledger of a training, with the weights that it starts from and those that ``l2_sp`` stays near."""
-    return Ledger(
+    return RegularizationLedger(
         groups,
         finetune.l2.kind,
         start=start,
@@ -163,7 +162,7 @@ def open_books(
 HistoryRow = dict[str, int | float]
 
 
-class Classifier(LightningModule):
+class FineTuner(LightningModule):
     """Trains all of a model, or some of its parameters while the rest is frozen in every respect.
 
     Attributes:
@@ -181,7 +180,7 @@ class Classifier(LightningModule):
         self,
         model: nn.Module,
         groups: Sequence[Group],
-        finetune: Finetune,
+        finetune: FinetuneConfig,
         *,
         phases: Sequence[set[str]],
         anchored: set[str],
@@ -201,7 +200,7 @@ class Classifier(LightningModule):
             anchored: names of the parameters that ``l2_sp`` keeps near their present values.
             config: timm's data config, for the normalisation.
             class_weights: float32 (classes,), or None.
-            batch_size: pictures an optimiser step, over all processes.
+            batch_size: images an optimiser step, over all processes.
             steps_per_epoch: optimiser steps.
             freeze_statistics: whether BatchNorm's running statistics stay as they are.
         """
@@ -209,23 +208,23 @@ class Classifier(LightningModule):
         self.model, self.groups, self.finetune, self.phases = model, groups, finetune, phases
         self.normalize = Normalize(config)
         self.history, self.curve = list[HistoryRow](), list[HistoryRow]()
-        self.ledger, self.saved_epochs = list[Row](), 0
-        place = place_of(finetune.l2.kind, finetune.optimizer, clipped=finetune.clip is not None)
+        self.ledger, self.saved_epochs = list[LedgerRow](), 0
+        place = penalty_location(finetune.l2.kind, finetune.optimizer, clipped=finetune.clip is not None)
         self.penalty_in_loss = place == "loss"
         self.batch_size, self.steps_per_epoch, self.freeze_statistics = batch_size, steps_per_epoch, freeze_statistics
-        _, *self.picture_size = config["input_size"]
+        _, *self.image_size = config["input_size"]
         self._start = {name: value.detach().clone() for name, value in model.named_parameters()}
         self._anchors = {name: self._start[name] for name in anchored}
-        self._books = open_books(self.groups, finetune, phases, start=self._start, anchors=self._anchors)
+        self._books = make_ledger(self.groups, finetune, phases, start=self._start, anchors=self._anchors)
         warmup, total = round(finetune.warmup_epochs * steps_per_epoch), finetune.epochs * steps_per_epoch
         self.schedule = partial(warmup_cosine, warmup=warmup, total=total)
         self._phase = len(phases) - 1
-        self._epoch, self._loaded = EpochSoFar(), dict[str, Any]()
+        self._epoch, self._loaded = EpochStatistics(), dict[str, Any]()
         # No buffer: an average of the weights averages buffers too, and rounds them.
         self._class_weights = None if class_weights is None else torch.from_numpy(class_weights)
         # Without their checks, each of which would wait for the device.
         self.val_loss = MeanMetric(nan_strategy="disable")
-        self.val_accuracy = MulticlassAccuracy(classifier(model).out_features, average="micro", validate_args=False)
+        self.val_accuracy = MulticlassAccuracy(get_head(model).out_features, average="micro", validate_args=False)
 
     def enter(self, phase: int) -> None:
         """Let this phase's parameters train, no others. Before ``fit``: DDP takes only what needs a gradient then."""
@@ -233,10 +232,10 @@ class Classifier(LightningModule):
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.phases[phase])
 
-    def train(self, mode: bool = True) -> "Classifier":  # noqa: FBT001, FBT002  (nn.Module's signature)
+    def train(self, mode: bool = True) -> "FineTuner":  # noqa: FBT001, FBT002  (nn.Module's signature)
         """Set training mode, except where frozen: dropout off and statistics still."""
         super().train(mode)
-        hold_still(self.model, statistics=self.freeze_statistics)
+        freeze_(self.model, statistics=self.freeze_statistics)
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -273,11 +272,11 @@ class Classifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Set the modes, which validation has changed, and start the clock."""
         self.train()
-        self._books.open_epoch(self._optimizer)
+        self._books.start_epoch(self._optimizer)
         self._epoch.begin()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Give this rank's part of the objective, so that the average over ranks and parts is the global batch's."""
+        """Return this rank's part of the objective, so that the average over ranks and parts is the global batch's."""
         # What draws within the step (dropout, stochastic depth) follows from (seed, epoch, batch, rank).
         entropy = np.random.SeedSequence((self.finetune.seed, self.current_epoch, batch_idx, self.global_rank))
         torch.manual_seed(int(entropy.generate_state(1)[0]))
@@ -318,7 +317,7 @@ class Classifier(LightningModule):
         self.val_accuracy.update(logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Give the callbacks what they monitor, over all ranks."""
+        """Return the callbacks what they monitor, over all ranks."""
         for name, metric in (("val_loss", self.val_loss), ("val_accuracy", self.val_accuracy)):
             self.log(name, metric.compute(), rank_zero_only=False, sync_dist=False)
             metric.reset()
@@ -332,7 +331,7 @@ class Classifier(LightningModule):
             self._books.step(factor, clipped, self._phase, self._optimizer)
         self.curve.extend(self._steps(first, factors))
         figures = self._epoch.close()
-        rows = self._books.close_epoch(self.current_epoch + 1, figures["train_loss"], self._optimizer)
+        rows = self._books.end_epoch(self.current_epoch + 1, figures["train_loss"], self._optimizer)
         self.ledger.extend(rows)
         self.history.append(
             {
@@ -365,7 +364,7 @@ class Classifier(LightningModule):
         self._loaded = checkpoint
 
     def configure_optimizers(self) -> Any:
-        """Give the optimiser, every group in it from the first step, and its schedule."""
+        """Return the optimiser, every group in it from the first step, and its schedule."""
         finetune = self.finetune
         optimizer = make_optimizer(
             self.groups,
@@ -379,3 +378,27 @@ class Classifier(LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def place_loops(loops: dict[str, Any], epoch: int, step: int, steps_per_epoch: int, parts: int) -> None:
+    """Write the place into a checkpoint's ``loops``.
+
+    Args:
+        loops: changed in place.
+        epoch: from 0.
+        step: optimiser steps taken in it, from 1 to ``steps_per_epoch``; after the last the validation is to be done.
+        steps_per_epoch: optimiser steps.
+        parts: batches a step, which may be others than when the state was saved.
+    """
+    fit = loops["fit_loop"]
+    batches, before = step * parts, epoch * steps_per_epoch * parts
+    whole = step == steps_per_epoch
+    # Within an epoch Lightning expects a batch that is not quite completed: it saves at the end of one.
+    done = batches if whole else batches - 1
+    current = {"ready": batches, "started": batches, "processed": batches, "completed": done}
+    total = {name: before + count for name, count in current.items()}
+    fit["epoch_loop.batch_progress"] = {"total": total, "current": current, "is_last_batch": whole}
+    if whole:
+        # A validation that has begun with its first batch is gone on with, and begins with its first batch.
+        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        fit["epoch_loop.val_loop.batch_progress"] = {"total": begun, "current": {**begun}, "is_last_batch": False}

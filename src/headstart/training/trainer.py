@@ -10,75 +10,50 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 
-from headstart.config.finetune import Finetune
-from headstart.config.schema import Run
+from headstart.config.finetune import FinetuneConfig
+from headstart.config.schema import RunConfig
 from headstart.core.io import read_json, write_json
 from headstart.core.run_state import write_stopped
-from headstart.distributed.heartbeat import watched
-from headstart.distributed.process_group import Ranks, layout
-from headstart.distributed.signals import StopAgreed, stop_flag
+from headstart.distributed.heartbeat import watch_heartbeats
+from headstart.distributed.process_group import ProcessGroup, layout
+from headstart.distributed.signals import StopRequested, stop_flag
 from headstart.models.timm_checkpoint import Weights, weights_of_module
-from headstart.training.batch_size import MicroBatches
-from headstart.training.callbacks import EpochReport, HandOver, SettledBuckets
-from headstart.training.checkpoint import RunFolder, States, load_state, mode_of, usable_state
-from headstart.training.datamodule import Pictures
-from headstart.training.module import Classifier, HistoryRow
-from headstart.training.regularization.ledger import Row
-
-
-def place_loops(loops: dict[str, Any], epoch: int, step: int, steps_per_epoch: int, parts: int) -> None:
-    """Write the place into a checkpoint's ``loops``.
-
-    Args:
-        loops: changed in place.
-        epoch: from 0.
-        step: optimiser steps taken in it, from 1 to ``steps_per_epoch``; after the last the validation is to be done.
-        steps_per_epoch: optimiser steps.
-        parts: batches a step, which may be others than when the state was saved.
-    """
-    fit = loops["fit_loop"]
-    batches, before = step * parts, epoch * steps_per_epoch * parts
-    whole = step == steps_per_epoch
-    # Within an epoch Lightning expects a batch that is not quite completed: it saves at the end of one.
-    done = batches if whole else batches - 1
-    current = {"ready": batches, "started": batches, "processed": batches, "completed": done}
-    total = {name: before + count for name, count in current.items()}
-    fit["epoch_loop.batch_progress"] = {"total": total, "current": current, "is_last_batch": whole}
-    if whole:
-        # A validation that has begun with its first batch is gone on with, and begins with its first batch.
-        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-        fit["epoch_loop.val_loop.batch_progress"] = {"total": begun, "current": {**begun}, "is_last_batch": False}
-
+from headstart.training.batch_size import AccumulationFinder
+from headstart.training.callbacks import EpochReport, LogHistory, SettledBuckets
+from headstart.training.checkpoint import CheckpointManager, RunDir, latest_checkpoint, load_checkpoint, mode_of
+from headstart.training.datamodule import FineTuneDataModule
+from headstart.training.module import FineTuner, HistoryRow
+from headstart.training.regularization.ledger import LedgerRow
 
 logger = logging.getLogger(__name__)
 
 
 def fit(
-    classifier: Classifier,
-    pictures: Pictures,
+    classifier: FineTuner,
+    images: FineTuneDataModule,
     *,
-    finetune: Finetune,
-    run: Run,
-    ranks: Ranks,
-    folder: RunFolder,
-    hand_over: HandOver,
+    finetune: FinetuneConfig,
+    run: RunConfig,
+    process_group: ProcessGroup,
+    folder: RunDir,
+    log_history: LogHistory,
 ) -> HistoryRow:
     """Train phase after phase, going on from ``folder`` where it has a state.
 
     Args:
         classifier: freshly built.
-        pictures: the data module.
+        images: the data module.
         finetune: the section of params.
         run: the section of params.
-        ranks: who trains.
+        process_group: who trains.
         folder: where the states are.
-        hand_over: gets the history and the curve, on rank 0, when the saved state contains it.
+        log_history: gets the history and the curve, on rank 0, when the saved state contains it.
 
     Returns:
         The figures before the first step, as a history row of epoch 0.
@@ -87,25 +62,31 @@ def fit(
         UserError: the loss was not finite, or a state that is needed could not be saved.
         SystemExit: after a signal, 128 + its number on rank 0; the next start goes on at the very step.
     """
-    state = ranks.from_rank_0(lambda: usable_state(folder))
-    place = ranks.from_rank_0(lambda: _Place.of(state))
-    with stop_flag() as stop, _ending(ranks), watched(ranks.rank, ranks.world, run.timeout_minutes) as watchdog:
+    state = process_group.broadcast_from_rank_zero(lambda: latest_checkpoint(folder))
+    place = process_group.broadcast_from_rank_zero(lambda: _Place.of(state))
+    with (
+        stop_flag() as stop,
+        _ending(process_group),
+        watch_heartbeats(process_group.rank, process_group.world, run.timeout_minutes) as watchdog,
+    ):
         watchdog.saved_steps = place.steps
-        average = None if finetune.ema is None else EMAWeightAveraging(ranks.device, decay=finetune.ema)
-        states = States(folder, finetune, run, ranks, stop=stop, watchdog=watchdog, pictures=pictures, average=average)
-        start = _start(finetune, run, ranks, states, classifier=classifier, pictures=pictures)
-        report = EpochReport(hand_over, finetune.epochs)
+        average = None if finetune.ema is None else EMAWeightAveraging(process_group.device, decay=finetune.ema)
+        states = CheckpointManager(
+            folder, finetune, run, process_group, stop=stop, watchdog=watchdog, images=images, average=average
+        )
+        start = _start(finetune, run, process_group, states, classifier=classifier, images=images)
+        report = EpochReport(log_history, finetune.epochs)
         for phase in range(len(classifier.phases)):
             last = phase == len(classifier.phases) - 1
             last_epoch = finetune.epochs if last else (phase + 1) * finetune.phase_epochs
             if place.stopped or place.epochs >= last_epoch:
                 continue
             classifier.enter(phase)
-            pictures.begin_at(place.epochs, place.step)
+            images.begin_at(place.epochs, place.step)
             # An earlier phase only prepares the next one: its plateau is no reason to leave that out.
             stopping = [_early_stopping(finetune)] if last else []
             trainer = _trainer(finetune, run, states, [report, *stopping], last_epoch)
-            trainer.fit(classifier, pictures, ckpt_path=state, weights_only=True)
+            trainer.fit(classifier, images, ckpt_path=state, weights_only=True)
             state, place = folder.last, _Place(last_epoch, 0, trainer.global_step, trainer.should_stop)
     return start
 
@@ -122,7 +103,7 @@ class _Place(NamedTuple):
     def of(cls, path: Path | None) -> "_Place":
         if path is None:
             return cls(0, 0, 0, stopped=False)
-        state = load_state(path)
+        state = load_checkpoint(path)
         step = len(state["epoch_so_far"]["norms"])
         place = cls(len(state["history"]), step, state["global_step"], state["stopped"])
         where = f"in epoch {place.epochs + 1} after step {place.step}" if place.step else f"after epoch {place.epochs}"
@@ -131,12 +112,12 @@ class _Place(NamedTuple):
 
 
 @contextmanager
-def _ending(ranks: Ranks) -> Iterator[None]:
+def _ending(process_group: ProcessGroup) -> Iterator[None]:
     """Turn an agreed stop into a marker and an exit code; the other ranks' is 0, so that no launcher kills rank 0."""
     try:
         yield
-    except StopAgreed as stop:
-        if ranks.rank:
+    except StopRequested as stop:
+        if process_group.rank:
             sys.exit(0)
         message = f"stopped by {stop.signal.name} after {stop.steps} steps: start again, and it goes on from there"
         write_stopped("finetune", stop.signal.name, stop.steps, message)
@@ -144,38 +125,48 @@ def _ending(ranks: Ranks) -> Iterator[None]:
         sys.exit(128 + stop.signal)
 
 
-def saved_history(folder: RunFolder) -> tuple[list[HistoryRow], list[Row], list[HistoryRow]]:
-    """Give the history, the ledger and the curve that the last state contains."""
-    state = load_state(folder.last)
+def load_history(folder: RunDir) -> tuple[list[HistoryRow], list[LedgerRow], list[HistoryRow]]:
+    """Return the history, the ledger and the curve that the last state contains."""
+    state = load_checkpoint(folder.last)
     return state["history"], state["ledger"], state["curve"]
 
 
 def _start(
-    finetune: Finetune, run: Run, ranks: Ranks, states: States, *, classifier: Classifier, pictures: Pictures
+    finetune: FinetuneConfig,
+    run: RunConfig,
+    process_group: ProcessGroup,
+    states: CheckpointManager,
+    *,
+    classifier: FineTuner,
+    images: FineTuneDataModule,
 ) -> HistoryRow:
-    """Give the figures before the first step, validated once."""
+    """Return the figures before the first step, validated once."""
     path = states.folder.start
-    known: HistoryRow | None = ranks.from_rank_0(lambda: read_json(path) if path.exists() else None)
+    known: HistoryRow | None = process_group.broadcast_from_rank_zero(
+        lambda: read_json(path) if path.exists() else None
+    )
     if known is not None:
         return known
     trainer = _trainer(finetune, run, states, [], finetune.epochs)
-    (figures,) = trainer.validate(classifier, pictures, verbose=False)
+    (figures,) = trainer.validate(classifier, images, verbose=False)
     start: HistoryRow = {"epoch": 0, **{name: figures[name] for name in ("val_loss", "val_accuracy")}}
-    if ranks.rank == 0:
+    if process_group.rank == 0:
         write_json(path, start)
     return start
 
 
-def _early_stopping(finetune: Finetune) -> EarlyStopping:
+def _early_stopping(finetune: FinetuneConfig) -> EarlyStopping:
     rule = finetune.early_stopping
     return EarlyStopping(rule.monitor, min_delta=rule.min_delta, patience=rule.patience, mode=mode_of(rule.monitor))
 
 
-def _trainer(finetune: Finetune, run: Run, states: States, others: list[Callback], last_epoch: int) -> Trainer:
+def _trainer(
+    finetune: FinetuneConfig, run: RunConfig, states: CheckpointManager, others: list[Callback], last_epoch: int
+) -> Trainer:
     _quieten()
     assert finetune.precision != "auto"  # the stage has chosen
     found = layout(run)
-    callbacks = [*others, states.finite, MicroBatches(), SettledBuckets(), states]
+    callbacks = [*others, states.finite, AccumulationFinder(), SettledBuckets(), states]
     trainer = Trainer(
         accelerator=found.accelerator,
         devices=found.devices,
@@ -225,14 +216,14 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", f".*{message}")
 
 
-def best_epoch(folder: RunFolder, start: HistoryRow, monitor: str) -> tuple[HistoryRow, Weights | None, Weights | None]:
-    """Give the best epoch, the start counted as epoch 0.
+def best_epoch(folder: RunDir, start: HistoryRow, monitor: str) -> tuple[HistoryRow, Weights | None, Weights | None]:
+    """Return the best epoch, the start counted as epoch 0.
 
     Returns:
         Its history row; its weights, None for the start; and where an average is kept, which the weights then are, the
         raw weights beside it.
     """
-    state = load_state(folder.best)
+    state = load_checkpoint(folder.best)
     best = state["history"][-1]
     sign = 1 if mode_of(monitor) == "min" else -1
     if not sign * best[monitor] < sign * start[monitor]:  # nor where it is no number

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from headstart.slurm.doctor import network_check
-from helpers.pictures import ROOT, params
+from helpers.images import ROOT, params
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from headstart.core.paths import FEATURES
-from headstart.models.backbone import build
+from headstart.models.backbone import create_backbone
 from headstart.models.head import Head, write_heads
 from headstart.slurm.doctor.batch_checks import Resources
 from headstart.slurm.doctor.finding import Finding
@@ -19,13 +19,13 @@ from headstart.slurm.doctor.machine_checks import (
     check_device,
     check_disk,
     check_time,
-    seconds_a_picture,
+    seconds_an_image,
     sizes_of,
     use_own_gpu,
 )
 from headstart.stages import finetune
-from headstart.training.module import Classifier
-from helpers.pictures import params, write_prepared
+from headstart.training.module import FineTuner
+from helpers.images import params, write_prepared
 
 SMALL = Sizes(weights=10**6, state=2 * 10**6, width=8)
 ADAMW = {
@@ -59,7 +59,7 @@ def names(findings: Iterator[Finding]) -> list[tuple[str, str]]:
 def test_a_states_size_is_that_of_the_weights_the_moments_the_average_and_the_ledger(
     changes: dict[str, Any], copies: int
 ) -> None:
-    model = build("bundled", pretrained=False, image_size=None, args={})
+    model = create_backbone("bundled", pretrained=False, image_size=None, args={})
     weights = sum(each.nbytes for each in model.parameters())
     assert sizes_of(params(changes)) == Sizes(weights, copies * weights, int(model.num_features))  # type: ignore[arg-type]
 
@@ -72,18 +72,18 @@ def test_a_state_that_is_saved_within_an_epoch_has_that_size(
     given = params({"backbone.name": "test_resnet", "backbone.pretrained": False, "run.cache": "cache", **changes})
     write_prepared()
     write_heads([Head(np.zeros((4, 96), np.float32), np.zeros(4, np.float32), 1e-3)], 0)
-    step = Classifier.training_step
+    step = FineTuner.training_step
 
-    def stopped(self: Classifier, batch: Any, batch_idx: int) -> Any:
+    def stopped(self: FineTuner, batch: Any, batch_idx: int) -> Any:
         if self.current_epoch == 1:
             signal.raise_signal(signal.SIGTERM)
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(Classifier, "training_step", stopped)
+    monkeypatch.setattr(FineTuner, "training_step", stopped)
     with pytest.raises(SystemExit):
         finetune.run(given.declared(finetune.PARAMS))
     (last,) = Path("cache").glob("runs/*/last.ckpt")
-    model = build("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4)
+    model = create_backbone("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4)
     weights = sum(each.nbytes for each in model.parameters())
     sizes = sizes_of(given)
     assert last.stat().st_size / weights == pytest.approx(sizes.state / sizes.weights, rel=0.05)
@@ -134,9 +134,9 @@ def test_a_precision_that_the_device_lacks_is_an_error() -> None:
 
 def test_the_time_limit_is_compared_with_all_epochs() -> None:
     given, two = params({"finetune.epochs": 10}), Resources(1, 2, None)
-    assert list(check_time(given, {"time": "1"}, two, 1.0)) == []  # nobody knows yet how many pictures there are
+    assert list(check_time(given, {"time": "1"}, two, 1.0)) == []  # nobody knows yet how many images there are
     write_prepared()
-    # 10 epochs of 12 pictures on 2 tasks take 60 s.
+    # 10 epochs of 12 images on 2 tasks take 60 s.
     assert names(check_time(given, {"time": "1:00"}, two, 1.0)) == [("info", "time")]
     assert names(check_time(given, {"time": "0:59"}, two, 1.0)) == [("warning", "time-limit-short")]
     assert names(check_time(given, {"time": "0:59", "no-requeue": ""}, two, 1.0)) == [("warning", "time-limit-short")]
@@ -145,4 +145,4 @@ def test_the_time_limit_is_compared_with_all_epochs() -> None:
 
 
 def test_a_step_is_measured() -> None:
-    assert 0 < seconds_a_picture(params()) < 10
+    assert 0 < seconds_an_image(params()) < 10

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
-from headstart.training.regularization.ledger import COLUMNS, Ledger, table, with_curves
+from headstart.training.regularization.ledger import COLUMNS, RegularizationLedger, ledger_table, with_curves
 from headstart.training.regularization.param_groups import Group
 from headstart.training.regularization.penalty import expected_shrink, make_optimizer, penalty
 
@@ -45,7 +45,7 @@ class Fit:
         self.kind, self.clip, self.settings = kind, clip, {"momentum": momentum, "nesterov": nesterov}
         self.optimizer = make_optimizer(self.groups, name, kind, clipped=clip is not None, fused=True, **self.settings)
         self.in_loss = self.optimizer.param_groups[0]["weight_decay"] == 0 and kind != "decoupled"
-        self.books = Ledger(
+        self.books = RegularizationLedger(
             self.groups,
             kind,
             start=self.start,
@@ -59,7 +59,7 @@ class Fit:
     def epoch(self, epoch: int) -> tuple[list[Any], dict[str, Tensor]]:
         """Train one; give the ledger's rows, and what the regulariser exactly took from each parameter."""
         taken = {key: torch.zeros_like(value) for key, value in self.start.items()}
-        self.books.open_epoch(self.optimizer)
+        self.books.start_epoch(self.optimizer)
         for step in range(STEPS):
             factor = 1 - (epoch * STEPS + step) / (2 * EPOCHS * STEPS)
             for group, mine in zip(self.optimizer.param_groups, self.groups, strict=True):
@@ -76,7 +76,7 @@ class Fit:
             self.books.step(factor, clipped, 0, self.optimizer)
             self.optimizer.step()
             self.split(before, taken, clipped)
-        return self.books.close_epoch(epoch + 1, 1.0, self.optimizer), taken
+        return self.books.end_epoch(epoch + 1, 1.0, self.optimizer), taken
 
     def split(self, before: dict[str, Tensor], taken: dict[str, Tensor], clipped: float) -> None:
         """Add what the regulariser took in one step, by the optimisers' own recurrences."""
@@ -157,7 +157,7 @@ def test_gone_on_from_its_state_it_is_the_same() -> None:
     for fit in (whole, parted):
         fit.epoch(0)
     state = parted.books.state_dict(mid_epoch=False)
-    parted.books = Ledger(
+    parted.books = RegularizationLedger(
         parted.groups,
         "l2",
         start=parted.start,
@@ -172,7 +172,7 @@ def test_gone_on_from_its_state_it_is_the_same() -> None:
 def test_what_does_not_train_yet_is_not_shrunk() -> None:
     fit = Fit("l2", ("sgd", 0.9, False), None)
     late = {name: int(name.startswith("0")) for name in fit.start}
-    fit.books = Ledger(fit.groups, "l2", start=fit.start, anchors={}, first_phase=late, **fit.settings)
+    fit.books = RegularizationLedger(fit.groups, "l2", start=fit.start, anchors={}, first_phase=late, **fit.settings)
     fit.model[0].requires_grad_(requires_grad=False)
     backbone, head, _ = fit.epoch(0)[0]
     assert backbone["shrink"] == backbone["data_movement"] == 0
@@ -185,7 +185,7 @@ def test_curves_and_table_show_the_rows() -> None:
     (flat,) = with_curves([{"epoch": 1, "val_loss": 0.5}], rows)
     assert (flat["val_loss"], flat["backbone/norm"]) == (0.5, rows[0]["norm"])
     assert len(flat) == 2 + 3 * (len(COLUMNS) - 2)
-    lines = table(rows).splitlines()
+    lines = ledger_table(rows).splitlines()
     assert len(lines) == 4
     assert lines[1].split()[0] == "backbone"
     assert f"{rows[0]['norm']:.3f}" in lines[1]

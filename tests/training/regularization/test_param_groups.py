@@ -6,8 +6,15 @@ from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 
 from headstart.core.errors import UserError
-from headstart.models.backbone import classifier, classifier_name
-from headstart.training.regularization.param_groups import Group, Rule, group_parameters, rule_names, stages, table
+from headstart.models.backbone import get_head, head_name
+from headstart.training.regularization.param_groups import (
+    Group,
+    Rule,
+    group_parameters,
+    groups_table,
+    rule_names,
+    stages,
+)
 
 MODELS = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_nfnet"]
 L2, LR = {"backbone": 1e-4, "head": 1e-3}, {"backbone": 0.01, "head": 0.1}
@@ -22,7 +29,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 def grouped(model: nn.Module, *, everything: bool = False, layer_decay: float | None = None) -> list[Group]:
     """The rules of params.yaml."""
     rules = [Rule(r"head\..*", "head", everything), Rule(".*", "backbone", everything)]
-    return group_parameters(model, classifier_name(model), rules, lr=LR, l2=L2, decay={}, layer_decay=layer_decay)
+    return group_parameters(model, head_name(model), rules, lr=LR, l2=L2, decay={}, layer_decay=layer_decay)
 
 
 @pytest.mark.parametrize("everything", [False, True])
@@ -46,7 +53,7 @@ def test_biases_and_norms_are_outside_the_penalty(model: nn.Module) -> None:
         "head": (1e-3, 0.1),
         "backbone": (1e-4, 0.01),
     }
-    head = classifier(model)
+    head = get_head(model)
     assert [id(p) for p in groups["head"].parameters.values()] == [id(head.weight)]
     assert [id(p) for p in groups["head_free"].parameters.values()] == [id(head.bias)]
     assert all(parameter.ndim > 1 for parameter in groups["backbone"].parameters.values())
@@ -58,7 +65,7 @@ def test_biases_and_norms_are_outside_the_penalty(model: nn.Module) -> None:
 def test_biases_and_norms_are_in_the_penalty_where_asked(model: nn.Module) -> None:
     groups = {group.name: group for group in grouped(model, everything=True)}
     assert set(groups) == {"head", "backbone"}
-    assert {id(p) for p in groups["head"].parameters.values()} == {id(p) for p in classifier(model).parameters()}
+    assert {id(p) for p in groups["head"].parameters.values()} == {id(p) for p in get_head(model).parameters()}
 
 
 def test_what_a_model_wants_undecayed_is_outside_the_penalty() -> None:
@@ -72,7 +79,7 @@ def test_layer_wise_learning_rates_are_timms(name: str) -> None:
     scale: dict[int, float] = {}
     for group in param_groups_layer_decay(model, layer_decay=0.5):
         scale |= {id(parameter): group["lr_scale"] for parameter in group["params"]}
-    head = {id(parameter) for parameter in classifier(model).parameters()}
+    head = {id(parameter) for parameter in get_head(model).parameters()}
     for group in grouped(model, layer_decay=0.5):
         for parameter in group.parameters.values():
             expected = 0.1 if id(parameter) in head else 0.01 * scale[id(parameter)]
@@ -80,7 +87,7 @@ def test_layer_wise_learning_rates_are_timms(name: str) -> None:
 
 
 def test_rules_see_the_classifier_as_head_whatever_timm_calls_it(model: nn.Module) -> None:
-    names = rule_names(model, classifier_name(model))
+    names = rule_names(model, head_name(model))
     assert {role for role in names.values() if role.startswith("head.")} == {"head.weight", "head.bias"}
     assert all(role in {f"backbone.{name}", "head.weight", "head.bias"} for name, role in names.items())
 
@@ -130,9 +137,9 @@ def test_a_name_with_a_dot_is_not_a_pattern() -> None:
 
 
 def test_stages_go_from_the_top_down_and_leave_nothing_out(model: nn.Module) -> None:
-    found = stages(model, classifier_name(model))
+    found = stages(model, head_name(model))
     names = [name for stage in found for name in stage]
-    backbone = [n for n, role in rule_names(model, classifier_name(model)).items() if role.startswith("backbone.")]
+    backbone = [n for n, role in rule_names(model, head_name(model)).items() if role.startswith("backbone.")]
     assert sorted(names) == sorted(backbone)
     assert len(found) > 2
     shapes = {name: parameter.ndim for name, parameter in model.named_parameters()}
@@ -145,7 +152,7 @@ def test_stages_go_from_the_top_down_and_leave_nothing_out(model: nn.Module) -> 
 
 def test_the_table_shows_every_group(model: nn.Module) -> None:
     groups = grouped(model)
-    rows = table(groups)
+    rows = groups_table(groups)
     assert [row["group"] for row in rows] == [group.name for group in groups]
     assert sum(int(row["parameters"]) for row in rows) == sum(parameter.numel() for parameter in model.parameters())
     assert all(

@@ -15,7 +15,13 @@ from torch import nn
 
 from headstart.theory import oracle
 from headstart.training.regularization.param_groups import Group
-from headstart.training.regularization.penalty import expected_shrink, make_optimizer, penalty, place_of, strength_of
+from headstart.training.regularization.penalty import (
+    expected_shrink,
+    l2_for_shrink,
+    make_optimizer,
+    penalty,
+    penalty_location,
+)
 from helpers.regularised import (
     CLASSES,
     CONFIG,
@@ -117,7 +123,7 @@ def test_the_products_training_is_the_oracles_plain_loop() -> None:
 
 def test_where_it_acts() -> None:
     found = {
-        (kind, name, clipped): place_of(kind, name, clipped=clipped)  # type: ignore[arg-type]
+        (kind, name, clipped): penalty_location(kind, name, clipped=clipped)  # type: ignore[arg-type]
         for kind, name, clipped in itertools.product(KINDS, ("sgd", "adam", "adamw"), (False, True))
         if (kind, name) != ("decoupled", "adam")
     }
@@ -130,7 +136,7 @@ def test_where_it_acts() -> None:
         ("none", name, clipped) for name in ("sgd", "adam", "adamw") for clipped in (False, True)
     }
     with pytest.raises(ValueError, match="AdamW"):
-        place_of("decoupled", "adam", clipped=False)
+        penalty_location("decoupled", "adam", clipped=False)
 
 
 def test_the_optimisers_are_those_that_were_asked_for() -> None:
@@ -201,7 +207,7 @@ def test_the_expected_shrink_is_that_of_a_run_without_data(*, kind: str, momentu
 def test_the_strength_of_a_shrink_is_the_inverse() -> None:
     factors = np.linspace(0.1, 1, 1000)
     for kind, momentum in (("l2", 0.9), ("l2", 0.0), ("decoupled", 0.9)):
-        strength = strength_of(0.01, kind, 1e-3, factors, momentum)  # type: ignore[arg-type]
+        strength = l2_for_shrink(0.01, kind, 1e-3, factors, momentum)  # type: ignore[arg-type]
         group = Group("all", strength, strength, 1e-3)
         shrink = expected_shrink(group, kind, "sgd", factors, momentum)  # type: ignore[arg-type]
         assert shrink == pytest.approx(0.01, rel=1e-3)

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from headstart.config.schema import Params
 from headstart.core.paths import STATE, cache_folder
-from headstart.distributed.process_group import Tasks
+from headstart.distributed.process_group import SlurmTasks
 from headstart.slurm.doctor.batch_checks import Resources
 from headstart.slurm.doctor.finding import Finding
 from headstart.slurm.doctor.network_check import MEGABYTES
@@ -39,7 +39,7 @@ def check_tasks(params: Params, resources: Resources, gradients: int) -> tuple[l
         gradients: bytes of them, which each step sums over all tasks.
 
     Returns:
-        The findings, and the seconds a training picture of the slowest task; None where that was not measured.
+        The findings, and the seconds a training image of the slowest task; None where that was not measured.
     """
     token, hosts = secrets.token_hex(8), answer("scontrol", "show", "hostnames").stdout.split()
     if not hosts:
@@ -49,22 +49,22 @@ def check_tasks(params: Params, resources: Resources, gradients: int) -> tuple[l
         plan = {
             "hosts": hosts,
             "address": os.environ.get("MASTER_ADDR", hosts[0]),
-            "port": Tasks().main_port,
+            "port": SlurmTasks().main_port,
             "folders": {"the project": str(ours), "run.cache": str(cached)},
             "token": token,
             "params": params.model_dump(mode="json"),
         }
         said, complaint = _started(plan)
-    pictures = [each["picture"] for each in said if "picture" in each]
+    images = [each["picture"] for each in said if "picture" in each]
     findings = [Finding(*each["finding"]) for each in said if "finding" in each]
     if not any(finding.name in {"host-unresolved", "port-taken"} for finding in findings):
         findings += _missing(said, hosts, complaint) or _network(said, params, resources, gradients)
-    return list(dict.fromkeys(findings)), max(pictures, default=None)
+    return list(dict.fromkeys(findings)), max(images, default=None)
 
 
 @contextmanager
 def _marked(home: Path, token: str) -> Iterator[Path]:
-    """Give a folder that holds a token, and a lock that this process has."""
+    """Return a folder that holds a token, and a lock that this process has."""
     folder = home / f"doctor-{token}"
     folder.mkdir(parents=True)
     try:
@@ -76,7 +76,7 @@ def _marked(home: Path, token: str) -> Iterator[Path]:
 
 
 def _started(plan: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
-    """Give what all tasks printed until they ended or the time was up, and srun's first complaint."""
+    """Return what all tasks printed until they ended or the time was up, and srun's first complaint."""
     environment, said = dict(os.environ), []
     if "SLURM_CPUS_PER_TASK" in environment:
         environment["SRUN_CPUS_PER_TASK"] = environment["SLURM_CPUS_PER_TASK"]
@@ -132,12 +132,12 @@ def _missing(said: list[dict[str, Any]], hosts: list[str], complaint: str) -> li
 def _network(said: list[dict[str, Any]], params: Params, resources: Resources, gradients: int) -> list[Finding]:
     """Say how fast the network is; too slow is where to sum a step's gradients takes longer than to compute them."""
     sums = [each["all_reduce"] for each in said if "all_reduce" in each]
-    pictures = [each["picture"] for each in said if "picture" in each]
-    if not sums or not pictures:
+    images = [each["picture"] for each in said if "picture" in each]
+    if not sums or not images:
         return []
     slowest = max(each["seconds"] for each in sums)
     summing = slowest * gradients / (MEGABYTES * 1e6)
-    computing = max(pictures) * params.finetune.batch_size / resources.tasks
+    computing = max(images) * params.finetune.batch_size / resources.tasks
     what = (
         f"{MEGABYTES} MB are summed over {resources.tasks} tasks on {resources.nodes} nodes in {slowest:.2f} s by "
         f"{sums[0]['backend']} ({8e-3 * MEGABYTES / slowest:.1f} Gbit/s)"

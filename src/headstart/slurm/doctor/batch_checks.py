@@ -29,7 +29,7 @@ class Resources:
 
     @property
     def tasks_a_node(self) -> float:
-        """Give the mean; Slurm may share them out unequally."""
+        """Return the mean; Slurm may share them out unequally."""
         return self.tasks / self.nodes
 
 
@@ -79,7 +79,7 @@ def check_params(script: BatchScript, params: Params) -> Iterator[Finding]:
         what = f"run.devices: {run.devices}, but the job has {resources.tasks_a_node:g} tasks a node: use auto"
         yield Finding("error", "devices-conflict", what)
     if finetune.batch_size < resources.tasks * finetune.accumulate:
-        what = f"finetune.batch_size: {finetune.batch_size} pictures can't be shared by {resources.tasks} tasks in "
+        what = f"finetune.batch_size: {finetune.batch_size} images can't be shared by {resources.tasks} tasks in "
         what += f"{finetune.accumulate} parts (finetune.accumulate): raise it or ask for fewer tasks"
         yield Finding("error", "batch-too-small", what)
     if resources.gpus and run.accelerator == "cpu":
@@ -87,7 +87,7 @@ def check_params(script: BatchScript, params: Params) -> Iterator[Finding]:
         yield Finding("error", "gpus-idle", what)
     cpus = script.options.get("cpus-per-task", "1" if "cpus-per-task" not in script.lines else "")
     if run.workers and cpus == "1" and not {"cpus-per-gpu", "exclusive"} & set(script.options):
-        what = "a task has one core to compute and to load pictures: ask for more, such as --cpus-per-task=8"
+        what = "a task has one core to compute and to load images: ask for more, such as --cpus-per-task=8"
         yield Finding("warning", "cpus-per-task-missing", f"{_where(script, 'cpus-per-task')}: {what}")
 
 

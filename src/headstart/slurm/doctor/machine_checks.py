@@ -18,8 +18,8 @@ from headstart.core.errors import UserError
 from headstart.core.paths import PREPARED, cache_folder
 from headstart.data.dataset import SPLITS
 from headstart.data.shards import read_index
-from headstart.distributed.process_group import Tasks, device_of
-from headstart.models.backbone import build, input_config
+from headstart.distributed.process_group import SlurmTasks, device_of
+from headstart.models.backbone import create_backbone, input_config
 from headstart.slurm.doctor.batch_checks import Resources
 from headstart.slurm.doctor.batch_script import seconds, signal
 from headstart.slurm.doctor.finding import Finding
@@ -29,7 +29,7 @@ STATES = 4
 """Copies of a state on disk at once: the last, the one before, the best, and the one being written."""
 SECONDS_OF_WRITING = 5
 LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 32}
-"""Pictures a measured step, so that it takes a few seconds; the seconds a picture of larger steps are no more."""
+"""Images a measured step, so that it takes a few seconds; the seconds an image of larger steps are no more."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def sizes_of(params: Params) -> Sizes:
     """Work the sizes out without making the weights; raises UserError where timm has no such backbone."""
     backbone, finetune = params.backbone, params.finetune
     with torch.device("meta"):
-        model = build(backbone.name, pretrained=False, image_size=backbone.image_size, args=backbone.args)
+        model = create_backbone(backbone.name, pretrained=False, image_size=backbone.image_size, args=backbone.args)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     moments = int(finetune.momentum > 0) if finetune.optimizer == "sgd" else 2
     # Within an epoch, the weights at its start, and what then pulled at them where Adam's second moments scale that.
@@ -62,8 +62,8 @@ def sizes_of(params: Params) -> Sizes:
 
 def check_disk(params: Params, options: Mapping[str, str], sizes: Sizes) -> Iterator[Finding]:
     """Compare free disk with what features and states take, and ``--signal``'s lead with the time of a save."""
-    pictures = len(read_index(PREPARED)) if PREPARED.exists() else 0
-    rows = pictures * sizes.width * np.dtype(params.features.dtype).itemsize
+    images = len(read_index(PREPARED)) if PREPARED.exists() else 0
+    rows = images * sizes.width * np.dtype(params.features.dtype).itemsize
     cache = cache_folder(params.run.cache)
     cache.mkdir(parents=True, exist_ok=True)
     needs = {cache: rows + STATES * sizes.state, Path(): rows + 2 * sizes.weights}
@@ -101,7 +101,7 @@ def _seconds_to_write(folder: Path, size: int) -> float:
 def use_own_gpu() -> None:
     """Compute on this task's own GPU from now on, where each of Slurm's tasks sees all of its node."""
     if gpus := torch.cuda.device_count():
-        torch.cuda.set_device(Tasks().local_rank() % gpus)
+        torch.cuda.set_device(SlurmTasks().local_rank() % gpus)
 
 
 def check_device(params: Params) -> Iterator[Finding]:
@@ -121,23 +121,23 @@ def check_device(params: Params) -> Iterator[Finding]:
         yield Finding("error", "device-unsupported", str(error))
 
 
-def seconds_a_picture(params: Params) -> float:
-    """Measure forward and backward of the backbone on this process's device, in seconds a picture."""
+def seconds_an_image(params: Params) -> float:
+    """Measure forward and backward of the backbone on this process's device, in seconds an image."""
     backbone, device = params.backbone, device_of(params.run)
-    model = build(backbone.name, pretrained=False, image_size=backbone.image_size, args=backbone.args)
+    model = create_backbone(backbone.name, pretrained=False, image_size=backbone.image_size, args=backbone.args)
     size = min(max(2, params.finetune.batch_size), LARGEST_BATCH[device.type])
     bf16 = params.finetune.precision == "bf16-mixed"
     (step,) = seconds_a_step(model, input_config(model, backbone.image_size), device, size, (bf16,))
     return step / size
 
 
-def check_time(params: Params, options: Mapping[str, str], resources: Resources, picture: float) -> Iterator[Finding]:
-    """Compare the time limit with what all epochs take at ``picture`` seconds a training picture and task."""
+def check_time(params: Params, options: Mapping[str, str], resources: Resources, image: float) -> Iterator[Finding]:
+    """Compare the time limit with what all epochs take at ``picture`` seconds a training image and task."""
     if not PREPARED.exists():
         return
-    pictures = int((read_index(PREPARED)["split"] == SPLITS.index("train")).sum())
-    need = params.finetune.epochs * pictures * picture / resources.tasks
-    what = f"{params.finetune.epochs} epochs of {pictures} pictures take about {need / 3600:.1f} h"
+    images = int((read_index(PREPARED)["split"] == SPLITS.index("train")).sum())
+    need = params.finetune.epochs * images * image / resources.tasks
+    what = f"{params.finetune.epochs} epochs of {images} images take about {need / 3600:.1f} h"
     limit = seconds(options.get("time", "0"))
     if need > limit and "requeue" not in options:
         what += f" on {resources.tasks} tasks, and --time is {limit / 3600:.1f} h: raise it, or add #SBATCH --requeue"

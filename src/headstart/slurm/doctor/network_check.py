@@ -125,7 +125,7 @@ def _compute(rank: int, world: int, plan: dict[str, Any]) -> None:
     import torch  # noqa: PLC0415  (see the module's docstring)
 
     from headstart.config.loader import parse_params  # noqa: PLC0415
-    from headstart.slurm.doctor.machine_checks import check_device, seconds_a_picture, use_own_gpu  # noqa: PLC0415
+    from headstart.slurm.doctor.machine_checks import check_device, seconds_an_image, use_own_gpu  # noqa: PLC0415
 
     torch.set_num_threads(max(1, min(torch.get_num_threads(), int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))))
     params, host = parse_params(plan["params"]), socket.gethostname()
@@ -139,7 +139,7 @@ def _compute(rank: int, world: int, plan: dict[str, Any]) -> None:
         what = f"rank {rank} on {host}: {str(error).splitlines()[0]}: see whether GLOO_SOCKET_IFNAME or "
         _say(finding=Finding("error", "all-reduce-failed", f"{what}NCCL_SOCKET_IFNAME must name the nodes' network"))
     if not troubles:
-        _say(picture=seconds_a_picture(params))
+        _say(image=seconds_an_image(params))
 
 
 def _all_reduce(rank: int, world: int, address: str) -> dict[str, Any]:

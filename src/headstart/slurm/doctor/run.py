@@ -85,22 +85,22 @@ def _examine_machine(script: BatchScript, params: Params, *, in_job: bool, by_ha
     except UserError as error:
         yield Finding("error", "backbone-unavailable", str(error))
         return
-    picture, resources = None, resources_of(script.options)
+    image, resources = None, resources_of(script.options)
     try:
         yield from machine_checks.check_disk(params, script.options, sizes)
         if in_job:
             from headstart.slurm.doctor.allocation_checks import check_tasks  # noqa: PLC0415
 
-            findings, picture = check_tasks(params, resources, sizes.weights)
+            findings, image = check_tasks(params, resources, sizes.weights)
             yield from findings
     except (OSError, NotImplementedError) as error:
         yield Finding("error", "folder-not-writable", f"{error}: mend that, or set run.cache to another folder")
     if by_hand and not in_job:
         troubles = list(machine_checks.check_device(params))
         yield from troubles
-        picture = None if troubles else machine_checks.seconds_a_picture(params)
-    if picture is not None:
-        yield from machine_checks.check_time(params, script.options, resources, picture)
+        image = None if troubles else machine_checks.seconds_an_image(params)
+    if image is not None:
+        yield from machine_checks.check_time(params, script.options, resources, image)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ ANSWER_S = 10
 
 
 def settings() -> dict[str, str]:
-    """Give Slurm's settings as `scontrol show config` names them; none where there is no Slurm."""
+    """Return Slurm's settings as `scontrol show config` names them; none where there is no Slurm."""
     return dict(re.findall(r"^(\w+)\s*= (.*)$", answer("scontrol", "show", "config").stdout, re.MULTILINE))
 
 

@@ -20,16 +20,16 @@ from torch.optim import Adam, Optimizer
 
 from headstart.core.text import text_table
 from headstart.training.regularization.param_groups import Group
-from headstart.training.regularization.penalty import Kind
+from headstart.training.regularization.penalty import RegularizerKind
 
-Row = dict[str, str | int | float | None]
+LedgerRow = dict[str, str | int | float | None]
 COLUMNS = (
     "epoch", "group", "norm", "distance", "penalty", "penalty_share", "shrink", "total_shrink", "data_movement",
     "equivalent_l2",
 )  # fmt: skip
 
 
-class Ledger:
+class RegularizationLedger:
     """Keeps the books of one fine-tuning.
 
     A row, of one epoch and one group (all its layers together):
@@ -45,7 +45,7 @@ class Ledger:
     def __init__(
         self,
         groups: Sequence[Group],
-        kind: Kind,
+        kind: RegularizerKind,
         *,
         start: Mapping[str, Tensor],
         anchors: Mapping[str, Tensor],
@@ -76,7 +76,7 @@ class Ledger:
         self._before: dict[str, Tensor] = {}
         self._pull_before: dict[str, Tensor] = {}
 
-    def open_epoch(self, optimizer: Optimizer) -> None:
+    def start_epoch(self, optimizer: Optimizer) -> None:
         """Take the weights down, before an epoch's first step."""
         self._plain_now[:], self._felt_now[:] = 0, 0
         self._before = {name: value.detach().clone() for name, value in self._parameters()}
@@ -106,8 +106,8 @@ class Ledger:
         self._felt_now[mine] += factor * felt
 
     @torch.no_grad()
-    def close_epoch(self, epoch: int, loss: float, optimizer: Optimizer) -> list[Row]:
-        """Give the epoch's rows, one a group.
+    def end_epoch(self, epoch: int, loss: float, optimizer: Optimizer) -> list[LedgerRow]:
+        """Return the epoch's rows, one a group.
 
         Args:
             epoch: its number.
@@ -121,7 +121,7 @@ class Ledger:
                 sums[group.name] += self._of_parameter(group, name, value, optimizer)
         figures = {name: total.tolist() for name, total in sums.items()}
         whole = loss + sum(penalty for _, _, penalty, *_ in figures.values())
-        rows: list[Row] = []
+        rows: list[LedgerRow] = []
         for name, (norm, distance, penalty, taken, base, moved, before) in figures.items():
             shrink = taken / base if base else 0.0
             self._kept[name] *= 1 - shrink
@@ -132,7 +132,7 @@ class Ledger:
         return rows
 
     def _of_parameter(self, group: Group, name: str, value: Tensor, optimizer: Optimizer) -> Tensor:
-        """Give squared norm and distance, the penalty, ⟨W − A, taken⟩, ‖W − A‖², squared data movement and start."""
+        """Return squared norm and distance, the penalty, ⟨W − A, taken⟩, ‖W − A‖², squared data movement and start."""
         phase, before = self._first_phase[name], self._before[name]
         decoupled = self._kind == "decoupled"
         strength = group.decay * self._plain_now[phase] if decoupled else 2 * group.l2 * self._felt_now[phase]
@@ -161,7 +161,7 @@ class Ledger:
         return bool(self._felt[phase] > self._felt_now[phase])
 
     def _pull(self, name: str, value: Tensor, optimizer: Optimizer) -> Tensor:
-        """Give the direction in which a unit of λ (or of decay) moves the weights, up to the sign."""
+        """Return the direction in which a unit of λ (or of decay) moves the weights, up to the sign."""
         pull = self._plain_pull(name, value.detach())
         if not self._is_scaled(value, optimizer):
             return pull
@@ -178,7 +178,7 @@ class Ledger:
         return self._kind != "decoupled" and isinstance(optimizer, Adam) and value in optimizer.state
 
     def _equivalent_l2(self, name: str, optimizer: Optimizer) -> float | None:
-        """Give 1 / (2 Σ τ), Σ τ averaged over the group's numbers; None under Adam or before any step."""
+        """Return 1 / (2 Σ τ), Σ τ averaged over the group's numbers; None under Adam or before any step."""
         if isinstance(optimizer, Adam):
             return None
         parts = [(g.lr * self._felt[self._first_phase[n]], p.numel()) for g, n, p in self._all() if g.name == name]
@@ -192,7 +192,7 @@ class Ledger:
         return [(name, value) for _, name, value in self._all()]
 
     def state_dict(self, *, mid_epoch: bool) -> dict[str, Any]:
-        """Give what the next epoch needs of those before it, and within one also what was taken down at its start."""
+        """Return what the next epoch needs of those before it, and within one also what was taken down at its start."""
         arrays = {"push": self._push, "steps": self._steps, "felt": self._felt}
         taken_down = {"before": self._before, "pull_before": self._pull_before} if mid_epoch else {}
         return {**{name: array.tolist() for name, array in arrays.items()}, "kept": dict(self._kept), **taken_down}
@@ -211,8 +211,8 @@ def _squares(value: Tensor) -> Tensor:
     return value.square().sum(dtype=torch.float64)
 
 
-def with_curves(history: Sequence[dict[str, int | float]], rows: Sequence[Row]) -> list[dict[str, int | float]]:
-    """Give a training's history, a row an epoch, with the ledger's figures in it, such as ``backbone/norm``."""
+def with_curves(history: Sequence[dict[str, int | float]], rows: Sequence[LedgerRow]) -> list[dict[str, int | float]]:
+    """Return a training's history, a row an epoch, with the ledger's figures in it, such as ``backbone/norm``."""
     flat: dict[int, dict[str, int | float]] = {int(row["epoch"]): {**row} for row in history}
     for row in rows:
         for name in COLUMNS[2:]:
@@ -222,7 +222,7 @@ def with_curves(history: Sequence[dict[str, int | float]], rows: Sequence[Row]) 
     return list(flat.values())
 
 
-def table(rows: Sequence[Row]) -> str:
+def ledger_table(rows: Sequence[LedgerRow]) -> str:
     """Write one epoch's rows for a terminal."""
     lines = [("group", "‖W‖", "‖W − W₀‖", "share of loss", "shrunk by it", "moved by data in it", "early stop ≙ λ")]
     for row in rows:

@@ -55,7 +55,7 @@ class Group:
 
 
 def rule_names(model: nn.Module, classifier: str) -> dict[str, str]:
-    """Give each parameter the name that rules match: ``head.weight`` whatever timm calls it, else ``backbone. …``."""
+    """Return each parameter the name that rules match: ``head.weight`` whatever timm calls it, else ``backbone. …``."""
     return {
         name: HEAD + name.removeprefix(classifier + ".") if name.startswith(classifier + ".") else BACKBONE + name
         for name, _ in model.named_parameters()
@@ -109,7 +109,7 @@ def group_parameters(
 
 
 def stages(model: nn.Module, classifier: str) -> list[set[str]]:
-    """Give the names of the parameters of the backbone's stages (timm's coarse layers), from the top down.
+    """Return the names of the parameters of the backbone's stages (timm's coarse layers), from the top down.
 
     A stage of normalisation alone is joined with the one below it. The classifier is in none.
     """
@@ -130,12 +130,12 @@ def stages(model: nn.Module, classifier: str) -> list[set[str]]:
 
 
 def _depths(model: nn.Module) -> dict[str, int]:
-    """Give the layers between each parameter's and the one that holds the classifier, as timm counts them."""
+    """Return the layers between each parameter's and the one that holds the classifier, as timm counts them."""
     return {name: depth for depth, layer in enumerate(_layers(model, coarse=False)) for name in layer}
 
 
 def _layers(model: nn.Module, *, coarse: bool) -> Iterator[list[str]]:
-    """Give the names of the parameters of timm's layers, from the top down; all in one where timm knows no layers."""
+    """Return the names of the parameters of timm's layers, from the top down; all in one where timm knows no layers."""
     if not hasattr(model, "group_matcher"):
         yield [name for name, _ in model.named_parameters()]
         return
@@ -144,7 +144,7 @@ def _layers(model: nn.Module, *, coarse: bool) -> Iterator[list[str]]:
         yield layers[number]
 
 
-def table(groups: Sequence[Group]) -> list[dict[str, str | int | float]]:
+def groups_table(groups: Sequence[Group]) -> list[dict[str, str | int | float]]:
     """List the groups for logs and reports: name, tensors, parameters, λ, decay, peak learning rate."""
     return [
         {

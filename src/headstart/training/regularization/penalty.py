@@ -22,7 +22,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from headstart.training.regularization.param_groups import Group
 
-Kind = Literal["l2", "l2_sp", "decoupled", "none"]
+RegularizerKind = Literal["l2", "l2_sp", "decoupled", "none"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 Place = Literal["loss", "optimizer", "nowhere"]
 
@@ -31,7 +31,7 @@ INERT = 1e-3
 NOTICEABLE = 1e-2
 
 
-def place_of(kind: Kind, optimizer: OptimizerName, *, clipped: bool) -> Place:
+def penalty_location(kind: RegularizerKind, optimizer: OptimizerName, *, clipped: bool) -> Place:
     """Say where the regulariser acts, so that it is exactly what its kind says.
 
     Raises:
@@ -64,14 +64,14 @@ def penalty(groups: Sequence[Group], anchors: Mapping[str, Tensor] | None = None
 
 
 def _wide(parameter: Tensor) -> Tensor:
-    """Give at least float32: a sum of squares in fewer bits loses the small ones."""
+    """Return at least float32: a sum of squares in fewer bits loses the small ones."""
     return parameter if parameter.dtype == torch.float64 else parameter.float()
 
 
 def make_optimizer(
     groups: Sequence[Group],
     name: OptimizerName,
-    kind: Kind,
+    kind: RegularizerKind,
     *,
     clipped: bool,
     momentum: float,
@@ -89,7 +89,7 @@ def make_optimizer(
         nesterov: SGD's.
         fused: whether torch's fused kernels step (timm's SGDW has none).
     """
-    inside = place_of(kind, name, clipped=clipped) == "optimizer"
+    inside = penalty_location(kind, name, clipped=clipped) == "optimizer"
     params = [
         {
             "params": list(group.parameters.values()),
@@ -115,7 +115,7 @@ def make_optimizer(
 
 
 def expected_shrink(
-    group: Group, kind: Kind, optimizer: OptimizerName, factors: NDArray[np.float64], momentum: float
+    group: Group, kind: RegularizerKind, optimizer: OptimizerName, factors: NDArray[np.float64], momentum: float
 ) -> float | None:
     """Estimate the share of its weights that a group loses to its regulariser over a training.
 
@@ -136,7 +136,9 @@ def expected_shrink(
     return abs(float(np.expm1(np.log1p(-np.minimum(group.lr * factors * rate, 1 - 1e-12)).sum())))
 
 
-def strength_of(shrink: float, kind: Kind, lr: float, factors: NDArray[np.float64], momentum: float) -> float:
-    """Give the λ, or the decoupled decay, that would shrink the weights by this share: ``expected_shrink`` inverted."""
+def l2_for_shrink(
+    shrink: float, kind: RegularizerKind, lr: float, factors: NDArray[np.float64], momentum: float
+) -> float:
+    """Return the λ, or decoupled decay, that would shrink the weights by this fraction; inverts ``expected_shrink``."""
     time = lr * float(factors.sum())
     return -math.log1p(-shrink) / time * (1.0 if kind == "decoupled" else (1 - momentum) / 2)

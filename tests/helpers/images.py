@@ -1,4 +1,4 @@
-"""Invented data for tests: params, packed pictures, and what the stages before the tested one would have written.
+"""Invented data for tests: params, packed images, and what the stages before the tested one would have written.
 
 All of it is written under the working directory, as in a project's folder.
 """
@@ -21,10 +21,10 @@ from torch import nn
 
 from headstart.config.loader import parse_params
 from headstart.config.schema import Params
-from headstart.core.io import replacing, write_json, write_report, write_table
+from headstart.core.io import atomic_write, write_json, write_report, write_table
 from headstart.core.paths import FINETUNE, PREPARED
-from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Prepared, manifest_rows
-from headstart.data.image_info import look_of
+from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, PreparedDataset, manifest_rows
+from headstart.data.image_info import info_of
 from headstart.data.shards import checksum, shard_path, write_index
 from headstart.features.cache import write_features
 from headstart.models.backbone import features_of
@@ -33,7 +33,7 @@ from headstart.probe.outputs import write_baselines
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("cat", "dog", "owl", "yak")
-PICTURES = {"train": 12, "validation": 10, "test": 9}
+IMAGES = {"train": 12, "validation": 10, "test": 9}
 INPUT = {
     "input_size": [3, 32, 32],
     "interpolation": "bilinear",
@@ -42,7 +42,7 @@ INPUT = {
     "crop_pct": 0.875,
     "crop_mode": "center",
 }
-STORED = 36  # 32 / 0.875: pictures are stored before the crop
+STORED = 36  # 32 / 0.875: images are stored before the crop
 
 
 def params(changes: Mapping[str, Any] | None = None) -> Params:
@@ -60,26 +60,26 @@ def params(changes: Mapping[str, Any] | None = None) -> Params:
 
 
 def write_prepared(
-    pictures: Mapping[str, int] = PICTURES, classes: tuple[str, ...] = CLASSES, *, files: bool = False
-) -> Prepared:
+    images: Mapping[str, int] = IMAGES, classes: tuple[str, ...] = CLASSES, *, files: bool = False
+) -> PreparedDataset:
     """data/prepared: noise whose brightness goes with its class; classes in turn, the splits mixed.
 
-    With ``files`` data/raw has the pictures that it was prepared from.
+    With ``files`` data/raw has the images that it was prepared from.
     """
     generator = np.random.default_rng(0)
     PREPARED.mkdir(parents=True)
-    order = generator.permutation([split for split in SPLITS for _ in range(pictures[split])])
+    order = generator.permutation([split for split in SPLITS for _ in range(images[split])])
     manifest, index = [], []
     with shard_path(PREPARED, 0).open("wb") as shard:
         for i, split in enumerate(order):
             label = i % len(classes)
             darkest = 150 * label // (len(classes) - 1)
-            picture = generator.integers(darkest, darkest + 100, (STORED, STORED, 3), dtype=np.uint8)
-            look, pixels = look_of(Image.fromarray(picture)), picture.tobytes()
+            image = generator.integers(darkest, darkest + 100, (STORED, STORED, 3), dtype=np.uint8)
+            look, pixels = info_of(Image.fromarray(image)), image.tobytes()
             place = shard.tell(), len(pixels), crc32(pixels), 0
             index.append((i, *place, label, STORED, STORED, SPLITS.index(split)))
             source = f"{classes[label]}/{i}.png"
-            named = f"{i:016x}", source, classes[label], split, "", sha256(_file(source, picture, files)).hexdigest()
+            named = f"{i:016x}", source, classes[label], split, "", sha256(_file(source, image, files)).hexdigest()
             manifest.append([*named, STORED, STORED, look.phash, look.contrast])
             shard.write(pixels)
     write_table(PREPARED / "manifest.csv", MANIFEST_COLUMNS, manifest)
@@ -88,16 +88,16 @@ def write_prepared(
     sizes = {"shard_bytes": [shard_path(PREPARED, 0).stat().st_size]}
     checksums = {name: checksum(PREPARED / name) for name in ("manifest.csv", "index.npy")}
     write_json(PREPARED / "dataset.json", dataset | sizes | {"crc32": checksums})
-    return Prepared.open()
+    return PreparedDataset.open()
 
 
-def _file(source: str, picture: NDArray[np.uint8], on_disk: bool) -> bytes:
-    """Give a picture as a PNG, its pixels as they are where there are no files."""
+def _file(source: str, image: NDArray[np.uint8], on_disk: bool) -> bytes:
+    """Return an image as a PNG, its pixels as they are where there are no files."""
     if not on_disk:
-        return picture.tobytes()
+        return image.tobytes()
     path = Path("data/raw", source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    Image.fromarray(image).save(path)
     return path.read_bytes()
 
 
@@ -110,13 +110,13 @@ def write_finetune(classes: tuple[str, ...] = CLASSES) -> nn.Module:
         with torch.no_grad():
             model(torch.randn(8, 3, 32, 32) + 0.5)
     model_config = {"label_names": list(classes), "pretrained_cfg": INPUT}
-    with replacing(FINETUNE) as aside:
+    with atomic_write(FINETUNE) as aside:
         save_for_hf(model, str(aside), model_config=model_config, safe_serialization=True)
     write_report("finetune", {"training_seconds": 6.25, "processes": 2, "val_accuracy": 0.5})
     return model.eval()
 
 
-def write_probe(prepared: Prepared, model: nn.Module) -> None:
+def write_probe(prepared: PreparedDataset, model: nn.Module) -> None:
     """What features and probe write: the model's features, its classifier a little changed, and one baseline, drawn."""
     head = model.get_classifier()  # type: ignore[operator]
     with torch.inference_mode():
@@ -131,6 +131,6 @@ def write_probe(prepared: Prepared, model: nn.Module) -> None:
     write_report("probe", {"val_accuracy": 0.75, "fit_seconds": 1.5, "heads": {"knn": figures}})
 
 
-def sources(prepared: Prepared) -> list[str]:
-    """Every picture's source, by row."""
+def sources(prepared: PreparedDataset) -> list[str]:
+    """Every image's source, by row."""
     return [row["source"] for row in manifest_rows(prepared.folder)]

@@ -1,4 +1,4 @@
-"""Files that are called pictures and are damaged, odd, or made to do harm; the same ones every time.
+"""Files that are called images and are damaged, odd, or made to do harm; the same ones every time.
 
 python tests/hostile_pictures.py FOLDER [COUNT] writes them, to try things by hand.
 """
@@ -22,8 +22,8 @@ EXTREMES = (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\xff\xf
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%touch executed) (w) file\n"
 
 
-def make_hostile_pictures(root: Path, count: int) -> None:
-    """Write ``count`` files, and links, pipes and folders that are called pictures."""
+def make_hostile_images(root: Path, count: int) -> None:
+    """Write ``count`` files, and links, pipes and folders that are called images."""
     make_damaged(root)
     odd = root / "made"
     odd.mkdir()
@@ -125,4 +125,4 @@ MADE: dict[str, Callable[[], bytes]] = {
 
 
 if __name__ == "__main__":
-    make_hostile_pictures(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 1000)
+    make_hostile_images(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 1000)

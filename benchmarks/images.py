@@ -1,4 +1,4 @@
-"""The benchmarks' pictures: JPEGs of quality 90 in train/, val/ and test/, one folder a class, made once."""
+"""The benchmarks' images: JPEGs of quality 90 in train/, val/ and test/, one folder a class, made once."""
 
 import hashlib
 import sys
@@ -11,18 +11,18 @@ from PIL import Image
 
 from benchmarks.task import CLASSES
 
-HELD_OUT = 2 * CLASSES  # pictures of validation, and of test: next to nothing, since what is timed is training
+HELD_OUT = 2 * CLASSES  # images of validation, and of test: next to nothing, since what is timed is training
 ENDINGS = {".jpg", ".jpeg", ".png"}
 Image.init()
 
 
-def make_pictures(work: Path, source: Path | None, count: int, size: tuple[int, int]) -> Path:
-    """Give the folder of ``count`` training pictures; what an earlier run made is used again.
+def make_images(work: Path, source: Path | None, count: int, size: tuple[int, int]) -> Path:
+    """Return the folder of ``count`` training images; what an earlier run made is used again.
 
     Args:
         work: where the folder is made.
         source: a folder with photographs somewhere below, resized; None: they are invented.
-        count: training pictures.
+        count: training images.
         size: width and height, in pixels.
     """
     name = "invented" if source is None else hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
@@ -32,19 +32,19 @@ def make_pictures(work: Path, source: Path | None, count: int, size: tuple[int, 
     aside = folder.with_name(f".{folder.name}")
     drawn = islice(_invented(size) if source is None else _resized(source, size), count + 2 * HELD_OUT)
     written = 0
-    for i, picture in enumerate(drawn):
+    for i, image in enumerate(drawn):
         split = "test" if i < HELD_OUT else "val" if i < 2 * HELD_OUT else "train"
         target = aside / split / f"class{i % CLASSES}" / f"{i:06d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(target, quality=90)
+        image.save(target, quality=90)
         written += 1
     if written < count + 2 * HELD_OUT:
-        sys.exit(f"error: {source} has {written} pictures, and {count + 2 * HELD_OUT} are needed: see --count")
+        sys.exit(f"error: {source} has {written} images, and {count + 2 * HELD_OUT} are needed: see --count")
     return aside.rename(folder)
 
 
 def mean_bytes(folder: Path) -> int:
-    """Give the mean size of the training files."""
+    """Return the mean size of the training files."""
     sizes = [path.stat().st_size for path in folder.glob("train/*/*")]
     return round(sum(sizes) / len(sizes))
 
@@ -53,8 +53,8 @@ def _resized(source: Path, size: tuple[int, int]) -> Iterator[Image.Image]:
     """Yield photographs in an order that has nothing to do with their names."""
     paths = [path for path in source.rglob("*") if path.suffix.lower() in ENDINGS]
     for path in sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).digest()):
-        with Image.open(path) as picture:
-            yield picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        with Image.open(path) as image:
+            yield image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def _invented(size: tuple[int, int]) -> Iterator[Image.Image]:
