@@ -102,7 +102,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     )
     bad = 0
     # Where lines go to a terminal they show themselves how far it is.
-    status = StatusLine(sys.stderr, "pictures", shown=arguments.out is not None or not sys.stdout.isatty())
+    status = StatusLine(sys.stderr, "images", shown=arguments.out is not None or not sys.stdout.isatty())
     if status.shown and not from_stdin:
         threading.Thread(target=_count, args=(arguments.pictures, status), daemon=True).start()
     try:

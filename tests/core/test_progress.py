@@ -42,7 +42,7 @@ def test_a_file_gets_a_line_every_ten_seconds(
 
 def test_short_work_is_quiet_and_no_work_is_no_division_by_zero(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        with Progress("prepare", 3, "pictures") as shown:
+        with Progress("prepare", 3, "images") as shown:
             shown.advance(3)
         with Progress("prepare", 3) as shown:
             clock.now += 60

@@ -20,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_a_terminal_sees_how_far_it_is(clock: list[float]) -> None:
     terminal = Terminal()
-    status = StatusLine(terminal, "pictures")
+    status = StatusLine(terminal, "images")
     status.total = 40
     status.advance()
     assert terminal.getvalue() == ""  # too soon after the start to say a rate
@@ -34,7 +34,7 @@ def test_a_terminal_sees_how_far_it_is(clock: list[float]) -> None:
 
 def test_where_nobody_knows_how_many(clock: list[float]) -> None:
     terminal = Terminal()
-    status = StatusLine(terminal, "pictures")
+    status = StatusLine(terminal, "images")
     clock[0] += 2
     status.advance()
     assert terminal.getvalue() == "\r1 images, 0/s\x1b[K"
@@ -42,7 +42,7 @@ def test_where_nobody_knows_how_many(clock: list[float]) -> None:
 
 @pytest.mark.parametrize(("file", "shown"), [(io.StringIO(), True), (Terminal(), False)])
 def test_nothing_is_shown_elsewhere_but_all_is_counted(clock: list[float], file: io.StringIO, shown: bool) -> None:
-    status = StatusLine(file, "pictures", shown=shown)
+    status = StatusLine(file, "images", shown=shown)
     clock[0] += 1
     status.advance()
     assert (status.done, status.close(), file.getvalue()) == (1, 1.0, "")

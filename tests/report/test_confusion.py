@@ -5,7 +5,7 @@ from headstart.core.errors import UserError
 from headstart.report.confusion import (
     IN_PAIRS,
     OF_A_PAIR,
-    TestOutcome,
+    ImageOutcome,
     confused_pairs,
     count_up,
     heat_map,
@@ -17,7 +17,7 @@ from headstart.report.inputs import PredictionRow
 CLASSES = ["cat", "dog", "owl"]
 
 
-def outcome(*said: tuple[str, str, float]) -> TestOutcome:
+def outcome(*said: tuple[str, str, float]) -> ImageOutcome:
     """Of label, prediction and probability of each image."""
     return count_up(CLASSES, [PredictionRow(i, f"{i}.png", *each) for i, each in enumerate(said)])
 

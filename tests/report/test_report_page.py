@@ -94,7 +94,7 @@ def test_the_browser_is_told_the_hash_of_the_only_script(prepared: PreparedDatas
         ("evaluate/trust.json", None, "trust.json does not exist: run `dvc repro`"),
         ("evaluate/predictions.csv", None, "predictions.csv does not exist: run `dvc repro`"),
         ("finetune.json", "{", "reports/finetune.json is damaged"),
-        ("prepare.json", '{"images": 3}', "it has no 'splits'"),
+        ("prepare.json", '{"pictures": 3}', "it has no 'splits'"),
         ("prepare.json", "[]", "reports/prepare.json is damaged"),
         ("finetune/history.csv", "epoch,train_loss,val_loss,val_accuracy\n", "it has no epoch 4"),
         ("probe/l2_path.csv", "log10_l2,val_loss\n", "it has no lines"),
@@ -175,7 +175,7 @@ def test_noise_which_no_format_makes_small_stays_below_5_mb(monkeypatch: pytest.
 
 
 def test_without_a_model_or_params_or_torch(prepared: PreparedDataset) -> None:
-    code = "import sys; from headstart.report import main; sys.argv[1:] = []; main(); print('torch' in sys.modules)"
+    code = "from headstart.report.__main__ import main; main(); import sys; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout.splitlines() == ["reports/index.html", "False"]

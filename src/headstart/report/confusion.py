@@ -21,7 +21,7 @@ RIGHT, WRONG = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
 
 
 @dataclass(frozen=True)
-class TestOutcome:
+class ImageOutcome:
     """What the predictions come to.
 
     Attributes:
@@ -45,7 +45,7 @@ class ConfusedPair(NamedTuple):
     shown: list[PredictionRow]
 
 
-def count_up(classes: list[str], predictions: Iterable[PredictionRow]) -> TestOutcome:
+def count_up(classes: list[str], predictions: Iterable[PredictionRow]) -> ImageOutcome:
     """Count the predictions and keep the wrong ones; raises UserError at a class that is not among them."""
     place = {name: i for i, name in enumerate(classes)}
     counts, mistakes = np.zeros((len(classes), len(classes)), np.int64), []
@@ -55,10 +55,10 @@ def count_up(classes: list[str], predictions: Iterable[PredictionRow]) -> TestOu
         counts[place[prediction.label], place[prediction.predicted]] += 1
         if prediction.label != prediction.predicted:
             mistakes.append(prediction)
-    return TestOutcome(classes, counts, sorted(mistakes, key=lambda mistake: (-mistake.probability, mistake.id)))
+    return ImageOutcome(classes, counts, sorted(mistakes, key=lambda mistake: (-mistake.probability, mistake.id)))
 
 
-def confused_pairs(outcome: TestOutcome) -> list[ConfusedPair]:
+def confused_pairs(outcome: ImageOutcome) -> list[ConfusedPair]:
     """List who is taken for whom, most often first; the first pairs have mistakes to show, up to all that are shown."""
     of_pair: dict[tuple[str, str], list[PredictionRow]] = defaultdict(list)
     for mistake in outcome.mistakes:
@@ -78,7 +78,7 @@ def shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(counts / counts.sum(axis=1, keepdims=True).clip(1))
 
 
-def most_often_taken_for(outcome: TestOutcome) -> dict[str, tuple[str, int]]:
+def most_often_taken_for(outcome: ImageOutcome) -> dict[str, tuple[str, int]]:
     """Return for each class that is ever mistaken the other that it is most often taken for, and how often."""
     wrong = outcome.counts - np.diag(np.diag(outcome.counts))
     return {

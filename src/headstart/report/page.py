@@ -23,7 +23,7 @@ from headstart.report import formatting
 from headstart.report.charts import learning_charts, ledger_charts, probe_chart, reliability_charts, sizes_chart
 from headstart.report.confusion import (
     MOST_CONFIDENT,
-    TestOutcome,
+    ImageOutcome,
     confused_pairs,
     count_up,
     heat_map,
@@ -105,7 +105,7 @@ def _charts(contents: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _mistakes(prepared: PreparedDataset, outcome: TestOutcome) -> dict[str, Any]:
+def _mistakes(prepared: PreparedDataset, outcome: ImageOutcome) -> dict[str, Any]:
     """Return what the page says of mistakes: a matrix of few classes as a table, of many as an image."""
     wrong = {mistake.id for mistake in outcome.mistakes}
     rows = {name: row for row, name in enumerate(prepared.ids.tolist()) if name in wrong}
@@ -123,7 +123,7 @@ def _mistakes(prepared: PreparedDataset, outcome: TestOutcome) -> dict[str, Any]
     }
 
 
-def _matrix(outcome: TestOutcome) -> list[tuple[str, list[tuple[int, float, str]]]]:
+def _matrix(outcome: ImageOutcome) -> list[tuple[str, list[tuple[int, float, str]]]]:
     """Return each class and the cells of its row: images, their share of the row, and whether that is right."""
     cells = np.where(np.eye(len(outcome.classes), dtype=bool), "right", "wrong")
     columns = (outcome.counts.tolist(), shares(outcome.counts).tolist(), cells.tolist())
