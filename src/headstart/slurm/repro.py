@@ -15,6 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
+from headstart.config.loader import load_params
 from headstart.core.errors import UserError
 from headstart.core.lock import locked
 from headstart.core.paths import DVC_RWLOCK, LOCK, STOPPED
@@ -35,6 +36,7 @@ def main() -> None:
     try:
         if not Path(".dvc").is_dir():
             raise UserError(".dvc does not exist: run this in the project's folder")
+        load_params(Path("params.yaml"))  # names every missing key, and the command that adds them; DVC does not
         with locked(LOCK, "the pipeline of this folder already runs"):
             code = _run(arguments)
     except UserError as error:
