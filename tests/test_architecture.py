@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from headstart.cli import COMMANDS
+from headstart.cli import STAGES as STAGE_COMMANDS
+from headstart.cli import cli
 from headstart.config.schema import Params
 
 ROOT = Path(__file__).parents[1]
@@ -145,9 +146,8 @@ def test_dvc_knows_what_the_stage_declares(stage: str) -> None:
 
 def test_stage_commands_params_and_pipeline_have_the_same_names() -> None:
     assert list(pipeline()) == STAGES
-    assert list(COMMANDS)[: len(STAGES)] == STAGES
-    assert [COMMANDS[stage][0] for stage in STAGES] == STAGE_MODULES
-    assert all(module in TREES for module, _ in COMMANDS.values())
+    assert list(STAGE_COMMANDS) == list(cli.commands)[: len(STAGES)] == STAGES
+    assert all(module in TREES for module in STAGE_MODULES)
     sections = YAML(typ="safe").load(ROOT / "params.yaml")
     assert list(sections) == list(Params.model_fields)
     assert set(sections) == {*STAGES, "backbone", "run"}
@@ -164,17 +164,19 @@ def test_every_key_of_params_yaml_has_a_comment() -> None:
     assert without == []
 
 
-def test_help_imports_nothing_but_the_standard_library(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["finetune", "--help"], ["predict", "--help"]], ids=" ".join
+)
+def test_help_imports_nothing_but_click(tmp_path: Path, arguments: list[str]) -> None:
     """So it answers at once."""
     code = (
-        "import sys; before = set(sys.modules); from headstart.cli import main; main(); "
-        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}; "
-        "print(sorted(loaded - set(sys.stdlib_module_names)), file=sys.stderr)"
+        "import atexit, sys; before = set(sys.modules); from headstart.cli import main; "
+        "loaded = lambda: {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "atexit.register(lambda: print(sorted(loaded() - set(sys.stdlib_module_names)), file=sys.stderr)); main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--help"], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
-    assert done.stderr == "['headstart']\n"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stderr == "['click', 'headstart']\n"
 
 
 IMPORTS = """
@@ -188,7 +190,7 @@ import headstart.cli
 assert not heavy(), heavy()
 import headstart.config.schema
 assert not heavy() - {"pydantic"}, heavy()
-import headstart.leaderboard, headstart.data.dataset, headstart.stages.program, headstart.stages.probe
+import headstart.data.dataset, headstart.stages.program, headstart.stages.probe
 import headstart.predict
 assert not heavy() - {"pydantic", "numpy"}, heavy()
 import lightning, numpy, random, timm, torch  # lightning draws from random's generator: not ours to mend

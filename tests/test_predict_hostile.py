@@ -50,7 +50,7 @@ def test_a_hostile_bundle_is_refused_with_a_reason(ends: dict[str, End], name: s
 def test_every_hostile_image_is_a_row(tmp_path: Path) -> None:
     good, pictures, out = copy_bundle(tmp_path / "good"), tmp_path / "pictures", tmp_path / "rows.jsonl"
     make_hostile_images(pictures, 1000)
-    command = [sys.executable, "-W", "error", "-m", "headstart.predict", str(good), str(pictures), "--out", str(out)]
+    command = [sys.executable, "-W", "error", "-m", "headstart", "predict", str(good), str(pictures), "--out", str(out)]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300)
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     named = [row["picture"] for row in rows]

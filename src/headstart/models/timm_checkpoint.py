@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from headstart.core.errors import UserError
+from headstart.core.errors import UserError, first_line
 from headstart.core.paths import MODEL_CONFIG, MODEL_WEIGHTS
 from headstart.data.dataset import PreparedDataset
 
@@ -60,9 +60,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
             else torch.load(path, weights_only=True, mmap=True, map_location="cpu")
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError, LookupError) as error:
-        raise UserError(f"{path} can't be read: {_first_line(error)}") from error
+        raise UserError(f"{path} can't be read: {first_line(error)}") from error
     except Exception as error:  # torch's unpickler has an error of its own for what it refuses
-        raise UserError(f"{path} is no checkpoint of tensors and plain values: {_first_line(error)}") from error
+        raise UserError(f"{path} is no checkpoint of tensors and plain values: {first_line(error)}") from error
     found = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path} holds no state dict: no tensors by name, nor below `state_dict`")
@@ -83,7 +83,3 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"({len(wrong)} differ): {listed}"
         )
     model.load_state_dict(found)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
