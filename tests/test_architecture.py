@@ -66,6 +66,28 @@ def test_no_module_uses_anothers_underscore_names(name: str) -> None:
     assert [ast.unparse(n) for n in used if n.attr.startswith("_") and ast.unparse(n.value) in modules] == []
 
 
+def definitions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield name, node
+
+
+def test_no_two_classes_share_a_name() -> None:
+    modules: dict[str, list[str]] = {}
+    for name, node in definitions():
+        if isinstance(node, ast.ClassDef):
+            modules.setdefault(node.name, []).append(name)
+    assert {name: where for name, where in modules.items() if len(where) > 1} == {}
+
+
+def test_docstrings_begin_with_the_usual_verbs() -> None:
+    """Return, Compute, Write ...: these were once used for all of them, and had to be decoded."""
+    unusual = ("Give", "Have", "Let", "Say", "Take", "Tell")
+    found = [(name, node.name) for name, node in definitions() if (ast.get_docstring(node) or "").startswith(unusual)]
+    assert found == []
+
+
 def test_no_module_is_called_utils() -> None:
     vague = {"utils", "util", "helpers", "common", "misc", "base"}
     assert [name for name in TREES if name.rpartition(".")[2] in vague] == []
