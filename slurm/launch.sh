@@ -23,7 +23,7 @@ shift
 case "$command" in
 features | finetune | evaluate) tasks=all ;; # shared by as many processes as there are
 prepare | probe | export) tasks=one ;;
-*) exec "$python" -m "headstart.$command" "$@" ;;
+*) exec "$python" -m headstart "$command" "$@" ;;
 esac
 set -- "$python" -m "headstart.stages.$command"
 

@@ -12,7 +12,7 @@ from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import atomic_write, read_json, read_table, write_json, write_report, write_table
 from headstart.data.dataset import SPLITS, PreparedDataset, manifest_rows, read_labels
-from headstart.data.shards import INDEX, Shards, packed, read_index, shard_path
+from headstart.data.shards import INDEX_DTYPE, Shards, pack_image, read_index, shard_path
 from headstart.features.cache import read_features, write_features
 from headstart.models.head import Head, read_head, write_heads
 from helpers.images import CLASSES, IMAGES, INPUT, STORED, write_prepared
@@ -215,10 +215,10 @@ def test_the_index_takes_few_bytes_an_image() -> None:
 def test_jpegs_are_read_as_pillow_reads_them() -> None:
     x, y = np.meshgrid(np.arange(60), np.arange(40))
     smooth = np.stack([x * 4, y * 5, 100 + x + y], axis=2).astype(np.uint8)
-    row = packed(Image.fromarray(smooth), "jpeg")
+    row = pack_image(Image.fromarray(smooth), "jpeg")
     assert len(row) < smooth.nbytes / 2
     shard_path(Path(), 0).write_bytes(b"before" + row)
-    index = np.array([(0, 6, len(row), crc32(row), 0, 0, 40, 60, 0)], INDEX)
+    index = np.array([(0, 6, len(row), crc32(row), 0, 0, 40, 60, 0)], INDEX_DTYPE)
     pixels = Shards(Path(), "jpeg", index).pixels(0)
     assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(row))))
     assert np.abs(pixels.astype(int) - smooth).mean() < 1

@@ -83,7 +83,7 @@ def test_torchvision_downloads(tmp_path: Path) -> None:
 
 def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar.tgz")
-    with pytest.raises(UserError, match=r"torchvision:CIFAR10 can't be had .*Run this once where the network"):
+    with pytest.raises(UserError, match=r"torchvision:CIFAR10 can't be downloaded .*Run this once where the network"):
         Torchvision("CIFAR10", tmp_path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headstart.data.parallel import in_order
+from headstart.data.parallel import map_in_order
 from helpers.waiting import wait_for_workers
 
 
@@ -31,7 +31,7 @@ def failing(number: int) -> int:
 
 def test_results_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_workers(monkeypatch)
-    assert list(in_order(slowly_doubled, range(30), workers=2, preload=["json"])) == list(range(0, 60, 2))
+    assert list(map_in_order(slowly_doubled, range(30), workers=2, preload=["json"])) == list(range(0, 60, 2))
 
 
 def test_tasks_are_taken_as_results_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_tasks_are_taken_as_results_are(monkeypatch: pytest.MonkeyPatch) -> None
             yield taken
 
     processes = set()
-    for done, process in enumerate(in_order(process_of, tasks(), workers=2, preload=["json"]), start=1):
+    for done, process in enumerate(map_in_order(process_of, tasks(), workers=2, preload=["json"]), start=1):
         assert taken <= done + 4
         processes.add(process)
     assert done == 40
@@ -54,15 +54,15 @@ def test_tasks_are_taken_as_results_are(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_little_work_is_done_here() -> None:
     """Importing torch takes longer than it."""
-    assert set(in_order(process_of, range(5), workers=4, preload=["torch"])) == {os.getpid()}
-    assert list(in_order(process_of, [], workers=4, preload=["json"])) == []
+    assert set(map_in_order(process_of, range(5), workers=4, preload=["torch"])) == {os.getpid()}
+    assert list(map_in_order(process_of, [], workers=4, preload=["json"])) == []
 
 
 def test_a_failure_does_not_wait_for_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_workers(monkeypatch)
     began = time.monotonic()
     with pytest.raises(ValueError, match="seven"):
-        list(in_order(failing, range(12), workers=2, preload=["json"]))
+        list(map_in_order(failing, range(12), workers=2, preload=["json"]))
     assert time.monotonic() - began < 15
 
 
@@ -74,7 +74,7 @@ from pytest import MonkeyPatch
 from headstart.data import parallel
 if __name__ == "__main__":
     test_parallel.wait_for_workers(MonkeyPatch())
-    for worker in parallel.in_order(test_parallel.waiting, range(9), workers=2, preload=["json"]):
+    for worker in parallel.map_in_order(test_parallel.waiting, range(9), workers=2, preload=["json"]):
         print(worker, flush=True)
 """
 

@@ -117,7 +117,7 @@ def test_table(tmp_path: Path) -> None:
         SourceItem("x/1.jpg", "cat, big", "train", "g1", ("A",)),
         SourceItem("2.jpg", "dog", "validation", None, ("B",)),
     ]
-    assert source.further_columns == ["camera"]
+    assert source.metadata_columns == ["camera"]
 
 
 def test_table_without_splits(tmp_path: Path) -> None:

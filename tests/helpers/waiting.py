@@ -10,11 +10,11 @@ from headstart.data import parallel
 
 def wait_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let only the first task be done in this process."""
-    start = parallel.server_started
+    start = parallel.start_server
 
     def start_and_wait(*arguments: Any) -> Event:
         ready = start(*arguments)
         ready.wait()
         return ready
 
-    monkeypatch.setattr(parallel, "server_started", start_and_wait)
+    monkeypatch.setattr(parallel, "start_server", start_and_wait)

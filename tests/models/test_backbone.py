@@ -27,7 +27,7 @@ from headstart.models.backbone import (
     get_head,
     head_name,
     input_config,
-    input_config_of,
+    input_config_by_name,
     timm_name,
     weights_sha256,
 )
@@ -119,7 +119,7 @@ def test_the_bundled_backbone_loads_with_its_own_classifier() -> None:
 
 @pytest.mark.parametrize(("name", "size"), [*((name, None) for name in SMALL), ("test_vit", 64), ("bundled", 48)])
 def test_the_input_config_needs_no_weights_and_is_json(name: str, size: int | None) -> None:
-    config = input_config_of(name, size, {})
+    config = input_config_by_name(name, size, {})
     assert config == input_config(build(name, image_size=size), size)
     assert json.loads(json.dumps(config)) == config
     assert set(config) == {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}

@@ -22,7 +22,7 @@ from headstart.core.io import write_json
 from headstart.core.paths import STOPPED
 from helpers.fake_project import environment, fake_project, log
 
-REPRO = [sys.executable, "-m", "headstart.slurm.repro"]
+REPRO = [sys.executable, "-m", "headstart", "repro"]
 STEPS = 15
 
 

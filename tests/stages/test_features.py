@@ -16,8 +16,8 @@ from headstart.data import loader
 from headstart.data.dataset import PreparedDataset
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.transforms import evaluation_transform
+from headstart.features import extract
 from headstart.features.cache import read_features
-from headstart.features.extract import run_inference
 from headstart.models.backbone import BUNDLED, create_backbone, get_head
 from headstart.models.head import read_pretrained_head
 from headstart.stages import features
@@ -79,7 +79,7 @@ def test_other_weights_are_other_rows_and_going_back_computes_nothing() -> None:
 
 
 def test_a_killed_run_goes_on(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = run_inference
+    real = extract.run_inference
 
     def killed_after_two_batches(*args: Any, **options: Any) -> Iterator[NDArray[np.float32]]:
         batches = real(*args, **options)
@@ -87,11 +87,11 @@ def test_a_killed_run_goes_on(prepared: PreparedDataset, monkeypatch: pytest.Mon
         yield next(batches)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(features, "infer", killed_after_two_batches)
+    monkeypatch.setattr(extract, "run_inference", killed_after_two_batches)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert not FEATURES.exists()
-    monkeypatch.setattr(features, "infer", real)
+    monkeypatch.setattr(extract, "run_inference", real)
     run()
     assert report()["reused"] == 8
     interrupted = stored()

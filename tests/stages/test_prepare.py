@@ -125,7 +125,7 @@ def test_training_images_are_stored_for_crops_and_others_at_timms_evaluation_res
 
 def test_every_row_has_its_splits_size_where_splits_come_out_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes of three lend; groups that share an image are joined, whatever their own numbers say."""
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 7)
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 7)
     rows = ["path,label,group"]
     for number in range(40):
         label = f"c{number % 13:02d}"
@@ -166,7 +166,7 @@ def hash_of(*parts: object) -> int:
 def test_a_run_from_nothing_and_an_incremental_one_write_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 5)
     draw_classes(each=12)
     prepare.run(params(store=kind))
     first, before = written(), splits()
@@ -195,7 +195,7 @@ def test_a_run_from_nothing_and_an_incremental_one_write_the_same_bytes(
 
 
 def test_other_workers_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 5)
     draw_classes("abc", each=20)
     alone = params()
     prepare.run(alone)
@@ -214,7 +214,7 @@ from headstart.config.loader import load_params
 from headstart.stages import prepare
 from pathlib import Path
 
-store.SHARD_PICTURES = 5
+store.SHARD_IMAGES = 5
 hashed, left = store.content_sha256, iter(range({before_the_kill}))
 
 def hash_or_be_killed(content):
@@ -228,7 +228,7 @@ prepare.run(load_params(Path("params.yaml")).declared(prepare.PARAMS))
 
 
 def test_a_run_after_a_kill_decodes_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 5)
     draw_classes(each=12)
     with Path("params.yaml").open("w") as file:
         YAML().dump(content("imagefolder"), file)
@@ -278,7 +278,7 @@ def test_what_was_packed_before_an_error_is_used(monkeypatch: pytest.MonkeyPatch
 
 
 def test_damaged_rows_are_decoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 6)
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 6)
     draw_classes(each=12)
     prepare.run(params())
     whole = written()
@@ -297,7 +297,7 @@ def test_damaged_rows_are_decoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_jpegs_of_the_resized_pixels_take_less_and_are_near_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 5)
     for i in range(24):
         draw_smooth(f"pictures/{'ab'[i % 2]}/{i}.png", i)
     prepare.run(params(train_scale=6.0))

@@ -1,37 +1,10 @@
-"""Write any checkpoint of this project's model as a bundle: `headstart export CHECKPOINT`.
+"""Any checkpoint of this project's model as a bundle: `headstart export-checkpoint`."""
 
-reads:   CHECKPOINT (a Lightning .ckpt, a state dict as torch saves it, or .safetensors), params.yaml, data/prepared and
-         the files of its validation images
-writes:  export-NAME, or the folder that --out names: what the stage `export` writes, each format through the same gate
-
-The weights are those of the backbone of params.yaml with a head for the classes of data/prepared. Nothing is known of
-how sure they are, so there are no temperature, no sets and no distance, and the card says that nobody evaluated them.
-"""
-
-import argparse
 import hashlib
 import logging
-import sys
 from pathlib import Path
 
 from headstart.core.errors import UserError
-
-
-def main() -> None:
-    """Write it: exit code 1 with one message on stderr where the user can mend it."""
-    parser = argparse.ArgumentParser(
-        prog="headstart export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--out", type=Path, help="a folder that does not exist yet; default: export-NAME")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
-    args = parser.parse_args()
-    logging.basicConfig(format="%(message)s", stream=sys.stdout)
-    logging.getLogger("headstart").setLevel(logging.INFO)
-    try:
-        export_checkpoint(args.checkpoint, args.out or Path(f"export-{args.checkpoint.stem}"), args.params)
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
@@ -75,7 +48,3 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
         aside.mkdir()
         write_bundle(aside, model, prepared, source, params, told=told, sure=None)
     logging.getLogger(__name__).info("%s", out)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from headstart.core.errors import UserError
+from headstart.core.errors import UserError, first_line
 from headstart.inference.bundle import ONNX_DATA, Bundle
 from headstart.inference.onnx_check import check_onnx
 
@@ -49,7 +49,7 @@ def open_session(bundle: Bundle, name: str, *, device: str, threads: int) -> Inf
     try:
         session = onnxruntime.InferenceSession(str(path), _options(threads), providers=providers)
     except Exception as error:  # noqa: BLE001  (onnxruntime's exceptions have no common base but this)
-        raise UserError(f"{path}: ONNX Runtime can't load it: {_first_line(error)}") from None
+        raise UserError(f"{path}: ONNX Runtime can't load it: {first_line(error)}") from None
     if device == "cuda" and CUDA not in session.get_providers():
         raise UserError("--device cuda: ONNX Runtime found no GPU that it can use; leave --device away")
     _check_signature(session, bundle, str(path))
@@ -62,7 +62,7 @@ def _run(
     try:
         logits, features = session.run(["logits", "features"], {"pixels": inputs})
     except Exception as error:  # noqa: BLE001
-        raise UserError(f"{path}: ONNX Runtime can't run it: {_first_line(error)}") from None
+        raise UserError(f"{path}: ONNX Runtime can't run it: {first_line(error)}") from None
     expected = (len(inputs), len(bundle.config.classes)), (len(inputs), bundle.config.features)
     if (logits.shape, features.shape) != expected:
         raise UserError(f"{path}: gave logits and features of {logits.shape} and {features.shape}, not of {expected}")
@@ -119,7 +119,3 @@ def _described(tensors: Any) -> dict[str, tuple[str, Any]]:
         each.name: (each.type, tuple(each.shape[1:]) if each.shape and not isinstance(each.shape[0], int) else "?")
         for each in tensors
     }
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

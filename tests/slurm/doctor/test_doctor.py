@@ -23,7 +23,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "headstart.slurm.doctor.run", *arguments]
+    command = [sys.executable, "-m", "headstart", "doctor", *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 

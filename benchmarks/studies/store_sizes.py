@@ -1,6 +1,6 @@
 """Compare accuracies by the size at which training images are stored, with that on the images as they are.
 
-    python -m benchmarks.store_sizes --pictures FOLDER --work FOLDER
+    python -m benchmarks.studies.store_sizes --pictures FOLDER --work FOLDER
 
 FOLDER holds train/ and val/ with one folder a class. A seed draws the training images and everything in fine-tuning,
 the same for every size; all of val/ is the test split. Each figure is a test accuracy in percent: the mean over seeds
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.regularisers import draw, params_of
+from benchmarks.studies.regularisers import draw, params_of
 from headstart.stages import evaluate, features, finetune, prepare, probe
 
 MODELS = ("finetune", "probe")
