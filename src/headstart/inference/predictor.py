@@ -14,7 +14,7 @@ from PIL import Image
 
 from headstart.core.errors import UserError
 from headstart.images.decode import BadImageError, decode, to_upright_rgb
-from headstart.images.files import ImageFile, read_file, shown
+from headstart.images.files import ImageFile, read_file, utf8_name
 from headstart.images.preprocess import Preprocessing
 from headstart.inference.bundle import ONNX, Bundle, open_bundle
 from headstart.inference.onnx_runtime import InferenceFn, cuda_available, open_session
@@ -177,4 +177,4 @@ def cores() -> int:
 def _name(image: ImageInput) -> str:
     if isinstance(image, bytes | Image.Image):
         return ""
-    return shown(os.fspath(image.path if isinstance(image, ImageFile) else image))
+    return utf8_name(os.fspath(image.path if isinstance(image, ImageFile) else image))
