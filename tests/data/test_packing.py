@@ -1,16 +1,18 @@
-"""How much a store takes, and how it is therefore packed."""
+"""The estimate of a store's size, how images are therefore packed, and what earlier versions wrote."""
 
 import io
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import PIL
 import pytest
 from PIL import Image
 
 from headstart.data.image_info import TrainingResize
-from headstart.data.packing import Resizes, SizeEstimate, choose_store
-from headstart.data.shards import Store
+from headstart.data.packing import Resizes, SizeEstimate, choose_store, store_spec
+from headstart.data.reuse import SHARD_ROW_DTYPE
+from headstart.data.shards import INDEX_DTYPE, Store
 from headstart.data.splits import NOT_GIVEN, TEST, TRAIN
 
 RESIZES = Resizes(TrainingResize(30, "bilinear"), lambda image: image.resize((20, 20)))
@@ -22,7 +24,7 @@ def encoded(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def test_the_estimate_is_of_the_sizes_that_are_stored() -> None:
+def test_the_estimate_is_of_the_stored_sizes() -> None:
     files = {"large": encoded(80, 60), "small": encoded(10, 10), "bad": b"?"}
     estimate = SizeEstimate.of(files, files.__getitem__, RESIZES)
     assert estimate == SizeEstimate(3 * (40 * 30 + 20 * 20) / 2, 3 * 20 * 20)
@@ -32,11 +34,21 @@ def test_the_estimate_is_of_the_sizes_that_are_stored() -> None:
     assert SizeEstimate.of([], files.__getitem__, RESIZES).total({}, 0.0) == 0
 
 
-def test_a_shard_has_128_mib_and_1024_images_at_most() -> None:
+def test_a_shard_has_at_most_128_mib_and_1024_images() -> None:
     assert SizeEstimate(1e6, 2e6).shard_images("raw") == 67
     assert SizeEstimate(2e6, 1e6).shard_images("jpeg") == 402
     assert SizeEstimate(1e3, 1e3).shard_images("raw") == 1024
     assert SizeEstimate(1e9, 1.0).shard_images("raw") == 1
+
+
+def test_stores_of_earlier_versions_are_reused() -> None:
+    """The spec and the types of the rows are as the first version wrote them."""
+    spec = {"input": {"input_size": [3, 16, 12]}, "train_side": 24, "store": "raw"}
+    spec |= {"pillow": PIL.__version__, "pixels_version": 3}
+    assert store_spec({"input_size": [3, 16, 12]}, 1.5, "raw") == spec
+    assert INDEX_DTYPE.names == ("id", "offset", "bytes", "crc32", "shard", "label", "height", "width", "split")
+    of_image = ("sha256", "training", "width", "height", "phash", "contrast")
+    assert SHARD_ROW_DTYPE.names == (*of_image, "shard", "offset", "bytes", "crc32", "stored_height", "stored_width")
 
 
 def test_a_tiny_image_is_enlarged_for_training_as_for_evaluation() -> None:
@@ -70,7 +82,7 @@ def test_jpegs_stay_jpegs_so_that_only_new_images_are_decoded() -> None:
     assert choose_store("auto", 0, Path(), previous="jpeg") == "jpeg"
 
 
-def test_what_is_asked_for_is_done() -> None:
+def test_a_chosen_store_is_kept() -> None:
     assert choose_store("raw", 0, Path(), previous="jpeg") == "raw"
     assert choose_store("raw", 1e30, Path(), previous=None) == "raw"
     assert choose_store("jpeg", 0, Path(), previous=None) == "jpeg"

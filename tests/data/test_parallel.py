@@ -1,4 +1,4 @@
-"""Work in other processes gives what work here gives, in order, takes no more tasks than it can hold, and ends."""
+"""Work in other processes: the same results in order, bounded memory, and no process that outlives its parent."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def test_results_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(map_in_order(slowly_doubled, range(30), workers=2, preload=["json"])) == list(range(0, 60, 2))
 
 
-def test_tasks_are_taken_as_results_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_are_consumed_only_as_fast_as_results(monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_workers(monkeypatch)
     taken = 0
 
@@ -52,8 +52,8 @@ def test_tasks_are_taken_as_results_are(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(processes - {os.getpid()}) in (1, 2)
 
 
-def test_little_work_is_done_here() -> None:
-    """Importing torch takes longer than it."""
+def test_little_work_stays_in_this_process() -> None:
+    """It is done before workers have imported torch."""
     assert set(map_in_order(process_of, range(5), workers=4, preload=["torch"])) == {os.getpid()}
     assert list(map_in_order(process_of, [], workers=4, preload=["json"])) == []
 
@@ -85,10 +85,11 @@ def waiting(number: int) -> int:
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    """SIGKILL needs a process of its own."""
     (tmp_path / "killed.py").write_text(KILLED.format(folders=[str(folder) for folder in Path(__file__).parents[:2]]))
     with subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert int(process.stdout.readline()) == process.pid
         assert process.pid not in {int(process.stdout.readline()) for _ in range(2)}
         process.kill()
-        process.communicate(timeout=20)  # whoever lives still has the pipe's other end
+        process.communicate(timeout=20)  # waits for every process that still has the pipe open
