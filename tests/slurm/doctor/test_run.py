@@ -1,16 +1,15 @@
-"""The command, and its tasks' rendezvous by processes of this machine."""
+"""The command; that it runs as a program of its own is in test_doctor_in_jobs.py."""
 
 import json
-import socket
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from ruamel.yaml import YAML
 
-from headstart.slurm.doctor import network_check
+from headstart.cli import main
 from helpers.images import ROOT, params
 
 
@@ -22,23 +21,40 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "headstart", "doctor", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+class Answer(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_a_good_script_on_a_good_machine(project: Path) -> None:
+Doctor = Callable[..., Answer]
+
+
+@pytest.fixture
+def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
+    """The program, in this process: torch is imported once."""
+
+    def call(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["headstart", "doctor", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return Answer(int(caught.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+def test_a_good_script_on_a_good_machine(project: Path, doctor: Doctor) -> None:
     changed = params({"run.cache": "cache", "run.accelerator": "auto"})
     YAML().dump(changed.model_dump(), project / "params.yaml")
     answer = doctor(str(ROOT / "slurm" / "finetune.sbatch"))
     assert (answer.returncode, answer.stderr) == (0, "")
     first, last = answer.stdout.splitlines()
-    assert first.startswith("info: a state of ")
+    assert first.startswith("info: a checkpoint of ")
     assert last == "doctor: nothing wrong was found"
 
 
 @pytest.mark.usefixtures("project")
-def test_json_is_a_list_and_an_error_is_exit_code_1() -> None:
+def test_json_is_a_list_and_an_error_is_exit_code_1(doctor: Doctor) -> None:
     Path("job.sbatch").write_text("#!/bin/sh\n#SBATCH --ntasks=4\n")
     Path("params.yaml").write_text("run: 1\n")
     answer = doctor("job.sbatch", "--json")
@@ -52,22 +68,7 @@ def test_json_is_a_list_and_an_error_is_exit_code_1() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_a_script_that_is_not_there_is_an_error() -> None:
+def test_a_script_that_is_not_there_is_an_error(doctor: Doctor) -> None:
     answer = doctor("gone.sbatch")
     assert answer.returncode == 1
     assert answer.stdout.startswith("error: gone.sbatch can't be read")
-
-
-def test_all_ranks_meet_or_the_missing_one_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as one:
-        one.bind(("", 0))
-        port = one.getsockname()[1]
-    monkeypatch.setattr(network_check, "RENDEZVOUS_S", 5)
-    with ThreadPoolExecutor() as ranks:
-        assert list(ranks.map(lambda rank: network_check.meet(rank, 3, "127.0.0.1", port), range(3))) == [[], [], []]
-        monkeypatch.setattr(network_check, "RENDEZVOUS_S", 1)
-        assert list(ranks.map(lambda rank: network_check.meet(rank, 4, "127.0.0.1", port), [0, 1, 3])) == [
-            [2],
-            [1],
-            [3],
-        ]
