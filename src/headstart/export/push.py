@@ -56,7 +56,7 @@ def push_bundle(folder: Path, repository: str, *, private: bool, revision: str |
             private, a hub that refuses or can't be reached.
     """
     opened = bundle.open_bundle(folder)
-    paths = [*(opened.path(name) for name in opened.files), folder / bundle.MANIFEST]
+    paths = [*(opened.path(name) for name in opened.files), folder / bundle.BUNDLE_MANIFEST]
     with _explaining(repository):
         api = _api()
         name = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
