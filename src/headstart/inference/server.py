@@ -24,9 +24,8 @@ from headstart.inference.writers import OUTPUT_NAMES, output_record
 
 IMAGE = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "additionalProperties": {"type": "array", "items": IMAGE["schema"]}}}
-ANSWER: Any = create_model(
-    "Prediction", **{OUTPUT_NAMES[name]: (hint, ...) for name, hint in get_type_hints(Prediction).items()}
-)
+ANSWER_FIELDS: dict[str, Any] = {OUTPUT_NAMES[name]: (hint, ...) for name, hint in get_type_hints(Prediction).items()}
+ANSWER: Any = create_model("Prediction", **ANSWER_FIELDS)
 BODY = {"content": {"image/*": IMAGE, "application/octet-stream": IMAGE, "multipart/form-data": FORM}}
 
 
@@ -59,7 +58,7 @@ def application(predictor: Predictor, limits: Limits) -> FastAPI:
     pool = CapacityLimiter(limits.threads)
     config = predictor.bundle.config
 
-    @app.post("/predict", openapi_extra={"requestBody": BODY}, response_model=list[ANSWER])  # type: ignore[valid-type]
+    @app.post("/predict", openapi_extra={"requestBody": BODY}, response_model=list[ANSWER])
     async def predict(request: Request, response: Response) -> list[dict[str, Any]]:
         """Return a prediction for each image, in their order; 422 where none of them can be read."""
         images = await _uploaded(request, limits)
