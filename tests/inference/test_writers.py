@@ -25,7 +25,19 @@ def test_csv_has_two_columns_for_each_class() -> None:
     write(PREDICTION)
     write(Prediction("b.png", error="no image"))
     assert list(csv.reader(file.getvalue().splitlines())) == [
-        "picture,label,probability,label_2,probability_2,label_3,probability_3,set,distance,unusual,error".split(","),
+        [
+            "picture",
+            "label",
+            "probability",
+            "label_2",
+            "probability_2",
+            "label_3",
+            "probability_3",
+            "set",
+            "distance",
+            "unusual",
+            "error",
+        ],
         ["a.png", "cat", "0.75", "dog", "0.25", "", "", '["cat"]', "0.5", "0.95", ""],
         ["b.png", *[""] * 9, "no image"],
     ]
