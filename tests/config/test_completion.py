@@ -183,6 +183,26 @@ def test_a_mapping_in_braces_is_completed_too(path: Path) -> None:
     assert "  split:\n    validation: 0.3\n    test: 0.15  # mine\n" in path.read_text(encoding="utf-8")
 
 
+def test_a_name_that_yaml_reads_as_a_number_stays_a_name(path: Path) -> None:
+    complete_params(path, overlay("probe: {class_map: {'1': [a, 2], 'no: way': rest}}\n"))
+    assert load_params(path).probe.class_map == {"1": ["a", 2], "no: way": "rest"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "backbone: &b\n  seed: 1\nfinetune:\n  <<: *b\n  epochs: 3\n",
+        "finetune:\n  augment:\n    scale: &s [0.5, 1.0]\n    ratio: *s\n",
+        "finetune:\n  lr: &n\n    backbone: 1\n    head: 1\n  l2: *n\n",
+    ],
+)
+def test_a_file_with_anchors_is_refused_with_what_to_change_and_stays(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"params.yaml can't be edited here .* by hand: .*added finetune.recipe: lp_ft"):
+        complete_params(path, overlay("finetune: {epochs: 4}\n"))
+    assert path.read_text(encoding="utf-8") == text
+
+
 def test_groups_of_ones_own_get_no_numbers_of_other_groups(path: Path) -> None:
     groups: dict[str, Any] = {
         "groups": [{"name": "all", "match": ".*", "biases_and_norms": "in"}],

@@ -47,7 +47,8 @@ def complete_params(path: Path, overlay: Path | None = None) -> list[str]:
         One line for each key that is added or changed.
 
     Raises:
-        UserError: a file is missing, is not YAML, or has a key or a value that is not allowed.
+        UserError: a file is missing, is not YAML, or has a key or a value that is not allowed; or the file has anchors
+            or stands in braces as a whole.
     """
     given = read_sections(path)
     parse_params(given, str(path), partial=True)
@@ -60,10 +61,12 @@ def complete_params(path: Path, overlay: Path | None = None) -> list[str]:
     edits = list(_edits(text, root, Params, given=given, wanted=wanted))
     changes = [edit.change for edit in edits]
     edits.sort(key=lambda edit: edit.start)
-    for edit in reversed(edits):
+    for edit in reversed(edits):  # so that the positions of those before stay
         text = text[: edit.start] + edit.text + text[edit.end :]
     if not _holds(text, wanted):
-        raise UserError(f"{path} can't be edited here (anchors, or braces around all of it?); by hand: {changes}")
+        raise UserError(
+            f"{path} can't be edited here (anchors, or braces around all of it?); by hand: {'; '.join(changes)}"
+        )
     if changes:
         with atomic_write(path.resolve()) as temporary:
             temporary.write_text(text, encoding="utf-8")

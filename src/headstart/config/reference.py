@@ -47,14 +47,15 @@ def yaml_lines(
     """
     inner = section_of(section, key)
     lines = _comment(_description(section, key), indent) if comments else []
+    name = f"{' ' * indent}{inline_yaml(key)}:"
     if isinstance(value, dict) and value:
-        lines.append(f"{' ' * indent}{key}:")
-        for name, nested in value.items():
-            lines += yaml_lines(inner, name, nested, indent + 2, comments=comments)
+        lines.append(name)
+        for nested in value.items():
+            lines += yaml_lines(inner, *nested, indent + 2, comments=comments)
     elif isinstance(value, list) and value and isinstance(value[0], dict):
-        lines += [f"{' ' * indent}{key}:", *(f"{' ' * indent}- {inline_yaml(item)}" for item in value)]
+        lines += [name, *(f"{' ' * indent}- {inline_yaml(item)}" for item in value)]
     else:
-        lines.append(f"{' ' * indent}{key}: {inline_yaml(value)}")
+        lines.append(f"{name} {inline_yaml(value)}")
     return lines
 
 
@@ -69,7 +70,10 @@ def inline_yaml(value: Any) -> str:
 
 
 class _Representer(SafeRepresenter):
-    """Writes what ruamel's own would write, but for small numbers, and quotes round what is no plain word or path."""
+    """Keeps the order of keys, and writes small numbers as ``1e-4``, None as ``null`` and strings in quotes.
+
+    Plain words and paths have no quotes, unless YAML needs them.
+    """
 
     def represent_float(self, value: float) -> ScalarNode:
         if 0 < abs(value) < 0.01:
@@ -77,7 +81,8 @@ class _Representer(SafeRepresenter):
         return super().represent_float(value)
 
     def represent_str(self, value: str) -> ScalarNode:
-        style = None if re.fullmatch(r"\w[\w./:-]*", value) else "'"
+        quotes = "'" if value.isprintable() else '"'
+        style = None if re.fullmatch(r"\w[\w./:-]*", value) else quotes
         return self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     def represent_dict(self, value: dict[str, Any]) -> MappingNode:
