@@ -19,7 +19,6 @@ from headstart.config.schema import Params
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "headstart"
-LAYERS = ["ground", "libraries", "assembly", "stages", "doors"]
 STAGES = ["prepare", "features", "probe", "finetune", "evaluate", "export"]
 
 
@@ -29,11 +28,6 @@ def module_name(path: Path) -> str:
 
 TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
 STAGE_MODULES = [f"headstart.stages.{stage}" for stage in STAGES]
-
-
-def layer(module: str) -> str:
-    part = module.split(".")[1] if "." in module else ""
-    return part if part in LAYERS else "doors"
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -48,29 +42,17 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield whole if whole in TREES else str(node.module)
 
 
-OURS = {name: {other for other in imported(tree) if other in TREES} for name, tree in TREES.items()}
-
-
 def test_the_modules_are_found() -> None:
-    assert {layer(name) for name in TREES} == set(LAYERS)
-    assert "headstart.data.dataset" in OURS["headstart.stages.probe"]
-    assert set(STAGE_MODULES) == {name for name in TREES if re.fullmatch(r"headstart\.stages\.\w+", name)}
+    assert "headstart.data.dataset" in set(imported(TREES["headstart.stages.probe"]))
+    found = {name for name in TREES if re.fullmatch(r"headstart\.stages\.\w+", name)}
+    assert found == {*STAGE_MODULES, "headstart.stages.program"}
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_imports_run_downwards(name: str) -> None:
-    height = LAYERS.index(layer(name))
-    assert [other for other in OURS[name] if LAYERS.index(layer(other)) > height] == []
-    if layer(name) == "stages":
-        assert [other for other in OURS[name] if layer(other) == "stages"] == []
-
-
-def test_no_imports_go_round() -> None:
-    left = {name: set(others) for name, others in OURS.items()}
-    while free := [name for name, others in left.items() if not others & set(left)]:
-        for name in free:
-            del left[name]
-    assert left == {}
+@pytest.mark.parametrize("name", ["wandb", "wandb_workspaces"])
+def test_tracking_imports_wandb_only_when_it_is_used(name: str) -> None:
+    """Which folder may import it is a contract in pyproject.toml."""
+    top = [node for tree in TREES.values() for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert name not in {other.split(".")[0] for node in top for other in imported(node)}
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -84,6 +66,28 @@ def test_no_module_uses_anothers_underscore_names(name: str) -> None:
     assert [ast.unparse(n) for n in used if n.attr.startswith("_") and ast.unparse(n.value) in modules] == []
 
 
+def definitions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield name, node
+
+
+def test_no_two_classes_share_a_name() -> None:
+    modules: dict[str, list[str]] = {}
+    for name, node in definitions():
+        if isinstance(node, ast.ClassDef):
+            modules.setdefault(node.name, []).append(name)
+    assert {name: where for name, where in modules.items() if len(where) > 1} == {}
+
+
+def test_docstrings_begin_with_the_usual_verbs() -> None:
+    """Return, Compute, Write ...: these were once used for all of them, and had to be decoded."""
+    unusual = ("Give", "Have", "Let", "Say", "Take", "Tell")
+    found = [(name, node.name) for name, node in definitions() if (ast.get_docstring(node) or "").startswith(unusual)]
+    assert found == []
+
+
 def test_no_module_is_called_utils() -> None:
     vague = {"utils", "util", "helpers", "common", "misc", "base"}
     assert [name for name in TREES if name.rpartition(".")[2] in vague] == []
@@ -91,14 +95,6 @@ def test_no_module_is_called_utils() -> None:
 
 def test_packages_are_empty() -> None:
     assert all(path.read_text() == "" for path in SOURCE.rglob("__init__.py"))
-
-
-def test_wandb_has_one_seam_and_dvc_none() -> None:
-    users = {name for name, tree in TREES.items() if "wandb" in {other.split(".")[0] for other in imported(tree)}}
-    assert {name.rpartition(".")[0] for name in users} == {"headstart.tracking"}
-    top = [node for name in users for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert "wandb" not in {other.split(".")[0] for node in top for other in imported(node)}
-    assert [name for name, tree in TREES.items() if "dvc" in {other.split(".")[0] for other in imported(tree)}] == []
 
 
 def calls(tree: ast.AST, function: str) -> Iterator[ast.Call]:
@@ -116,9 +112,8 @@ def test_only_evaluate_reads_test_labels() -> None:
             assert isinstance(call.args[0], ast.Constant), f"{name}: which split's labels these are must be plain"
             assert call.args[0].value in {"train", "validation"}, name
         assert "'test'" not in [ast.unparse(call.args[0]) for call in calls(tree, "rows")], name
-        if layer(name) in {"stages", "assembly"}:
-            constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-            assert "test" not in constants, name
+        constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        assert "test" not in constants or name.split(".")[1] in {"data", "evaluation"}, name
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -189,18 +184,6 @@ def test_every_key_of_params_yaml_has_a_comment() -> None:
         if is_key and not re.match(r"  (# |\w+: \S)", above):
             without.append(line.strip())
     assert without == []
-
-
-def test_rooms_are_small() -> None:
-    files = {path.name: path.read_text(encoding="utf-8").count("\n") for path in SOURCE.rglob("*.py")}
-    assert {name: lines for name, lines in files.items() if lines >= 250} == {}
-    functions = {
-        f"{name}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
-        for name, tree in TREES.items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-    }
-    assert {name: lines for name, lines in functions.items() if lines >= 50} == {}
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_a_stages_module_and_its_command_are_the_same(arguments: list[str]) -> N
     [
         (None, "params.yaml does not exist"),
         (PARAMS.replace("patience: 5", "patience: five"), "finetune.early_stopping.patience"),
+        (PARAMS.replace("  ema: null\n", ""), "finetune.ema: missing; add it with `headstart params`"),
         (PARAMS, "data/prepared/dataset.json does not exist: run `dvc repro`"),
     ],
 )
@@ -107,6 +108,26 @@ def test_another_params_file_can_be_named() -> None:
     answer = headstart("probe", "--params", "mine.yaml")
     assert answer.exit_code == 1
     assert "mine.yaml does not exist" in answer.stderr
+
+
+def test_params_adds_missing_keys_and_lays_an_overlay_over_the_file() -> None:
+    Path("params.yaml").write_text(PARAMS.replace("  ema: null\n", ""), encoding="utf-8")
+    Path("mine.yaml").write_text(PARAMS, encoding="utf-8")
+    Path("overlay.yaml").write_text("finetune: {epochs: 3}\n", encoding="utf-8")
+    for arguments, stdout in (
+        ([], "added finetune.ema: null\n"),
+        (["overlay.yaml"], "changed finetune.epochs: 10 → 3\n"),
+        (["overlay.yaml", "--params", "mine.yaml"], "changed finetune.epochs: 10 → 3\n"),
+        (["overlay.yaml"], "params.yaml: nothing to change\n"),
+    ):
+        answer = headstart("params", *arguments)
+        assert (answer.exit_code, answer.stdout, answer.stderr) == (0, stdout, "")
+    Path("overlay.yaml").write_text("finetune: {epoch: 3}\n", encoding="utf-8")
+    answer = headstart("params", "overlay.yaml")
+    assert (answer.exit_code, answer.stdout) == (1, "")
+    assert answer.stderr.startswith(
+        "error: overlay.yaml over params.yaml:\n  finetune.epoch: unknown key; did you mean"
+    )
 
 
 def test_an_unknown_flag_is_wrong_usage() -> None:
@@ -172,6 +193,7 @@ def test_the_leaderboard_before_any_run_says_what_to_do() -> None:
 
 def test_dvcs_own_options_are_dvcs(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".dvc").mkdir()
+    Path("params.yaml").write_text(PARAMS, encoding="utf-8")
     seen: list[list[str]] = []
 
     def run_dvc(arguments: list[str], _: str) -> tuple[int, list[int]]:

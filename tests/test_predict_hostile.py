@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.images.files import is_image_name, shown
+from headstart.images.files import is_image_name, utf8_name
 from helpers.bundles import copy_bundle
 from helpers.hostile_bundles import HOSTILE, make_hostile
 from helpers.hostile_images import make_hostile_images
@@ -55,7 +55,7 @@ def test_every_hostile_image_is_a_row(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     named = [row["picture"] for row in rows]
     assert len(set(named)) == len(named)
-    found = {shown(str(path)) for path in pictures.rglob("*") if is_image_name(path.name)}
+    found = {utf8_name(str(path)) for path in pictures.rglob("*") if is_image_name(path.name)}
     assert found <= set(named)
     assert len(found) > 900
     assert all((row["error"] is None) == (row["label"] is not None) for row in rows)

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 
 from headstart.inference.predictor import Predictor
+from headstart.inference.writers import output_record
 from helpers.bundles import CLASSES, copy_bundle
 from helpers.command import headstart
 
@@ -69,7 +69,7 @@ def post(client: httpx.Client, content: Any, kind: str = "image/png") -> httpx.R
 
 
 def as_json(predictor: Predictor, content: bytes, name: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(asdict(predictor(content)) | {"picture": name}))
+    found: dict[str, Any] = json.loads(json.dumps(output_record(predictor(content)) | {"picture": name}))
     return found
 
 

@@ -267,6 +267,22 @@ def init(folder: Path) -> None:
     print(next_steps(folder))
 
 
+@cli.command("params")
+@click.argument("overlay", type=PATH, required=False)
+@params_option
+def complete_params(overlay: Path | None, params: Path) -> None:
+    """Add missing keys to params.yaml, or lay another file over it.
+
+    reads:   params.yaml and OVERLAY, a file with some of its keys, such as one of recipes/
+    writes:  params.yaml: the keys that it lacks with their defaults and comments, and the values of OVERLAY; its other
+             values, its comments and its order stay
+    """
+    from headstart.config.completion import complete_params
+
+    for change in complete_params(params, overlay) or [f"{params}: nothing to change"]:
+        print(change)
+
+
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", metavar="[ARGUMENTS OF DVC]...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

@@ -29,7 +29,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second is a hundredth."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(heartbeat, "PERIOD", 0.05)
-    for name in (*heartbeat.START, "SLURM_ARRAY_TASK_ID"):
+    for name in (*heartbeat.START_VARIABLES, "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
 
     def leave(code: int) -> None:
@@ -59,12 +59,13 @@ def test_a_rank_without_a_sign_of_life_is_named() -> None:
     watching.beat("epoch 1, batch 8")
     message = verdict_of(watching)
     assert message == (
-        f"rank 1 on node1, rank 2, which never came: no sign of life, and rank 0 on {HOST} waits at epoch 1, batch 8"
+        "rank 1 on node1, rank 2, which never reported: no sign of life, "
+        f"and rank 0 on {HOST} waits at epoch 1, batch 8"
     )
 
 
 def test_a_rank_that_lives_and_stands_still_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    watching, turn, real = Watchdog(0, 2, timeout=0.4), 0, Watchdog._look  # noqa: SLF001
+    watching, turn, real = Watchdog(0, 2, timeout=0.4), 0, Watchdog._read  # noqa: SLF001
 
     def look(self: Any) -> None:
         nonlocal turn
@@ -72,7 +73,7 @@ def test_a_rank_that_lives_and_stands_still_is_named(monkeypatch: pytest.MonkeyP
         sign(1, turn, count=1, where="epoch 1, batch 1")
         real(self)
 
-    monkeypatch.setattr(Watchdog, "_look", look)
+    monkeypatch.setattr(Watchdog, "_read", look)
     for batch in (1, 2):
         watching.beat(f"epoch 1, batch {batch}")
     assert verdict_of(watching) == (
@@ -85,7 +86,7 @@ def test_what_an_earlier_start_left_is_no_sign_of_life(monkeypatch: pytest.Monke
     sign(1, turn=3, count=8, start=".12.0..")
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_STEP_ID", "1")
-    assert "rank 1, which never came" in verdict_of(Watchdog(0, 2, timeout=0.4))
+    assert "rank 1, which never reported" in verdict_of(Watchdog(0, 2, timeout=0.4))
 
 
 def test_as_long_as_there_is_progress_nothing_happens() -> None:
@@ -107,7 +108,7 @@ def test_one_alone_is_not_watched() -> None:
 
 
 def test_the_first_of_those_that_live_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    watching, turn, real = Watchdog(2, 3, timeout=0.4), 0, Watchdog._look  # noqa: SLF001
+    watching, turn, real = Watchdog(2, 3, timeout=0.4), 0, Watchdog._read  # noqa: SLF001
 
     def look(self: Any) -> None:  # rank 0 lives, rank 1 is gone
         nonlocal turn
@@ -115,7 +116,7 @@ def test_the_first_of_those_that_live_speaks(monkeypatch: pytest.MonkeyPatch) ->
         sign(0, turn, count=5)
         real(self)
 
-    monkeypatch.setattr(Watchdog, "_look", look)
+    monkeypatch.setattr(Watchdog, "_read", look)
     with pytest.raises(LeftError):
         watching.run()
     assert read_stopped() is None

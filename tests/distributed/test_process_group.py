@@ -64,7 +64,7 @@ def test_sruns_tasks_are_taken_whatever_the_job_is_called(monkeypatch: pytest.Mo
     with pytest.raises(UserError, match=r"run\.devices: 4, but 2 processes a node were started"):
         found(devices=4)
     srun(monkeypatch, tasks=5, nodes=3)
-    with pytest.raises(UserError, match="5 tasks can't be shared equally by 3 nodes"):
+    with pytest.raises(UserError, match="5 tasks can't be divided equally among 3 nodes"):
         found()
 
 

@@ -74,6 +74,7 @@ def _slurmd(cluster: SlurmCluster, node: str) -> str:
 
 def test_two_good_nodes(cluster: SlurmCluster, project: Path) -> None:
     assert findings(cluster, project) == []
+    assert [each["name"] for each in json.loads((project / "out").read_text())] == ["save", "network"]
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ from helpers.fake_project import environment
 
 SUPERVISE = """
 import sys
-from headstart.slurm.repro import supervisor
-supervisor.BETWEEN_STAGES_S = supervisor.LOST_S = 1
-supervisor.PERIOD_S = supervisor.HEARTBEAT_S = 0.1
+from headstart.slurm import supervisor
+supervisor.BETWEEN_STAGES_S = supervisor.AFTER_LOSS_S = 1
+supervisor.POLL_S = supervisor.HEARTBEAT_S = 0.1
 print(supervisor.run_dvc(sys.argv[1:], 'this start'))
 """
 STAGE = """

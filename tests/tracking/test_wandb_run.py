@@ -16,7 +16,7 @@ from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json
 from headstart.tracking import wandb_run
-from headstart.tracking.wandb_run import TrackedRow, Tracker, interleaved
+from headstart.tracking.wandb_run import TrackedRow, Tracker, interleave_rows
 from helpers.images import params
 from helpers.wandb_server import WandbServer, wandb_server
 
@@ -70,14 +70,15 @@ def assert_whole(server: WandbServer, run_id: str, epochs: int) -> None:
     told: list[dict[str, Any]] = [
         {name: value for name, value in line.items() if not name.startswith("_")} for line in lines
     ]
-    assert told == interleaved(*history(epochs))
+    assert told == interleave_rows(*history(epochs))
     assert server.runs[run_id].steps == list(range(3 * epochs))
     assert server.runs[run_id].summary["epochs"] == epochs
 
 
-def without_end(file: Path, cut: int) -> None:
-    """Make a file what a kill leaves, so many bytes before its end."""
-    os.truncate(file, file.stat().st_size - cut)
+def without_end(file: Path, left: int | None) -> None:
+    """Cut a file as a kill leaves it: to so many bytes, or 3 bytes before its end."""
+    wandb.teardown()  # finish() returns before wandb's process has written the file to its end
+    os.truncate(file, file.stat().st_size - 3 if left is None else left)
 
 
 def test_stopped_and_gone_on_with_its_files_continue_each_other(server: WandbServer) -> None:
@@ -93,8 +94,7 @@ def test_a_file_without_an_end_is_written_again(server: WandbServer, left: int |
     """wandb's sync stops at one, and sends its rows again the next time."""
     run_id = track(1)
     track(2)
-    size = files()[1].stat().st_size
-    without_end(files()[1], 3 if left is None else size - left)
+    without_end(files()[1], left)
     assert track(3) == run_id
     assert len(files()) == 2
     sync()
@@ -131,7 +131,7 @@ def test_in_a_sweep_the_run_is_the_agents(server: WandbServer, monkeypatch: pyte
 def test_without_a_server_it_is_kept_offline(
     server: WandbServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(wandb_run, "SECONDS_TO_START", 2)
+    monkeypatch.setattr(wandb_run, "INIT_TIMEOUT_S", 2)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     run_id = track(2, "online")
     assert "does not answer" in caplog.text
@@ -145,7 +145,7 @@ def test_a_server_that_goes_away_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(wandb_run, "SECONDS_TO_FINISH", 2)
+    monkeypatch.setattr(wandb_run, "FINISH_TIMEOUT_S", 2)
     with wandb_server() as server, monkeypatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)

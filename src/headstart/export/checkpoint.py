@@ -8,14 +8,14 @@ from headstart.core.errors import UserError
 
 
 def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
-    """Write the bundle; raises UserError where the checkpoint is not the model's or a format differs from it."""
+    """Write a checkpoint's bundle; raises UserError where its weights do not fit the model, or a parity check fails."""
     if out.exists():
         raise UserError(f"{out} exists already: name another folder with --out, or remove it")
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint} does not exist or is no file")
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    # Late: what is wrong in the command line is said before torch is there.
+    # Imported late: errors in the command line need no torch.
     from headstart.config.loader import load_params  # noqa: PLC0415
     from headstart.core.io import atomic_write  # noqa: PLC0415
     from headstart.data.dataset import (  # noqa: PLC0415
@@ -35,7 +35,7 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
     backbone = params.backbone.model_copy(update={"pretrained": False})
     model = backbone_for(backbone, len(prepared.classes)).eval()
     load_weights(model, checkpoint)
-    told = ModelCardInfo(
+    card = ModelCardInfo(
         model=checkpoint.name,
         license=params.export.license,
         data_license=params.export.data_license,
@@ -44,7 +44,7 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
         formats={},
     )
     source = open_source(params.prepare, params.run)
-    with atomic_write(out) as aside:
-        aside.mkdir()
-        write_bundle(aside, model, prepared, source, params, told=told, sure=None)
+    with atomic_write(out) as partial:
+        partial.mkdir()
+        write_bundle(partial, model, prepared, source, params, card=card, calibration=None)
     logging.getLogger(__name__).info("%s", out)

@@ -9,10 +9,18 @@ from pathlib import Path
 from headstart.config.loader import load_params
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
-from headstart.slurm.doctor.batch_checks import check_params, check_script, check_tracking, resources_of
-from headstart.slurm.doctor.batch_script import BatchScript, read_batch_script
-from headstart.slurm.doctor.finding import Finding
-from headstart.slurm.doctor.slurm_commands import allocated, check_by_sbatch, settings
+from headstart.slurm.doctor.batch_checks import (
+    BatchScript,
+    Finding,
+    allocated_options,
+    check_by_sbatch,
+    check_params,
+    check_script,
+    check_tracking,
+    cluster_settings,
+    read_batch_script,
+    resources_of,
+)
 
 
 def print_findings(script: Path | None, *, as_json: bool) -> int:
@@ -29,12 +37,12 @@ def print_findings(script: Path | None, *, as_json: bool) -> int:
 
 
 def examine(path: Path | None) -> Iterator[Finding]:
-    """Check a batch script, ``params.yaml``, and what this process runs on.
+    """Check a batch script, ``params.yaml``, and the machine that this process runs on.
 
     Args:
         path: of the script; None for none.
     """
-    in_job, script, cluster = "SLURM_JOB_ID" in os.environ, BatchScript(), settings()
+    in_job, script, cluster = "SLURM_JOB_ID" in os.environ, BatchScript(), cluster_settings()
     if path is not None:
         try:
             script = read_batch_script(path.read_text(encoding="utf-8"))
@@ -43,9 +51,9 @@ def examine(path: Path | None) -> Iterator[Finding]:
             return
         if cluster and not in_job:
             yield from check_by_sbatch(path)
-    if in_job:  # sbatch knew every option
-        troubles = [trouble for trouble in script.troubles if not trouble.name.startswith("option")]
-        script = replace(script, options=allocated(script.options), troubles=troubles)
+    if in_job:  # sbatch accepted every option
+        findings = [finding for finding in script.findings if not finding.name.startswith("option")]
+        script = replace(script, options=allocated_options(script.options), findings=findings)
     if path is not None:
         yield from check_script(script, cluster)
     try:
@@ -61,7 +69,7 @@ def examine(path: Path | None) -> Iterator[Finding]:
 
 
 def _examine_machine(script: BatchScript, params: Params, *, in_job: bool, by_hand: bool) -> Iterator[Finding]:
-    """Check what needs torch; a login node's own device says nothing of the job's."""
+    """Run the checks that need torch; the device of a login node, where scripts are checked, does not matter."""
     from headstart.slurm.doctor import machine_checks  # noqa: PLC0415  (--help and a broken params.yaml do not need torch)
 
     try:
@@ -69,19 +77,19 @@ def _examine_machine(script: BatchScript, params: Params, *, in_job: bool, by_ha
     except UserError as error:
         yield Finding("error", "backbone-unavailable", str(error))
         return
-    image, resources = None, resources_of(script.options)
+    image_seconds, resources = None, resources_of(script.options)
     try:
         yield from machine_checks.check_disk(params, script.options, sizes)
         if in_job:
-            from headstart.slurm.doctor.allocation_checks import check_tasks  # noqa: PLC0415
+            from headstart.slurm.doctor.allocation_checks import check_allocation  # noqa: PLC0415
 
-            findings, image = check_tasks(params, resources, sizes.weights)
+            findings, image_seconds = check_allocation(params, resources, sizes.weights)
             yield from findings
     except (OSError, NotImplementedError) as error:
-        yield Finding("error", "folder-not-writable", f"{error}: mend that, or set run.cache to another folder")
+        yield Finding("error", "folder-not-writable", f"{error}: repair that, or set run.cache to another folder")
     if by_hand and not in_job:
-        troubles = list(machine_checks.check_device(params))
-        yield from troubles
-        image = None if troubles else machine_checks.seconds_an_image(params)
-    if image is not None:
-        yield from machine_checks.check_time(params, script.options, resources, image)
+        device_findings = list(machine_checks.check_device(params))
+        yield from device_findings
+        image_seconds = None if device_findings else machine_checks.seconds_per_image(params)
+    if image_seconds is not None:
+        yield from machine_checks.check_time(params, script.options, resources, image_seconds)
