@@ -205,8 +205,12 @@ def serve(
     It listens on the loopback interface unless --host says otherwise, and has neither users nor encryption: put it
     behind a reverse proxy before others can reach it.
     """
-    # SIGTERM while the model loads; uvicorn raises it again after the last answers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one does not interrupt the exit
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, stop)  # while the model loads; uvicorn raises it again after the last answers
     with contextlib.suppress(KeyboardInterrupt):
         from headstart.inference.predictor import Predictor, cores
         from headstart.inference.server import Limits, application, listening_socket
