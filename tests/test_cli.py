@@ -172,15 +172,16 @@ def test_ctrl_c_is_130_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (answer.exit_code, answer.stdout, answer.stderr) == (130, "", "")
 
 
-def test_a_stages_broken_pipe_is_no_silent_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As click ends what a closed stdout interrupts."""
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), EOFError()])
+def test_a_worker_that_ends_too_early_is_no_silent_end(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Click alone would end without a message, as it does where nobody reads stdout."""
     Path("params.yaml").write_text(PARAMS, encoding="utf-8")
 
     def run(_: object) -> None:
-        raise BrokenPipeError(32, "Broken pipe")
+        raise error
 
     monkeypatch.setattr("headstart.stages.probe.run", run)
-    with pytest.raises(RuntimeError, match="a process that this stage talks to has ended"):
+    with pytest.raises(RuntimeError, match="ended too early"):
         headstart("probe")
 
 

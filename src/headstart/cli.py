@@ -42,7 +42,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; `headstart export CHECKPOINT`, its name until 0.1, still runs `export-checkpoint`."""
+        """Find the command; `headstart export CHECKPOINT`, an earlier spelling, still runs `export-checkpoint`."""
         if args[0] == "export" and ("--out" in args or (args[1:] and not args[1].startswith("-"))):
             print("headstart export CHECKPOINT is now headstart export-checkpoint CHECKPOINT", file=sys.stderr)
             args[0] = "export-checkpoint"
@@ -167,17 +167,23 @@ def predict(images: tuple[str, ...], out: Path | None, top: int, **options: Any)
 @cli.command()
 @predictor_options
 @click.option(
-    "--host", metavar="ADDRESS", default="127.0.0.1", help="Where to listen; 0.0.0.0 is all of the machine's addresses."
-)
-@click.option("--port", metavar="N", type=click.IntRange(0, 65535), default=8000, help="0 takes a free one.")
-@click.option("--max-bytes", metavar="N", type=COUNT, default=16 * 2**20, help="Of a request's body.")
-@click.option("--max-pictures", metavar="N", type=COUNT, default=32, help="Images of a request.")
-@click.option("--max-pixels", metavar="N", type=COUNT, default=50_000_000, help="Of an image.")
-@click.option(
-    "--max-clients", metavar="N", type=click.IntRange(2), default=256, help="Connections at once; others get 503."
+    "--host", metavar="ADDRESS", default="127.0.0.1", help="Address to listen on; 0.0.0.0 means all of this machine's."
 )
 @click.option(
-    "--timeout", metavar="SECONDS", type=COUNT, default=30, help="For a body to come, and again for its answer."
+    "--port", metavar="N", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 chooses a free one."
+)
+@click.option("--max-bytes", metavar="N", type=COUNT, default=16 * 2**20, help="Largest body of a request, in bytes.")
+@click.option("--max-pictures", metavar="N", type=COUNT, default=32, help="Most images in a request.")
+@click.option("--max-pixels", metavar="N", type=COUNT, default=50_000_000, help="Most pixels in an image.")
+@click.option(
+    "--max-clients", metavar="N", type=click.IntRange(2), default=256, help="Most connections at once; others get 503."
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=COUNT,
+    default=30,
+    help="Seconds for a request's body to arrive, and again for its answer.",
 )
 def serve(
     *,
@@ -196,11 +202,15 @@ def serve(
     EXPORT is the folder that `headstart export` wrote; it is checked at the start. docs/serve.md has the addresses and
     the status codes.
 
-    It listens on the loopback alone unless --host says otherwise, and knows no users: what others can reach belongs
-    behind a reverse proxy that does.
+    It listens on the loopback interface unless --host says otherwise, and has neither users nor encryption: put it
+    behind a reverse proxy before others can reach it.
     """
-    # While it still loads, and what uvicorn raises again once the last answers are out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one does not interrupt the exit
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, stop)  # while the model loads; uvicorn raises it again after the last answers
     with contextlib.suppress(KeyboardInterrupt):
         from headstart.inference.predictor import Predictor, cores
         from headstart.inference.server import Limits, application, listening_socket
@@ -223,16 +233,15 @@ def serve(
 @cli.command()
 @click.argument("bundle", metavar="EXPORT", type=PATH)
 @click.argument("repository")
-@click.option("--private", is_flag=True, help="Make a repository that only its owner sees.")
-@click.option("--revision", metavar="BRANCH", help="The branch, made where it is missing.  [default: main]")
+@click.option("--private", is_flag=True, help="Create a repository that only its owner sees.")
+@click.option("--revision", metavar="BRANCH", help="The branch, created where it is missing.  [default: main]")
 def push(bundle: Path, repository: str, *, private: bool, revision: str | None) -> None:
     """Push the exported model to the Hugging Face hub.
 
     reads:   EXPORT, the folder that `headstart export` wrote, and the token of `hf auth login` or HF_TOKEN
-    writes:  one commit of the files that its manifest lists, from where timm loads the model by its name; the
-             repository is made where it is missing
+    writes:  one commit of the files that its manifest lists; the repository is created where it is missing
 
-    REPOSITORY is owner/name, or name for one of your own.
+    REPOSITORY is owner/name, or name for one of your own. timm then loads the model by that name.
     """
     from headstart.export.push import push_bundle, stated_license
 
@@ -248,14 +257,13 @@ def push(bundle: Path, repository: str, *, private: bool, revision: str | None) 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=PATH)
 def init(folder: Path) -> None:
-    """Lay out a project of your own, ready for git and DVC.
+    """Create a project of your own, ready for git and DVC.
 
-    `dvc repro` there takes scikit-learn's digits, until params.yaml names your images.
+    writes:  DIR/params.yaml, dvc.yaml, sweep.yaml, slurm, data/raw, .dvc and the .gitignore files; a git repository
+             where DIR is in none. Nothing that is there already is changed.
 
-    writes:  DIR/params.yaml, dvc.yaml, sweep.yaml, slurm, data/raw, .dvc and what git ignores; a git repository where
-             DIR is in none. Nothing that is there already is changed.
-
-    DIR is a new folder, or one without files of these names.
+    DIR is a new folder, or one without files of these names. `dvc repro` there uses scikit-learn's digits until
+    params.yaml names your images.
     """
     from headstart.init_project import lay_out, next_steps
 
@@ -288,10 +296,10 @@ def repro(context: click.Context, arguments: tuple[str, ...]) -> None:
         headstart repro [ARGUMENTS OF DVC REPRO]
         headstart repro -S KEY=VALUE [ARGUMENTS OF DVC EXP RUN]
 
-    It works in the project's folder, one start at a time, in a Slurm job as often as Slurm starts the job anew.
-    SIGUSR1, SIGTERM and SIGINT go to the stage that runs, which saves where it is. After SIGUSR1, which Slurm sends
-    before the time limit, or the loss of a process, the Slurm job is queued again; never after SIGTERM: that is
-    scancel, or a preemption, after which Slurm itself queues it again.
+    It runs in the project's folder, one start at a time, in a Slurm job as often as Slurm starts the job again.
+    SIGUSR1, SIGTERM and SIGINT go to the stage that runs, which saves a checkpoint. After SIGUSR1, which Slurm sends
+    before the time limit, and after the loss of a process, the Slurm job is queued again. After SIGTERM it is not:
+    that is scancel, or a preemption, after which Slurm itself queues it again.
 
     exit code: 0 done; 1 failed; 75 queued again; 128 + number: stopped by that signal
     """
@@ -313,9 +321,9 @@ def doctor(context: click.Context, script: Path | None, *, as_json: bool) -> Non
     reads:   params.yaml, data/prepared where it is there, and SCRIPT, a batch script for sbatch
     writes:  nothing that stays
 
-    By hand before a job is submitted, `headstart doctor slurm/repro.sbatch`; in the job the batch script calls it
-    first, and it starts all of the job's tasks once. Without a script it checks this machine. Each finding is one line
-    that says what to do. Exit code 1 where there is an error, else 0.
+    Run `headstart doctor slurm/repro.sbatch` before you submit a job. In the job, the batch script calls it first, and
+    it starts all of the job's tasks once. Without a script it checks this machine. Each finding is one line that says
+    what to do. Exit code: 1 where there is an error, else 0.
     """
     from headstart.slurm.doctor.run import print_findings
 
@@ -324,7 +332,7 @@ def doctor(context: click.Context, script: Path | None, *, as_json: bool) -> Non
 
 @cli.command()
 def leaderboard() -> None:
-    """Print the last run's figures and where its results lie.
+    """Print the last run's figures and where to find its results.
 
     reads:  reports/evaluate.json
     """
@@ -341,7 +349,7 @@ def leaderboard() -> None:
 
 @cli.command()
 def report() -> None:
-    """Make reports/index.html anew from the last run's tables.
+    """Write reports/index.html again from the last run's tables.
 
     reads:   data/prepared (images), reports
     writes:  reports/index.html
@@ -356,10 +364,10 @@ def report() -> None:
 
 @cli.command()
 def dashboard() -> None:
-    """Make the wandb workspace of all tracked runs, side by side.
+    """Create a wandb workspace that compares all tracked runs.
 
     writes:  the project's workspace (curves, ledger, leaderboard and mistakes), with the key of `wandb login`; without
-             a key reports/dashboard.json, what would have been sent
+             a key, what it would send: reports/dashboard.json
     """
     from headstart.tracking.wandb_workspace import save_workspace
 
@@ -372,20 +380,20 @@ def dashboard() -> None:
 
 @cli.group()
 def study() -> None:
-    """Draw what the mathematics says of the objective."""
+    """Check the mathematics of the objective, with plots."""
 
 
 @study.command()
 @click.option("--steps", type=click.IntRange(10), default=10_000, help="Steps of gradient descent.")
 def early_stopping(steps: int) -> None:
-    """Compare stopping after t steps with the penalty λ‖W‖².
+    """Compare early stopping with the penalty λ‖W‖².
 
     reads:   data/prepared (labels of train and validation), data/features
     writes:  reports/study/early_stopping.svg, .csv and .json
 
-    On the cached features, the softmax head is trained by full-batch gradient descent from zero, without a penalty, at
-    the largest step τ that surely lowers the loss. For log-spaced t, the point of the λ path that is nearest to its
-    weights is found, and compared with 1/(2τt), what the theory says. docs/mathematics.md explains it.
+    A softmax head on the cached features is trained by full-batch gradient descent from zero, without a penalty, at
+    the largest step size τ that is certain to lower the loss. For log-spaced numbers of steps t, the λ of the nearest
+    weights on the probe's path is compared with 1/(2τt), the theory's value. docs/mathematics.md explains it.
     """
     from headstart.theory import early_stopping
 
@@ -395,9 +403,9 @@ def early_stopping(steps: int) -> None:
 
 @study.command()
 def gradients() -> None:
-    """Check gradients by differences over all step sizes.
+    """Check gradients by finite differences over all step sizes.
 
-    It also shows what an ill-scaled input does to them.
+    It also shows the effect of an ill-scaled input.
 
     reads:   nothing (scikit-learn's digits)
     writes:  reports/study/gradients.svg and .json

@@ -45,7 +45,7 @@ def predict_images(predictor: Predictor, images: Sequence[str], out: Path | None
         if progress.shown and not from_stdin:
             threading.Thread(target=_count, args=(images, progress), daemon=True).start()
         with _writer(predictor, out, top) as write:
-            for prediction in predictor.many(files):
+            for prediction in predictor.predict_many(files):
                 write(prediction)
                 progress.advance()
                 bad += prediction.error is not None

@@ -1,4 +1,4 @@
-"""What is around every command's function: its help as it is written, its errors as one message, its exit code."""
+"""The class of every command: help as it is written, errors as one message on stderr, exit codes."""
 
 import inspect
 import logging
@@ -29,7 +29,7 @@ params_option = click.option(
 
 
 class Command(click.Command):
-    """A command of the package; the only place that turns errors into exit codes.
+    """A command that turns errors into messages and exit codes; nothing else in the package does.
 
     0: done. 1: something that the user can mend, with one message on stderr. 2: wrong usage. 130: Ctrl+C.
     """
@@ -54,7 +54,7 @@ class Command(click.Command):
         return super().get_short_help_str(200)
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (click's)
-        """Write the docstring with its own line breaks; click would join "reads:" and "writes:" to one paragraph."""
+        """Write the docstring with its own line breaks; click would merge "reads:" and "writes:" into one paragraph."""
         formatter.write(f"\n{self.help_text()}\n")
 
     def help_text(self) -> str:
@@ -63,7 +63,7 @@ class Command(click.Command):
 
 
 def _fail(message: str) -> NoReturn:
-    """End with a message. Rank 0 speaks first: most errors are those of all ranks, and its end ends the others."""
+    """Exit with code 1 and a message. Rank 0 comes first: most errors are those of all ranks, and its end ends them."""
     if rank := rank_of_process():
         time.sleep(SECONDS_FOR_RANK_0)
         message = f"rank {rank} on {socket.gethostname()}: error: {message}"
@@ -74,7 +74,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def log_to_stdout() -> None:
-    """Print what this package logs, a line each."""
+    """Print what this package logs, one line per record."""
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
-    for ours in ("headstart", "__main__"):  # a stage that was started by `python -m` is called __main__
+    for ours in ("headstart", "__main__"):  # __main__ is a stage that `python -m` started
         logging.getLogger(ours).setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""What is around every stage's ``run``: its command, its parameters, the lock of the project's folder."""
+"""How a stage runs as a program: its command, its parameters, the lock of the project's folder."""
 
 import ctypes
 import inspect
@@ -48,8 +48,9 @@ def run_stage(run: Callable[[Params], None], declared: Sequence[str], params_fil
     with _alone_in_folder():
         try:
             run(params)
-        except BrokenPipeError as error:  # click takes it for the end of whoever reads stdout, and would say nothing
-            raise RuntimeError("a process that this stage talks to has ended") from error
+        except (BrokenPipeError, EOFError) as error:
+            # Click would take them for the end of whoever reads stdout or types on stdin, and hide the traceback.
+            raise RuntimeError("a process or a file that this stage uses ended too early") from error
 
 
 def _alone_in_folder() -> AbstractContextManager[None]:
