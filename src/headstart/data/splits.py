@@ -54,7 +54,7 @@ def _refuse_small_classes(counts: Mapping[str, int], needed: int) -> None:
 
 
 def group_number(group: str | None, sha256: bytes) -> int:
-    """Return the id of an image's group: from the group's name, or without one from the image's own hash."""
+    """Return the id of an image's group: from the group's name, or without one from the image's sha256."""
     digest = hashlib.sha256(group.encode()).digest() if group else sha256
     return int.from_bytes(digest[:8])
 
@@ -97,14 +97,14 @@ def _intervals(fractions: Mapping[int, float]) -> dict[int, tuple[float, float]]
 
 def join_groups(group_ids: NDArray[np.uint64], contents: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Join groups that contain the same image, each under the lowest id of its members; all arrays are uint64 (n,)."""
-    numbers, group = np.unique(group_ids, return_inverse=True)
+    ids, group = np.unique(group_ids, return_inverse=True)
     order = np.lexsort((group, contents))
     same = contents[order][1:] == contents[order][:-1]
     edges = group[order][:-1][same], group[order][1:][same]
-    graph = coo_array((np.ones(same.sum(), np.int8), edges), shape=(len(numbers), len(numbers)))
+    graph = coo_array((np.ones(same.sum(), bool), edges), shape=(len(ids), len(ids)))
     _, component = connected_components(graph, directed=False)
-    lowest = np.unique(component, return_index=True)[1]  # the first is the lowest: `numbers` are sorted
-    joined: NDArray[np.uint64] = numbers[lowest[component]][group]
+    lowest = np.unique(component, return_index=True)[1]  # the first is the lowest, since `ids` are sorted
+    joined: NDArray[np.uint64] = ids[lowest[component]][group]
     return joined
 
 
