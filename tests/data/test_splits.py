@@ -112,6 +112,8 @@ def test_groups_that_share_an_image_are_joined() -> None:
     contents = np.array([1, 1, 2, 2, 3, 8], np.uint64)
     assert join_groups(group_ids, contents).tolist() == [5, 5, 5, 5, 2, 4]
     assert join_groups(group_ids[:0], contents[:0]).tolist() == []
+    many = np.arange(256, dtype=np.uint64)
+    assert set(join_groups(np.repeat(group_ids[:2], 256), np.tile(many, 2)).tolist()) == {5}
 
 
 @pytest.mark.parametrize("seed", range(20))

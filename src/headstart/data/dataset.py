@@ -92,7 +92,7 @@ def _damaged(path: Path, what: str) -> UserError:
     return UserError(
         f"{path} {what}. `chmod u+w {path}; touch {path}` makes DVC look at it again, then `dvc checkout --force "
         f"{path.parent}` gets it back from DVC's cache. If it is damaged there too, `rm -f {path}` and then `dvc repro "
-        "-f prepare` decode anew what was in it"
+        "-f prepare` decode its images again"
     )
 
 

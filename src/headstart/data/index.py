@@ -28,7 +28,7 @@ CREATE TABLE pictures (
 
 
 class SplitInputs(NamedTuple):
-    """What the splits are drawn from: one entry for each usable image, in the order of source names.
+    """What the splits are drawn from: one entry for each good image, in the order of source names.
 
     Attributes:
         given: int8 (n,), the splits that the source assigns, indices into ``SPLITS``, or ``NOT_GIVEN``.
@@ -44,7 +44,10 @@ class SplitInputs(NamedTuple):
 
 
 class Catalog:
-    """A table of images, in the order of their source names. Good images are those not known to be bad."""
+    """A table of images, in the order of their source names. Good images are those not known to be bad.
+
+    The argument ``splits`` is int8 (n,), indices into ``SPLITS``, one for each good image in that order.
+    """
 
     def __init__(self, path: Path) -> None:
         """Create the table in a new file. It does not survive a crash, and need not."""
@@ -115,9 +118,6 @@ class Catalog:
     def shards_to_repack(self, splits: NDArray[np.int8]) -> Iterator[tuple[int, list[SourceItem]]]:
         """Yield the shards with an image at another split's size, or with one that turned out to be bad.
 
-        Args:
-            splits: int8 (n,), indices into ``SPLITS``, in the order of ``split_inputs``.
-
         Yields:
             The shard's number, and its good images with their splits.
         """
@@ -181,7 +181,7 @@ class Catalog:
         return {SPLITS.index(split) if split else NOT_GIVEN: count for split, count in rows}
 
     def split_inputs(self, classes: list[str]) -> SplitInputs:
-        """Return what the splits are drawn from; ``classes`` are the names in the order of the labels' numbers."""
+        """Return what the splits are drawn from; labels are numbered by ``classes``."""
         number, n = {name: i for i, name in enumerate(classes)}, self.count()
         inputs = SplitInputs(
             np.empty(n, np.int8), np.empty(n, np.int32), np.empty(n, np.uint64), np.empty(n, np.uint64)
@@ -197,11 +197,7 @@ class Catalog:
         return inputs
 
     def manifest(self, splits: NDArray[np.int8]) -> Iterator[list[str | int | float]]:
-        """Yield the manifest's rows: ``MANIFEST_COLUMNS``, then the source's metadata.
-
-        Args:
-            splits: int8 (n,), indices into ``SPLITS``, in the order of ``split_inputs``.
-        """
+        """Yield the manifest's rows: ``MANIFEST_COLUMNS``, then the source's metadata."""
         rows = self._database.execute(
             "SELECT id, source, label, coalesce(grp, ''), lower(hex(sha256)), width, height, phash, contrast, "
             "further "
@@ -211,12 +207,7 @@ class Catalog:
             yield [name, source, label, SPLITS[split], *values, *json.loads(metadata)]
 
     def index_rows(self, classes: list[str], splits: NDArray[np.int8]) -> Iterator[tuple[int, ...]]:
-        """Yield the rows of the shards' index, in the order of ``INDEX_DTYPE``.
-
-        Args:
-            classes: names, in the order of the labels' numbers.
-            splits: int8 (n,), indices into ``SPLITS``, in the order of ``split_inputs``.
-        """
+        """Yield the rows of the shards' index, in the order of ``INDEX_DTYPE``; labels are numbered by ``classes``."""
         number = {name: i for i, name in enumerate(classes)}
         rows = self._database.execute(
             "SELECT id, offset, bytes, crc32, shard, label, stored_height, stored_width FROM pictures "

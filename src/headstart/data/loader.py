@@ -52,14 +52,14 @@ def evaluation_pixels(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Ten
     resize, crop = evaluation_transform(prepared.input)
     _, height, width = prepared.input["input_size"]
     pixels = torch.empty(len(rows), height, width, 3, dtype=torch.uint8)
-    for place, row in zip(pixels, rows, strict=True):
+    for target, row in zip(pixels, rows, strict=True):
         stored = prepared.pixels(int(row))
         if prepared.splits[row] == SPLITS.index("train"):
             stored = _resized(stored, resize, prepared.input["interpolation"])
         if stored.shape[:2] == (height, width):
-            np.copyto(place.numpy(), stored)
+            np.copyto(target.numpy(), stored)
         else:
-            place.copy_(crop(torch.tensor(stored).permute(2, 0, 1)).permute(1, 2, 0))
+            target.copy_(crop(torch.tensor(stored).permute(2, 0, 1)).permute(1, 2, 0))
     return pixels
 
 

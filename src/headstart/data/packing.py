@@ -50,13 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 def store_spec(config: dict[str, Any], train_scale: float | None, store: Store) -> dict[str, Any]:
-    """Return what determines the stored bytes beside the images and their splits: packed images are reused if equal.
-
-    Args:
-        config: timm's data config of the backbone.
-        train_scale: short side of training images over the longer side of the input; None keeps them as they are.
-        store: how images are packed.
-    """
+    """Return what determines the stored bytes beside the images and their splits: packed images are reused if equal."""
     side = None if train_scale is None else math.ceil(train_scale * max(config["input_size"][1:]))
     spec = {"input": config, "train_side": side, "store": store}
     return {**spec, "pillow": PIL.__version__, "pixels_version": PIXELS_VERSION}

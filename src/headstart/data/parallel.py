@@ -67,16 +67,13 @@ def start_server(context: ForkServerContext, preload: Sequence[str]) -> Event:
     ready = Event()
 
     def wait_for_first_process() -> None:
-        process = context.Process(target=_do_nothing, daemon=True)
+        process = context.Process(target=bool, daemon=True)  # does nothing
         process.start()
         process.join()
         ready.set()
 
     Thread(target=wait_for_first_process, daemon=True).start()
     return ready
-
-
-def _do_nothing() -> None: ...
 
 
 @contextmanager

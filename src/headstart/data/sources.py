@@ -304,13 +304,7 @@ def _dataset_class(name: str) -> Any:
 
 
 def _official_splits(kind: Any, name: str, folder: Path) -> dict[str, Any]:
-    """Create the data set's official splits; a data set without any is under ``all``.
-
-    Args:
-        kind: the data set's class.
-        name: of the class.
-        folder: that holds the downloads.
-    """
+    """Create the data set of class ``kind`` for each of its official splits, or as ``all`` if it has none."""
     takes = inspect.signature(kind).parameters
     download = {"download": True} if "download" in takes else {}
     try:

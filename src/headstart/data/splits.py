@@ -1,8 +1,8 @@
 """Which images are trained on, validated on and tested on: drawn from hashes, so that new images move no others.
 
-In all arrays row i is image i. Images of one group stay in one split: those that the source puts into one, or all with
-the same bytes. A group's id is the first 8 bytes of a sha256. Divided by 2⁶⁴ it is the group's position in [0, 1),
-where fixed thresholds separate the splits.
+In all arrays row i is image i; ``contents`` are the first 8 bytes of its sha256. Images of one group stay in one split:
+those that the source puts into one, or all with the same bytes. A group's id is the first 8 bytes of a sha256. Divided
+by 2⁶⁴ it is the group's position in [0, 1), where fixed thresholds separate the splits.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def _refuse_small_classes(counts: Mapping[str, int], needed: int) -> None:
 
 
 def group_number(group: str | None, sha256: bytes) -> int:
-    """Return the id of an image's group: from the group's name, or without one from the image's own hash."""
+    """Return the id of an image's group: from the group's name, or without one from the image's sha256."""
     digest = hashlib.sha256(group.encode()).digest() if group else sha256
     return int.from_bytes(digest[:8])
 
@@ -73,7 +73,7 @@ def fractions_to_draw(given: Collection[int], *, validation: float, test: float)
 
 
 def assign_by_hash(group_ids: NDArray[np.uint64], fractions: Mapping[int, float]) -> NDArray[np.int8]:
-    """Assign groups to splits by the fixed thresholds; groups beyond those of the drawn splits go to train.
+    """Assign groups to the splits to draw by their fixed thresholds, and the rest to train.
 
     Args:
         group_ids: uint64 (n,).
@@ -96,36 +96,20 @@ def _intervals(fractions: Mapping[int, float]) -> dict[int, tuple[float, float]]
 
 
 def join_groups(group_ids: NDArray[np.uint64], contents: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Join groups that contain the same image.
-
-    Args:
-        group_ids: uint64 (n,).
-        contents: uint64 (n,), from the hash of the image's bytes.
-
-    Returns:
-        uint64 (n,), the lowest id of the joined groups.
-    """
-    numbers, group = np.unique(group_ids, return_inverse=True)
+    """Join groups that contain the same image, each under the lowest id of its members; all arrays are uint64 (n,)."""
+    ids, group = np.unique(group_ids, return_inverse=True)
     order = np.lexsort((group, contents))
     same = contents[order][1:] == contents[order][:-1]
     edges = group[order][:-1][same], group[order][1:][same]
-    graph = coo_array((np.ones(same.sum(), np.int8), edges), shape=(len(numbers), len(numbers)))
+    graph = coo_array((np.ones(same.sum(), bool), edges), shape=(len(ids), len(ids)))
     _, component = connected_components(graph, directed=False)
-    lowest = np.unique(component, return_index=True)[1]  # the first is the lowest: `numbers` are sorted
-    joined: NDArray[np.uint64] = numbers[lowest[component]][group]
+    lowest = np.unique(component, return_index=True)[1]  # the first is the lowest, since `ids` are sorted
+    joined: NDArray[np.uint64] = ids[lowest[component]][group]
     return joined
 
 
 def count_duplicates(contents: NDArray[np.uint64], splits: NDArray[np.int8]) -> dict[str, int]:
-    """Count images that occur more than once.
-
-    Args:
-        contents: uint64 (n,), from the hash of the image's bytes.
-        splits: int8 (n,), indices into ``SPLITS``.
-
-    Returns:
-        ``identical``: copies beyond the first of each image; ``across_splits``: images that are in several splits.
-    """
+    """Count ``identical``, copies beyond the first of each image, and ``across_splits``, images in several splits."""
     order = np.lexsort((splits, contents))
     same = contents[order][1:] == contents[order][:-1]
     torn = contents[order][1:][same & (splits[order][1:] != splits[order][:-1])]
@@ -133,13 +117,7 @@ def count_duplicates(contents: NDArray[np.uint64], splits: NDArray[np.int8]) -> 
 
 
 def count_splits(splits: NDArray[np.int8], labels: NDArray[np.int32], classes: Sequence[str]) -> dict[str, Any]:
-    """Count images by split and class, for the report.
-
-    Args:
-        splits: int8 (n,), indices into ``SPLITS``.
-        labels: int32 (n,), indices into ``classes``.
-        classes: their names.
-    """
+    """Count images by split and class, for the report; ``splits`` and ``labels`` are those of ``complete_splits``."""
     table = np.zeros((len(classes), len(SPLITS)), np.int64)
     np.add.at(table, (labels, splits), 1)
     per_split = dict(zip(SPLITS, table.sum(axis=0).tolist(), strict=True))
@@ -235,15 +213,9 @@ def _movable_group(
     label: int,
     interval: tuple[float, float],
 ) -> np.uint64 | None:
-    """Return the class's group nearest to an interval whose move leaves every class in the split that it comes from.
+    """Return the group of class ``label`` nearest to an interval whose move takes no class from its present split.
 
-    Args:
-        labels: int32 (n,).
-        group_ids: uint64 (n,).
-        splits: int8 (n,), as assigned so far.
-        rows: the images of each class.
-        label: the class that lacks a split.
-        interval: of that split.
+    ``rows`` are the images of each class; ``splits`` are those assigned so far.
     """
     candidates = np.unique(group_ids[rows[label]])
     positions = candidates / 2.0**64
