@@ -1,4 +1,4 @@
-"""Have worker processes do their part in tests too small to wait for them."""
+"""Makes worker processes take part in tests that are too small to wait for them."""
 
 from threading import Event
 from typing import Any
@@ -9,7 +9,7 @@ from headstart.data import parallel
 
 
 def wait_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let only the first task be done in this process."""
+    """Wait for the workers after the first task, which this process does itself."""
     start = parallel.server_started
 
     def start_and_wait(*arguments: Any) -> Event:

@@ -1,4 +1,4 @@
-"""A tracked fine-tuning that is killed and gone on with is one wandb run, in which each row stands once."""
+"""A tracked fine-tuning that is killed and resumed is one wandb run, in which each row appears once."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def finetune() -> Iterator[StageServer]:
-    """Processes of their own, since they are killed, and wandb's with them."""
+    """A server of real processes, since they are killed, and wandb's with them."""
     with stage_server("finetune") as stages:
         yield stages
 
@@ -90,14 +90,14 @@ def rows_in(file: Path) -> list[dict[str, Any]]:
 
 
 def assert_whole(rows: list[dict[str, Any]]) -> None:
-    """Each row once, and what is in it is what the training wrote."""
+    """Check that each row is there once, with what the training wrote."""
     assert [row["_step"] for row in rows] == ROWS
     steps = [row for row in rows if "step" in row]
     assert [row["step"] for row in steps] == list(range(1, EPOCHS * STEPS + 1))
     epochs = [row for row in rows if "val_loss" in row]
-    told = [row for row in read_table(HISTORY) if row["epoch"] != "0"]
+    written = [row for row in read_table(HISTORY) if row["epoch"] != "0"]
     assert [(row["epoch"], row["val_loss"]) for row in epochs] == [
-        (int(row["epoch"]), float(row["val_loss"])) for row in told
+        (int(row["epoch"]), float(row["val_loss"])) for row in written
     ]
     for row in epochs:
         losses = [each["step/loss"] for each in steps if each["epoch"] == row["epoch"]]
@@ -121,7 +121,7 @@ def test_offline_it_is_one_run_and_so_is_what_a_later_sync_sends(server: WandbSe
     assert server.runs[run_id].summary["finetune/epochs"] == EPOCHS
 
 
-def test_online_it_goes_on_behind_what_the_server_has(server: WandbServer, finetune: StageServer) -> None:
+def test_online_it_resumes_after_the_last_row_of_the_server(server: WandbServer, finetune: StageServer) -> None:
     train(finetune, "online", server.environment, [1, 3], group=True)
     assert set(server.runs) == {read_json(FINETUNE / "tracking.json")["id"]}
     (run,) = server.runs.values()
