@@ -54,7 +54,7 @@ def run(command: Sequence[str]) -> tuple[float, float, float, str]:
 
 def first_answers(base: str, bundle: str, image: Path, rounds: int) -> list[float]:
     """Time one image, from the command's start to its row."""
-    return [run([base, "-m", "headstart.predict", bundle, str(image)])[0] for _ in range(rounds)]
+    return [run([base, "-m", "headstart", "predict", bundle, str(image)])[0] for _ in range(rounds)]
 
 
 def rates(base: str, bundle: str, folder: Path, scratch: Path, rounds: int) -> dict[str, list[float]]:
@@ -65,7 +65,7 @@ def rates(base: str, bundle: str, folder: Path, scratch: Path, rounds: int) -> d
         names = [OURS, *TIMM]
         for name in [*names[number % len(names) :], *names[: number % len(names)]]:
             if name == OURS:
-                command = [base, "-m", "headstart.predict", bundle, str(folder)]
+                command = [base, "-m", "headstart", "predict", bundle, str(folder)]
             else:
                 module = "benchmarks.contestants.timm_inference"
                 command = [sys.executable, "-m", module, bundle, str(folder), *TIMM[name], str(scratch / "logits.npy")]
@@ -118,7 +118,7 @@ def main() -> None:
         print(agreement(given.base, bundle, folder, scratch), "\n")
         for count in sorted({given.count, given.many}):
             crowd = link(paths, scratch / f"crowd{count}", count)
-            _, seconds, peak, _ = run([given.base, "-m", "headstart.predict", bundle, str(crowd)])
+            _, seconds, peak, _ = run([given.base, "-m", "headstart", "predict", bundle, str(crowd)])
             print(f"{count:,} paths: {peak:.0f} MB at most, {count / seconds:.0f} pictures/s", flush=True)
 
 

@@ -115,7 +115,7 @@ def main() -> None:
     """Start the service, measure, stop it."""
     bundle, folder, *arguments = sys.argv[1:]
     images = [path.read_bytes() for path in sorted(Path(folder).rglob("*.*"))[:200] if path.is_file()]
-    command = [sys.executable, "-m", "headstart.serve", bundle, "--port", "0", *arguments]
+    command = [sys.executable, "-m", "headstart", "serve", bundle, "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline().rpartition(":")[2])

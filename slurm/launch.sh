@@ -23,12 +23,7 @@ shift
 case "$command" in
 features | finetune | evaluate) tasks=all ;; # these stages use any number of processes
 prepare | probe | export) tasks=one ;;
-doctor) exec "$python" -m headstart.slurm.doctor.run "$@" ;;
-repro) exec "$python" -m headstart.slurm.repro "$@" ;;
-*)
-  echo "usage: sh slurm/launch.sh STAGE|doctor|repro [ARGUMENTS]" >&2
-  exit 2
-  ;;
+*) exec "$python" -m headstart "$command" "$@" ;;
 esac
 set -- "$python" -m "headstart.stages.$command"
 

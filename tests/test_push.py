@@ -1,5 +1,4 @@
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,11 @@ import timm
 import torch
 from huggingface_hub import constants
 
-from headstart import push
 from headstart.core.io import read_json
 from headstart.inference.bundle import write_manifest
 from headstart.models.backbone import create_backbone, weights_sha256
 from helpers.bundles import CLASSES, copy_bundle
+from helpers.command import headstart
 from helpers.hub_server import TOKEN, HubServer, ask, hub_server
 
 NAME = "somebody/flowers"
@@ -45,25 +44,25 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 
 @pytest.fixture
-def said(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
-    """Run the command; give what it said on stdout and stderr."""
+def said() -> Callable[..., tuple[str, str]]:
+    """Run the command; return what it said on stdout and stderr."""
 
     def run(*arguments: str) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["headstart push", "export/", *arguments])
-        push.main()
-        return capfd.readouterr()
+        answer = headstart("push", "export/", *arguments)
+        assert answer.exit_code == 0, answer.stderr
+        return answer.stdout, answer.stderr
 
     return run
 
 
 @pytest.fixture
-def refusal(said: Callable[..., tuple[str, str]]) -> Callable[..., str]:
-    """Run the command, which ends with exit code 1; give its message."""
+def refusal() -> Callable[..., str]:
+    """Run the command, which ends with exit code 1; return its message."""
 
     def run(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as caught:
-            said(*arguments)
-        return str(caught.value.code).removeprefix("error: ")
+        answer = headstart("push", "export/", *arguments)
+        assert (answer.exit_code, answer.stdout) == (1, "")
+        return answer.stderr.partition("error: ")[2]
 
     return run
 

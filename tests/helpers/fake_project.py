@@ -16,9 +16,9 @@ from ruamel.yaml import YAML
 from helpers.images import ROOT
 
 PYTHON = """#!/bin/sh
-case "$2" in
+case "$2 ${{3:-}}" in
 headstart.stages.*) exec {python} {stage} "${{2##*.}}" ;;
-headstart.slurm.doctor.run) exit 0 ;;
+"headstart doctor") exit 0 ;;
 esac
 exec {python} "$@"
 """

@@ -61,9 +61,9 @@ def _without(key: str) -> Change:
 
 def _manifest(change: Callable[[dict[str, Any]], None]) -> Change:
     def changed(folder: Path) -> None:
-        content = read_json(folder / bundle.MANIFEST)
+        content = read_json(folder / bundle.BUNDLE_MANIFEST)
         change(content)
-        (folder / bundle.MANIFEST).write_text(json.dumps(content))
+        (folder / bundle.BUNDLE_MANIFEST).write_text(json.dumps(content))
 
     return changed
 
@@ -97,12 +97,12 @@ def _object_array(folder: Path) -> None:
 
 
 MANIFESTS: dict[str, Change] = {
-    "no manifest": lambda folder: (folder / bundle.MANIFEST).unlink(),
-    "manifest is no JSON": lambda folder: (folder / bundle.MANIFEST).write_text("{"),
+    "no manifest": lambda folder: (folder / bundle.BUNDLE_MANIFEST).unlink(),
+    "manifest is no JSON": lambda folder: (folder / bundle.BUNDLE_MANIFEST).write_text("{"),
     "manifest of another format": _manifest(lambda content: content.update(format=2)),
-    "manifest of a million nested lists": lambda folder: (folder / bundle.MANIFEST).write_text("[" * 10**6),
-    "manifest of 70 MB": lambda folder: (folder / bundle.MANIFEST).write_bytes(b" " * 70 * 2**20),
-    "manifest with a key twice": lambda folder: (folder / bundle.MANIFEST).write_text(
+    "manifest of a million nested lists": lambda folder: (folder / bundle.BUNDLE_MANIFEST).write_text("[" * 10**6),
+    "manifest of 70 MB": lambda folder: (folder / bundle.BUNDLE_MANIFEST).write_bytes(b" " * 70 * 2**20),
+    "manifest with a key twice": lambda folder: (folder / bundle.BUNDLE_MANIFEST).write_text(
         '{"format": 1, "files": {}, "files": {}}'
     ),
     "manifest lists a path above": _manifest(
@@ -118,7 +118,7 @@ MANIFESTS: dict[str, Change] = {
     "manifest with a negative size": _manifest(lambda content: content["files"][bundle.ONNX].update(bytes=-1)),
     "manifest with a size of true": _manifest(lambda content: content["files"][bundle.ONNX].update(bytes=True)),
     "manifest with another hash": _manifest(lambda content: content["files"][bundle.ONNX].update(sha256="0" * 64)),
-    "manifest of a list": lambda folder: (folder / bundle.MANIFEST).write_text("[]"),
+    "manifest of a list": lambda folder: (folder / bundle.BUNDLE_MANIFEST).write_text("[]"),
     "one bit of the model changed": lambda folder: _flip(folder / bundle.ONNX),
     "one bit of the config changed": lambda folder: _flip(folder / paths.MODEL_CONFIG),
     "config is a folder": _instead(paths.MODEL_CONFIG, Path.mkdir),
@@ -126,7 +126,7 @@ MANIFESTS: dict[str, Change] = {
     "model is a pipe": _instead(bundle.ONNX, os.mkfifo),
     "model is a device": _instead(bundle.ONNX, lambda path: path.symlink_to("/dev/zero")),
     "model is a link out": _instead(bundle.ONNX, lambda path: path.symlink_to("/etc/passwd")),
-    "manifest is a pipe": _instead(bundle.MANIFEST, os.mkfifo),
+    "manifest is a pipe": _instead(bundle.BUNDLE_MANIFEST, os.mkfifo),
     "reference is a link to itself": _instead(bundle.REFERENCE, lambda path: path.symlink_to(path.name)),
 }
 CONFIGS: dict[str, Change] = {

@@ -24,7 +24,7 @@ SCRIPT = f"""#!/bin/sh
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=out
-exec {sys.executable} -m headstart.slurm.doctor.run "$0" --json
+exec {sys.executable} -m headstart doctor "$0" --json
 """
 
 

@@ -18,12 +18,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 
+from headstart.config.completion import complete_params
 from headstart.core.io import write_json
 from headstart.core.paths import STOPPED
 from helpers.fake_project import environment, fake_project, log
 
-REPRO = [sys.executable, "-m", "headstart.slurm.repro"]
+REPRO = [sys.executable, "-m", "headstart", "repro"]
 STEPS = 15
 
 
@@ -182,3 +184,15 @@ def test_outside_of_a_project_it_is_an_error(tmp_path: Path) -> None:
     done = subprocess.run(REPRO, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "error: .dvc does not exist: run this in the project's folder\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_params_file_stops_it_in_one_line_that_names_the_command(project: Path) -> None:
+    params = YAML(typ="safe").load(project / "params.yaml")
+    del params["finetune"]["ema"], params["evaluate"]
+    YAML().dump(params, project / "params.yaml")
+    done = finish(project)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == ("error: params.yaml:\n  finetune.ema, evaluate: missing; add them with `headstart params`\n")
+    assert log(project) == []
+    complete_params(project / "params.yaml")
+    assert finish(project).returncode == 0

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 import wandb
 
-from headstart import dashboard
 from headstart.core.io import read_json
 from headstart.core.paths import DASHBOARD
 from headstart.training.module import curve
 from headstart.training.regularization.ledger import COLUMNS
 from headstart.training.regularization.param_groups import Group
+from helpers.command import headstart
 from helpers.wandb_server import ENTITY, wandb_server
 
 
@@ -23,7 +22,6 @@ from helpers.wandb_server import ENTITY, wandb_server
 def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["headstart dashboard"])
     for name in [name for name in os.environ if name.startswith("WANDB")]:
         monkeypatch.delenv(name)
     yield
@@ -41,9 +39,8 @@ def tracked() -> dict[str, str]:
     return {name: "step" for name in step if name not in ("epoch", "step")} | dict.fromkeys(epoch, "epoch")
 
 
-def test_without_a_key_it_is_written_and_the_message_says_how_to_send_it(capsys: pytest.CaptureFixture[str]) -> None:
-    dashboard.main()
-    assert capsys.readouterr().out == (
+def test_without_a_key_it_is_written_and_the_message_says_how_to_send_it() -> None:
+    assert headstart("dashboard").stdout == (
         f"{DASHBOARD}: not sent, since wandb has no key here: `wandb login`, then `headstart dashboard` again\n"
     )
     panels = shown(read_json(DASHBOARD)["spec"])
@@ -64,13 +61,14 @@ def test_without_a_key_it_is_written_and_the_message_says_how_to_send_it(capsys:
     assert plotted == {name for name in columns if not name.startswith("head/")} | ledger
 
 
-def test_with_a_key_it_is_saved(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_a_key_it_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     with wandb_server() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
-        dashboard.main()
+        answer = headstart("dashboard")
+        assert answer.exit_code == 0, answer.stderr
         (saved,) = server.workspaces.values()
     assert (saved["entityName"], saved["projectName"], saved["displayName"]) == (ENTITY, "headstart", "Headstart")
     assert len(shown(saved["spec"])) == 12
-    assert f"/{ENTITY}/headstart" in capsys.readouterr().out
+    assert f"/{ENTITY}/headstart" in answer.stdout
     assert not DASHBOARD.exists()

@@ -1,20 +1,10 @@
-"""Run `dvc repro` to its end; in a Slurm job, across as many starts as Slurm needs.
-
-usage: headstart repro [ARGUMENTS OF DVC REPRO]
-       headstart repro -S KEY=VALUE [ARGUMENTS OF DVC EXP RUN]
-
-It works in the project's folder, one start at a time. SIGUSR1, SIGTERM and SIGINT are forwarded to the stage that runs,
-which saves its progress. After SIGUSR1, which Slurm sends before the time limit, or the loss of a process, the Slurm
-job is queued again; never after SIGTERM: that is scancel, or a preemption, after which Slurm itself queues it again.
-
-exit code: 0 done; 1 failed; 75 queued again; 128 + number: stopped by that signal
-"""
+"""DVC under the lock of the project's folder, and the Slurm job queued again where needed: `headstart repro`."""
 
 import secrets
 import signal
-import sys
 from pathlib import Path
 
+from headstart.config.loader import load_params
 from headstart.core.errors import UserError
 from headstart.core.lock import locked
 from headstart.core.paths import DVC_RWLOCK, LOCK, STOPPED
@@ -26,20 +16,24 @@ from headstart.slurm.supervisor import run_dvc
 QUEUED_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
-def main() -> None:
-    """Run DVC with the program's arguments."""
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    try:
-        if not Path(".dvc").is_dir():
-            raise UserError(".dvc does not exist: run this in the project's folder")
-        with locked(LOCK, "the pipeline of this folder already runs"):
-            code = _run(arguments)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    sys.exit(code)
+def repro(arguments: list[str]) -> int:
+    """Run DVC in the working directory, one start at a time.
+
+    Args:
+        arguments: of `dvc repro`, or of `dvc exp run` where one of them is ``-S`` or ``--set-param``.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 75 queued again, 128 + number: stopped by that signal.
+
+    Raises:
+        UserError: this is no project's folder, it is in use, params.yaml is incomplete or wrong, or the job can't be
+            queued again.
+    """
+    if not Path(".dvc").is_dir():
+        raise UserError(".dvc does not exist: run this in the project's folder")
+    load_params(Path("params.yaml"))  # names every missing key, and the command that adds them; DVC does not
+    with locked(LOCK, "the pipeline of this folder already runs"):
+        return _run(arguments)
 
 
 def _run(arguments: list[str]) -> int:
@@ -71,7 +65,3 @@ def _run(arguments: list[str]) -> int:
 
 def _print(line: str) -> None:
     print(f"headstart repro: {line}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

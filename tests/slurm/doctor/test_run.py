@@ -1,15 +1,13 @@
 """The command; that it runs as a program of its own is in test_doctor_in_jobs.py."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from click.testing import Result
 from ruamel.yaml import YAML
 
-from headstart.slurm.doctor import run
+from helpers.command import headstart
 from helpers.images import ROOT, params
 
 
@@ -21,45 +19,27 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class Answer(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
+def doctor(*arguments: str) -> Result:
+    return headstart("doctor", *arguments)
 
 
-Doctor = Callable[..., Answer]
-
-
-@pytest.fixture
-def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
-    """The program, in this process: torch is imported once."""
-
-    def call(*arguments: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["headstart doctor", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            run.main()
-        return Answer(int(caught.value.code or 0), *capsys.readouterr())
-
-    return call
-
-
-def test_a_good_script_on_a_good_machine(project: Path, doctor: Doctor) -> None:
+def test_a_good_script_on_a_good_machine(project: Path) -> None:
     changed = params({"run.cache": "cache", "run.accelerator": "auto"})
     YAML().dump(changed.model_dump(), project / "params.yaml")
     answer = doctor(str(ROOT / "slurm" / "finetune.sbatch"))
-    assert (answer.returncode, answer.stderr) == (0, "")
+    assert (answer.exit_code, answer.stderr) == (0, "")
     first, last = answer.stdout.splitlines()
     assert first.startswith("info: a checkpoint of ")
     assert last == "doctor: nothing wrong was found"
 
 
 @pytest.mark.usefixtures("project")
-def test_json_is_a_list_and_an_error_is_exit_code_1(doctor: Doctor) -> None:
+def test_json_is_a_list_and_an_error_is_exit_code_1() -> None:
     Path("job.sbatch").write_text("#!/bin/sh\n#SBATCH --ntasks=4\n")
     Path("params.yaml").write_text("run: 1\n")
     answer = doctor("job.sbatch", "--json")
     findings = json.loads(answer.stdout)
-    assert (answer.returncode, answer.stderr) == (1, "")
+    assert (answer.exit_code, answer.stderr) == (1, "")
     assert all(set(finding) == {"severity", "name", "message"} for finding in findings)
     by_name = {finding["name"]: finding for finding in findings}
     assert by_name["ntasks-per-node-missing"]["message"].startswith("line 2: #SBATCH --ntasks=4: ")
@@ -68,7 +48,7 @@ def test_json_is_a_list_and_an_error_is_exit_code_1(doctor: Doctor) -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_a_script_that_is_not_there_is_an_error(doctor: Doctor) -> None:
+def test_a_script_that_is_not_there_is_an_error() -> None:
     answer = doctor("gone.sbatch")
-    assert answer.returncode == 1
+    assert answer.exit_code == 1
     assert answer.stdout.startswith("error: gone.sbatch can't be read")

@@ -1,17 +1,7 @@
-"""Report what would cost hours before any is spent, in a batch script, params.yaml, this machine and a job's nodes.
+"""What `headstart doctor` looks at: a batch script, params.yaml, this machine, an allocation's nodes."""
 
-reads:   params.yaml, data/prepared where it exists, and the batch script
-writes:  nothing that stays
-
-By hand before a job is submitted, `headstart doctor slurm/repro.sbatch`; in the job the batch script runs it first,
-and it starts all of the job's tasks once. Without a script it checks this machine. Each finding is one line that says
-what to do. Exit code 1 where there is an error, else 0.
-"""
-
-import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,23 +23,17 @@ from headstart.slurm.doctor.batch_checks import (
 )
 
 
-def main() -> None:
-    """Print the findings."""
-    parser = argparse.ArgumentParser(
-        prog="headstart doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("script", type=Path, nargs="?", help="a batch script for sbatch")
-    parser.add_argument("--json", action="store_true", help="print a list of {severity, name, message}")
-    args = parser.parse_args()
-    findings = list(examine(args.script))
-    if args.json:
+def print_findings(script: Path | None, *, as_json: bool) -> int:
+    """Print what ``examine`` finds, a line each or as JSON; return the exit code, 1 where there is an error."""
+    findings = list(examine(script))
+    if as_json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2, ensure_ascii=False))
     else:
         for severity, name, message in findings:
             print(f"{severity}: {message} [{name}]")
         if all(finding.severity == "info" for finding in findings):
             print("doctor: nothing wrong was found")
-    sys.exit(any(finding.severity == "error" for finding in findings))
+    return int(any(finding.severity == "error" for finding in findings))
 
 
 def examine(path: Path | None) -> Iterator[Finding]:
@@ -109,7 +93,3 @@ def _examine_machine(script: BatchScript, params: Params, *, in_job: bool, by_ha
         image_seconds = None if device_findings else machine_checks.seconds_per_image(params)
     if image_seconds is not None:
         yield from machine_checks.check_time(params, script.options, resources, image_seconds)
-
-
-if __name__ == "__main__":
-    main()
