@@ -1,4 +1,4 @@
-"""Let worker processes take part in tests that would end before they have started."""
+"""Makes worker processes take part in tests that would end before they have started."""
 
 from threading import Event
 from typing import Any

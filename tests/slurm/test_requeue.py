@@ -13,7 +13,7 @@ from helpers.images import params
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no Slurm answers: what Slurm does is tested in tests/cluster."""
+    """A project where no Slurm answers; with a real Slurm: test_jobs.py."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("SLURM_JOB_ID", "12")
@@ -27,7 +27,7 @@ def refusal(steps: int | None = None) -> str:
     return str(caught.value)
 
 
-def test_where_slurm_does_not_queue_it_again_it_is_said_what_to_do() -> None:
+def test_where_slurm_does_not_requeue_the_message_says_what_to_do() -> None:
     assert refusal().startswith("job 12 is not queued again")
     assert "submit it again, best with #SBATCH --requeue" in refusal()
 
@@ -38,7 +38,7 @@ def test_an_arrays_task_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -
     assert refusal().startswith("job 12_3 is")
 
 
-def test_starts_that_come_no_further_are_counted() -> None:
+def test_starts_without_progress_are_counted() -> None:
     for _ in range(MAX_STARTS_WITHOUT_PROGRESS):
         assert "submit it again" in refusal()
     assert refusal() == (
@@ -47,7 +47,7 @@ def test_starts_that_come_no_further_are_counted() -> None:
 
 
 @pytest.mark.parametrize("further", ["dvc.lock", "data/.prepared.partial/pixels-00000.bin", "cache/features/a.sqlite"])
-def test_whatever_comes_further_is_progress(further: str) -> None:
+def test_whatever_a_stage_adds_is_progress(further: str) -> None:
     for _ in range(MAX_STARTS_WITHOUT_PROGRESS):
         refusal()
     Path(further).parent.mkdir(parents=True, exist_ok=True)

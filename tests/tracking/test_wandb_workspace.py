@@ -33,13 +33,13 @@ def shown(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def tracked() -> dict[str, str]:
-    """The columns of the rows that a fine-tuning hands over, each with its axis."""
+    """Return the columns of the rows that a fine-tuning logs, each with its axis."""
     (step,) = curve(1, 0, [0.5], [1.0], groups=[Group("head", 0.0, 0.0, 0.1)], factors=[1.0])
     epoch = ["train_loss", "val_loss", "val_accuracy", *(f"head/{name}" for name in COLUMNS[2:])]
     return {name: "step" for name in step if name not in ("epoch", "step")} | dict.fromkeys(epoch, "epoch")
 
 
-def test_without_a_key_it_is_written_and_how_to_send_it_is_said() -> None:
+def test_without_a_key_it_is_written_and_the_message_says_how_to_send_it() -> None:
     assert headstart("dashboard").stdout == (
         f"{DASHBOARD}: not sent, since wandb has no key here: `wandb login`, then `headstart dashboard` again\n"
     )
@@ -50,15 +50,15 @@ def test_without_a_key_it_is_written_and_how_to_send_it_is_said() -> None:
     columns = tracked()
     curves = [panel["config"] for panel in panels if panel["viewType"] == "Run History Line Plot"]
     assert len(curves) == len(panels) - len(tables)
-    found = set()
+    plotted = set()
     for config in curves:
         pattern = config.get("metricRegex")
         here = {name for name in columns if re.fullmatch(pattern, name)} if pattern else set(config["metrics"])
         assert here, config["chartTitle"]
         assert {columns[name] for name in here} == {config["xAxis"]}
-        found |= here
+        plotted |= here
     ledger = {f"head/{name}" for name in ("norm", "distance", "total_shrink", "data_movement")}
-    assert found == {name for name in columns if not name.startswith("head/")} | ledger
+    assert plotted == {name for name in columns if not name.startswith("head/")} | ledger
 
 
 def test_with_a_key_it_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:

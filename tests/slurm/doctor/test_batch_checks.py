@@ -93,7 +93,7 @@ def test_a_broken_script_is_named(line: str, instead: str, severity: str, name: 
     assert found(GOOD.replace(line, instead), params()) == [(severity, name)]
 
 
-def test_it_is_said_what_a_signal_to_the_tasks_alone_does() -> None:
+def test_the_message_says_what_a_signal_to_the_tasks_alone_does() -> None:
     (finding,) = check_script(read_batch_script(GOOD.replace("B:USR1", "USR1")), {})
     assert "only a job in finetune's training is then queued again: write --signal=B:USR1@180" in finding.message
 
@@ -180,7 +180,7 @@ def test_signals_nodes_and_gpus_are_read() -> None:
 
 
 def test_options_are_found_as_sbatch_finds_them() -> None:
-    """Short names, values after a space, several in a line, comments, beginnings of names; the last one wins."""
+    """Short names, values after a space, several in a line, comments, prefixes of names; the last one wins."""
     script = read_batch_script(
         "#!/bin/sh\n"
         "#SBATCH -N 2 -t1:00:00 --job-name 'two words' # --requeue\n"
@@ -219,7 +219,7 @@ def test_a_line_that_does_not_do_what_it_says_is_named(line: str, name: str, sai
     (finding,) = script.findings
     assert (finding.severity, finding.name) == ("error", name)
     assert re.search(said, finding.message)
-    # Read as it was meant, so that one mistake is one finding.
+    # Parsed as it was meant, so that one mistake is one finding.
     assert script.options == ({"nodes": "2"} if name.startswith("directive") else {})
 
 

@@ -55,7 +55,7 @@ def names(findings: Iterator[Finding]) -> list[tuple[str, str]]:
         (ADAMW, 4),
     ],
 )
-def test_a_states_size_is_that_of_the_weights_the_moments_the_average_and_the_ledger(
+def test_a_checkpoints_size_is_that_of_the_weights_the_moments_the_average_and_the_ledger(
     changes: dict[str, Any], copies: int
 ) -> None:
     model = create_backbone("bundled", pretrained=False, image_size=None, args={})
@@ -64,10 +64,10 @@ def test_a_states_size_is_that_of_the_weights_the_moments_the_average_and_the_le
 
 
 @pytest.mark.parametrize("changes", [{}, {"finetune.optimizer": "adam", "finetune.ema": 0.9}, ADAMW])
-def test_a_state_that_is_saved_within_an_epoch_has_that_size(
+def test_a_checkpoint_that_is_saved_within_an_epoch_has_that_size(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the second, since Adam has no moments before its first step."""
+    """In the second epoch, since Adam has no moments before its first step."""
     given = params({"backbone.name": "test_resnet", "backbone.pretrained": False, "run.cache": "cache", **changes})
     write_prepared()
     write_heads([Head(np.zeros((4, 96), np.float32), np.zeros(4, np.float32), 1e-3)], 0)
@@ -88,7 +88,7 @@ def test_a_state_that_is_saved_within_an_epoch_has_that_size(
     assert last.stat().st_size / weights == pytest.approx(sizes.checkpoint / sizes.weights, rel=0.05)
 
 
-def test_a_disk_that_is_too_full_is_an_error_and_the_numbers_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_full_is_an_error_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     given, rows = params({"run.cache": "cache"}), 31 * 8 * 4
     write_prepared()
     need = 2 * rows + 4 * SMALL.checkpoint + 2 * SMALL.weights  # on one disk here
@@ -133,7 +133,7 @@ def test_a_precision_that_the_device_lacks_is_an_error() -> None:
 
 def test_the_time_limit_is_compared_with_all_epochs() -> None:
     given, two = params({"finetune.epochs": 10}), Resources(1, 2, None)
-    assert list(check_time(given, {"time": "1"}, two, 1.0)) == []  # nobody knows yet how many images there are
+    assert list(check_time(given, {"time": "1"}, two, 1.0)) == []  # the number of images is not known yet
     write_prepared()
     # 10 epochs of 12 images on 2 tasks take 60 s.
     assert names(check_time(given, {"time": "1:00"}, two, 1.0)) == [("info", "time")]
