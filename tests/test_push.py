@@ -40,7 +40,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         session = huggingface_hub.get_session()
         yield server
         client = partial(type(session), event_hooks=session.event_hooks, follow_redirects=True)
-        huggingface_hub.set_client_factory(client)  # without push's patience
+        huggingface_hub.set_client_factory(client)  # without the timeout of push
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_what_the_hub_refuses_says_what_to_do(
 def test_a_hub_that_is_not_there_or_says_nothing_is_not_waited_for(
     hub: HubServer, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headstart.export.push.PATIENCE", 0.1)
+    monkeypatch.setattr("headstart.export.push.HUB_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert f"the push to {NAME} broke off (ReadTimeout" in refusal(NAME)

@@ -1,7 +1,7 @@
-"""Runs `headstart predict BUNDLE IMAGE` for one bundle after the other, each in a process that may not take much.
+"""Runs `headstart predict BUNDLE IMAGE` for one bundle after the other, each in a process of limited memory and time.
 
 python tests/helpers/limited.py IMAGE BUNDLE... prints one line of JSON for each: exit code, stdout, stderr. The
-processes are forked from this one, which has imported what predict imports: 80 of them take seconds.
+processes are forked from this one, which has imported all that predict imports: 80 of them take seconds.
 """
 
 import json
@@ -14,12 +14,12 @@ import tempfile
 import headstart.predict  # noqa: F401  (imported once for all)
 from headstart.cli import main
 
-MEMORY = 4 * 2**30  # of addresses
+MEMORY = 4 * 2**30  # bytes of address space
 SECONDS = 20
 
 
 def limited(bundle: str, image: str) -> dict[str, object]:
-    """Run one; a process that hangs is ended by SIGALRM, which is its exit code."""
+    """Run one; SIGALRM ends a process that hangs, and is its exit code."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if not child:

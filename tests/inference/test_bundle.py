@@ -1,4 +1,4 @@
-"""What a good bundle gives; the bad ones are in tests/helpers/hostile_bundles.py."""
+"""A good bundle, opened; the bad ones are in tests/helpers/hostile_bundles.py."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""What a predictor says is what torch and timm give for the same image."""
+"""A prediction is the one that torch and timm compute for the same image."""
 
 import io
 import math
@@ -22,7 +22,7 @@ from headstart.inference import bundle
 from headstart.inference.predictor import Predictor
 from headstart.inference.scores import distances
 from headstart.models.backbone import WithFeatures
-from helpers.bundles import CLASSES, INPUT, TOLD, copy_bundle, small_model
+from helpers.bundles import CALIBRATION, CLASSES, INPUT, copy_bundle, small_model
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_many_threads_share_a_predictor(predictor: Predictor) -> None:
 def test_calibration_changes_probabilities_and_nothing_else(folder: Path, predictor: Predictor) -> None:
     logits, _ = expected([noise_image(3)])
     calibrated, plain = Predictor(folder, calibrated=True)(noise_image(3)), predictor(noise_image(3))
-    by_temperature = softmax(logits.astype(np.float64) / TOLD["temperature"], axis=1)
+    by_temperature = softmax(logits.astype(np.float64) / CALIBRATION["temperature"], axis=1)
     assert calibrated.probability == pytest.approx(by_temperature.max(), abs=1e-5)
     assert (calibrated.label, calibrated.prediction_set) == (plain.label, plain.prediction_set)
     assert calibrated.ood_distance == plain.ood_distance
@@ -177,12 +177,12 @@ def test_a_bundle_that_knows_nothing_of_its_answers(tmp_path: Path) -> None:
         Predictor(folder, conformal=0.9)
 
 
-@pytest.mark.parametrize(("limits", "share"), [((0, 0), 0.99), ((0, 2), 0.95), ((2, 2), None)])
-def test_the_share_of_usual_images_that_are_nearer(
-    tmp_path: Path, limits: tuple[float, float], share: float | None
+@pytest.mark.parametrize(("limits", "level"), [((0, 0), 0.99), ((0, 2), 0.95), ((2, 2), None)])
+def test_the_ood_level_is_the_largest_threshold_that_is_exceeded(
+    tmp_path: Path, limits: tuple[float, float], level: float | None
 ) -> None:
-    far = {"thresholds": dict(zip(("0.95", "0.99"), limits, strict=True))}
-    assert Predictor(changed(tmp_path, out_of_distribution=far))(noise_image(0)).ood_level == share
+    ood = {"thresholds": dict(zip(("0.95", "0.99"), limits, strict=True))}
+    assert Predictor(changed(tmp_path, out_of_distribution=ood))(noise_image(0)).ood_level == level
 
 
 def test_the_former_names_are_still_read(predictor: Predictor, tmp_path: Path) -> None:
@@ -232,9 +232,9 @@ def test_devices_and_files_that_there_are_not(folder: Path) -> None:
         Predictor(folder, model=bundle.ONNX_INT8)
 
 
-def changed(tmp_path: Path, **told: object) -> Path:
+def changed(tmp_path: Path, **entries: object) -> Path:
     folder = copy_bundle(tmp_path / "export")
     config = read_json(folder / paths.MODEL_CONFIG)
-    write_json(folder / paths.MODEL_CONFIG, config | {"headstart": config["headstart"] | told})
+    write_json(folder / paths.MODEL_CONFIG, config | {"headstart": config["headstart"] | entries})
     bundle.write_manifest(folder)
     return folder

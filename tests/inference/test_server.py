@@ -20,7 +20,7 @@ LIMITS = Limits(body_bytes=10_000, images=2, pixels=10_000, seconds=0.1, threads
 
 
 class Slow:
-    """A predictor that is at work until it is told to end."""
+    """A predictor that works until ``end`` is set."""
 
     bundle = SimpleNamespace(config=SimpleNamespace(architecture="slow", classes=["cat"]))
 
@@ -36,7 +36,7 @@ class Slow:
 
 def test_who_waits_too_long_for_a_thread_is_told_so_and_is_not_worked_for(tmp_path: Path) -> None:
     predictor: Any = Slow()
-    image = tmp_path / "picture.png"
+    image = tmp_path / "image.png"
     Image.new("RGB", (4, 4)).save(image)
     content = image.read_bytes()
     answers: dict[str, httpx.Response] = {}

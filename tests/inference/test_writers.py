@@ -14,6 +14,7 @@ from headstart.inference.server import Limits, application
 from headstart.inference.writers import csv_rows, writing
 
 NAMES = ["picture", "label", "probability", "top", "set", "distance", "unusual", "error"]
+CLASS_COLUMNS = ["label_2", "probability_2", "label_3", "probability_3"]
 TOP = [("cat", 0.75), ("dog", 0.25)]
 PREDICTION = Prediction("a.png", "cat", 0.75, TOP, ["cat"], 0.5, 0.95)
 VALUES = ["a.png", "cat", 0.75, [list(pair) for pair in TOP], ["cat"], 0.5, 0.95, None]
@@ -25,19 +26,7 @@ def test_csv_has_two_columns_for_each_class() -> None:
     write(PREDICTION)
     write(Prediction("b.png", error="no image"))
     assert list(csv.reader(file.getvalue().splitlines())) == [
-        [
-            "picture",
-            "label",
-            "probability",
-            "label_2",
-            "probability_2",
-            "label_3",
-            "probability_3",
-            "set",
-            "distance",
-            "unusual",
-            "error",
-        ],
+        ["picture", "label", "probability", *CLASS_COLUMNS, "set", "distance", "unusual", "error"],
         ["a.png", "cat", "0.75", "dog", "0.25", "", "", '["cat"]', "0.5", "0.95", ""],
         ["b.png", *[""] * 9, "no image"],
     ]

@@ -75,7 +75,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Path) -> Path:
-    """Another project in which nothing was exported; its ONNX export is a copy of the good one, which is given."""
+    """Another project, without an export; its ONNX export is a copy of the good one, whose path is returned."""
     monkeypatch.chdir(tmp_path)
     write_inputs()
     good = exported / "export" / "model.onnx"

@@ -31,7 +31,7 @@ PARITY_BATCH = 32
 
 
 @dataclass(frozen=True)
-class _Outputs:
+class _ModelOutputs:
     """Logits, float32 (n, classes); features, float32 (n, width); the mean loss of the labels."""
 
     logits: NDArray[np.float32]
@@ -56,7 +56,7 @@ class _Difference:
     nll: float
 
     @classmethod
-    def between(cls, exported: _Outputs, trained: _Outputs) -> "_Difference":
+    def between(cls, exported: _ModelOutputs, trained: _ModelOutputs) -> "_Difference":
         norms = np.maximum(np.linalg.norm(trained.features, axis=1), np.finfo(np.float32).tiny)
         return cls(
             np.abs(exported.logits - trained.logits).max(axis=1),
@@ -154,7 +154,7 @@ class ParityChecker:
         )
 
     @torch.inference_mode()
-    def _outputs(self, function: ModelFunction, batch_size: int, name: str) -> _Outputs:
+    def _outputs(self, function: ModelFunction, batch_size: int, name: str) -> _ModelOutputs:
         batches = run_inference(
             lambda pixels: torch.cat(function(pixels), dim=1),
             self.prepared,
@@ -166,7 +166,7 @@ class ParityChecker:
         )
         logits, features = np.split(np.concatenate(list(batches)), [-self._width], axis=1)
         losses = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(logits)), self._labels]
-        return _Outputs(logits, features, float(losses.mean()))
+        return _ModelOutputs(logits, features, float(losses.mean()))
 
     @torch.inference_mode()
     def _logits_of_noise(self, function: ModelFunction) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from headstart.core.errors import UserError
 from headstart.inference import bundle
 
-PATIENCE = 120.0
+HUB_TIMEOUT = 120.0
 """Seconds to wait for the hub; huggingface_hub itself waits for ever."""
 OPTIONAL_FILES = {bundle.ONNX_FP16, bundle.ONNX_INT8, bundle.ONNX_DATA, bundle.EXPORTED_PROGRAM, bundle.REFERENCE}
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of the HTTP client that huggingface_hub is built on
@@ -64,11 +64,13 @@ def push_bundle(folder: Path, repository: str, *, private: bool, revision: str |
     with _as_user_errors(repository):
         api = _api()
         name = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
-        if private and not api.model_info(name, timeout=PATIENCE).private:
+        if private and not api.model_info(name, timeout=HUB_TIMEOUT).private:
             raise UserError(f"{name} is there already and is public, so nothing was pushed: choose another name")
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        present = {file.rfilename for file in api.model_info(name, revision=revision, timeout=PATIENCE).siblings or []}
+        present = {
+            file.rfilename for file in api.model_info(name, revision=revision, timeout=HUB_TIMEOUT).siblings or []
+        }
         stale = sorted((present & OPTIONAL_FILES) - set(opened.files))
         commit = api.create_commit(
             name,
@@ -89,11 +91,13 @@ def stated_license(folder: Path) -> str | None:
 
 
 def _api() -> HfApi:
-    """Return a client for the hub that waits at most ``PATIENCE``; raises UserError where there is no token."""
+    """Return a client for the hub that waits at most ``HUB_TIMEOUT``; raises UserError where there is no token."""
     if get_token() is None:
         raise UserError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN to one that may write")
     session = get_session()
-    set_client_factory(partial(type(session), event_hooks=session.event_hooks, follow_redirects=True, timeout=PATIENCE))
+    set_client_factory(
+        partial(type(session), event_hooks=session.event_hooks, follow_redirects=True, timeout=HUB_TIMEOUT)
+    )
     return HfApi(library_name="headstart")
 
 
@@ -103,7 +107,7 @@ def _as_user_errors(repository: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise UserError(f"{repository} can't be a repository's name: {error} Give it as owner/name") from error
+        raise UserError(f"{repository} can't be a repository's name: {error} Name it owner/name") from error
     except HfHubHTTPError as error:
         hint = ""
         if error.response.status_code in (401, 403):

@@ -46,12 +46,12 @@ def check_onnx(path: Path, data_files: Collection[str] = ()) -> None:
     try:
         if not path.stat().st_size:
             raise _RefusedError("is empty")
-        _check("model", np.memmap(path, np.uint8, "r").data, data_files)
+        _check_message("model", np.memmap(path, np.uint8, "r").data, data_files)
     except _RefusedError as reason:
         raise UserError(f"{path}: {reason}") from None
 
 
-def _check(kind: str, content: memoryview, data_files: Collection[str]) -> None:
+def _check_message(kind: str, content: memoryview, data_files: Collection[str]) -> None:
     """Check a message and all messages in it; protobuf joins those that stand twice, so each of them is looked at."""
     if kind == "tensor":
         _check_tensor(content, data_files)
@@ -59,20 +59,20 @@ def _check(kind: str, content: memoryview, data_files: Collection[str]) -> None:
         if _text(content) not in DOMAINS:
             raise _RefusedError(f"uses an operator of the domain {_text(content)!r}: only ONNX's own are run")
     else:
-        for number, value in _fields(content):
+        for number, value in _protobuf_fields(content):
             if (kind, number) in REFUSED:
                 raise _RefusedError(REFUSED[kind, number])
             if number in CHILDREN[kind]:
-                _check(CHILDREN[kind][number], _message(value), data_files)
+                _check_message(CHILDREN[kind][number], _message(value), data_files)
 
 
 def _check_tensor(tensor: memoryview, data_files: Collection[str]) -> None:
     external, locations = False, []
-    for number, value in _fields(tensor):
+    for number, value in _protobuf_fields(tensor):
         if number == DATA_LOCATION:
             external |= value != 0
         elif number == EXTERNAL_DATA:
-            entry = [(field, _text(text)) for field, text in _fields(_message(value))]
+            entry = [(field, _text(text)) for field, text in _protobuf_fields(_message(value))]
             if (KEY, "location") in entry:
                 locations += [text for field, text in entry if field == VALUE]
     if external and not locations:
@@ -82,7 +82,7 @@ def _check_tensor(tensor: memoryview, data_files: Collection[str]) -> None:
             raise _RefusedError(f"has weights in {location!r}, which is no file of the bundle for it")
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int | None]]:
+def _protobuf_fields(message: memoryview) -> Iterator[tuple[int, memoryview | int | None]]:
     """Yield each field's number and value: an int, a view of bytes, or None where it has a fixed width."""
     at = 0
     while at < len(message):

@@ -53,10 +53,10 @@ def open_session(bundle: Bundle, name: str, *, device: str, threads: int) -> Inf
     if device == "cuda" and CUDA not in session.get_providers():
         raise UserError("--device cuda: ONNX Runtime found no GPU that it can use; leave --device away")
     _check_signature(session, bundle, str(path))
-    return functools.partial(_run, session, bundle, str(path))
+    return functools.partial(_run_session, session, bundle, str(path))
 
 
-def _run(
+def _run_session(
     session: onnxruntime.InferenceSession, bundle: Bundle, path: str, inputs: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     try:

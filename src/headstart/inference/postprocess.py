@@ -74,7 +74,7 @@ class Postprocessor:
             raise UserError(f"{bundle.folder} has no temperature, as its model was not calibrated: omit --calibrated")
         if top < 1:
             raise UserError(f"top must be at least 1, not {top}")
-        return cls(bundle.config, bundle.ood_reference(), temperature, _conformal_level(bundle, level, method), top)
+        return cls(bundle.config, bundle.ood_reference(), temperature, _choose_level(bundle, level, method), top)
 
     def __call__(self, logits: NDArray[np.float32], features: NDArray[np.float32]) -> list[Prediction]:
         """Return a prediction for each row of logits, float32 (n, classes), and features, float32 (n, width)."""
@@ -108,7 +108,7 @@ class Postprocessor:
         return max(beyond, default=None)
 
 
-def _conformal_level(bundle: Bundle, level: float | None, method: str | None) -> ConformalLevel | None:
+def _choose_level(bundle: Bundle, level: float | None, method: str | None) -> ConformalLevel | None:
     """Return the first of a bundle's levels that matches; None where it has none and none was asked for."""
     levels = bundle.config.conformal
     for each in levels:

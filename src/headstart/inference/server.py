@@ -65,7 +65,7 @@ def application(predictor: Predictor, limits: Limits) -> FastAPI:
         try:
             with fail_after(limits.seconds):
                 predictions = [
-                    await anyio.to_thread.run_sync(_predict, predictor, *image, limits.pixels, limiter=pool)
+                    await anyio.to_thread.run_sync(_predict_upload, predictor, *image, limits.pixels, limiter=pool)
                     for image in images
                 ]
         except TimeoutError:
@@ -82,7 +82,7 @@ def application(predictor: Predictor, limits: Limits) -> FastAPI:
     return app
 
 
-def _predict(predictor: Predictor, name: str, content: bytes, max_pixels: int) -> Prediction:
+def _predict_upload(predictor: Predictor, name: str, content: bytes, max_pixels: int) -> Prediction:
     try:
         width, height = header_size(content)
         if width * height > max_pixels:
@@ -104,14 +104,14 @@ async def _uploaded(request: Request, limits: Limits) -> list[tuple[str, bytes]]
     try:
         with fail_after(limits.seconds):
             if kind == "multipart/form-data":
-                bounded = _bounded(request, limits.body_bytes)
+                bounded = _with_body_limit(request, limits.body_bytes)
                 async with bounded.form(max_files=limits.images, max_fields=0) as form:
                     files = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
                     if not files:
                         raise HTTPException(400, "the form has no file")
                     return [(file.filename or "", await file.read()) for file in files]
             if kind.startswith("image/") or kind == "application/octet-stream":
-                return [("", await _bounded(request, limits.body_bytes).body())]
+                return [("", await _with_body_limit(request, limits.body_bytes).body())]
     except TimeoutError:
         raise HTTPException(408, f"the body did not come within {limits.seconds:g} s") from None
     except ClientDisconnect:
@@ -119,7 +119,7 @@ async def _uploaded(request: Request, limits: Limits) -> list[tuple[str, bytes]]
     raise HTTPException(415, "send an image as image/*, or several as the files of multipart/form-data")
 
 
-def _bounded(request: Request, max_bytes: int) -> Request:
+def _with_body_limit(request: Request, max_bytes: int) -> Request:
     """Return the request with a body that raises HTTPException once more than ``max_bytes`` are announced or read."""
     refusal = HTTPException(413, f"the body has more than {max_bytes} bytes")
     announced = request.headers.get("Content-Length", "0")
@@ -142,7 +142,7 @@ PATIENCE = 10
 """Seconds for the head of a request to come, and for the rest of a body that was refused."""
 
 
-class ImpatientProtocol(H11Protocol):
+class TimeoutProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with a limit on how long a client may take.
 
     uvicorn (0.54) has none before the first request, within a request's head and after an answer to a body that is
@@ -186,7 +186,7 @@ def serve(app: FastAPI, listening: socket.socket, *, clients: int, seconds: int)
     """
     config = uvicorn.Config(
         app,
-        http=ImpatientProtocol,
+        http=TimeoutProtocol,
         ws="none",
         log_level="warning",
         server_header=False,
