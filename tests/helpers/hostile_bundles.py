@@ -111,6 +111,12 @@ MANIFESTS: dict[str, Change] = {
     "manifest lists an absolute path": _manifest(
         lambda content: content["files"].update({"/etc/passwd": content["files"][paths.MODEL_CONFIG]})
     ),
+    "manifest lists a name of two lines": _manifest(
+        lambda content: content["files"].update({"a\nb": content["files"][paths.MODEL_CONFIG]})
+    ),
+    "manifest lists a name of half a character": _manifest(
+        lambda content: content["files"].update({"\ud800": content["files"][paths.MODEL_CONFIG]})
+    ),
     "manifest lists what is not there": _manifest(
         lambda content: content["files"].update({"more": content["files"][paths.MODEL_CONFIG]})
     ),

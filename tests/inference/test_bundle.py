@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from headstart.core.io import read_json, write_json
 from headstart.inference import bundle
 from headstart.inference.bundle_config import ConformalLevel
 from helpers.bundles import CLASSES, INPUT, copy_bundle
+from helpers.hostile_bundles import make_hostile
 
 
 @pytest.fixture
@@ -70,6 +72,29 @@ def test_a_file_is_compared_when_it_is_asked_for(folder: Path) -> None:
     (folder / bundle.ONNX).write_bytes(bytes(size))
     with pytest.raises(UserError, match=r"model\.onnx is not what manifest\.json says"):
         opened.path(bundle.ONNX)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("manifest of another format", "manifest.json: format"),
+        ("manifest with a key twice", "manifest.json: has the key 'files' twice"),
+        ("manifest with a size of true", "manifest.json: files.model.onnx.bytes"),
+        ("config without labels", "config.json: label_names"),
+        ("a label that is half a character", "config.json: label_names[0]"),
+        ("num_classes is not a number", "config.json: has NaN"),
+        ("input of true by true", "config.json: headstart.input.input_size[1]"),
+        ("std of zero", "config.json: headstart.input.std[1]"),
+        ("a crop mode that is an object", "config.json: headstart.input.crop_mode"),
+        ("temperature that is a text", "config.json: headstart.temperature"),
+        ("conformal of no method", "config.json: headstart.conformal[0].method"),
+        ("thresholds by no fraction", "config.json: headstart.out_of_distribution.thresholds.most"),
+    ],
+)
+def test_a_refusal_names_the_file_and_the_key(tmp_path: Path, name: str, key: str) -> None:
+    folder = make_hostile(tmp_path / "export", name)
+    with pytest.raises(UserError, match=re.escape(f"{folder}/{key}")):
+        bundle.open_bundle(folder)
 
 
 def test_no_folder(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Slow:
         return Prediction(label="cat")
 
 
-def test_who_waits_too_long_for_a_thread_is_told_so_and_is_not_worked_for(tmp_path: Path) -> None:
+def test_a_request_that_waits_too_long_for_a_thread_gets_503_and_no_work(tmp_path: Path) -> None:
     predictor: Any = Slow()
     image = tmp_path / "image.png"
     Image.new("RGB", (4, 4)).save(image)
@@ -86,7 +86,7 @@ def test_answers_are_not_held_back() -> None:
     assert asyncio.run(connection_is_prompt())
 
 
-def test_an_address_that_is_taken_is_told() -> None:
+def test_an_address_that_is_taken_is_an_error() -> None:
     with listening_socket("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(UserError, match=rf"can't listen on 127\.0\.0\.1, port {port}: .*; choose others"):

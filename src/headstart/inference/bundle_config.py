@@ -80,7 +80,7 @@ class JsonValue:
 
     def refuse(self, problem: str) -> NoReturn:
         """Raise UserError with the file and the key."""
-        raise UserError(f"{self.file}: {self.key} {problem}".replace(":  ", ": "))
+        raise UserError(" ".join(filter(None, (f"{self.file}:", self.key, problem))))
 
     def __getitem__(self, name: str) -> "JsonValue":
         child = self._child(name)
@@ -96,7 +96,8 @@ class JsonValue:
     def _child(self, name: str) -> "JsonValue":
         if not isinstance(self.value, dict):
             self.refuse("must be an object")
-        return JsonValue(self.value.get(name), self.file, f"{self.key}.{name[:100]}".removeprefix("."))
+        printable = name[:100] if name.isprintable() else ascii(name[:100])[1:-1]
+        return JsonValue(self.value.get(name), self.file, f"{self.key}.{printable}".removeprefix("."))
 
     def items(self) -> Iterator[tuple[str, "JsonValue"]]:
         """Yield each key of an object with its value."""

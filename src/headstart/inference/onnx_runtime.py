@@ -3,7 +3,6 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -96,27 +95,21 @@ def _limit_memory() -> None:
 
 def _check_signature(session: onnxruntime.InferenceSession, bundle: Bundle, path: str) -> None:
     """Raise UserError where inputs or outputs are not those that ``config.json`` promises."""
-    actual = {"inputs": _types_and_shapes(session.get_inputs()), "outputs": _types_and_shapes(session.get_outputs())}
     config = bundle.config
-    expected = {
-        "inputs": {"pixels": config.input["input_size"]},
-        "outputs": {"logits": (len(config.classes),), "features": (config.features,)},
-    }
-    for side, tensors in expected.items():
-        if actual[side].keys() != tensors.keys():
-            raise UserError(f"{path}: its {side} are {', '.join(actual[side])}, not {', '.join(tensors)}")
-        for name, shape in tensors.items():
-            if actual[side][name] != ("tensor(float)", shape):
-                kind, other = actual[side][name]
+    inputs = {"pixels": config.input["input_size"]}
+    outputs = {"logits": (len(config.classes),), "features": (config.features,)}
+    for side, expected, tensors in (
+        ("inputs", inputs, session.get_inputs()),
+        ("outputs", outputs, session.get_outputs()),
+    ):
+        names = [each.name for each in tensors]
+        if set(names) != expected.keys():
+            raise UserError(f"{path}: its {side} are {', '.join(names)}, not {', '.join(expected)}")
+        for each in tensors:
+            shape = tuple(each.shape[1:]) if each.shape and not isinstance(each.shape[0], int) else "?"
+            if (each.type, shape) != ("tensor(float)", expected[each.name]):
+                sides = ", ".join(map(str, expected[each.name]))
                 raise UserError(
-                    f"{path}: {name} must be float32 of (batch, {', '.join(map(str, shape))}) with a free batch, as "
-                    f"config.json says, but is {kind} of {other}"
+                    f"{path}: {each.name} must be float32 of (batch, {sides}) with a free batch, as config.json says, "
+                    f"but is {each.type} of {shape}"
                 )
-
-
-def _types_and_shapes(tensors: Any) -> dict[str, tuple[str, Any]]:
-    """Return type and shape by name, the shape without the batch's free dimension."""
-    return {
-        each.name: (each.type, tuple(each.shape[1:]) if each.shape and not isinstance(each.shape[0], int) else "?")
-        for each in tensors
-    }

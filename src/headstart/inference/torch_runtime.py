@@ -32,7 +32,7 @@ def open_torch(bundle: Bundle, device: str) -> InferenceFn:
         raise UserError(f"{path}: architecture is no name of timm's")
     for name, value in bundle.config.model_args.items():
         if name in WEIGHT_ARGUMENTS or not _is_plain(value):
-            raise UserError(f"{path}: model_args.{name} is no argument that an exported model has")
+            raise UserError(f"{path}: model_args.{ascii(name)[1:-1]} is no argument that an exported model has")
     try:
         import timm  # noqa: PLC0415  (predict's base install has no torch)
         import torch  # noqa: PLC0415
