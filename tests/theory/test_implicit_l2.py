@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headstart.probe.logistic import l2_path
+from headstart.probe.logistic import logistic_path
 from headstart.theory import oracle
 from headstart.theory.implicit_l2 import (
     descent_filter,
@@ -123,7 +123,7 @@ def test_the_first_steps_are_the_theorys_and_later_ones_within_its_factor(
     features, labels = classification
     rate = safe_rate(features) / 50
     l2s = np.geomspace(1e3, 1e-3, 60) * equivalent_l2(rate, 100)
-    path = np.array([weight for _, weight, _ in l2_path(features, labels, CLASSES, l2s.tolist())])
+    path = np.array([weight for _, weight, _ in logistic_path(features, labels, CLASSES, l2s.tolist())])
     for t, weight, _ in descent_path(features, labels, CLASSES, rate, [1, 10, 100, 1000]):
         nearest = nearest_l2(weight, l2s, path)
         assert not nearest.at_end

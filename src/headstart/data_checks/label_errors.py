@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from headstart.probe.logistic import l2_path
+from headstart.probe.logistic import logistic_path
 from headstart.probe.temperature import fit_temperature
 
 AGAINST = 0.05
@@ -73,7 +73,7 @@ def out_of_fold_probabilities(
         held = folds == fold
         held &= np.isin(labels, labels[~held])
         if held.any():
-            [(_, weight, bias)] = l2_path(features[~held], labels[~held], classes, [l2])
+            [(_, weight, bias)] = logistic_path(features[~held], labels[~held], classes, [l2])
             logits[held] = features[held] @ weight.T + bias
             judged |= held
     probabilities = np.eye(classes, dtype=np.float32)[labels]

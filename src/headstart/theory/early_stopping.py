@@ -13,7 +13,8 @@ from headstart.core import paths
 from headstart.core.io import write_json, write_table
 from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.features.cache import read_features
-from headstart.probe.logistic import cross_entropy, l2_path, principal_axes
+from headstart.probe.logistic import logistic_path, principal_axes
+from headstart.probe.temperature import negative_log_likelihood
 from headstart.theory import drawing
 from headstart.theory.implicit_l2 import (
     descent_filter,
@@ -60,9 +61,9 @@ def run(steps: int) -> None:
     rate = safe_rate(train)
     l2s = _log_spaced(equivalent_l2(rate, steps) / SPARE, equivalent_l2(rate, 1) * SPARE)[::-1]
     weights, l2_losses = [], []
-    for _, weight, bias in l2_path(train, train_labels, classes, l2s.tolist()):
+    for _, weight, bias in logistic_path(train, train_labels, classes, l2s.tolist()):
         weights.append(weight)
-        l2_losses.append(cross_entropy(validation @ weight.T + bias, labels))
+        l2_losses.append(negative_log_likelihood(validation @ weight.T + bias, labels))
     logger.info("λ path: %d points from %.1e to %.1e", len(l2s), l2s[0], l2s[-1])
 
     counts = np.unique(_log_spaced(1, steps).round().astype(int)).tolist()
@@ -72,7 +73,7 @@ def run(steps: int) -> None:
         descent_path(train, train_labels, classes, rate, counts), squared, strict=True
     ):
         nearest = nearest_l2(weight, l2s, path)
-        val_loss = cross_entropy(validation @ weight.T + bias, labels)
+        val_loss = negative_log_likelihood(validation @ weight.T + bias, labels)
         theory = equivalent_l2(rate, t)
         stops.append(Stop(t, theory, nearest.l2, nearest.distance, nearest.at_end, squared_l2, val_loss))
         logger.info("step %d  1/(2τt) %.1e  nearest λ %.1e  validation %.4f", t, theory, nearest.l2, val_loss)
