@@ -20,9 +20,9 @@ def main() -> None:
         report = read_json(report_of("evaluate"))
     except UserError as error:
         sys.exit(f"error: {error}")
-    from headstart.evaluation.metrics import leaderboard  # noqa: PLC0415  (brings torch, which an error needs not)
+    from headstart.evaluation.leaderboard import format_leaderboard  # noqa: PLC0415  (brings scikit-learn: slow)
 
-    print(leaderboard(report))
+    print(format_leaderboard(report))
     print(f"\nmodel:  {EXPORT}/ (README.md there says how to load it)")
     print(f"report: {HTML_REPORT} (opens in any browser)")
 

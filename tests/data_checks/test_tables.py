@@ -107,7 +107,7 @@ def test_uneven_classes_are_said(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_more_than_the_worst_are_listed(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MOST", 3)
+    monkeypatch.setattr(tables, "MAX_ROWS", 3)
     blank = {i: {"sha256": "0" * 64} for i in (prepared.rows("test")[0], *prepared.rows("train")[:5])}
     rewrite(blank)
     found = check_features(DUPLICATES, LABELS, prepared)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from headstart.evaluation.metrics import LEADERBOARD
+from headstart.evaluation.leaderboard import LEADERBOARD_COLUMNS
 
 UNKNOWN = "unknown"
 MADE = {
@@ -135,7 +135,7 @@ def _figures(evaluation: Mapping[str, Any] | None, model: str) -> str:
     models = sorted(evaluation["models"].items(), key=lambda each: each[0] != model)
     rows = "\n".join(
         f"| {'**this model**' if name == model else name} | "
-        + " | ".join(f"{figures[key]:.4f}" for key in LEADERBOARD)
+        + " | ".join(f"{figures[key]:.4f}" for key in LEADERBOARD_COLUMNS)
         + " | {:.3f} to {:.3f} |".format(*figures["intervals"]["accuracy"])
         for name, figures in models
     )
@@ -144,8 +144,8 @@ def _figures(evaluation: Mapping[str, Any] | None, model: str) -> str:
 On the {evaluation["pictures"]} images of the test split, which nothing was trained on or chosen by. All but
 `finetune` are classifiers on what the pretrained backbone gave before it was fine-tuned: the probe is a linear one.
 
-| | {" | ".join(LEADERBOARD.values())} | 95 % interval of the accuracy |
-|---|{"---|" * (len(LEADERBOARD) + 1)}
+| | {" | ".join(LEADERBOARD_COLUMNS.values())} | 95 % interval of the accuracy |
+|---|{"---|" * (len(LEADERBOARD_COLUMNS) + 1)}
 {rows}
 
 NLL is the mean negative log-likelihood, ECE how far the probability of the chosen class is from how often it is
