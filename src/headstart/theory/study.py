@@ -1,4 +1,4 @@
-"""Draw what the mathematics says of this objective: `headstart study STUDY`. Outside the pipeline of `dvc repro`."""
+"""Check and plot the mathematics of the objective: `headstart study STUDY`. Outside the pipeline of `dvc repro`."""
 
 import argparse
 import logging
@@ -11,11 +11,11 @@ EARLY_STOPPING = """Compare gradient descent stopped after t steps with the pena
 reads:   data/prepared (labels of train and validation), data/features
 writes:  reports/study/early_stopping.svg, .csv and .json
 
-The softmax head is trained by full-batch gradient descent from zero, without a penalty, at the largest step τ that
-surely lowers the loss. For log-spaced t, the point of the λ path that is nearest to its weights is found, and set
-beside 1/(2τt), what the theory says. docs/mathematics.md explains it.
+The softmax head is trained by full-batch gradient descent from zero, without a penalty, at the largest step τ that is
+guaranteed to lower the loss. For log-spaced t, the λ path's point nearest to its weights is compared with the theory,
+λ = 1/(2τt). docs/mathematics.md explains it.
 """
-GRADIENTS = """Check gradients by differences over all step sizes, and show what an ill-scaled input does to them.
+GRADIENTS = """Check gradients by finite differences over all step sizes, and show the effect of an ill-scaled input.
 
 reads:   nothing (scikit-learn's digits)
 writes:  reports/study/gradients.svg and .json
