@@ -12,7 +12,7 @@ from headstart.inference.scores import METHODS, nonconformity
 def drawn(n: int, generator: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     true = 1.5 * generator.normal(size=(n, 5))
     labels = (softmax(true, axis=1).cumsum(1) > generator.random((n, 1))).argmax(1)
-    return (2 * true).astype(np.float32), labels  # too sure
+    return (2 * true).astype(np.float32), labels  # overconfident
 
 
 def test_sets_hold_the_label_as_often_as_promised() -> None:

@@ -39,7 +39,7 @@ def test_figures_are_those_of_scikit_learn(answers: tuple[np.ndarray, np.ndarray
     assert figures["top_3_accuracy"] == pytest.approx(top_3, abs=1e-6)
     assert figures["nll"] == pytest.approx(reference.log_loss(labels, probabilities, labels=range(6)), abs=1e-6)
     assert figures["brier"] == pytest.approx(((probabilities - np.eye(6)[labels]) ** 2).sum(1).mean(), abs=1e-6)
-    # The area is the share of pairs of an image of the class and another that are in the right order.
+    # The area is the fraction of pairs of an image of the class and another that are in the right order.
     own = [(probabilities[labels == c, c][:, None], probabilities[labels != c, c]) for c in present]
     assert figures["auroc"] == pytest.approx(np.mean([(a > b).mean() for a, b in own]), abs=1e-6)
 

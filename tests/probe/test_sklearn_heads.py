@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from headstart.probe import sklearn_heads
 from headstart.probe.logistic import logistic_path, ridge_path
-from headstart.probe.sklearn_heads import FittedHead, LabelledFeatures, fit, reason_to_skip
+from headstart.probe.sklearn_heads import FittedHead, LabelledFeatures, fit_head, reason_to_skip
 from headstart.probe.temperature import negative_log_likelihood
 
 HEADS = ("ridge", "knn", "tree", "forest", "boosting")
@@ -37,7 +37,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fitted(name: str, train: LabelledFeatures = TRAIN, validation: LabelledFeatures = VALIDATION) -> FittedHead:
-    return fit(name, train, validation, CLASSES, L2S)
+    return fit_head(name, train, validation, CLASSES, L2S)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -108,7 +108,7 @@ def test_boostings_iterations_are_those_of_the_lowest_loss() -> None:
 def test_ridges_temperature_is_where_the_validation_loss_is_lowest() -> None:
     """Whatever the size of the scores, which gets smaller with a larger λ."""
     for l2 in (1e-3, 1.0, 10.0):
-        head = fit("ridge", TRAIN, VALIDATION, CLASSES, [l2])
+        head = fit_head("ridge", TRAIN, VALIDATION, CLASSES, [l2])
         log_probabilities = head.predict(VALIDATION.features)
         losses = [negative_log_likelihood(log_probabilities / step, VALIDATION.labels) for step in (0.9, 1.1)]
         assert head.val_loss < min(losses)

@@ -41,11 +41,11 @@ def eigen(inputs: Array) -> tuple[Array, Array]:
     return eigenvalues[1:], axes[:, 1:]  # without the one that is 0
 
 
-@pytest.mark.parametrize("share", [0.1, 1.0, 1.9])
-def test_the_filter_is_what_the_plain_loop_does(regression: tuple[Array, Array], share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.1, 1.0, 1.9])
+def test_the_filter_is_what_the_plain_loop_does(regression: tuple[Array, Array], fraction: float) -> None:
     inputs, targets = regression
     eigenvalues, axes = eigen(inputs)
-    rate = share / (2 * eigenvalues[-1])  # 2τσ is at most the share: below 2 it converges
+    rate = fraction / (2 * eigenvalues[-1])  # 2τσ is at most the fraction: below 2 it converges
     least_squares = axes.T @ np.linalg.lstsq(inputs, targets, rcond=None)[0]
     weight = np.zeros(inputs.shape[1])
     for t in range(1, 2001):

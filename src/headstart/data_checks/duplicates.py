@@ -26,6 +26,7 @@ from headstart.data.dataset import SPLITS, evenly
 from headstart.data.splits import TRAIN
 
 FALSE_ALARMS = 0.05
+"""The fraction of data sets without duplicates in which a measure would list a pair."""
 MAX_SAMPLED = 2000
 """Images held out whose nearest training image is computed, at most, to choose the threshold."""
 MIN_SAMPLED = 20
@@ -33,7 +34,7 @@ MIN_SAMPLED = 20
 ROUNDING = 1e-6
 HASH_BITS = 64
 BLOCK = 2048
-"""RowNumbers at a time, so that a block of cosines takes 16 MiB."""
+"""Rows at a time, so that a block of cosines takes 16 MiB."""
 
 PAIR_DTYPE = np.dtype([("near", "?"), ("row", "i8"), ("other_row", "i8"), ("cosine", "f4"), ("hash_distance", "i8")])
 Block = NDArray[np.float32]
@@ -111,13 +112,13 @@ def find_duplicates(
     kept, counts = np.empty(0, PAIR_DTYPE), {"exact": 0, "near": 0}
     for one, other in combinations(members, 2):
         for rows, others in product(_blocks(one), _blocks(other)):
-            found = _block_pairs(images, rows, others, min_cosine, max_distance)
-            counts["near"] += (near := int(found["near"].sum()))
-            counts["exact"] += len(found) - near
-            kept = np.concatenate([kept, found])
+            pairs = _block_pairs(images, rows, others, min_cosine, max_distance)
+            counts["near"] += (near := int(pairs["near"].sum()))
+            counts["exact"] += len(pairs) - near
+            kept = np.concatenate([kept, pairs])
             kept = kept[np.lexsort((-kept["cosine"], kept["near"]))[:max_pairs]]
-    pairs = [DuplicatePair("near" if near else "exact", *pair) for near, *pair in kept.tolist()]
-    return Duplicates(pairs, counts, min_cosine, max_distance)
+    listed = [DuplicatePair("near" if near else "exact", *pair) for near, *pair in kept.tolist()]
+    return Duplicates(listed, counts, min_cosine, max_distance)
 
 
 def _blocks(rows: RowNumbers) -> list[RowNumbers]:
@@ -131,10 +132,10 @@ def _block_pairs(
     cosines, distances = images.cosines(rows, others), images.hash_distances(rows, others)
     same = images.equal(rows, others)
     i, j = np.nonzero(same | (cosines >= min_cosine) | (distances <= max_distance))
-    found = np.empty(len(i), PAIR_DTYPE)
-    found["near"], found["row"], found["other_row"] = ~same[i, j], rows[i], others[j]
-    found["cosine"], found["hash_distance"] = cosines[i, j], distances[i, j]
-    return found
+    pairs = np.empty(len(i), PAIR_DTYPE)
+    pairs["near"], pairs["row"], pairs["other_row"] = ~same[i, j], rows[i], others[j]
+    pairs["cosine"], pairs["hash_distance"] = cosines[i, j], distances[i, j]
+    return pairs
 
 
 def _cosine_threshold(images: _Images, train: RowNumbers, held_out: RowNumbers) -> float:

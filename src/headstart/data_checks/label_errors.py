@@ -20,7 +20,7 @@ from headstart.probe.temperature import fit_temperature
 MAX_RATIO = 0.05
 """The label's probability over its class's frequency, at or below which the label counts as an error."""
 FOLDS = 3
-"""5 and 10 folds found as many swapped labels, and take longer."""
+"""With 5 and 10 folds as many swapped labels were detected, and it took longer."""
 RELATIVE_L2 = 0.01
 """λ over the features' mean variance: here the cross-entropy of images held out was lowest, with swapped labels and
 without, on the digits and on Imagenette. A tenth of it lists three times as many clean labels."""

@@ -104,25 +104,25 @@ def _check_duplicates(
     table: Path, prepared: PreparedDataset, hashes: NDArray[np.uint64], contents: NDArray[np.uint64]
 ) -> dict[str, Any]:
     features = read_features(np.arange(len(prepared.ids)))
-    found = find_duplicates(features, hashes, contents, prepared.splits, MAX_ROWS)
-    rows = {row for pair in found.pairs for row in (pair.row, pair.other_row)}
+    duplicates = find_duplicates(features, hashes, contents, prepared.splits, MAX_ROWS)
+    rows = {row for pair in duplicates.pairs for row in (pair.row, pair.other_row)}
     named = _sources_and_splits(rows, prepared.folder)
     lines = [
         (
             *(pair.kind, pair.row, *named[pair.row], pair.other_row, *named[pair.other_row]),
             *(f"{pair.cosine:.4f}", pair.hash_distance),
         )
-        for pair in found.pairs
+        for pair in duplicates.pairs
     ]
     write_table(table, DUPLICATE_COLUMNS, lines)
     if lines:
         logger.info(
             "across the splits %d pairs of images are the same, and %d nearly: %s",
-            found.counts["exact"],
-            found.counts["near"],
+            duplicates.counts["exact"],
+            duplicates.counts["near"],
             table,
         )
-    return {"duplicates_across_splits": found.counts, "near_duplicate_cosine": round(found.cosine, 4)}
+    return {"duplicates_across_splits": duplicates.counts, "near_duplicate_cosine": round(duplicates.cosine, 4)}
 
 
 def _check_labels(table: Path, prepared: PreparedDataset, group_ids: NDArray[np.uint64]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def figures(sums: NDArray[np.float64], top_k: int) -> Figures:
     total, occurs = support.sum(1), support > 0
     recall = np.divide(true_positives, support, out=np.zeros_like(support), where=occurs)
     f1 = np.where(occurs, 2 * true_positives / np.maximum(support + predicted, 1), 0)
-    found = {
+    by_name = {
         "accuracy": correct / total,
         "balanced_accuracy": recall.sum(1) / occurs.sum(1),
         "macro_f1": f1.sum(1) / occurs.sum(1),
@@ -82,8 +82,8 @@ def figures(sums: NDArray[np.float64], top_k: int) -> Figures:
         "ece": np.abs(sums[:, -ECE_BINS:]).sum(1) / total,
     }
     if top_k >= support.shape[1]:
-        del found[f"top_{top_k}_accuracy"]
-    return found
+        del by_name[f"top_{top_k}_accuracy"]
+    return by_name
 
 
 def classification_figures(

@@ -38,7 +38,7 @@ def compute_slices(
 
     Args:
         columns: n values each, as text; empty values are in no slice.
-        correct: bool (n,), whether the classifier is.
+        correct: bool (n,), which images are classified correctly.
         labels: int64 (n,), strata of the bootstrap.
         groups: as for ``bootstrap.draws``.
     """
@@ -48,14 +48,14 @@ def compute_slices(
     masks = np.stack(list(members.values()), axis=1).astype(np.float32)
     drawn = [(times @ (masks * correct[:, None]), times @ masks) for times in draws(labels, groups)]
     hits, counts = (np.concatenate(each) for each in zip(*drawn, strict=True))
-    found = []
+    entries = []
     for i, (column, value) in enumerate(members):
         mask = masks[:, i] > 0
         units = mask.sum() if groups is None else len(set(np.asarray(groups)[mask]))
         some = counts[:, i] > 0
         low, high = fraction_interval(hits[some, i] / counts[some, i], int(units))
-        found.append(Slice(column, value, int(mask.sum()), round(float(correct[mask].mean()), 6), low, high))
-    return sorted(found, key=lambda each: (each.high, each.accuracy))
+        entries.append(Slice(column, value, int(mask.sum()), round(float(correct[mask].mean()), 6), low, high))
+    return sorted(entries, key=lambda each: (each.high, each.accuracy))
 
 
 def _values(texts: Sequence[str]) -> list[tuple[str, NDArray[np.bool_]]]:

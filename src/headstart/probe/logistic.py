@@ -136,7 +136,7 @@ class _Objective:
 
 
 def _minimise(objective: _Objective, head: Matrix, l2: float) -> Matrix:
-    """Take Newton steps from a head to the minimum, each halved until the objective falls (Armijo's rule)."""
+    """Minimise from a head by Newton steps, each halved until the objective falls (Armijo's rule)."""
     value, probabilities = objective.value(head, l2)
     for _ in range(MAX_NEWTON_STEPS):
         gradient = objective.gradient(head, probabilities, l2)

@@ -33,7 +33,7 @@ class BaselineOutputs:
     """
 
     def __init__(self, prepared: PreparedDataset, features: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
-        """Take validation's features and labels, and read the features of the other images outside train."""
+        """Read the features of the images outside train and validation; the arguments are validation's."""
         self.rows = np.setdiff1d(np.arange(len(prepared.ids)), prepared.rows("train"))
         self.log_probabilities: dict[str, NDArray[np.float32]] = {}
         self.figures: dict[str, dict[str, Any]] = {}

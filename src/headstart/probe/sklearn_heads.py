@@ -83,7 +83,7 @@ def reason_to_skip(name: str, classes: int) -> str | None:
     return f"{classes} classes: its time grows with them, and beyond {limit} it is skipped" if classes > limit else None
 
 
-def fit(
+def fit_head(
     name: str, train: LabelledFeatures, validation: LabelledFeatures, classes: int, l2s: Sequence[float]
 ) -> FittedHead:
     """Fit a head on train and choose its settings on validation; deterministic.

@@ -105,7 +105,7 @@ def resolve_class_map(
             if isinstance(index, str):
                 problems.append(f"{name}: {index}")
             elif owners.setdefault(index, name) != name:
-                shown = _described(index, pretrained)
+                shown = _class_text(index, pretrained)
                 problems.append(f"{name}: {entry!r} ({shown}) is in the set of {owners[index]} already")
     rest = np.setdiff1d(np.arange(len(pretrained.bias)), list(owners))
     resting = [name for name, entries in class_map.items() if entries == REST]
@@ -158,12 +158,12 @@ def _index_of(entry: int | str, pretrained: PretrainedHead, known: Mapping[str, 
         return f"the names of this backbone's classes are unknown: give {entry!r} by its index, 0 to {last}"
     indices = sorted(known.get(entry.strip().casefold(), ()))
     if len(indices) > 1:
-        options = "; ".join(_described(index, pretrained) for index in indices)
+        options = "; ".join(_class_text(index, pretrained) for index in indices)
         return f"{entry!r} stands for several of the backbone's classes: {options}; choose by name or index"
     return indices[0] if indices else f"the backbone has no class {entry!r}{_suggestion(entry.casefold(), known)}"
 
 
-def _described(index: int, pretrained: PretrainedHead) -> str:
+def _class_text(index: int, pretrained: PretrainedHead) -> str:
     texts = [text[index] for text in (pretrained.names, pretrained.descriptions) if text]
     return " ".join([str(index), *texts])
 

@@ -26,7 +26,7 @@ from headstart.features.cache import read_features
 from headstart.models.head import Head, write_heads
 from headstart.probe.logistic import logistic_path
 from headstart.probe.outputs import BaselineOutputs, write_baselines
-from headstart.probe.sklearn_heads import LabelledFeatures, fit, reason_to_skip
+from headstart.probe.sklearn_heads import LabelledFeatures, fit_head, reason_to_skip
 from headstart.probe.temperature import negative_log_likelihood
 from headstart.probe.zero_shot import zero_shot_classifier
 from headstart.stages.program import main
@@ -55,7 +55,7 @@ def run(params: Params) -> None:
             logger.info("%-9s  skipped: %s", name, reason)
             continue
         began_head = time.perf_counter()
-        head = fit(name, train, validation, len(prepared.classes), probe.l2)
+        head = fit_head(name, train, validation, len(prepared.classes), probe.l2)
         outputs.add(name, head.settings, head.predict, fit_seconds=time.perf_counter() - began_head)
     if zero_shot is not None:
         outputs.add("zero_shot", *zero_shot, fit_seconds=0.0)

@@ -30,5 +30,5 @@ def save(figure: "Figure", path: Path) -> None:
     """Write a figure as SVG, without a date and with element ids that do not change from run to run."""
     from matplotlib import rc_context  # noqa: PLC0415
 
-    with atomic_write(path) as aside, rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(aside, format="svg", metadata={"Date": None})
+    with atomic_write(path) as partial, rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(partial, format="svg", metadata={"Date": None})

@@ -78,10 +78,10 @@ def run(steps: int) -> None:
         logger.info("step %d  1/(2τt) %.1e  nearest λ %.1e  validation %.4f", t, theory, nearest.l2, val_loss)
 
     data = {"pictures": len(train), "width": train.shape[1], "classes": classes, "rate": rate}
-    figures = data | _figures(stops, l2s, l2_losses)
+    figures = data | _summary(stops, l2s, l2_losses)
     write_table(paths.STUDY / "early_stopping.csv", Stop._fields, stops)
     write_json(paths.STUDY / "early_stopping.json", figures)
-    _draw(stops, l2s, l2_losses)
+    _draw_paths(stops, l2s, l2_losses)
     if figures["best_stop"]["steps"] == steps:
         logger.info("the validation loss still falls at the last step: more --steps would show where it turns")
     logger.info(
@@ -114,7 +114,7 @@ def _squared_loss_l2s(
     return [math.nan if point.at_end else point.l2 for point in nearest]
 
 
-def _figures(stops: Sequence[Stop], l2s: Array, l2_losses: Sequence[float]) -> dict[str, Any]:
+def _summary(stops: Sequence[Stop], l2s: Array, l2_losses: Sequence[float]) -> dict[str, Any]:
     """Return how near the theory is, over which steps, and where each path's validation loss is lowest."""
     inside = [stop for stop in stops if not stop.at_end]
     ratios = [stop.nearest_l2 / stop.theory_l2 for stop in inside]
@@ -128,31 +128,31 @@ def _figures(stops: Sequence[Stop], l2s: Array, l2_losses: Sequence[float]) -> d
     first, last = max(((run[0], run[-1]) for run in runs), key=lambda ends: ends[1] / ends[0], default=(0, 0))
     best, best_l2 = min(stops, key=lambda stop: stop.val_loss), int(np.argmin(l2_losses))
     return {
-        "median_ratio": _rounded(np.median(ratios)) if ratios else None,
-        "smallest_ratio": _rounded(min(ratios)) if ratios else None,
-        "largest_ratio": _rounded(max(ratios)) if ratios else None,
+        "median_ratio": _four_digits(np.median(ratios)) if ratios else None,
+        "smallest_ratio": _four_digits(min(ratios)) if ratios else None,
+        "largest_ratio": _four_digits(max(ratios)) if ratios else None,
         "close": {
             "factor": CLOSE_FACTOR,
             "first_step": first,
             "last_step": last,
-            "decades": _rounded(np.log10(last / first)) if last else 0.0,
+            "decades": _four_digits(np.log10(last / first)) if last else 0.0,
         },
-        "largest_distance": _rounded(max(stop.distance for stop in stops)),
+        "largest_distance": _four_digits(max(stop.distance for stop in stops)),
         "best_stop": {
             "steps": best.steps,
-            "theory_l2": _rounded(best.theory_l2),
-            "nearest_l2": _rounded(best.nearest_l2),
-            "val_loss": _rounded(best.val_loss),
+            "theory_l2": _four_digits(best.theory_l2),
+            "nearest_l2": _four_digits(best.nearest_l2),
+            "val_loss": _four_digits(best.val_loss),
         },
-        "best_l2": {"l2": _rounded(l2s[best_l2]), "val_loss": _rounded(l2_losses[best_l2])},
+        "best_l2": {"l2": _four_digits(l2s[best_l2]), "val_loss": _four_digits(l2_losses[best_l2])},
     }
 
 
-def _rounded(figure: float) -> float:
+def _four_digits(figure: float) -> float:
     return float(f"{figure:.4g}")
 
 
-def _draw(stops: Sequence[Stop], l2s: Array, l2_losses: Sequence[float]) -> None:
+def _draw_paths(stops: Sequence[Stop], l2s: Array, l2_losses: Sequence[float]) -> None:
     from matplotlib.ticker import LogLocator  # noqa: PLC0415  (see drawing)
 
     figure, left, right = drawing.two_panels()

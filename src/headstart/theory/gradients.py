@@ -55,7 +55,7 @@ def run() -> None:
         "sgd": {name: {"largest_stable_rate": rate, "loss": losses[-1]} for name, (rate, losses) in descents.items()},
     }
     write_json(paths.STUDY / "gradients.json", figures)
-    _draw(errors, descents)
+    _draw_studies(errors, descents)
     for name, content in figures.items():
         logger.info("%s: %s", name, content)
     logger.info("see %s/gradients.*", paths.STUDY)
@@ -146,7 +146,7 @@ def _largest_stable(inputs: Array, one_hot: Array) -> tuple[float, list[float]]:
     return rate, losses
 
 
-def _draw(errors: dict[str, list[float]], descents: dict[str, tuple[float, list[float]]]) -> None:
+def _draw_studies(errors: dict[str, list[float]], descents: dict[str, tuple[float, list[float]]]) -> None:
     figure, left, right = drawing.two_panels()
     for name, label, color, line in (
         ("one_sided", "one-sided", drawing.ORANGE, "-."),

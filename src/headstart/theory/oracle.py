@@ -70,7 +70,7 @@ def gradients(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: S
 def descend(
     parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequence[float], *, rate: float, steps: int = 1
 ) -> list[Array]:
-    """Take gradient descent steps ``p ← p − τ ∂Loss/∂p``, τ the ``rate``, and return the parameters."""
+    """Run gradient descent steps ``p ← p − τ ∂Loss/∂p``, τ the ``rate``, and return the parameters."""
     moved = list(parameters)
     for _ in range(steps):
         by_parameter = gradients(moved, inputs, one_hot, l2s)
