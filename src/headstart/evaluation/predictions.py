@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import timm
@@ -60,17 +61,13 @@ def probe_predictions(prepared: PreparedDataset, splits: Sequence[Split]) -> dic
         seconds = time.perf_counter() - began
         blocks = np.array_split(features, 1 + len(features) // len(reference))  # one block's cosines are in memory
         ood_distances[split] = np.concatenate([distances(block, reference) for block in blocks])
-    models = {
-        "probe": ModelPredictions(
-            logits, probe["val_accuracy"], probe["fit_seconds"], round(seconds, 3), ood_distances, reference
-        )
-    }
+    costs = probe["val_accuracy"], probe["fit_seconds"], round(seconds, 3)
+    models = {"probe": ModelPredictions(logits, *costs, ood_distances, reference)}
     baselines = {split: read_baselines(prepared.rows(split)) for split in splits}
     for name, figures in probe["heads"].items():
         outputs = {str(split): baselines[split][name] for split in splits}
-        models[name] = ModelPredictions(
-            outputs, figures["val_accuracy"], figures["fit_seconds"], figures["predict_seconds"]
-        )
+        costs = figures["val_accuracy"], figures["fit_seconds"], figures["predict_seconds"]
+        models[name] = ModelPredictions(outputs, *costs)
     return models
 
 
@@ -86,17 +83,10 @@ def finetune_predictions(
         features = features_of(model, pixels)
         return torch.cat([features, head(features)], dim=1)
 
+    infer = partial(run_inference, features_and_logits, prepared, run=params.run, process_group=process_group)
+
     def batches(rows: NDArray[np.int64], label: str) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        size = params.evaluate.batch_size
-        for batch in run_inference(
-            features_and_logits,
-            prepared,
-            rows,
-            batch_size=size,
-            run=params.run,
-            process_group=process_group,
-            label=label,
-        ):
+        for batch in infer(rows, batch_size=params.evaluate.batch_size, label=label):
             yield batch[:, : head.in_features], batch[:, head.in_features :].copy()
 
     reference = np.concatenate([each for each, _ in batches(_reference_rows(prepared), "evaluate, train")])

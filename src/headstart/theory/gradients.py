@@ -31,16 +31,15 @@ def run() -> None:
     ill_scaled = inputs.copy()
     ill_scaled[:, column] *= ILL_SCALE
 
+    some, some_ill_scaled, targets = (each[:CHECKED_IMAGES] for each in (inputs, ill_scaled, one_hot))
     check = {
-        "one_layer": _check((inputs.shape[1], 10), inputs[:CHECKED_IMAGES], one_hot[:CHECKED_IMAGES]),
-        "two_layers": _check((inputs.shape[1], HIDDEN_WIDTH, 10), inputs[:CHECKED_IMAGES], one_hot[:CHECKED_IMAGES]),
+        "one_layer": _check((inputs.shape[1], 10), some, targets),
+        "two_layers": _check((inputs.shape[1], HIDDEN_WIDTH, 10), some, targets),
     }
     errors = {
-        "central": _errors(inputs[:CHECKED_IMAGES], one_hot[:CHECKED_IMAGES], column, 1, central=True),
-        "one_sided": _errors(inputs[:CHECKED_IMAGES], one_hot[:CHECKED_IMAGES], column, 1, central=False),
-        "central_ill_scaled": _errors(
-            ill_scaled[:CHECKED_IMAGES], one_hot[:CHECKED_IMAGES], column, ILL_SCALE, central=True
-        ),
+        "central": _errors(some, targets, column, 1, central=True),
+        "one_sided": _errors(some, targets, column, 1, central=False),
+        "central_ill_scaled": _errors(some_ill_scaled, targets, column, ILL_SCALE, central=True),
     }
     descents = {"pixels": _largest_stable(inputs, one_hot), "ill_scaled": _largest_stable(ill_scaled, one_hot)}
     figures = {
@@ -50,7 +49,8 @@ def run() -> None:
             for name, curve in errors.items()
         },
         "at_the_rule": {
-            name: float(np.interp(-np.log(CENTRAL_STEP), -np.log(DIFFERENCE_STEPS), errors[name])) for name in errors
+            name: float(np.interp(-np.log(CENTRAL_STEP), -np.log(DIFFERENCE_STEPS), curve))
+            for name, curve in errors.items()
         },
         "sgd": {name: {"largest_stable_rate": rate, "loss": losses[-1]} for name, (rate, losses) in descents.items()},
     }
