@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from headstart.probe.logistic import cross_entropy, l2_path
+from headstart.probe.logistic import logistic_path
+from headstart.probe.temperature import negative_log_likelihood
 
 PATH = [1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6]  # params.yaml's
 BLOCK = 5000
@@ -42,7 +43,7 @@ def main() -> None:
 
     totals = [0.0, 0.0]
     began = time.perf_counter()
-    for l2, weight, bias in l2_path(features, labels, args.classes, args.l2):
+    for l2, weight, bias in logistic_path(features, labels, args.classes, args.l2):
         seconds = time.perf_counter() - began
         value = objective(weight, bias, features, labels, l2)
         line = f"λ {l2:.0e}  ours {value:.10f}  {seconds:7.2f} s"
@@ -105,7 +106,7 @@ def objective(
     l2: float,
 ) -> float:
     """Return CE + λ‖W‖²."""
-    return cross_entropy(features @ weight.T + bias, labels) + l2 * float((weight**2).sum())
+    return negative_log_likelihood(features @ weight.T + bias, labels) + l2 * float((weight**2).sum())
 
 
 def peak_mb() -> int:

@@ -13,9 +13,10 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.evaluation.bootstrap import contributions, figures, interval, replicate_figures, share_interval
+from headstart.evaluation.bootstrap import fraction_interval, interval, replicate_figures
 from headstart.evaluation.conformal import conformal
-from headstart.evaluation.significance import compare, corrected
+from headstart.evaluation.metrics import contributions, figures
+from headstart.evaluation.significance import compare, correct_p_values
 
 CLASSES, TOP_K, MODELS = 10, 3, 7
 SHARES = np.linspace(4, 1, CLASSES) / np.linspace(4, 1, CLASSES).sum()
@@ -41,7 +42,7 @@ def coverage(images: int, signal: float, draws: int) -> None:
         (logits,), labels = drawn(images, signal, generator)
         (found,) = replicate_figures({"model": contributions(logits, labels, TOP_K)}, labels, None, TOP_K).values()
         for name, values in found.items():
-            ends = share_interval(values, images) if name in SHARE_NAMES else interval(values)
+            ends = fraction_interval(values, images) if name in SHARE_NAMES else interval(values)
             hits[name].append(ends is not None and ends[0] <= truth[name][0] <= ends[1])
     row = "  ".join(f"{name} {np.mean(each):.3f}" for name, each in hits.items())
     print(f"95 % intervals, {images} images, accuracy {truth['accuracy'][0]:.3f}: {row}")
@@ -60,7 +61,7 @@ def false_alarms(images: int, signal: float, draws: int) -> None:
         right = {name: each.argmax(1) == labels for name, each in models.items()}
         points = {name: {"accuracy": float(each.mean()), "nll": 0.0} for name, each in right.items()}
         others = list(models)[1:]
-        found = corrected([compare(("0", name), right, points, replicates, grouped=False) for name in others])
+        found = correct_p_values([compare(("0", name), right, points, replicates, grouped=False) for name in others])
         for test, alarms in single.items():
             alarms.append(found[0][f"{test}_p"] < 0.05)
             any_of_six[test].append(any(each[f"{test}_corrected_p"] < 0.05 for each in found))

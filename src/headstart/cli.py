@@ -340,9 +340,9 @@ def leaderboard() -> None:
     from headstart.core.io import read_json
 
     report = read_json(paths.report_of("evaluate"))
-    from headstart.evaluation import metrics  # after the report, since it imports torch
+    from headstart.evaluation.leaderboard import format_leaderboard  # after the report, since it imports much
 
-    print(metrics.leaderboard(report))
+    print(format_leaderboard(report))
     print(f"\nmodel:  {paths.EXPORT}/ (README.md there says how to load it)")
     print(f"report: {paths.HTML_REPORT} (opens in any browser)")
 

@@ -16,22 +16,22 @@ def clusters(n: int, generator: np.random.Generator) -> tuple[NDArray[np.float32
 def test_swapped_labels_are_found_and_few_others() -> None:
     generator = np.random.default_rng(0)
     features, labels = clusters(2000, generator)
-    told, swapped = labels.copy(), generator.choice(2000, 50, replace=False)
-    told[swapped] = (labels[swapped] + generator.integers(1, CLASSES, 50)) % CLASSES
-    probabilities = out_of_fold_probabilities(features, told, np.arange(2000, dtype=np.uint64), CLASSES)
-    found = find_label_errors(told, probabilities)
+    given, swapped = labels.copy(), generator.choice(2000, 50, replace=False)
+    given[swapped] = (labels[swapped] + generator.integers(1, CLASSES, 50)) % CLASSES
+    probabilities = out_of_fold_probabilities(features, given, np.arange(2000, dtype=np.uint64), CLASSES)
+    found = find_label_errors(given, probabilities)
     places = {each.place for each in found}
     assert len(places & set(swapped.tolist())) >= 0.8 * len(swapped)
     assert len(places - set(swapped.tolist())) <= 0.01 * 2000
     hits = [each for each in found if each.place in swapped]
     assert np.mean([each.suggested == labels[each.place] for each in hits]) > 0.95
     for each in found:
-        assert each.label_probability == pytest.approx(probabilities[each.place, told[each.place]])
+        assert each.label_probability == pytest.approx(probabilities[each.place, given[each.place]])
         assert each.suggested_probability == pytest.approx(probabilities[each.place].max())
 
 
 def test_the_worst_stands_first_by_the_class_share() -> None:
-    """A twentieth of the share is the bound: 0.025 of a class that half of the images have, 0.0125 of a quarter."""
+    """The bound is a twentieth of the frequency: 0.025 of a class that half of the images have, 0.0125 of a quarter."""
     labels = np.array([0, 0, 1, 2])
     probabilities = np.array([[0.02, 0.9, 0.08], [0.03, 0.9, 0.07], [0.97, 0.012, 0.018], [0.97, 0.017, 0.013]])
     found = find_label_errors(labels, probabilities)
@@ -66,7 +66,7 @@ def test_a_class_in_one_unit_alone_is_not_judged() -> None:
     assert FOLDS == 3
 
 
-def test_features_that_say_nothing_make_nothing_suspicious() -> None:
+def test_features_that_say_nothing_make_no_label_errors() -> None:
     labels = np.arange(30) % 3
     probabilities = out_of_fold_probabilities(np.ones((30, 5), np.float32), labels, np.arange(30, dtype=np.uint64), 3)
     assert np.isfinite(probabilities).all()

@@ -12,7 +12,7 @@ from headstart.data_checks.tables import check_features, check_images, class_imb
 from headstart.features.cache import write_features
 from helpers.images import write_prepared
 
-ODD, DUPLICATES, LABELS = Path("odd.csv"), Path("duplicates.csv"), Path("labels.csv")
+IMAGE_QUALITY, DUPLICATES, LABELS = Path("image_quality.csv"), Path("duplicates.csv"), Path("labels.csv")
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def test_clean_data_give_tables_without_rows_and_no_line(
     found = check_features(DUPLICATES, LABELS, prepared)
     assert found["duplicates_across_splits"] == {"exact": 0, "near": 0}
     assert found["suspicious_labels"] == 0
-    assert check_images(ODD, prepared.folder, 240, 32)["odd_pictures"] == {"tiny": 0, "blank": 0}
+    assert check_images(IMAGE_QUALITY, prepared.folder, 240, 32)["odd_pictures"] == {"tiny": 0, "blank": 0}
     assert class_imbalance({"a": {"train": 10}, "b": {"train": 5}}) == 2
-    assert [read_table(table) for table in (ODD, DUPLICATES, LABELS)] == [[], [], []]
+    assert [read_table(table) for table in (IMAGE_QUALITY, DUPLICATES, LABELS)] == [[], [], []]
     assert caplog.messages == []
 
 
@@ -90,9 +90,9 @@ def test_tiny_and_blank_images_are_listed_and_sizes_that_vary_are_said(
 ) -> None:
     caplog.set_level(logging.INFO, "headstart")
     rewrite({3: {"width": "10"}, 5: {"contrast": "0.5"}, 8: {"width": "4000", "height": "3000"}})
-    found = check_images(ODD, prepared.folder, 240, 32)
+    found = check_images(IMAGE_QUALITY, prepared.folder, 240, 32)
     assert found == {"odd_pictures": {"tiny": 1, "blank": 1}, "side_range": [10, 3000]}
-    assert [(row["row"], row["problem"], float(row["value"])) for row in read_table(ODD)] == [
+    assert [(row["row"], row["problem"], float(row["value"])) for row in read_table(IMAGE_QUALITY)] == [
         ("3", "tiny", 10),
         ("5", "blank", 0.5),
     ]
@@ -107,7 +107,7 @@ def test_uneven_classes_are_said(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_more_than_the_worst_are_listed(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MOST", 3)
+    monkeypatch.setattr(tables, "MAX_ROWS", 3)
     blank = {i: {"sha256": "0" * 64} for i in (prepared.rows("test")[0], *prepared.rows("train")[:5])}
     rewrite(blank)
     found = check_features(DUPLICATES, LABELS, prepared)

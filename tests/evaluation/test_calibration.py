@@ -6,7 +6,7 @@ from scipy.special import softmax
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from headstart.evaluation.calibration import calibration, reliability
-from headstart.probe.temperature import SEARCHED, fit_temperature
+from headstart.probe.temperature import TEMPERATURE_RANGE, fit_temperature
 
 
 def drawn(n: int, temperature: float, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -24,7 +24,7 @@ def test_the_temperature_is_found(temperature: float) -> None:
 
 def test_one_end_of_the_search_where_the_minimum_is_beyond() -> None:
     logits = np.array([[9.0, 0], [0, 9]], np.float32)
-    assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(SEARCHED[1], rel=0.01)
+    assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(TEMPERATURE_RANGE[1], rel=0.01)
 
 
 def test_a_model_that_is_always_right_keeps_its_probabilities() -> None:

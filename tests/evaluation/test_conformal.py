@@ -5,14 +5,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from headstart.evaluation.conformal import LEVELS, conformal
+from headstart.evaluation.conformal import COVERAGE_LEVELS, conformal
 from headstart.inference.scores import METHODS, nonconformity
 
 
 def drawn(n: int, generator: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     true = 1.5 * generator.normal(size=(n, 5))
     labels = (softmax(true, axis=1).cumsum(1) > generator.random((n, 1))).argmax(1)
-    return (2 * true).astype(np.float32), labels  # too sure
+    return (2 * true).astype(np.float32), labels  # overconfident
 
 
 def test_sets_hold_the_label_as_often_as_promised() -> None:
@@ -39,7 +39,9 @@ def test_what_is_measured_agrees_with_the_sets() -> None:
     found = conformal(
         {"validation": logits, "test": test_logits}, {"validation": labels, "test": test_labels}, list("abcde")
     )
-    assert [(each["method"], each["level"]) for each in found] == [(m, level) for m in METHODS for level in LEVELS]
+    assert [(each["method"], each["level"]) for each in found] == [
+        (m, level) for m in METHODS for level in COVERAGE_LEVELS
+    ]
     for each in found:
         sets = nonconformity(test_logits, each["method"]) <= each["threshold"]
         held = sets[np.arange(90), test_labels]

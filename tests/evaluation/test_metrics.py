@@ -1,11 +1,11 @@
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from headstart.evaluation.metrics import classification_figures, leaderboard
+from headstart.evaluation.metrics import classification_figures
+from helpers.torchmetrics_figures import torchmetrics_figures, torchmetrics_per_class
 
 CLASSES = ["ant", "bee", "cow", "dog", "elk", "fox"]
 ABSENT, NEVER_PREDICTED = 4, 5
@@ -39,7 +39,7 @@ def test_figures_are_those_of_scikit_learn(answers: tuple[np.ndarray, np.ndarray
     assert figures["top_3_accuracy"] == pytest.approx(top_3, abs=1e-6)
     assert figures["nll"] == pytest.approx(reference.log_loss(labels, probabilities, labels=range(6)), abs=1e-6)
     assert figures["brier"] == pytest.approx(((probabilities - np.eye(6)[labels]) ** 2).sum(1).mean(), abs=1e-6)
-    # The area is the share of pairs of an image of the class and another that are in the right order.
+    # The area is the fraction of pairs of an image of the class and another that are in the right order.
     own = [(probabilities[labels == c, c][:, None], probabilities[labels != c, c]) for c in present]
     assert figures["auroc"] == pytest.approx(np.mean([(a > b).mean() for a, b in own]), abs=1e-6)
 
@@ -59,9 +59,27 @@ def test_per_class_figures_are_those_of_scikit_learn(answers: tuple[np.ndarray, 
     assert [name for name, value in per_class[NEVER_PREDICTED].items() if value is None] == ["precision"]
 
 
+def test_figures_are_those_of_torchmetrics(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, labels = answers
+    found, per_class = classification_figures(logits, labels, CLASSES, top_k=3), torchmetrics_per_class(logits, labels)
+    expected = torchmetrics_figures(logits, labels, 3)
+    assert set(expected) == set(found) - {"auroc", "per_class"}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    for name, values in per_class.items():
+        assert [entry[name] or 0 for entry in found["per_class"]] == pytest.approx(values.tolist(), abs=1e-6)
+
+
 def test_top_k_is_left_out_where_every_class_would_count(answers: tuple[np.ndarray, np.ndarray]) -> None:
     assert "top_5_accuracy" in classification_figures(*answers, CLASSES, top_k=5)
     assert not any(name.startswith("top_") for name in classification_figures(*answers, CLASSES, top_k=6))
+
+
+def test_equally_likely_classes_count_for_the_top_k_in_their_order() -> None:
+    """As votes and trees have them; the first is the predicted class, so the top 1 is the accuracy."""
+    logits, labels = np.zeros((4, 4), np.float32), np.arange(4)
+    figures = classification_figures(logits, labels, CLASSES[:4], top_k=1)
+    assert figures["top_1_accuracy"] == figures["accuracy"] == 0.25
+    assert classification_figures(logits, labels, CLASSES[:4], top_k=3)["top_3_accuracy"] == 0.75
 
 
 def test_two_classes_one_absent_and_logits_that_are_sure_give_json_without_nan() -> None:
@@ -70,14 +88,3 @@ def test_two_classes_one_absent_and_logits_that_are_sure_give_json_without_nan()
     json.dumps(figures, allow_nan=False)
     assert (figures["accuracy"], figures["balanced_accuracy"], figures["macro_f1"], figures["nll"]) == (1, 1, 1, 0)
     assert (figures["brier"], figures["ece"], figures["auroc"]) == (0, 0, None)
-
-
-def test_leaderboard_is_aligned_and_sorted() -> None:
-    figures: dict[str, Any] = {"accuracy": 0.5, "balanced_accuracy": 0.25, "macro_f1": 0.125, "nll": 12.3, "ece": 0.25}
-    figures |= {"fit_seconds": 0.04, "intervals": {"accuracy": [0.25, 0.75]}}
-    report = {"models": {"probe": figures, "finetune": {**figures, "accuracy": 0.75, "fit_seconds": 1234.56}}}
-    assert leaderboard(report).splitlines() == [
-        "model     accuracy  95 % interval  balanced accuracy  macro F1      NLL     ECE  fitted in",
-        "finetune    0.7500    0.250-0.750             0.2500    0.1250  12.3000  0.2500   1234.6 s",
-        "probe       0.5000    0.250-0.750             0.2500    0.1250  12.3000  0.2500      0.0 s",
-    ]

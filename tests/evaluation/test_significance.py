@@ -4,8 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headstart.evaluation.bootstrap import contributions, replicate_figures
-from headstart.evaluation.significance import compare, corrected, holm, verdict
+from headstart.evaluation.bootstrap import replicate_figures
+from headstart.evaluation.metrics import contributions
+from headstart.evaluation.significance import compare, correct_p_values, holm, verdict
 
 
 def comparison(n: int, only: int, only_other: int, groups: list[str] | None = None) -> dict[str, Any]:
@@ -52,14 +53,16 @@ def test_groups_leave_mcnemars_test_out_and_count_for_the_bootstrap() -> None:
     grouped = comparison(200, 30, 10, groups=[str(i // 10) for i in range(200)])
     assert grouped["mcnemar_p"] is None
     assert grouped["bootstrap_p"] > alone["bootstrap_p"]
-    assert corrected([grouped, grouped])[0]["mcnemar_corrected_p"] is None
+    assert correct_p_values([grouped, grouped])[0]["mcnemar_corrected_p"] is None
 
 
 def test_holm_against_a_worked_example() -> None:
     """0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, and never less than the one before."""
     assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.9]) == [1, 1]
-    assert [each["mcnemar_corrected_p"] for each in corrected([comparison(200, 30, 10), comparison(200, 12, 10)])] == [
+    assert [
+        each["mcnemar_corrected_p"] for each in correct_p_values([comparison(200, 30, 10), comparison(200, 12, 10)])
+    ] == [
         pytest.approx(2 * comparison(200, 30, 10)["mcnemar_p"]),
         pytest.approx(comparison(200, 12, 10)["mcnemar_p"]),
     ]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from headstart.evaluation.slices import MOST_VALUES, slices
+from headstart.evaluation.slices import MAX_VALUES, compute_slices
 
 LABELS = np.arange(120) % 3
 RIGHT = np.ones(120, bool)
@@ -10,8 +10,8 @@ RIGHT[:30] = np.arange(30) % 2 == 0
 
 def test_the_surely_worst_slice_stands_first() -> None:
     columns = {"site": ["one"] * 60 + ["two"] * 59 + ["three"], "constant": ["x"] * 120}
-    found = slices(columns, RIGHT, LABELS, None)
-    assert [(each.column, each.value, each.pictures) for each in found] == [
+    found = compute_slices(columns, RIGHT, LABELS, None)
+    assert [(each.column, each.value, each.images) for each in found] == [
         ("site", "one", 60),
         ("site", "three", 1),
         ("site", "two", 59),
@@ -26,23 +26,23 @@ def test_the_surely_worst_slice_stands_first() -> None:
 
 def test_numbers_are_cut_into_quarters_and_names_without_end_left_out() -> None:
     columns = {"age": [str(i) for i in range(120)], "file": [f"f{i}" for i in range(120)]}
-    assert len(set(columns["age"])) > MOST_VALUES
-    found = slices(columns, RIGHT, LABELS, None)
+    assert len(set(columns["age"])) > MAX_VALUES
+    found = compute_slices(columns, RIGHT, LABELS, None)
     assert {each.column for each in found} == {"age"}
-    assert (found[0].value, found[0].pictures, found[0].accuracy) == ("0 to 29.75", 30, 0.5)
-    assert sum(each.pictures for each in found) == 120
+    assert (found[0].value, found[0].images, found[0].accuracy) == ("0 to 29.75", 30, 0.5)
+    assert sum(each.images for each in found) == 120
 
 
 def test_empty_values_are_in_no_slice() -> None:
     columns = {"site": ["one"] * 20 + [""] * 80 + ["two"] * 20, "age": [str(i) if i < 100 else "" for i in range(120)]}
-    found = slices(columns, RIGHT, LABELS, None)
-    assert sum(each.pictures for each in found if each.column == "site") == 40
-    assert sum(each.pictures for each in found if each.column == "age") == 100
+    found = compute_slices(columns, RIGHT, LABELS, None)
+    assert sum(each.images for each in found if each.column == "site") == 40
+    assert sum(each.images for each in found if each.column == "age") == 100
 
 
 def test_a_slice_of_few_groups_is_less_certain() -> None:
     columns = {"site": ["one"] * 60 + ["two"] * 60}
     groups = [f"{i // 30}" for i in range(120)]
-    alone, grouped = (slices(columns, RIGHT, LABELS, each) for each in (None, groups))
+    alone, grouped = (compute_slices(columns, RIGHT, LABELS, each) for each in (None, groups))
     widths = [[each.high - each.low for each in found if each.value == "one"] for found in (alone, grouped)]
     assert widths[1] > widths[0]

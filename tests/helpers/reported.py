@@ -11,7 +11,7 @@ from helpers.images import write_prepared
 
 EVALUATE = REPORTS / "evaluate"
 MODELS = ("probe", "knn", "finetune")
-SUSPICIOUS = ("row", "source", "split", "label", "suggested", "label_probability", "suggested_probability")
+LABEL_ERROR_COLUMNS = ("row", "source", "split", "label", "suggested", "label_probability", "suggested_probability")
 GROUPS = ("backbone", "backbone_free", "head", "head_free")
 BEST, LAST = 4, 7
 MANY = 40
@@ -48,9 +48,9 @@ def _write_stages(prepared: PreparedDataset, manifest: list[dict[str, Any]]) -> 
         "prepare",
         report | {"side_range": [32, 4000], "odd_pictures": {"tiny": MANY // 2, "blank": MANY // 2}, "bad": []},
     )
-    twins = {"exact": MANY // 2, "near": MANY // 2}
+    duplicates = {"exact": MANY // 2, "near": MANY // 2}
     write_report(
-        "features", {"duplicates_across_splits": twins, "near_duplicate_cosine": 0.97, "suspicious_labels": MANY}
+        "features", {"duplicates_across_splits": duplicates, "near_duplicate_cosine": 0.97, "suspicious_labels": MANY}
     )
     write_table(REPORTS / "probe" / "l2_path.csv", ("log10_l2", "val_loss"), [(-x, (x - 2) ** 2 / 9) for x in range(6)])
     history = [(0, "", 1.2, 0.5), *((i, 3 / i, 0.2 + (i - BEST) ** 2 / 20, 0.8) for i in range(1, LAST + 1))]
@@ -154,8 +154,8 @@ def _write_trust(generator: np.random.Generator, classes: tuple[str, ...], test:
             }
             entry |= {"coverage_interval": [level - 0.02, level + 0.02], "mean_size": 1.2, "per_class": per_class}
             conformal.append(entry | {"sizes": {str(i): n for i, n in enumerate(sizes.tolist()) if n}})
-    unusual = {"score": "1 - cosine", "thresholds": {"0.95": 0.3, "0.99": 0.5}, "flagged": {"0.95": 0.04, "0.99": 0.01}}
-    trust = {"calibration": calibration, "ece_bins": 15, "conformal": conformal, "out_of_distribution": unusual}
+    ood = {"score": "1 - cosine", "thresholds": {"0.95": 0.3, "0.99": 0.5}, "flagged": {"0.95": 0.04, "0.99": 0.01}}
+    trust = {"calibration": calibration, "ece_bins": 15, "conformal": conformal, "out_of_distribution": ood}
     write_json(EVALUATE / "trust.json", trust)
 
 
@@ -163,16 +163,18 @@ def _write_checks(classes: tuple[str, ...], manifest: list[dict[str, Any]]) -> N
     """More of everything than the page shows, where there are images enough; all of different images."""
     train, test = ([row for row in manifest if row["split"] == split] for split in ("train", "test"))
     some = slice(MANY)
-    odd = [(row["row"], row["source"], row["split"], ("tiny", "blank")[i % 2], 12) for i, row in enumerate(train[some])]
-    write_table(REPORTS / "prepare" / "odd_pictures.csv", ("row", "source", "split", "problem", "value"), odd)
+    problems = [
+        (row["row"], row["source"], row["split"], ("tiny", "blank")[i % 2], 12) for i, row in enumerate(train[some])
+    ]
+    write_table(REPORTS / "prepare" / "odd_pictures.csv", ("row", "source", "split", "problem", "value"), problems)
     columns = ("kind", "row", "source", "split", "other_row", "other_source", "other_split", "cosine", "hash_distance")
-    twins = [
+    duplicates = [
         (("exact", "near")[i % 2], a["row"], a["source"], "train", b["row"], b["source"], "test", 0.99, i % 2)
         for i, (a, b) in enumerate(zip(train[MANY:][some], test[some], strict=False))
     ]
-    write_table(REPORTS / "features" / "duplicates.csv", columns, twins)
+    write_table(REPORTS / "features" / "duplicates.csv", columns, duplicates)
     for stage, rows in (("features", train[2 * MANY :][some]), ("evaluate", test[MANY:][some])):
         lines = [(r["row"], r["source"], r["split"], r["label"], classes[0], 0.01, 0.9) for r in rows]
-        write_table(REPORTS / stage / "suspicious_labels.csv", SUSPICIOUS, lines)
+        write_table(REPORTS / stage / "suspicious_labels.csv", LABEL_ERROR_COLUMNS, lines)
     slices = [("camera", "old", 12, 0.5, 0.3, 0.7), ("camera", "new", 40, 0.9, 0.8, 0.95)]
     write_table(EVALUATE / "slices.csv", ("column", "value", "pictures", "accuracy", "low", "high"), slices)

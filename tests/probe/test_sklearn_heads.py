@@ -2,23 +2,29 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from headstart.probe import sklearn_heads
-from headstart.probe.logistic import cross_entropy
-from headstart.probe.sklearn_heads import Fitted, Labelled, fit, reason_to_skip, temperature
+from headstart.probe.logistic import logistic_path, ridge_path
+from headstart.probe.sklearn_heads import FittedHead, LabelledFeatures, fit_head, reason_to_skip
+from headstart.probe.temperature import negative_log_likelihood
 
 HEADS = ("ridge", "knn", "tree", "forest", "boosting")
 CLASSES = 4
 L2S = [1.0, 1e-1, 1e-2, 1e-3]
 
 
-def drawn(count: int, seed: int, classes: tuple[int, ...] = (0, 1, 2)) -> Labelled:
+def drawn(count: int, seed: int, classes: tuple[int, ...] = (0, 1, 2)) -> LabelledFeatures:
     """Clouds about the unit vectors, which overlap; the last class of all has no image."""
     generator = np.random.default_rng(seed)
     labels = np.array(classes)[np.arange(count) % len(classes)]
     features = generator.normal(scale=0.5, size=(count, 6)) + 1
     features[np.arange(count), labels] += 1.5
-    return Labelled(features.astype(np.float32), labels)
+    return LabelledFeatures(features.astype(np.float32), labels)
+
+
+def parts(images: LabelledFeatures) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    return images.features, images.labels
 
 
 TRAIN, VALIDATION, UNSEEN = drawn(120, 0), drawn(60, 1), drawn(90, 2)
@@ -27,11 +33,11 @@ TRAIN, VALIDATION, UNSEEN = drawn(120, 0), drawn(60, 1), drawn(90, 2)
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sklearn_heads, "FOREST_TREES", 20)
-    monkeypatch.setattr(sklearn_heads, "ITERATIONS", 15)
+    monkeypatch.setattr(sklearn_heads, "BOOSTING_ITERATIONS", 15)
 
 
-def fitted(name: str, train: Labelled = TRAIN, validation: Labelled = VALIDATION) -> Fitted:
-    return fit(name, train, validation, CLASSES, L2S)
+def fitted(name: str, train: LabelledFeatures = TRAIN, validation: LabelledFeatures = VALIDATION) -> FittedHead:
+    return fit_head(name, train, validation, CLASSES, L2S)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -43,8 +49,8 @@ def test_a_head_learns_and_gives_log_probabilities_of_every_class(name: str) -> 
     assert np.isfinite(found).all()
     np.testing.assert_allclose(np.exp(found).sum(1), 1, rtol=1e-5)
     assert np.mean(found.argmax(1) == UNSEEN.labels) > 0.8
-    assert cross_entropy(found, UNSEEN.labels) < np.log(3)
-    assert head.val_loss == pytest.approx(cross_entropy(head.predict(VALIDATION.features), VALIDATION.labels))
+    assert negative_log_likelihood(found, UNSEEN.labels) < np.log(3)
+    assert head.val_loss == pytest.approx(negative_log_likelihood(head.predict(VALIDATION.features), VALIDATION.labels))
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -77,10 +83,10 @@ def test_what_was_never_seen_has_laplaces_probability(name: str) -> None:
 def test_settings_are_chosen_by_validation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels of validation that say the opposite make the head cautious: the loss is the lowest of those tried."""
     head = fitted(name)
-    shuffled = Labelled(VALIDATION.features, np.random.default_rng(0).permutation(VALIDATION.labels))
+    shuffled = LabelledFeatures(VALIDATION.features, np.random.default_rng(0).permutation(VALIDATION.labels))
     other = fitted(name, TRAIN, shuffled)
     assert other.settings != head.settings
-    assert cross_entropy(other.predict(shuffled.features), shuffled.labels) <= cross_entropy(
+    assert negative_log_likelihood(other.predict(shuffled.features), shuffled.labels) <= negative_log_likelihood(
         head.predict(shuffled.features), shuffled.labels
     )
     monkeypatch.setattr(sklearn_heads, "FOREST_LEAVES", (40,))
@@ -95,26 +101,46 @@ def test_more_neighbours_than_images_are_not_asked_for() -> None:
 def test_boostings_iterations_are_those_of_the_lowest_loss() -> None:
     head = fitted("boosting")
     assert 1 <= head.settings["iterations"] <= 15
-    shuffled = Labelled(VALIDATION.features, np.roll(VALIDATION.labels, 1))  # each one wrong
+    shuffled = LabelledFeatures(VALIDATION.features, np.roll(VALIDATION.labels, 1))  # each one wrong
     assert fitted("boosting", TRAIN, shuffled).settings == {"depth": 3, "iterations": 1}
 
 
-def test_temperature_is_where_the_loss_is_lowest() -> None:
-    generator = np.random.default_rng(0)
-    logits = generator.normal(size=(20_000, 3))
-    cumulated = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).cumsum(1)
-    labels = (generator.random((20_000, 1)) > cumulated).sum(1)
-    for t in (0.05, 1.0, 20.0):
-        assert temperature(logits * t, labels) == pytest.approx(t, rel=0.05)
-    found = temperature(logits, labels)
-    least = cross_entropy(logits / found, labels)
-    assert least < min(cross_entropy(logits / (found * step), labels) for step in (0.9, 1.1))
+def test_ridges_temperature_is_where_the_validation_loss_is_lowest() -> None:
+    """Whatever the size of the scores, which gets smaller with a larger λ."""
+    for l2 in (1e-3, 1.0, 10.0):
+        head = fit_head("ridge", TRAIN, VALIDATION, CLASSES, [l2])
+        log_probabilities = head.predict(VALIDATION.features)
+        losses = [negative_log_likelihood(log_probabilities / step, VALIDATION.labels) for step in (0.9, 1.1)]
+        assert head.val_loss < min(losses)
 
 
-def test_scores_that_are_always_right_have_a_temperature_too() -> None:
-    found = temperature(np.eye(3), np.arange(3))
-    assert sklearn_heads.TEMPERATURES[0] <= found < 1
-    assert cross_entropy(np.eye(3) / found, np.arange(3)) == pytest.approx(0, abs=1e-9)
+@pytest.mark.parametrize("count", [9, 42])
+def test_ridge_is_not_overconfident_where_validation_has_no_error(count: int) -> None:
+    """There each smaller temperature has a lower validation loss, and one at its limit costs nats for every test error.
+
+    The logistic head is fitted on the same images, has as many errors, and needs no temperature: ridge may lose twice
+    as much. Per image, (greatest score - the label's) / σ² + log(classes) bounds the loss; σ² is 0.02 to 0.04 here.
+    """
+    pool, test = drawn(600, 1), drawn(900, 2)
+    scores = [pool.features @ weight.T + bias for _, weight, bias in ridge_path(*parts(TRAIN), CLASSES, L2S)]
+    right = np.flatnonzero(np.all([each.argmax(1) == pool.labels for each in scores], axis=0))[:count]
+    separable = LabelledFeatures(pool.features[right], pool.labels[right])
+    head = fitted("ridge", TRAIN, separable)
+    found = head.predict(test.features)
+    assert (found.argmax(1) != test.labels).sum() > 10
+
+    logistic = logistic_path(*parts(TRAIN), CLASSES, L2S)
+    losses = [negative_log_likelihood(test.features @ weight.T + bias, test.labels) for _, weight, bias in logistic]
+    assert negative_log_likelihood(found, test.labels) < 2 * min(losses) < np.log(CLASSES)
+    worst = -found[np.arange(900), test.labels].min()
+    spread = np.ptp(found, axis=1).max() * head.settings["temperature"]
+    assert worst <= spread / 0.02 + np.log(CLASSES)
+
+
+def test_ridge_without_any_residual_has_finite_probabilities() -> None:
+    """One class alone: the bias is the target itself."""
+    one = LabelledFeatures(np.zeros((5, 2), np.float32), np.zeros(5, np.int64))
+    assert fitted("ridge", one, one).val_loss == pytest.approx(0, abs=1e-6)
 
 
 def test_with_many_classes_trees_are_skipped_and_the_reason_said() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from headstart.core.errors import UserError
 from headstart.models.backbone import BUNDLED, create_backbone, features_of
 from headstart.models.head import PretrainedHead
-from headstart.probe.zero_shot import ClassMap, pretrained_head, resolve, summed
+from headstart.probe.zero_shot import ClassMap, pretrained_head, resolve_class_map, summed_log_probabilities
 
 # Of Tiny ImageNet's 200: by name, description, synonym, in capitals, by index.
 ANIMALS_AND_THINGS: ClassMap = {
@@ -57,7 +57,7 @@ def test_sums_are_those_of_the_full_models_softmax(*, bundled: nn.Module, own: P
         features = features_of(bundled, images).numpy()
     class_map = {**ANIMALS_AND_THINGS, **({"other": "rest"} if rest else {})}
     classes = [*CLASSES, *(["other"] if rest else [])]
-    found = np.exp(summed(features, own, resolve(class_map, classes, own)))
+    found = np.exp(summed_log_probabilities(features, own, resolve_class_map(class_map, classes, own)))
 
     described = dict(zip(own.descriptions, range(200), strict=True))
     expected = {
@@ -77,13 +77,13 @@ def test_sums_are_those_of_the_full_models_softmax(*, bundled: nn.Module, own: P
 
 
 def test_sets_come_in_the_order_of_the_users_classes() -> None:
-    sets = resolve({"b": ["egyptian cat", 3, 0], "a": "rest"}, ["a", "b"], SMALL)
+    sets = resolve_class_map({"b": ["egyptian cat", 3, 0], "a": "rest"}, ["a", "b"], SMALL)
     assert [members.tolist() for members in sets] == [[1, 2, 4], [0, 3]]
 
 
 def test_a_sum_far_below_the_others_is_not_lost() -> None:
     features = np.array([[300.0, 0.0, 0.0]], np.float32)
-    found = summed(features, SMALL, [np.array([0]), np.array([1, 2])])
+    found = summed_log_probabilities(features, SMALL, [np.array([0]), np.array([1, 2])])
     assert found[0] == pytest.approx([0, np.log(2) - 300], abs=1e-4)
 
 
@@ -107,14 +107,14 @@ def test_a_sum_far_below_the_others_is_not_lost() -> None:
 )
 def test_what_is_wrong_is_said(class_map: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        resolve(class_map, ["a", "b"], SMALL)
+        resolve_class_map(class_map, ["a", "b"], SMALL)
     assert str(caught.value).startswith("probe.class_map:\n")
     assert len(str(caught.value).splitlines()) == 2
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(UserError) as caught:
-        resolve({"a": [7, "dog"], "c": [0]}, ["a", "b"], SMALL)
+        resolve_class_map({"a": [7, "dog"], "c": [0]}, ["a", "b"], SMALL)
     assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()] == [
         "probe.class_map", "b", "c", "a", "a",
     ]  # fmt: skip
@@ -122,9 +122,12 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 def test_without_names_there_are_indices() -> None:
     nameless = PretrainedHead(SMALL.weight, SMALL.bias, [], [])
-    assert [members.tolist() for members in resolve({"a": [4], "b": [1, 0]}, ["a", "b"], nameless)] == [[4], [0, 1]]
+    assert [members.tolist() for members in resolve_class_map({"a": [4], "b": [1, 0]}, ["a", "b"], nameless)] == [
+        [4],
+        [0, 1],
+    ]
     with pytest.raises(UserError, match="names of this backbone's classes are unknown: give 'tench' by its index"):
-        resolve({"a": ["tench"], "b": [1]}, ["a", "b"], nameless)
+        resolve_class_map({"a": ["tench"], "b": [1]}, ["a", "b"], nameless)
 
 
 def test_imagenets_names_are_timms() -> None:
@@ -133,7 +136,7 @@ def test_imagenets_names_are_timms() -> None:
     assert own is not None
     assert (own.names[0], own.descriptions[281]) == ("n01440764", "tabby, tabby cat")
     with pytest.raises(UserError, match="134 n02012849 crane; 517 n03126707 crane"):
-        resolve({"a": ["crane"], "b": "rest"}, ["a", "b"], own)
+        resolve_class_map({"a": ["crane"], "b": "rest"}, ["a", "b"], own)
 
 
 @pytest.mark.parametrize("classes", [0, 7])

@@ -3,30 +3,30 @@ import pytest
 
 from headstart.core.errors import UserError
 from headstart.report.confusion import (
-    IN_PAIRS,
-    OF_A_PAIR,
-    ImageOutcome,
+    MAX_IMAGES_IN_PAIRS,
+    MAX_IMAGES_PER_PAIR,
+    Confusion,
+    cluster_classes,
     confused_pairs,
-    count_up,
+    count_predictions,
     heat_map,
-    in_clusters,
-    most_often_taken_for,
+    most_frequent_mistakes,
 )
 from headstart.report.inputs import PredictionRow
 
 CLASSES = ["cat", "dog", "owl"]
 
 
-def outcome(*said: tuple[str, str, float]) -> ImageOutcome:
+def outcome(*said: tuple[str, str, float]) -> Confusion:
     """Of label, prediction and probability of each image."""
-    return count_up(CLASSES, [PredictionRow(i, f"{i}.png", *each) for i, each in enumerate(said)])
+    return count_predictions(CLASSES, [PredictionRow(i, f"{i}.png", *each) for i, each in enumerate(said)])
 
 
 def test_predictions_are_counted_and_the_most_confident_mistake_is_first() -> None:
     found = outcome(("cat", "cat", 0.9), ("cat", "dog", 0.5), ("dog", "cat", 0.8), ("cat", "dog", 0.7))
     assert found.counts.tolist() == [[1, 2, 0], [1, 0, 0], [0, 0, 0]]
     assert [mistake.id for mistake in found.mistakes] == [2, 3, 1]
-    assert most_often_taken_for(found) == {"cat": ("dog", 2), "dog": ("cat", 1)}
+    assert most_frequent_mistakes(found) == {"cat": ("dog", 2), "dog": ("cat", 1)}
     with pytest.raises(UserError, match=r"predictions\.csv.*'yak' is no class"):
         outcome(("cat", "yak", 0.5))
 
@@ -35,28 +35,28 @@ def test_pairs_are_ordered_by_how_often_then_by_how_sure() -> None:
     pairs = confused_pairs(
         outcome(("owl", "cat", 0.9), ("cat", "dog", 0.5), ("dog", "cat", 0.99), ("cat", "dog", 0.7), ("cat", "cat", 1))
     )
-    assert [(pair.label, pair.predicted, pair.pictures) for pair in pairs] == [
+    assert [(pair.label, pair.predicted, pair.images) for pair in pairs] == [
         ("cat", "dog", 2),
         ("dog", "cat", 1),
         ("owl", "cat", 1),
     ]
     assert [mistake.id for mistake in pairs[0].shown] == [3, 1]
-    assert pairs[0].share == pytest.approx(2 / 3)
+    assert pairs[0].fraction == pytest.approx(2 / 3)
 
 
 def test_only_so_many_are_shown() -> None:
     classes = [f"{i}" for i in range(100)]
     mistakes = [PredictionRow(50 * i + j, "", f"{i}", f"{(i + 1) % 100}", 0.5) for i in range(100) for j in range(10)]
-    pairs = confused_pairs(count_up(classes, mistakes))
-    assert {len(pair.shown) for pair in pairs} == {0, OF_A_PAIR}
-    assert sum(len(pair.shown) for pair in pairs) == IN_PAIRS
+    pairs = confused_pairs(count_predictions(classes, mistakes))
+    assert {len(pair.shown) for pair in pairs} == {0, MAX_IMAGES_PER_PAIR}
+    assert sum(len(pair.shown) for pair in pairs) == MAX_IMAGES_IN_PAIRS
 
 
 def test_classes_that_are_confused_come_to_stand_side_by_side() -> None:
     counts = 8 * np.eye(6, dtype=np.int64)
     for i in range(3):  # 0 with 3, 1 with 4, 2 with 5
         counts[i, i + 3] = counts[i + 3, i] = 2
-    ordered = in_clusters(counts)
+    ordered = cluster_classes(counts)
     assert sorted(np.diag(ordered)) == sorted(np.diag(counts))
     beside = np.diag(ordered, 1)
     assert sorted(beside) == [0, 0, 2, 2, 2]

@@ -28,8 +28,8 @@ S = formatting.NO_BREAK
         (formatting.duration(600), f"10{S}min"),
         (formatting.duration(7200), f"2.0{S}h"),
         (formatting.count(1234), "1,234"),
-        (formatting.count(1, "picture"), f"1{S}picture"),
-        (formatting.count(2, "picture"), f"2{S}pictures"),
+        (formatting.count(1, "image"), f"1{S}image"),
+        (formatting.count(2, "image"), f"2{S}images"),
     ],
 )
 def test_numbers_are_written_as_people_read_them(written: str, expected: str) -> None:

@@ -3,16 +3,16 @@ from pathlib import Path
 import pytest
 
 from headstart.core.errors import UserError
-from headstart.report.page import SIDE, Thumbnails
+from headstart.report.page import THUMBNAIL_SIDE, Thumbnails
 from helpers import images
 
 
 def test_an_image_is_small_and_given_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(images, "STORED", 2 * SIDE)
+    monkeypatch.setattr(images, "STORED", 2 * THUMBNAIL_SIDE)
     thumbnails = Thumbnails(images.write_prepared())
     first, again, other = thumbnails(3), thumbnails(3), thumbnails(4)
-    assert (first.row, first.width, first.height) == (3, SIDE, SIDE)
+    assert (first.row, first.width, first.height) == (3, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     assert first.uri is not None
     assert first.uri.startswith("data:image/webp;base64,")
     assert again == first._replace(uri=None)

@@ -18,7 +18,13 @@ from helpers.reported import EVALUATE, write_reported
 
 CLASSES = ("cat", "dog", "owl", "yak", "eel")
 HEADER = "id,source,label,finetune,finetune_probability"
-ODD = ("<script>alert(1)</script>", "\"quoted\" & 'co'", "\U0001f98a fox", "tab\tand\u202eturned", "{{ 7 * 7 }}")
+HOSTILE_NAMES = (
+    "<script>alert(1)</script>",
+    "\"quoted\" & 'co'",
+    "\U0001f98a fox",
+    "tab\tand\u202eturned",
+    "{{ 7 * 7 }}",
+)
 
 
 @pytest.fixture
@@ -63,8 +69,8 @@ def test_figures_are_those_of_the_files(prepared: PreparedDataset) -> None:
 
 def test_an_image_is_in_the_page_once(prepared: PreparedDataset) -> None:
     page = text(write_html_report(prepared))
-    embedded = re.findall(r'id="picture-(\d+)"', page)
-    again = re.findall(r'data-same="picture-(\d+)"', page)
+    embedded = re.findall(r'id="image-(\d+)"', page)
+    again = re.findall(r'data-same="image-(\d+)"', page)
     assert len(set(embedded)) == len(embedded) == page.count("data:image/webp")
     assert again
     assert set(again) <= set(embedded)
@@ -72,7 +78,7 @@ def test_an_image_is_in_the_page_once(prepared: PreparedDataset) -> None:
 
 def test_names_of_others_are_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    page = text(write_html_report(write_reported(ODD, 60)))
+    page = text(write_html_report(write_reported(HOSTILE_NAMES, 60)))
     assert page.count("<script>") == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&#34;quoted&#34; &amp; &#39;co&#39;" in page
@@ -156,10 +162,10 @@ def test_sections_with_nothing_to_show_say_so(prepared: PreparedDataset) -> None
     for said in (
         "No image is tiny or blank",
         "No two images of different splits are equal, or nearly so (cosine of their features at least 0.97)",
-        "No suspicious label among those of train and validation",
-        "No suspicious label among those of test",
-        "The source has no further columns",
-        "every test image is right",
+        "No likely label error was found in train and validation",
+        "No likely label error was found in test",
+        "The source has no metadata columns",
+        "every test image is classified correctly",
     ):
         assert said in page
     assert "data:image/webp" not in page
@@ -200,8 +206,8 @@ def test_what_may_be_absent_is_said(prepared: PreparedDataset) -> None:
     changed("evaluate/run.json", git=None, weights_sha256=None, gpu="H100")
     trust = read_json(EVALUATE / "trust.json")
     conformal = [{**entry, "threshold": None} for entry in trust["conformal"]]
-    unusual = {"score": "1 - cosine", "thresholds": {}, "flagged": {}}
-    changed("evaluate/trust.json", conformal=conformal, out_of_distribution=unusual)
+    ood = {"score": "1 - cosine", "thresholds": {}, "flagged": {}}
+    changed("evaluate/trust.json", conformal=conformal, out_of_distribution=ood)
     models = read_json(Path("reports/evaluate.json"))["models"]
     for figures in models.values():
         del figures["top_3_accuracy"]
@@ -211,7 +217,7 @@ def test_what_may_be_absent_is_said(prepared: PreparedDataset) -> None:
     for said in (
         "No epoch was better on validation than the start, which was kept.",
         "Training ran through all its epochs.",
-        "no λ can be given that the early stop was worth",
+        "the early stop has no equivalent λ",
         "too few validation images for a threshold",
         "AMD EPYC, 2 cores, H100",
         "<dt>Git</dt><dd>none</dd>",

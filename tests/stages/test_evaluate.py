@@ -132,11 +132,11 @@ def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.
     for entry, expected in zip(trust["conformal"], conformal(logits, labels, list(CLASSES)), strict=True):
         assert entry["threshold"] == pytest.approx(expected["threshold"], abs=1e-5)
         assert entry["coverage"] == expected["coverage"]
-    told, reference = read_ood_reference("finetune")
+    exported, reference = read_ood_reference("finetune")
     np.testing.assert_allclose(reference, features["train"], atol=1e-4)
-    assert told["temperature"] == trust["calibration"]["finetune"]["temperature"]
-    assert [each["threshold"] for each in told["conformal"]] == [each["threshold"] for each in trust["conformal"]]
-    assert told["out_of_distribution"]["thresholds"] == trust["out_of_distribution"]["thresholds"]
+    assert exported["temperature"] == trust["calibration"]["finetune"]["temperature"]
+    assert [each["threshold"] for each in exported["conformal"]] == [each["threshold"] for each in trust["conformal"]]
+    assert exported["out_of_distribution"]["thresholds"] == trust["out_of_distribution"]["thresholds"]
     distance = {split: distances(features[split], features["train"]) for split in labels}
     assert trust["out_of_distribution"]["flagged"] == ood_thresholds(distance, 12)["flagged"]
 
@@ -148,13 +148,13 @@ def test_an_export_of_the_probe_will_say_how_sure_the_probe_is() -> None:
     head, split_labels = read_head(), {split: read_labels(split) for split in ("validation", "test")}
     features: dict[str, Any] = {split: read_features(prepared.rows(split)) for split in SPLITS}
     logits = {split: head.logits(features[split]) for split in split_labels}
-    told, reference = read_ood_reference("probe")
+    exported, reference = read_ood_reference("probe")
     np.testing.assert_array_equal(reference, features["train"])
-    assert told["temperature"] == calibration(logits, split_labels)["temperature"]
+    assert exported["temperature"] == calibration(logits, split_labels)["temperature"]
     expected = conformal(logits, split_labels, list(CLASSES))
-    assert [each["threshold"] for each in told["conformal"]] == [each["threshold"] for each in expected]
+    assert [each["threshold"] for each in exported["conformal"]] == [each["threshold"] for each in expected]
     distance = {split: distances(features[split], reference) for split in split_labels}
-    assert told["out_of_distribution"]["thresholds"] == ood_thresholds(distance, 12)["thresholds"]
+    assert exported["out_of_distribution"]["thresholds"] == ood_thresholds(distance, 12)["thresholds"]
 
 
 @pytest.mark.usefixtures("project")

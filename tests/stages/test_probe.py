@@ -14,8 +14,8 @@ from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.features.cache import write_features
 from headstart.models.head import PretrainedHead, read_head, write_pretrained_head
 from headstart.probe import sklearn_heads
-from headstart.probe.logistic import cross_entropy
 from headstart.probe.outputs import read_baselines
+from headstart.probe.temperature import negative_log_likelihood
 from headstart.stages import probe
 from helpers.images import CLASSES, params, write_prepared
 
@@ -28,7 +28,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset
     """Features that tell the class, but for noise."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sklearn_heads, "FOREST_TREES", 20)
-    monkeypatch.setattr(sklearn_heads, "ITERATIONS", 5)
+    monkeypatch.setattr(sklearn_heads, "BOOSTING_ITERATIONS", 5)
     prepared = write_prepared({"train": 40, "validation": 24, "test": 8})
     generator = np.random.default_rng(1)
     features = generator.normal(size=(len(prepared.ids), 6)).astype(np.float32)
@@ -48,7 +48,7 @@ def test_the_lowest_validation_loss_is_chosen_and_reported(prepared: PreparedDat
     report = json.loads(Path("reports/probe.json").read_text())
     assert chosen.l2 == report["l2"] == PATH[int(np.argmin(losses))]
     features = np.load("data/features/features.npy")[prepared.rows("validation")]
-    assert cross_entropy(chosen.logits(features), read_labels("validation")) == pytest.approx(min(losses))
+    assert negative_log_likelihood(chosen.logits(features), read_labels("validation")) == pytest.approx(min(losses))
     assert report["val_accuracy"] > 0.6
 
 
@@ -77,7 +77,7 @@ def test_every_head_is_asked_about_the_images_outside_train(prepared: PreparedDa
     rows, labels = prepared.rows("validation"), read_labels("validation")
     outputs = read_baselines(rows)
     for name, figures in report["heads"].items():
-        assert cross_entropy(outputs[name], labels) == pytest.approx(figures["val_loss"], rel=1e-5)
+        assert negative_log_likelihood(outputs[name], labels) == pytest.approx(figures["val_loss"], rel=1e-5)
         assert np.mean(outputs[name].argmax(1) == labels) == figures["val_accuracy"] > 0.3
         assert figures["settings"]
         assert figures["fit_seconds"] > 0
@@ -97,7 +97,7 @@ def test_other_heads_leave_the_one_that_fine_tuning_starts_from_as_it_is() -> No
 
 @pytest.mark.usefixtures("prepared")
 def test_a_head_that_does_not_pay_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sklearn_heads, "MOST_CLASSES", {"boosting": 3})
+    monkeypatch.setattr(sklearn_heads, "CLASS_LIMITS", {"boosting": 3})
     report = run(heads=["boosting", "ridge"])
     assert list(report["heads"]) == ["ridge"]
     assert report["skipped"] == {"boosting": "4 classes: its time grows with them, and beyond 3 it is skipped"}
@@ -118,7 +118,7 @@ def test_the_backbones_own_classes_are_summed(prepared: PreparedDataset) -> None
 
 @pytest.mark.usefixtures("prepared")
 def test_a_wrong_map_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "l2_path", None)
+    monkeypatch.setattr(probe, "logistic_path", None)
     sets = {name: [i] for i, name in enumerate(CLASSES)}
     with pytest.raises(UserError, match=r"probe\.class_map: this backbone came without a linear classifier"):
         run(class_map=sets)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headstart.probe.logistic import l2_path
+from headstart.probe.logistic import logistic_path
 from headstart.theory import oracle
 from headstart.theory.implicit_l2 import (
     descent_filter,
@@ -41,11 +41,11 @@ def eigen(inputs: Array) -> tuple[Array, Array]:
     return eigenvalues[1:], axes[:, 1:]  # without the one that is 0
 
 
-@pytest.mark.parametrize("share", [0.1, 1.0, 1.9])
-def test_the_filter_is_what_the_plain_loop_does(regression: tuple[Array, Array], share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.1, 1.0, 1.9])
+def test_the_filter_is_what_the_plain_loop_does(regression: tuple[Array, Array], fraction: float) -> None:
     inputs, targets = regression
     eigenvalues, axes = eigen(inputs)
-    rate = share / (2 * eigenvalues[-1])  # 2τσ is at most the share: below 2 it converges
+    rate = fraction / (2 * eigenvalues[-1])  # 2τσ is at most the fraction: below 2 it converges
     least_squares = axes.T @ np.linalg.lstsq(inputs, targets, rcond=None)[0]
     weight = np.zeros(inputs.shape[1])
     for t in range(1, 2001):
@@ -123,7 +123,7 @@ def test_the_first_steps_are_the_theorys_and_later_ones_within_its_factor(
     features, labels = classification
     rate = safe_rate(features) / 50
     l2s = np.geomspace(1e3, 1e-3, 60) * equivalent_l2(rate, 100)
-    path = np.array([weight for _, weight, _ in l2_path(features, labels, CLASSES, l2s.tolist())])
+    path = np.array([weight for _, weight, _ in logistic_path(features, labels, CLASSES, l2s.tolist())])
     for t, weight, _ in descent_path(features, labels, CLASSES, rate, [1, 10, 100, 1000]):
         nearest = nearest_l2(weight, l2s, path)
         assert not nearest.at_end

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from headstart.probe.logistic import l2_path
+from headstart.probe.logistic import logistic_path
 from headstart.theory.oracle import (
     CENTRAL_STEP,
     affine,
@@ -172,7 +172,7 @@ def test_the_probes_minimum_is_the_oracles() -> None:
     inputs, labels = generator.normal(size=(200, INPUTS)) + 2, np.arange(200) % CLASSES
     inputs[:, :CLASSES] += np.eye(CLASSES)[labels]
     one_hot = np.eye(CLASSES)[labels]
-    for l2, weight, bias in l2_path(inputs, labels, CLASSES, [1.0, 1e-2, 1e-4]):
+    for l2, weight, bias in logistic_path(inputs, labels, CLASSES, [1.0, 1e-2, 1e-4]):
         for by_parameter in gradients([weight.T, bias], inputs, one_hot, [l2]):
             assert np.abs(by_parameter).max() < 1e-5
         for by_parameter in gradients([1.1 * weight.T, bias + 0.1 * np.eye(CLASSES)[0]], inputs, one_hot, [l2]):

@@ -1,18 +1,18 @@
-"""Images that a model can learn little from: far smaller than the others, or blank."""
+"""Image quality: images that a model can learn little from, since they are far smaller than the others or blank."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-TINY = 0.5
-"""Of the side that the model sees: below it an image is enlarged to more than four times its pixels."""
-BLANK = 3.0
-"""Contrast in levels of 255. The least among 6,750 photographs of Imagenette was 7.3; a grey card photographed with a
+TINY_FRACTION = 0.5
+"""Of the side that the model sees: a smaller image is enlarged to more than four times its pixels."""
+BLANK_CONTRAST = 3.0
+"""Contrast in levels of 255. The lowest among 6,750 photographs of Imagenette was 7.3; a grey card photographed with
 noise of 20 levels has 2."""
 
 
-class OddImage(NamedTuple):
+class ImageProblem(NamedTuple):
     """An image's row, its ``problem`` (``tiny`` or ``blank``), and its short side in pixels or its contrast."""
 
     row: int
@@ -20,20 +20,22 @@ class OddImage(NamedTuple):
     value: float
 
 
-def find_odd_images(short_sides: NDArray[np.float64], contrasts: NDArray[np.floating], seen: int) -> list[OddImage]:
+def find_image_problems(
+    short_sides: NDArray[np.float64], contrasts: NDArray[np.floating], input_side: int
+) -> list[ImageProblem]:
     """Find tiny and blank images.
 
-    Tiny is what is below half of the side that the model sees, and below half of the median too: where all images are
-    small that is how the data are, and no finding.
+    An image is tiny if its short side is below half of the side that the model sees and below half of the median too:
+    where all images are small, none of them is a problem.
 
     Args:
         short_sides: float64 (n,), in pixels.
-        contrasts: float (n,), as ``Look.contrast``.
-        seen: side that the model sees, in pixels.
+        contrasts: float (n,), as ``ImageInfo.contrast``.
+        input_side: side that the model sees, in pixels.
     """
-    tiny = short_sides < TINY * min(seen, float(np.median(short_sides)))
-    blank = contrasts < BLANK
+    tiny = short_sides < TINY_FRACTION * min(input_side, float(np.median(short_sides)))
+    blank = contrasts < BLANK_CONTRAST
     return [
-        *(OddImage(row, "tiny", int(short_sides[row])) for row in np.flatnonzero(tiny).tolist()),
-        *(OddImage(row, "blank", round(float(contrasts[row]), 2)) for row in np.flatnonzero(blank).tolist()),
+        *(ImageProblem(row, "tiny", int(short_sides[row])) for row in np.flatnonzero(tiny).tolist()),
+        *(ImageProblem(row, "blank", round(float(contrasts[row]), 2)) for row in np.flatnonzero(blank).tolist()),
     ]

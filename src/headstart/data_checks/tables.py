@@ -1,7 +1,7 @@
-"""What is odd about the data, found before anything is trained: tables of the images, figures, and a line in the log.
+"""The data checks before anything is trained: a table of images for each, figures for the reports, lines in the log.
 
-A table has its header alone where nothing was found, and of duplicates and labels the ``MOST`` worst. ``row`` is always
-the number of an image's row in data/prepared.
+A table without entries has its header alone; those of duplicates and label errors list the ``MAX_ROWS`` worst. ``row``
+is always the number of an image's row in data/prepared.
 """
 
 import logging
@@ -16,50 +16,51 @@ from headstart.core.io import write_table
 from headstart.data.dataset import PreparedDataset, manifest_rows, read_labels
 from headstart.data.splits import group_number, join_groups
 from headstart.data_checks.duplicates import find_duplicates
-from headstart.data_checks.image_quality import find_odd_images
+from headstart.data_checks.image_quality import find_image_problems
 from headstart.data_checks.label_errors import LabelError, find_label_errors, out_of_fold_probabilities
 from headstart.features.cache import read_features
 
-MOST = 1000
-ODD_COLUMNS = ("row", "source", "split", "problem", "value")
+MAX_ROWS = 1000
+IMAGE_QUALITY_COLUMNS = ("row", "source", "split", "problem", "value")
 DUPLICATE_COLUMNS = (
     *("kind", "row", "source", "split", "other_row", "other_source", "other_split"),
     *("cosine", "hash_distance"),
 )
 LABEL_COLUMNS = ("row", "source", "split", "label", "suggested", "label_probability", "suggested_probability")
-UNEVEN = 3
-"""Images of the largest class for each of the smallest, above which that is said."""
-VARIED = 4
-"""Times the smallest short side, above which the largest one is said."""
+IMBALANCE_LOGGED = 3
+"""Images of the largest class for each of the smallest, above which the log has a line."""
+SIDE_RATIO_LOGGED = 4
+"""Largest short side over the smallest, above which the log has a line."""
 
 logger = logging.getLogger(__name__)
 
 
-def check_images(table: Path, folder: Path, images: int, seen: int) -> dict[str, Any]:
-    """Look for tiny and blank images in a manifest.
+def check_images(table: Path, folder: Path, images: int, input_side: int) -> dict[str, Any]:
+    """Find tiny and blank images in a manifest.
 
     Args:
         table: to write.
         folder: of the manifest.
-        images: in it.
-        seen: side that the model sees, in pixels.
+        images: number of its rows.
+        input_side: side that the model sees, in pixels.
 
     Returns:
-        ``odd_pictures``, how many of each problem; ``side_range``, the smallest and the largest short side, in pixels.
+        ``odd_pictures``, how many images have each problem; ``side_range``, the smallest and the largest short side, in
+        pixels.
     """
-    looks = ((min(int(row["width"]), int(row["height"])), float(row["contrast"])) for row in manifest_rows(folder))
-    found: NDArray[np.float64] = np.fromiter(looks, np.dtype((np.float64, 2)), images)
-    sides, contrasts = found[:, 0], found[:, 1]
-    odd = find_odd_images(sides, contrasts, seen)
-    named = _named({each.row for each in odd}, folder)
-    write_table(table, ODD_COLUMNS, [(row, *named[row], *what) for row, *what in odd])
-    counts = {problem: sum(each.problem == problem for each in odd) for problem in ("tiny", "blank")}
+    sizes = ((min(int(row["width"]), int(row["height"])), float(row["contrast"])) for row in manifest_rows(folder))
+    columns: NDArray[np.float64] = np.fromiter(sizes, np.dtype((np.float64, 2)), images)
+    sides, contrasts = columns[:, 0], columns[:, 1]
+    problems = find_image_problems(sides, contrasts, input_side)
+    named = _sources_and_splits({each.row for each in problems}, folder)
+    write_table(table, IMAGE_QUALITY_COLUMNS, [(row, *named[row], *rest) for row, *rest in problems])
+    counts = {problem: sum(each.problem == problem for each in problems) for problem in ("tiny", "blank")}
     low, high = int(sides.min()), int(sides.max())
-    if odd:
+    if problems:
         logger.info("%d images are tiny, %d are blank: %s", counts["tiny"], counts["blank"], table)
-    if np.median(sides) < seen:
-        logger.info("most images are smaller than the %d pixels that the model sees: they are enlarged", seen)
-    if high > VARIED * low:
+    if np.median(sides) < input_side:
+        logger.info("most images are smaller than the %d pixels that the model sees: they are enlarged", input_side)
+    if high > SIDE_RATIO_LOGGED * low:
         logger.info("the short sides vary: %d to %d pixels", low, high)
     return {"odd_pictures": counts, "side_range": [low, high]}
 
@@ -69,7 +70,7 @@ def class_imbalance(per_class: dict[str, dict[str, int]]) -> float:
     train = {name: counts["train"] for name, counts in per_class.items()}
     most, fewest = max(train, key=lambda name: train[name]), min(train, key=lambda name: train[name])
     ratio = train[most] / train[fewest]
-    if ratio > UNEVEN:
+    if ratio > IMBALANCE_LOGGED:
         logger.info(
             "the classes are uneven: %d training images of %r, %d of %r; see finetune.class_weights",
             *(train[most], most, train[fewest], fewest),
@@ -78,11 +79,11 @@ def class_imbalance(per_class: dict[str, dict[str, int]]) -> float:
 
 
 def check_features(duplicates_table: Path, labels_table: Path, prepared: PreparedDataset) -> dict[str, Any]:
-    """Look for images in two splits, and for suspicious labels of train and validation; test's are not read.
+    """Find duplicates across the splits, and label errors in train and validation; labels of test are not read.
 
     Returns:
         ``duplicates_across_splits``, how many ``exact`` and ``near``; ``near_duplicate_cosine``, the threshold;
-        ``find_label_errors``, how many.
+        ``suspicious_labels``, how many label errors.
     """
     identities = (
         (
@@ -92,10 +93,10 @@ def check_features(duplicates_table: Path, labels_table: Path, prepared: Prepare
         )
         for row in manifest_rows(prepared.folder)
     )
-    found: NDArray[np.uint64] = np.fromiter(identities, np.dtype((np.uint64, 3)), len(prepared.ids))
-    hashes, contents, units = (np.ascontiguousarray(found[:, i]) for i in range(3))
+    columns: NDArray[np.uint64] = np.fromiter(identities, np.dtype((np.uint64, 3)), len(prepared.ids))
+    hashes, contents, groups = (np.ascontiguousarray(columns[:, i]) for i in range(3))
     return _check_duplicates(duplicates_table, prepared, hashes, contents) | _check_labels(
-        labels_table, prepared, join_groups(units, contents)
+        labels_table, prepared, join_groups(groups, contents)
     )
 
 
@@ -103,49 +104,51 @@ def _check_duplicates(
     table: Path, prepared: PreparedDataset, hashes: NDArray[np.uint64], contents: NDArray[np.uint64]
 ) -> dict[str, Any]:
     features = read_features(np.arange(len(prepared.ids)))
-    found = find_duplicates(features, hashes, contents, prepared.splits, MOST)
-    named = _named({row for pair in found.pairs for row in (pair.row, pair.other_row)}, prepared.folder)
+    duplicates = find_duplicates(features, hashes, contents, prepared.splits, MAX_ROWS)
+    rows = {row for pair in duplicates.pairs for row in (pair.row, pair.other_row)}
+    named = _sources_and_splits(rows, prepared.folder)
     lines = [
         (
             *(pair.kind, pair.row, *named[pair.row], pair.other_row, *named[pair.other_row]),
             *(f"{pair.cosine:.4f}", pair.hash_distance),
         )
-        for pair in found.pairs
+        for pair in duplicates.pairs
     ]
     write_table(table, DUPLICATE_COLUMNS, lines)
     if lines:
         logger.info(
             "across the splits %d pairs of images are the same, and %d nearly: %s",
-            found.counts["exact"],
-            found.counts["near"],
+            duplicates.counts["exact"],
+            duplicates.counts["near"],
             table,
         )
-    return {"duplicates_across_splits": found.counts, "near_duplicate_cosine": round(found.cosine, 4)}
+    return {"duplicates_across_splits": duplicates.counts, "near_duplicate_cosine": round(duplicates.cosine, 4)}
 
 
-def _check_labels(table: Path, prepared: PreparedDataset, units: NDArray[np.uint64]) -> dict[str, Any]:
+def _check_labels(table: Path, prepared: PreparedDataset, group_ids: NDArray[np.uint64]) -> dict[str, Any]:
     rows = np.concatenate([prepared.rows("train"), prepared.rows("validation")])
     labels = np.concatenate([read_labels("train"), read_labels("validation")])
     classes = len(prepared.classes)
-    found = find_label_errors(labels, out_of_fold_probabilities(read_features(rows), labels, units[rows], classes))
-    write_label_errors(table, prepared, rows, labels, found)
-    return {"suspicious_labels": len(found)}
+    probabilities = out_of_fold_probabilities(read_features(rows), labels, group_ids[rows], classes)
+    errors = find_label_errors(labels, probabilities)
+    write_label_errors(table, prepared, rows, labels, errors)
+    return {"suspicious_labels": len(errors)}
 
 
 def write_label_errors(
-    table: Path, prepared: PreparedDataset, rows: NDArray[np.int64], labels: NDArray[np.int64], found: list[LabelError]
+    table: Path, prepared: PreparedDataset, rows: NDArray[np.int64], labels: NDArray[np.int64], errors: list[LabelError]
 ) -> None:
-    """Write the suspicious labels.
+    """Write a table of label errors.
 
     Args:
         table: to write.
         prepared: the images.
         rows: int64 (n,), the labelled images.
         labels: int64 (n,), theirs.
-        found: what ``find_label_errors`` found, whose places are places in ``rows``.
+        errors: from ``find_label_errors``; their places are places in ``rows``.
     """
-    listed = [(int(rows[each.place]), each) for each in found[:MOST]]
-    named, classes = _named({row for row, _ in listed}, prepared.folder), prepared.classes
+    listed = [(int(rows[each.place]), each) for each in errors[:MAX_ROWS]]
+    named, classes = _sources_and_splits({row for row, _ in listed}, prepared.folder), prepared.classes
     lines = [
         (
             *(row, *named[row], classes[labels[each.place]], classes[each.suggested]),
@@ -154,10 +157,10 @@ def write_label_errors(
         for row, each in listed
     ]
     write_table(table, LABEL_COLUMNS, lines)
-    if found:
-        logger.info("%d labels are suspicious: %s", len(found), table)
+    if errors:
+        logger.info("%d labels may be wrong: %s", len(errors), table)
 
 
-def _named(rows: Collection[int], folder: Path) -> dict[int, tuple[str, str]]:
-    """Return the source and the split of some rows."""
+def _sources_and_splits(rows: Collection[int], folder: Path) -> dict[int, tuple[str, str]]:
+    """Return the source and the split of some rows of the manifest."""
     return {i: (row["source"], row["split"]) for i, row in enumerate(manifest_rows(folder)) if i in rows}

@@ -1,122 +1,138 @@
-"""Figures of a classifier on labelled images, and the leaderboard that compares classifiers."""
+"""Figures of a classifier on labelled images, all of them functions of sums over the images but the AUROC.
+
+So the figures of a redrawn test set are those of the same sums with each image counted as often as it was drawn
+(``evaluation.bootstrap``), and there is one way to compute a figure.
+"""
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.special import log_softmax, softmax
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-    multiclass_stat_scores,
-)
 
-from headstart.core.text import text_table
-from headstart.evaluation.bootstrap import ECE_BINS
+ECE_BINS = 15
 
-LEADERBOARD = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "nll": "NLL",
-    "ece": "ECE",
-}
+Figures = dict[str, NDArray[np.float64]]
+"""Figures by name, float64 (test sets,) each."""
+
+
+def confidence_bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return each probability's bin of ``ECE_BINS`` equally wide ones; each holds its lower end, the last both ends."""
+    return np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+
+
+def contributions(logits: NDArray[np.floating], labels: NDArray[np.int64], top_k: int) -> csr_array:
+    """Return what each image adds to the sums that ``figures`` reads: float64 (n, 4 + 3 classes + bins).
+
+    The columns are: correct, label within the top k, −log p of the label, squared error; for each class the images
+    labelled, predicted, and both; for each bin of confidence, correct less confidence.
+
+    Args:
+        logits: float (n, classes), or log-probabilities.
+        labels: int64 (n,).
+        top_k: k of the top-k accuracy.
+    """
+    n, classes = logits.shape
+    log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
+    probabilities, predicted = np.exp(log_probabilities), log_probabilities.argmax(1)
+    confidence, correct = probabilities.max(1), (predicted == labels).astype(np.float64)
+    label_entries = np.arange(n), labels
+    nll = -log_probabilities[label_entries]
+    ahead = (log_probabilities == -nll[:, None]) & (np.arange(classes) < labels[:, None])  # as argmax orders equal ones
+    within = ((log_probabilities > -nll[:, None]) | ahead).sum(1) < top_k
+    brier = (probabilities**2).sum(1) - 2 * probabilities[label_entries] + 1
+    columns = [np.full(n, i) for i in range(4)]
+    blocks = [labels, predicted, labels, confidence_bins(confidence)]
+    columns += [4 + i * classes + block for i, block in enumerate(blocks)]
+    values = [correct, within.astype(np.float64), nll, brier]
+    values += [np.ones(n), np.ones(n), correct, correct - confidence]
+    entries = np.tile(np.arange(n), len(columns)), np.concatenate(columns)
+    return csr_array((np.concatenate(values), entries), shape=(n, 4 + 3 * classes + ECE_BINS))
+
+
+def figures(sums: NDArray[np.float64], top_k: int) -> Figures:
+    """Compute figures from sums of contributions.
+
+    Args:
+        sums: float64 (test sets, 4 + 3 classes + bins).
+        top_k: as for ``contributions``.
+
+    Returns:
+        By name, float64 (test sets,): ``accuracy``; ``balanced_accuracy``, the mean recall, and ``macro_f1``, the mean
+        F1, over the classes that occur; ``top_<k>_accuracy``, unless there are no more than k classes; ``nll``, the
+        mean negative log-likelihood in nats; ``brier``, the mean squared distance of the probabilities from the
+        label's (0 to 2; Brier 1950); ``ece``, the mean absolute difference of confidence and accuracy in ``ECE_BINS``
+        equally wide bins, weighted by their images (Naeini et al. 2015).
+    """
+    correct, within, nll, brier = sums[:, :4].T
+    support, predicted, true_positives = _class_sums(sums)
+    total, occurs = support.sum(1), support > 0
+    recall = np.divide(true_positives, support, out=np.zeros_like(support), where=occurs)
+    f1 = np.where(occurs, 2 * true_positives / np.maximum(support + predicted, 1), 0)
+    by_name = {
+        "accuracy": correct / total,
+        "balanced_accuracy": recall.sum(1) / occurs.sum(1),
+        "macro_f1": f1.sum(1) / occurs.sum(1),
+        f"top_{top_k}_accuracy": within / total,
+        "nll": nll / total,
+        "brier": brier / total,
+        "ece": np.abs(sums[:, -ECE_BINS:]).sum(1) / total,
+    }
+    if top_k >= support.shape[1]:
+        del by_name[f"top_{top_k}_accuracy"]
+    return by_name
 
 
 def classification_figures(
-    logits: NDArray[Any], labels: NDArray[Any], classes: Sequence[str], top_k: int
+    logits: NDArray[np.floating], labels: NDArray[np.int64], classes: Sequence[str], top_k: int
 ) -> dict[str, Any]:
     """Compute a classifier's figures, plain JSON values.
 
     Args:
-        logits: float (n, classes), n at least 1.
+        logits: float (n, classes), n at least 1, or log-probabilities.
         labels: int64 (n,), indices into ``classes``; some classes may not occur.
         classes: the names of the classes, at least 2.
         top_k: k of the top-k accuracy.
 
     Returns:
-        ``accuracy``; ``balanced_accuracy``, the mean recall, and ``macro_f1``, the mean F1, over the classes that occur
-        in ``labels``; ``top_<k>_accuracy``, unless there are no more than k classes; ``nll``, the mean negative
-        log-likelihood in nats; ``brier``, the mean squared distance of the probabilities from the label's (0 to 2;
-        Brier 1950); ``ece``, how far confidence is from accuracy, in ``ECE_BINS`` equally wide bins; ``auroc``, the
-        area under the curve of each class against the rest, on average over the classes that occur, or None;
-        ``per_class``, one dict a class with ``class``, ``precision``, ``recall``, ``f1`` and ``support`` (a list, which
-        ``dvc metrics show`` leaves out). A class that does not occur has no recall and no F1: they are None, as is the
-        precision of a class that is never predicted.
+        The ``figures``; ``auroc``, the area under the ROC curve of each class against the rest, averaged over the
+        classes that occur, or None where only one does; ``per_class``, one dict for each class with ``class``,
+        ``precision``, ``recall``, ``f1`` and ``support`` (a list, which ``dvc metrics show`` leaves out). A class that
+        does not occur has no recall and no F1: they are None, as is the precision of a class that is never predicted.
     """
-    scores, target = torch.from_numpy(logits), torch.from_numpy(labels)
-    count = len(classes)
-    per_class = _per_class(scores, target, classes)
-    occurring = [entry for entry in per_class if entry["support"]]
-    figures: dict[str, Any] = {
-        "accuracy": _rounded(multiclass_accuracy(scores, target, num_classes=count, average="micro")),
-        "balanced_accuracy": round(fmean(entry["recall"] for entry in occurring), 6),
-        "macro_f1": round(fmean(entry["f1"] for entry in occurring), 6),
+    sums = contributions(logits, labels, top_k).sum(axis=0)[None]
+    return {
+        **{name: _rounded(value[0]) for name, value in figures(sums, top_k).items()},
+        "auroc": _auroc(softmax(logits.astype(np.float64), axis=1), labels),
+        "per_class": [
+            {
+                "class": name,
+                "precision": _rounded(hits / predicted) if predicted else None,
+                "recall": _rounded(hits / support) if support else None,
+                "f1": _rounded(2 * hits / (support + predicted)) if support else None,
+                "support": int(support),
+            }
+            for name, support, predicted, hits in zip(classes, *(each[0] for each in _class_sums(sums)), strict=True)
+        ],
     }
-    if top_k < count:
-        top = multiclass_accuracy(scores, target, num_classes=count, average="micro", top_k=top_k)
-        figures[f"top_{top_k}_accuracy"] = _rounded(top)
-    probabilities = scores.double().softmax(1)
-    figures["nll"] = _rounded(cross_entropy(scores.double(), target))
-    figures["brier"] = _rounded((probabilities - one_hot(target, count)).square().sum(1).mean())
-    figures["ece"] = _rounded(multiclass_calibration_error(probabilities, target, count, n_bins=ECE_BINS))
-    return {**figures, "auroc": _auroc(probabilities.numpy(), labels), "per_class": per_class}
 
 
-def _per_class(scores: Tensor, target: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
-    count = len(classes)
-    true_positive, false_positive, _, _, support = multiclass_stat_scores(
-        scores, target, num_classes=count, average="none"
-    ).T
-    precision, recall, f1 = (
-        metric(scores, target, num_classes=count, average="none")
-        for metric in (multiclass_precision, multiclass_recall, multiclass_f1_score)
-    )
-    return [
-        {
-            "class": name,
-            "precision": _rounded(precision[i]) if true_positive[i] + false_positive[i] > 0 else None,
-            "recall": _rounded(recall[i]) if support[i] else None,
-            "f1": _rounded(f1[i]) if support[i] else None,
-            "support": int(support[i]),
-        }
-        for i, name in enumerate(classes)
-    ]
+def _class_sums(sums: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Return how many images are labelled with each class, predicted as it, and both: (test sets, classes) each."""
+    classes = (sums.shape[1] - 4 - ECE_BINS) // 3
+    return [sums[:, 4 + i * classes :][:, :classes] for i in range(3)]
 
 
-def _auroc(probabilities: NDArray[np.float64], labels: NDArray[Any]) -> float | None:
-    """Average over the classes that occur beside others; each costs a sort of all images."""
+def _auroc(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:
+    """Average over the classes that occur; each costs a sort of all images."""
     occurring = np.unique(labels)
     if len(occurring) < 2:
         return None
-    areas = [roc_auc_score(labels == label, probabilities[:, label]) for label in occurring]
-    return round(float(np.mean(areas)), 6)
+    return _rounded(np.mean([roc_auc_score(labels == label, probabilities[:, label]) for label in occurring]))
 
 
-def leaderboard(report: dict[str, Any]) -> str:
-    """Write the content of ``reports/evaluate.json`` as an aligned table, the most accurate model first.
-
-    Beside the accuracy stands its interval; the last column is the time that its training took, in seconds, choosing
-    its settings included.
-    """
-    models = sorted(report["models"].items(), key=lambda model: model[1]["accuracy"], reverse=True)
-    first, *others = LEADERBOARD
-    table = [["model", LEADERBOARD[first], "95 % interval", *(LEADERBOARD[key] for key in others), "fitted in"]]
-    for name, figures in models:
-        low, high = figures["intervals"][first]
-        row = [name, f"{figures[first]:.4f}", f"{low:.3f}-{high:.3f}"]
-        table.append([*row, *(f"{figures[key]:.4f}" for key in others), f"{figures['fit_seconds']:.1f} s"])
-    return text_table(table)
-
-
-def _rounded(figure: Tensor) -> float:
-    """Leave out the digits that float32 does not have."""
+def _rounded(figure: float | np.floating) -> float:
     return round(float(figure), 6)

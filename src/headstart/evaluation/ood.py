@@ -1,4 +1,7 @@
-"""The names on disk of what tells how sure a model is, and whether an image is unlike those that it was trained on."""
+"""Out-of-distribution (ood) detection: thresholds on the distance to training images, and models/reference on disk.
+
+The distance is that of ``inference.scores.distances``: 1 - cosine to the tenth nearest training image's features.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,35 +13,43 @@ from headstart.core.io import atomic_write, existing, read_json, write_json
 from headstart.core.paths import OOD_REFERENCE
 from headstart.inference.scores import NEIGHBOUR, threshold
 
+MAX_REFERENCE_IMAGES = 1000
+"""Training images whose features are kept, at most."""
+OOD_LEVELS = (0.95, 0.99)
+"""Fractions of images like those of validation that are within the thresholds."""
+
+
+def ood_thresholds(ood_distances: Mapping[str, NDArray[np.float32]], reference_images: int) -> dict[str, Any]:
+    """Compute thresholds from validation's distances, and the fraction of test images beyond each.
+
+    Args:
+        ood_distances: by split, float32 (n,).
+        reference_images: how many training images the distances were measured to.
+    """
+    validation = ood_distances["validation"].astype(np.float64)
+    limits = {str(level): threshold(validation, level) for level in OOD_LEVELS}
+    thresholds = {level: round(limit, 6) for level, limit in limits.items() if np.isfinite(limit)}
+    neighbour = min(NEIGHBOUR, reference_images)
+    return {
+        "score": f"1 - cosine to the {neighbour}th nearest of {reference_images} training images",
+        "neighbour": neighbour,
+        "references": reference_images,
+        "thresholds": thresholds,
+        "flagged": {
+            level: round(float((ood_distances["test"] > limit).mean()), 6) for level, limit in thresholds.items()
+        },
+    }
+
 
 def write_ood_reference(models: Mapping[str, tuple[dict[str, Any], NDArray[np.float32]]]) -> None:
-    """Write, by model, what validation taught of it, and its features of some training images, float32 (m, width)."""
-    with atomic_write(OOD_REFERENCE) as aside:
-        aside.mkdir()
-        for name, (told, features) in models.items():
-            write_json(aside / f"{name}.json", told)
-            np.save(aside / f"{name}.npy", features)
+    """Write what an export needs of each model: its calibration, and reference features, float32 (m, width)."""
+    with atomic_write(OOD_REFERENCE) as partial:
+        partial.mkdir()
+        for name, (calibration, features) in models.items():
+            write_json(partial / f"{name}.json", calibration)
+            np.save(partial / f"{name}.npy", features)
 
 
 def read_ood_reference(model: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """Read what ``write_ood_reference`` wrote of a model; raises UserError where it is missing."""
+    """Read what ``write_ood_reference`` wrote for a model; raises UserError where it is missing."""
     return read_json(OOD_REFERENCE / f"{model}.json"), np.load(existing(OOD_REFERENCE / f"{model}.npy"))
-
-
-REFERENCES = 1000
-"""Training images whose features are kept, at most."""
-USUAL = (0.95, 0.99)
-"""Shares of images like those of validation that a threshold lets pass."""
-
-
-def ood_thresholds(distance: Mapping[str, NDArray[np.float32]], references: int) -> dict[str, Any]:
-    """Take thresholds from validation's distances and count the test images beyond them; by split, float32 (n,)."""
-    thresholds = {share: threshold(distance["validation"].astype(np.float64), share) for share in USUAL}
-    found = {str(share): round(limit, 6) for share, limit in thresholds.items() if np.isfinite(limit)}
-    return {
-        "score": f"1 - cosine to the {min(NEIGHBOUR, references)}th nearest of {references} training images",
-        "neighbour": min(NEIGHBOUR, references),
-        "references": references,
-        "thresholds": found,
-        "flagged": {share: round(float((distance["test"] > limit).mean()), 6) for share, limit in found.items()},
-    }

@@ -1,21 +1,23 @@
-"""What every model on the leaderboard says of the images that nothing was fitted to, and what it took."""
+"""The predictions of every model on the leaderboard for the images of validation and test, and what they cost."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import Tensor, nn
 
 from headstart.config.schema import Params
 from headstart.core import paths
-from headstart.core.io import existing, read_json
+from headstart.core.io import existing, read_json, write_table
 from headstart.data.dataset import PreparedDataset, Split, evenly
 from headstart.distributed.process_group import ProcessGroup
-from headstart.evaluation.ood import REFERENCES
+from headstart.evaluation.ood import MAX_REFERENCE_IMAGES
 from headstart.features.cache import read_features
 from headstart.features.extract import run_inference
 from headstart.inference.scores import distances
@@ -26,45 +28,47 @@ from headstart.probe.outputs import read_baselines
 
 @dataclass(frozen=True)
 class ModelPredictions:
-    """One model's.
+    """One model's predictions.
 
     Attributes:
         logits: float32 (n, classes) by split, or log-probabilities.
-        val_accuracy: what it was chosen by.
+        val_accuracy: its accuracy on validation.
         fit_seconds: of its training and the choice of its settings, summed over the processes that trained.
-        seconds: of its own work on the last of the splits; the features of the frozen backbone are there already.
-        distance: how far each image is from those that it was trained on, float32 (n,) by split; empty for what
-            can't be exported.
-        reference: the features of these, float32 (at most ``REFERENCES``, width), evenly over the manifest.
+        seconds: of its own inference on the last of the splits; features of the frozen backbone are not counted.
+        ood_distances: each image's distance to the reference images, float32 (n,) by split; empty for a model that
+            cannot be exported.
+        reference_features: of training images evenly spread over the manifest, float32 (at most
+            ``MAX_REFERENCE_IMAGES``, width).
     """
 
     logits: dict[str, NDArray[np.float32]]
     val_accuracy: float
     fit_seconds: float
     seconds: float
-    distance: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    reference: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    ood_distances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    reference_features: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
 def probe_predictions(prepared: PreparedDataset, splits: Sequence[Split]) -> dict[str, ModelPredictions]:
-    """Apply the probe's head to the cached features, and read what the baselines said; the last split is timed."""
+    """Apply the probe's head to the cached features, and read the baselines' outputs; the last split is timed."""
     probe, head = read_json(paths.report_of("probe")), read_head()
     reference = read_features(_reference_rows(prepared))
-    logits, distance, seconds = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float32]](), 0.0
+    logits, ood_distances, seconds = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float32]](), 0.0
     for split in splits:
         began = time.perf_counter()
         features = read_features(prepared.rows(split))
         logits[split] = head.logits(features)
         seconds = time.perf_counter() - began
-        parts = np.array_split(features, 1 + len(features) // len(reference))  # a part's cosines are in memory at once
-        distance[split] = np.concatenate([distances(part, reference) for part in parts])
-    about = probe["val_accuracy"], probe["fit_seconds"], round(seconds, 3)
-    found = {"probe": ModelPredictions(logits, *about, distance, reference)}
+        blocks = np.array_split(features, 1 + len(features) // len(reference))  # one block's cosines are in memory
+        ood_distances[split] = np.concatenate([distances(block, reference) for block in blocks])
+    costs = probe["val_accuracy"], probe["fit_seconds"], round(seconds, 3)
+    models = {"probe": ModelPredictions(logits, *costs, ood_distances, reference)}
     baselines = {split: read_baselines(prepared.rows(split)) for split in splits}
-    for name, about in probe["heads"].items():
-        own = {str(split): baselines[split][name] for split in splits}
-        found[name] = ModelPredictions(own, about["val_accuracy"], about["fit_seconds"], about["predict_seconds"])
-    return found
+    for name, figures in probe["heads"].items():
+        outputs = {str(split): baselines[split][name] for split in splits}
+        costs = figures["val_accuracy"], figures["fit_seconds"], figures["predict_seconds"]
+        models[name] = ModelPredictions(outputs, *costs)
+    return models
 
 
 def finetune_predictions(
@@ -75,32 +79,58 @@ def finetune_predictions(
     model = channels_last(model.eval().to(process_group.device))
     head = get_head(model)
 
-    def both(pixels: Tensor) -> Tensor:
+    def features_and_logits(pixels: Tensor) -> Tensor:
         features = features_of(model, pixels)
         return torch.cat([features, head(features)], dim=1)
 
+    infer = partial(run_inference, features_and_logits, prepared, run=params.run, process_group=process_group)
+
     def batches(rows: NDArray[np.int64], label: str) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        size = params.evaluate.batch_size
-        for batch in run_inference(
-            both, prepared, rows, batch_size=size, run=params.run, process_group=process_group, label=label
-        ):
+        for batch in infer(rows, batch_size=params.evaluate.batch_size, label=label):
             yield batch[:, : head.in_features], batch[:, head.in_features :].copy()
 
-    some = _reference_rows(prepared)
-    reference = np.concatenate([features for features, _ in batches(some, "evaluate, train")])
-    logits, distance, seconds = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float32]](), 0.0
+    reference = np.concatenate([each for each, _ in batches(_reference_rows(prepared), "evaluate, train")])
+    logits, ood_distances, seconds = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float32]](), 0.0
     for split in splits:
         began = time.perf_counter()
-        found = [
-            (outputs, distances(features, reference))
-            for features, outputs in batches(prepared.rows(split), f"evaluate, {split}")
+        outputs = [
+            (batch_logits, distances(features, reference))
+            for features, batch_logits in batches(prepared.rows(split), f"evaluate, {split}")
         ]
-        logits[split], distance[split] = (np.concatenate(each) for each in zip(*found, strict=True))
+        logits[split], ood_distances[split] = (np.concatenate(each) for each in zip(*outputs, strict=True))
         seconds = time.perf_counter() - began
     report = read_json(paths.report_of("finetune"))
     fit_seconds = round(report["training_seconds"] * report["processes"], 2)
-    return ModelPredictions(logits, report["val_accuracy"], fit_seconds, round(seconds, 3), distance, reference)
+    return ModelPredictions(logits, report["val_accuracy"], fit_seconds, round(seconds, 3), ood_distances, reference)
 
 
 def _reference_rows(prepared: PreparedDataset) -> NDArray[np.int64]:
-    return evenly(prepared.rows("train"), REFERENCES)
+    return evenly(prepared.rows("train"), MAX_REFERENCE_IMAGES)
+
+
+def write_predictions(
+    classes: Sequence[str],
+    labels: NDArray[np.int64],
+    models: Mapping[str, ModelPredictions],
+    images: Sequence[Mapping[str, str]],
+) -> None:
+    """Write every test image's predictions, and the tables that DVC draws confusion matrices from.
+
+    Args:
+        classes: their names.
+        labels: int64 (n,), of the test images.
+        models: by name.
+        images: the test images' rows of the manifest.
+    """
+    probabilities = {name: softmax(model.logits["test"], axis=1) for name, model in models.items()}
+    predicted = {name: each.argmax(1) for name, each in probabilities.items()}
+    columns = ["id", "source", "label", *(column for name in models for column in (name, f"{name}_probability"))]
+    rows = (
+        [row["id"], row["source"], row["label"]]
+        + [value for name in models for value in (classes[predicted[name][i]], f"{probabilities[name][i].max():.6f}")]
+        for i, row in enumerate(images)
+    )
+    write_table(paths.PREDICTIONS, columns, rows)
+    for name, path in paths.CONFUSION.items():
+        pairs = [(classes[label], classes[other]) for label, other in zip(labels, predicted[name], strict=True)]
+        write_table(path, ("actual", "predicted"), pairs)

@@ -1,4 +1,4 @@
-"""Whether one classifier is better than another on the same test images, and whether it is worth its cost."""
+"""Whether one classifier is more accurate than another on the same test images, and whether it is worth its cost."""
 
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
@@ -8,37 +8,39 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from headstart.evaluation.bootstrap import LEVEL, Replicates, interval
+from headstart.evaluation.bootstrap import LEVEL, interval
+from headstart.evaluation.metrics import Figures
 
 
 def compare(
     names: tuple[str, str],
-    right: Mapping[str, NDArray[np.bool_]],
+    correct: Mapping[str, NDArray[np.bool_]],
     points: Mapping[str, Mapping[str, Any]],
-    replicates: Mapping[str, Replicates],
+    replicates: Mapping[str, Figures],
     *,
     grouped: bool,
 ) -> dict[str, Any]:
     """Compare two classifiers on the same images, plain JSON values; a positive difference favours the first.
 
     Args:
-        names: the two, keys of what follows.
-        right: bool (n,), where each is right.
+        names: the two, keys of the mappings that follow.
+        correct: bool (n,), where each is correct.
         points: each one's ``accuracy`` and ``nll``.
         replicates: each one's figures on the same redrawn test sets.
-        grouped: whether images come in groups; McNemar's test, which takes them for independent, is then left out.
+        grouped: whether images come in groups; McNemar's test, which assumes independent images, is then left out.
 
     Returns:
         ``model`` and ``against``; ``accuracy_difference`` and ``nll_difference`` (how much lower the first's is)
-        with their intervals; how often only one was right; ``mcnemar_p``, exact and two-sided (McNemar 1947), or None;
-        ``bootstrap_p``, twice the share of redrawn sets on which the difference in accuracy is none or turns its sign.
+        with their intervals; ``only_model_right`` and ``only_other_right``, the images that only one classifies
+        correctly; ``mcnemar_p``, exact and two-sided (McNemar 1947), or None; ``bootstrap_p``, twice the fraction of
+        redrawn sets on which the difference in accuracy is zero or has the other sign.
     """
     model, against = names
-    only, only_other = (int((right[a] & ~right[b]).sum()) for a, b in (names, names[::-1]))
+    only, only_other = (int((correct[a] & ~correct[b]).sum()) for a, b in (names, names[::-1]))
     accuracy = replicates[model]["accuracy"] - replicates[against]["accuracy"]
     nll = replicates[against]["nll"] - replicates[model]["nll"]
     discordant = only + only_other
-    turned = min((accuracy <= 0).sum(), (accuracy >= 0).sum())
+    reversed_sets = min((accuracy <= 0).sum(), (accuracy >= 0).sum())
     return {
         "model": model,
         "against": against,
@@ -49,23 +51,23 @@ def compare(
         "only_model_right": only,
         "only_other_right": only_other,
         "mcnemar_p": None if grouped else float(binomtest(only, discordant).pvalue) if discordant else 1.0,
-        "bootstrap_p": float(min(1.0, 2 * (turned + 1) / (len(accuracy) + 1))),
+        "bootstrap_p": float(min(1.0, 2 * (reversed_sets + 1) / (len(accuracy) + 1))),
     }
 
 
-def corrected(comparisons: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add to several comparisons their p-values corrected for there being several: ``<test>_corrected_p``."""
-    found = [dict(comparison) for comparison in comparisons]
+def correct_p_values(comparisons: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add ``<test>_corrected_p`` to comparisons: their p-values, corrected for the number of comparisons."""
+    corrected = [dict(comparison) for comparison in comparisons]
     for test in ("mcnemar", "bootstrap"):
         p_values = [comparison[f"{test}_p"] for comparison in comparisons]
         by_holm = holm(p_values) if None not in p_values else p_values
-        for comparison, p in zip(found, by_holm, strict=True):
+        for comparison, p in zip(corrected, by_holm, strict=True):
             comparison[f"{test}_corrected_p"] = p
-    return found
+    return corrected
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number by Holm's step-down method (1979), valid however the tests depend."""
+    """Correct p-values for their number by Holm's step-down method (1979), valid for dependent tests too."""
     order = np.argsort(p_values, kind="stable")
     factors = len(p_values) - np.arange(len(p_values))
     by_holm = np.empty(len(p_values))
@@ -74,14 +76,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(comparison: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], images: int) -> str:
-    """Say in a sentence whether a model is worth its cost against another, by the interval of the difference.
+    """Return a sentence on whether a model is worth its cost against another.
 
-    It is worth it where the whole interval of the difference in accuracy is above zero, not where it is below, and not
-    shown either way where it holds zero; there the sentence says how many test images would show a difference of the
-    size that was seen, from the variance of paired differences (Connor 1987).
+    It is worth it where the whole interval of the difference in accuracy is above zero, and not worth it where the
+    interval is below. Where it contains zero neither is shown; the sentence then has the number of test images that
+    would show a difference as large as the observed one, from the variance of paired differences (Connor 1987).
 
     Args:
-        comparison: what ``compare`` gave.
+        comparison: from ``compare``.
         models: each model's ``accuracy`` and ``fit_seconds``.
         images: the number of test images.
     """

@@ -1,4 +1,4 @@
-"""Where a classifier is worst: its accuracy by the values of the source's further columns."""
+"""Where a classifier is worst: its accuracy by the values of the metadata columns that the source brings."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -7,58 +7,62 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.evaluation.bootstrap import draws, share_interval
+from headstart.core.io import write_table
+from headstart.core.paths import SLICES
+from headstart.data.dataset import MANIFEST_COLUMNS
+from headstart.evaluation.bootstrap import draws, fraction_interval
 
-MOST_VALUES = 30
-"""A column with more values is cut into quarters where they are numbers, and left out where not."""
+MAX_VALUES = 30
+"""A column with more values is cut into quarters where they are numbers, and left out where they are not."""
+SLICE_COLUMNS = ("column", "value", "pictures", "accuracy", "low", "high")
 
 
 class Slice(NamedTuple):
-    """Accuracy on the images with one value of a column, with its interval."""
+    """Accuracy on the images with one value of a column, and its interval."""
 
     column: str
     value: str
-    pictures: int
+    images: int
     accuracy: float
     low: float
     high: float
 
 
-def slices(
+def compute_slices(
     columns: Mapping[str, Sequence[str]],
-    right: NDArray[np.bool_],
+    correct: NDArray[np.bool_],
     labels: NDArray[np.int64],
     groups: Sequence[str] | None,
 ) -> list[Slice]:
-    """Return a classifier's accuracy by slice, that which is surely worst first: by the upper end of the interval.
+    """Return a classifier's accuracy by slice, in ascending order of the interval's upper end.
 
     Args:
-        columns: n values each, as text; empty ones are in no slice.
-        right: bool (n,), whether the classifier is right.
-        labels: int64 (n,), strata of the intervals' bootstrap.
-        groups: as ``bootstrap.draws``.
+        columns: n values each, as text; empty values are in no slice.
+        correct: bool (n,), which images are classified correctly.
+        labels: int64 (n,), strata of the bootstrap.
+        groups: as for ``bootstrap.draws``.
     """
     members = {(column, value): mask for column in columns for value, mask in _values(columns[column])}
     if not members:
         return []
     masks = np.stack(list(members.values()), axis=1).astype(np.float32)
-    drawn = [(times @ (masks * right[:, None]), times @ masks) for times in draws(labels, groups)]
+    drawn = [(times @ (masks * correct[:, None]), times @ masks) for times in draws(labels, groups)]
     hits, counts = (np.concatenate(each) for each in zip(*drawn, strict=True))
-    found = []
+    entries = []
     for i, (column, value) in enumerate(members):
         mask = masks[:, i] > 0
         units = mask.sum() if groups is None else len(set(np.asarray(groups)[mask]))
         some = counts[:, i] > 0
-        low, high = share_interval(hits[some, i] / counts[some, i], int(units))
-        found.append(Slice(column, value, int(mask.sum()), round(float(right[mask].mean()), 6), low, high))
-    return sorted(found, key=lambda each: (each.high, each.accuracy))
+        low, high = fraction_interval(hits[some, i] / counts[some, i], int(units))
+        entries.append(Slice(column, value, int(mask.sum()), round(float(correct[mask].mean()), 6), low, high))
+    return sorted(entries, key=lambda each: (each.high, each.accuracy))
 
 
 def _values(texts: Sequence[str]) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Return a column's values, or ranges of values, and which images have each."""
+    """Return a column's values, or ranges of values, with a mask of the images that have each."""
     values = np.asarray(texts, object)
     names = sorted(set(texts) - {""})
-    if len(names) <= MOST_VALUES:
+    if len(names) <= MAX_VALUES:
         return [(name, values == name) for name in names] if len(names) > 1 else []
     try:
         numbers = np.array([float(text) if text else np.nan for text in texts])
@@ -69,3 +73,14 @@ def _values(texts: Sequence[str]) -> list[tuple[str, NDArray[np.bool_]]]:
         (f"{low:g} to {high:g}", (numbers >= low) & ((numbers < high) | (high == ends[-1]) & (numbers == high)))
         for low, high in pairwise(ends)
     ]
+
+
+def write_slices(
+    images: Sequence[Mapping[str, str]],
+    correct: NDArray[np.bool_],
+    labels: NDArray[np.int64],
+    groups: Sequence[str] | None,
+) -> None:
+    """Write the slices by every column that only the source's table has; ``images`` are rows of the manifest."""
+    columns = {name: [row[name] for row in images] for name in images[0] if name not in MANIFEST_COLUMNS}
+    write_table(SLICES, SLICE_COLUMNS, compute_slices(columns, correct, labels, groups))

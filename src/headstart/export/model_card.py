@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from headstart.evaluation.metrics import LEADERBOARD
+from headstart.evaluation.leaderboard import LEADERBOARD_COLUMNS
 
 UNKNOWN = "unknown"
 ORIGINS = {
@@ -69,7 +69,7 @@ def model_card(config: Mapping[str, Any], info: ModelCardInfo) -> str:
         front_matter=_front_matter(info).to_yaml(),
         origin=ORIGINS.get(info.model, f"from the checkpoint {info.model}"),
         evaluated=sorted(info.evaluation["models"], key=lambda name: name != info.model) if info.evaluation else [],
-        leaderboard=LEADERBOARD,
+        leaderboard=LEADERBOARD_COLUMNS,
         files=FILES,
         licences=licence_notes(config, info).strip(),
     )

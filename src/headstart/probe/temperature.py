@@ -1,41 +1,40 @@
-"""Whether probabilities can be believed: temperature scaling and reliability diagrams (Guo et al. 2017)."""
+"""The negative log-likelihood of logits, and the temperature that minimises it (Guo et al. 2017)."""
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-SEARCHED = (0.05, 20.0)
-"""Temperatures among which the best is sought."""
+TEMPERATURE_RANGE = (0.05, 20.0)
+"""The smallest and the largest temperature that is tried."""
 
 
-def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Find the T for which softmax(logits / T) has the least negative log-likelihood, convex in 1 / T.
+def negative_log_likelihood(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
+    """Return the mean of −log p of the labelled class, in nats: the cross-entropy without a penalty.
 
     Args:
-        logits: float32 (n, classes), of images that were not trained on; n at least 1.
+        logits: float (n, classes), or log-probabilities.
+        labels: int64 (n,).
+    """
+    log_probabilities = log_softmax(np.asarray(logits, np.float64), axis=1)
+    return float(-log_probabilities[np.arange(len(labels)), labels].mean())
+
+
+def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
+    """Find the T for which softmax(logits / T) has the lowest negative log-likelihood, which is convex in 1 / T.
+
+    Args:
+        logits: float (n, classes), of images that were not trained on; n at least 1.
         labels: int64 (n,).
 
     Returns:
-        T, above 1 for a model that is too sure, within ``SEARCHED``; 1 where every image is right, since the less T
-        the better would be all that those could tell.
+        T, above 1 for an overconfident model, within ``TEMPERATURE_RANGE``. Where every image is classified correctly
+        the likelihood has no maximum, since each smaller T is better: then 1, which leaves the logits as they are.
     """
     if (logits.argmax(1) == labels).all():
         return 1.0
-    scores = logits.astype(np.float64)
-
-    def loss(inverse: float) -> float:
-        return negative_log_likelihood(log_softmax(scores * inverse, axis=1), labels)
-
-    found = minimize_scalar(loss, bounds=(1 / SEARCHED[1], 1 / SEARCHED[0]), method="bounded")
-    return round(float(1 / found.x), 4)
-
-
-def negative_log_likelihood(log_probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Return the mean of −log p of the right class.
-
-    Args:
-        log_probabilities: float64 (n, classes).
-        labels: int64 (n,).
-    """
-    return float(-log_probabilities[np.arange(len(labels)), labels].mean())
+    low, high = TEMPERATURE_RANGE
+    best = minimize_scalar(
+        lambda inverse: negative_log_likelihood(logits * inverse, labels), bounds=(1 / high, 1 / low), method="bounded"
+    )
+    return round(float(1 / best.x), 4)

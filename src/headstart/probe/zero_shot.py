@@ -1,39 +1,40 @@
-"""The backbone's own classes, summed: a classifier of other classes that is fitted to nothing.
+"""A zero-shot classifier: the probabilities of the backbone's pretraining classes, summed by a map of classes.
 
 Each of a user's classes is a set of the classes that the backbone was pretrained on, and its probability the sum of
-theirs, ``P(c) = Σ_{k in set(c)} p_k`` with p the softmax over all of the backbone's classes. Divided by the sum over
-the mapped sets, unless one class is ``rest``, the set of all that the others left: then they sum to 1.
+theirs, ``P(c) = Σ_{k in set(c)} p_k`` with p the softmax over all of the backbone's classes. The sums are divided by
+their total, unless one class is ``rest``, the set of all classes in no other set: then they sum to 1 already.
 """
 
 import difflib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
 from headstart.core.errors import UserError
-from headstart.models.head import PretrainedHead
+from headstart.models.head import PretrainedHead, read_pretrained_head
+from headstart.probe.outputs import Predict
 
 if TYPE_CHECKING:
     from torch import nn
 
 REST = "rest"
-BATCH = 4096
-"""Images whose logits of the backbone's classes, up to 21,843 of them, are in memory at once."""
+IMAGES_AT_ONCE = 4096
+"""Images whose logits of all the backbone's classes, up to 21,843, are in memory together."""
 
 ClassMap = Mapping[str, Sequence[int | str] | Literal["rest"]]
 
 
 def pretrained_head(model: "nn.Module") -> PretrainedHead | None:
-    """Copy the classifier of a pretrained timm model; None where it has none that is one linear layer with a bias.
+    """Copy the classifier of a pretrained timm model; None unless it is one linear layer with a bias.
 
-    Nor is there one where ``num_classes`` was changed: those weights were drawn. The classes' names are those that the
-    model brings, else timm's of the ImageNet subset with as many classes.
+    None too where ``num_classes`` was changed, since those weights are random. The classes' names are the model's own,
+    otherwise timm's names of the ImageNet subset with that number of classes.
     """
-    # They bring torch, which --help needs not.
+    # These import torch, which --help does not need.
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset  # noqa: PLC0415
     from torch import nn  # noqa: PLC0415
 
@@ -56,35 +57,58 @@ def pretrained_head(model: "nn.Module") -> PretrainedHead | None:
     return PretrainedHead(weight, bias, list(names), descriptions)
 
 
-def resolve(class_map: ClassMap, classes: Sequence[str], own: PretrainedHead) -> list[NDArray[np.int64]]:
-    """Find the backbone's classes of each of the user's.
+def zero_shot_classifier(class_map: ClassMap, classes: Sequence[str]) -> tuple[dict[str, Any], Predict]:
+    """Return the classifier that a map of classes makes of the backbone's own, and the map with indices for names.
+
+    Raises:
+        UserError: the backbone has no classifier of its own, or the map is wrong (``resolve_class_map``).
+    """
+    pretrained = read_pretrained_head()
+    if pretrained is None:
+        raise UserError(
+            "probe.class_map: this backbone came without a linear classifier of its own (backbone.pretrained is false, "
+            "or its weights have none, as most self-supervised ones): set it to null, or choose another backbone.name"
+        )
+    sets = resolve_class_map(class_map, classes, pretrained)
+    by_index = {
+        name: REST if class_map[name] == REST else members.tolist() for name, members in zip(classes, sets, strict=True)
+    }
+    return by_index, lambda features: summed_log_probabilities(features, pretrained, sets)
+
+
+def resolve_class_map(
+    class_map: ClassMap, classes: Sequence[str], pretrained: PretrainedHead
+) -> list[NDArray[np.int64]]:
+    """Find the backbone's classes that belong to each of the user's.
 
     Args:
         class_map: by the user's class, the backbone's classes, many to one: indices, or names (a class's name, its
             description or one of the synonyms that commas separate in it, in upper or lower case); or, once, ``rest``.
         classes: the user's.
-        own: the backbone's.
+        pretrained: the backbone's classifier.
 
     Returns:
         For each of ``classes``, its set: int64, increasing.
 
     Raises:
-        UserError: a class that is missing or not in the data; a name or an index that is unknown, stands for several
-            classes or is in two sets; a second ``rest`` or nothing left for it. All of them are listed.
+        UserError: a class is missing or not in the data; a name or an index is unknown, stands for several classes or
+            is in two sets; there is a second ``rest``, or nothing is left for it. The message lists every problem.
     """
     problems = [f"{name}: missing; every class of the data needs a set" for name in classes if name not in class_map]
     problems += [
-        f"{name}: no such class in the data{_nearest(name, classes)}" for name in class_map if name not in classes
+        f"{name}: no such class in the data{_suggestion(name, classes)}" for name in class_map if name not in classes
     ]
-    known, taken = _known_names(own), dict[int, str]()
+    known, owners = _indices_by_name(pretrained), dict[int, str]()
     for name, entries in class_map.items():
         for entry in entries if entries != REST else ():
-            found = _found(entry, own, known)
-            if isinstance(found, str):
-                problems.append(f"{name}: {found}")
-            elif taken.setdefault(found, name) != name:
-                problems.append(f"{name}: {entry!r} ({_shown(found, own)}) is in the set of {taken[found]} already")
-    rest, resting = np.setdiff1d(np.arange(len(own.bias)), list(taken)), [k for k, v in class_map.items() if v == REST]
+            index = _index_of(entry, pretrained, known)
+            if isinstance(index, str):
+                problems.append(f"{name}: {index}")
+            elif owners.setdefault(index, name) != name:
+                shown = _class_text(index, pretrained)
+                problems.append(f"{name}: {entry!r} ({shown}) is in the set of {owners[index]} already")
+    rest = np.setdiff1d(np.arange(len(pretrained.bias)), list(owners))
+    resting = [name for name, entries in class_map.items() if entries == REST]
     if len(resting) > 1:
         problems.append(f"{', '.join(resting)}: only one class can be the rest")
     if resting and not len(rest):
@@ -92,52 +116,58 @@ def resolve(class_map: ClassMap, classes: Sequence[str], own: PretrainedHead) ->
     if problems:
         raise UserError("\n  ".join(["probe.class_map:", *problems]))
     return [
-        rest if class_map[name] == REST else np.array(sorted(k for k, owner in taken.items() if owner == name))
+        rest if class_map[name] == REST else np.array(sorted(k for k, owner in owners.items() if owner == name))
         for name in classes
     ]
 
 
-def summed(
-    features: NDArray[np.float32], own: PretrainedHead, sets: Sequence[NDArray[np.int64]]
+def summed_log_probabilities(
+    features: NDArray[np.float32], pretrained: PretrainedHead, sets: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.float32]:
-    """Return the log-probabilities of the user's classes: features (n, width) to float32 (n, classes)."""
+    """Return the log-probabilities of the user's classes, float32 (n, classes).
+
+    Args:
+        features: float32 (n, width).
+        pretrained: the backbone's classifier.
+        sets: for each of the user's classes the indices of the backbone's, int64.
+    """
     outputs = np.empty((len(features), len(sets)), np.float32)
-    for start in range(0, len(features), BATCH):
-        logits = features[start : start + BATCH] @ own.weight.T + own.bias
+    for start in range(0, len(features), IMAGES_AT_ONCE):
+        logits = features[start : start + IMAGES_AT_ONCE] @ pretrained.weight.T + pretrained.bias
         sums = np.column_stack([logsumexp(logits[:, members], axis=1) for members in sets])
-        outputs[start : start + BATCH] = log_softmax(sums, axis=1)
+        outputs[start : start + IMAGES_AT_ONCE] = log_softmax(sums, axis=1)
     return outputs
 
 
-def _known_names(own: PretrainedHead) -> dict[str, set[int]]:
-    """Return the classes that each name may stand for, in lower case."""
+def _indices_by_name(pretrained: PretrainedHead) -> dict[str, set[int]]:
+    """Return the classes that each name, in lower case, may stand for."""
     known = defaultdict(set)
-    for texts in (own.names, own.descriptions):
+    for texts in (pretrained.names, pretrained.descriptions):
         for i, text in enumerate(texts):
             for name in filter(None, (text, *map(str.strip, text.split(",")))):
                 known[name.casefold()].add(i)
     return known
 
 
-def _found(entry: int | str, own: PretrainedHead, known: Mapping[str, set[int]]) -> int | str:
-    """Return the one class that an entry stands for, or what is wrong with it."""
-    last = len(own.bias) - 1
+def _index_of(entry: int | str, pretrained: PretrainedHead, known: Mapping[str, set[int]]) -> int | str:
+    """Return the index of the one class that an entry stands for, or a text that says what is wrong with the entry."""
+    last = len(pretrained.bias) - 1
     if isinstance(entry, int):
         return entry if 0 <= entry <= last else f"the backbone has no class {entry}; they are 0 to {last}"
     if not known:
         return f"the names of this backbone's classes are unknown: give {entry!r} by its index, 0 to {last}"
-    places = sorted(known.get(entry.strip().casefold(), ()))
-    if len(places) > 1:
-        options = "; ".join(_shown(place, own) for place in places)
+    indices = sorted(known.get(entry.strip().casefold(), ()))
+    if len(indices) > 1:
+        options = "; ".join(_class_text(index, pretrained) for index in indices)
         return f"{entry!r} stands for several of the backbone's classes: {options}; choose by name or index"
-    return places[0] if places else f"the backbone has no class {entry!r}{_nearest(entry.casefold(), known)}"
+    return indices[0] if indices else f"the backbone has no class {entry!r}{_suggestion(entry.casefold(), known)}"
 
 
-def _shown(place: int, own: PretrainedHead) -> str:
-    texts = [text[place] for text in (own.names, own.descriptions) if text]
-    return " ".join([str(place), *texts])
+def _class_text(index: int, pretrained: PretrainedHead) -> str:
+    texts = [text[index] for text in (pretrained.names, pretrained.descriptions) if text]
+    return " ".join([str(index), *texts])
 
 
-def _nearest(name: str, names: Sequence[str] | Mapping[str, set[int]]) -> str:
+def _suggestion(name: str, names: Sequence[str] | Mapping[str, set[int]]) -> str:
     nearest = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""

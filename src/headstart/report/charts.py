@@ -1,4 +1,4 @@
-"""The charts of the report. Each function draws on matplotlib's axes and gives the label: what is to be seen there."""
+"""The charts of the report. The private functions draw on matplotlib's axes and return the chart's text alternative."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -11,17 +11,17 @@ from headstart.report.inputs import ReportRow
 from headstart.report.svg import INK, Chart, ChartStyle, chart, style
 
 Measure = tuple[str, str, Callable[[float], str]]
-"""A column of the ledger, what it is called, and how it is written."""
-WEIGHTS: tuple[Measure, Measure] = (("norm", "‖W‖", compact), ("distance", "‖W − W₀‖", compact))
-MOVED: tuple[Measure, Measure] = (
+"""A column of the ledger, its name in the legend, and its format."""
+SIZE_MEASURES: tuple[Measure, Measure] = (("norm", "‖W‖", compact), ("distance", "‖W − W₀‖", compact))
+MOVEMENT_MEASURES: tuple[Measure, Measure] = (
     ("data_movement", "by the data", small_percent),
     ("shrink", "by the penalty", small_percent),
 )
-OPEN: ChartStyle = {"linestyle": ":", "markerfacecolor": "none"}
+OPEN_MARKERS: ChartStyle = {"linestyle": ":", "markerfacecolor": "none"}
 
 
 def learning_charts(history: Sequence[ReportRow], finetuning: ReportRow) -> list[Chart]:
-    """Draw losses and accuracy by epoch, from lines of history.csv."""
+    """Draw losses and accuracy by epoch, from the rows of history.csv."""
     return [
         chart("loss", "epoch", "cross-entropy", _loss, history, finetuning),
         chart("accuracy", "epoch", "validation accuracy", _accuracy, history, finetuning),
@@ -29,18 +29,21 @@ def learning_charts(history: Sequence[ReportRow], finetuning: ReportRow) -> list
 
 
 def probe_chart(path: Sequence[ReportRow]) -> Chart:
-    """Draw the probe's loss along its path of λ, from lines of l2_path.csv."""
+    """Draw the probe's loss along its path of λ, from the rows of l2_path.csv."""
     return chart("probe", "log₁₀ λ of the probe", "probe: validation cross-entropy", _probe, path)
 
 
 def ledger_charts(ledger: Sequence[ReportRow], finetuning: ReportRow) -> list[Chart]:
-    """Draw size, distance and causes of movement of each group by epoch, and what the early stop was worth.
+    """Draw each group's norm, distance from the start and causes of change by epoch, and the early stop's equivalent λ.
 
-    Groups of biases and norms, whose names end in ``_free``, are left out: nothing is taken from them.
+    Groups of biases and normalisation weights, whose names end in ``_free``, are left out: they have no penalty.
     """
     groups = [group for group in finetuning["groups"] if not group["group"].endswith("_free")]
     lines = {group["group"]: [row for row in ledger if row["group"] == group["group"]] for group in groups}
-    titles = {"norm and distance from the start": WEIGHTS, "change within the epoch, share of ‖W‖": MOVED}
+    titles = {
+        "norm and distance from the start": SIZE_MEASURES,
+        "change within the epoch, fraction of ‖W‖": MOVEMENT_MEASURES,
+    }
     charts = [
         chart(f"ledger-{i}", "epoch", f"{title}, log scale", _by_group, lines, measures, finetuning)
         for i, (title, measures) in enumerate(titles.items())
@@ -48,7 +51,7 @@ def ledger_charts(ledger: Sequence[ReportRow], finetuning: ReportRow) -> list[Ch
     if any(row["equivalent_l2"] for row in ledger):
         set_to = {group["group"]: group["l2"] for group in groups}
         charts.append(
-            chart("stop", "epoch", "λ that stopping here is like, log scale", _early_stop, lines, set_to, finetuning)
+            chart("stop", "epoch", "λ equivalent to stopping here, log scale", _early_stop, lines, set_to, finetuning)
         )
     return charts
 
@@ -56,15 +59,14 @@ def ledger_charts(ledger: Sequence[ReportRow], finetuning: ReportRow) -> list[Ch
 def reliability_charts(calibration: dict[str, ReportRow]) -> list[Chart]:
     """Draw accuracy against confidence, of the fine-tuned model and of the probe."""
     return [
-        chart(f"calibration-{name}", "mean probability in the bin", f"{name}: share right", _reliability, name, it)
+        chart(f"calibration-{name}", "mean confidence", f"{name}: accuracy", _reliability, name, calibration[name])
         for name in ("finetune", "probe")
-        for it in [calibration[name]]
     ]
 
 
 def sizes_chart(conformal: Sequence[ReportRow]) -> Chart:
-    """Draw how many classes the prediction sets have."""
-    return chart("sizes", "classes in the set, at most", "share of test images", _sizes, conformal)
+    """Draw the sizes of the prediction sets."""
+    return chart("sizes", "classes in the set, at most", "fraction of test images", _sizes, conformal)
 
 
 def _loss(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow) -> str:
@@ -107,16 +109,16 @@ def _course(history: Sequence[ReportRow], name: str, finetuning: ReportRow, writ
 
 
 def _epochs(axes: Axes, finetuning: ReportRow) -> None:
-    """Mark the epoch that was kept, and where training was stopped early."""
+    """Mark the best epoch, and the one after which training was stopped early."""
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     _mark(axes, finetuning["best_epoch"], "kept")
     if finetuning["stopped_early"] and finetuning["epochs"] != finetuning["best_epoch"]:
         _mark(axes, finetuning["epochs"], "stopped", side="left", linestyle="-")
 
 
-def _mark(axes: Axes, x: float, what: str, *, side: Literal["left", "right"] = "right", linestyle: str = ":") -> None:
+def _mark(axes: Axes, x: float, text: str, *, side: Literal["left", "right"] = "right", linestyle: str = ":") -> None:
     axes.axvline(x, color=INK, linewidth=0.9, linestyle=linestyle)
-    axes.text(x, 1.02, what, horizontalalignment=side, fontsize=8, transform=axes.get_xaxis_transform())
+    axes.text(x, 1.02, text, horizontalalignment=side, fontsize=8, transform=axes.get_xaxis_transform())
 
 
 def _log(axes: Axes, write: Callable[[float], str]) -> None:
@@ -130,38 +132,38 @@ def _log(axes: Axes, write: Callable[[float], str]) -> None:
 def _by_group(
     axes: Axes, lines: dict[str, list[ReportRow]], pair: tuple[Measure, Measure], finetuning: ReportRow
 ) -> str:
-    """Draw two measures of each group, the second dotted and open; zeros have no place on a logarithmic axis."""
-    said = []
+    """Draw two measures of each group, the second dotted with open markers; a logarithmic axis cannot show zeros."""
+    described = []
     for i, (group, rows) in enumerate(lines.items()):
-        for (name, what, write), open_look in zip(pair, ({}, OPEN), strict=True):
+        for (name, title, write), own_style in zip(pair, ({}, OPEN_MARKERS), strict=True):
             values = [(row["epoch"], row[name]) for row in rows if row[name] > 0]
             if values:
-                axes.plot(*zip(*values, strict=True), label=f"{group}, {what}", **{**style(i), **open_look})
+                axes.plot(*zip(*values, strict=True), label=f"{group}, {title}", **{**style(i), **own_style})
                 (epoch, first), (_, last) = values[0], values[-1]
-                said.append(f"{group}, {what}: {write(first)} in epoch {epoch}, {write(last)} at the end")
+                described.append(f"{group}, {title}: {write(first)} in epoch {epoch}, {write(last)} at the end")
     _log(axes, pair[0][2])
     _epochs(axes, finetuning)
-    return f"By epoch. {'; '.join(said)}."
+    return f"By epoch. {'; '.join(described)}."
 
 
 def _early_stop(axes: Axes, lines: dict[str, list[ReportRow]], set_to: dict[str, float], finetuning: ReportRow) -> str:
-    said: list[str] = []
+    described: list[str] = []
     drawn: set[tuple[str, ...]] = set()
     for i, (group, rows) in enumerate(lines.items()):
         course = [(row["epoch"], row["equivalent_l2"]) for row in rows if row["equivalent_l2"]]
-        whose = tuple(f"{value:.6g}" for _, value in course)
-        if course and whose not in drawn:  # groups with one learning rate have one line
+        values = tuple(f"{value:.6g}" for _, value in course)
+        if course and values not in drawn:  # groups with the same learning rate share a line
             label = f"stopping, {group}" if drawn else "stopping"
-            drawn.add(whose)
+            drawn.add(values)
             axes.plot(*zip(*course, strict=True), label=label, **{**style(i), "color": INK})
             kept = dict(course).get(finetuning["best_epoch"])
-            said.append(f"stopping is like λ = {strength(kept or course[-1][1])} for {group}")
+            described.append(f"stopping is like λ = {strength(kept or course[-1][1])} for {group}")
         if set_to[group]:
             axes.axhline(set_to[group], label=f"set for {group}", **{**style(i), "marker": ""})
-            said.append(f"the λ set for {group} is {strength(set_to[group])}")
+            described.append(f"the λ set for {group} is {strength(set_to[group])}")
     _log(axes, strength)
     _epochs(axes, finetuning)
-    return f"The λ that an early stop resembles, by epoch: {'; '.join(said)}."
+    return f"The λ that an early stop resembles, by epoch: {'; '.join(described)}."
 
 
 def _reliability(axes: Axes, name: str, calibration: ReportRow) -> str:
@@ -170,29 +172,29 @@ def _reliability(axes: Axes, name: str, calibration: ReportRow) -> str:
         bins = calibration[when]["bins"]
         label = f"{when} scaling, ECE {figure(calibration[when]['ece'])}"
         x, y, images = zip(*((b["confidence"], b["accuracy"], b["pictures"]) for b in bins), strict=True)
-        look = style(1 - i)
-        axes.plot(x, y, label=label, **{**look, "linewidth": 0.8, "marker": ""})
-        axes.scatter(x, y, [3 + 120 * n / sum(images) for n in images], color=look["color"], marker=look["marker"])
+        line = style(1 - i)
+        axes.plot(x, y, label=label, **{**line, "linewidth": 0.8, "marker": ""})
+        axes.scatter(x, y, [3 + 120 * n / sum(images) for n in images], color=line["color"], marker=line["marker"])
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    said = "; ".join(
-        f"where it says {percent(b['confidence'], 0)}, {percent(b['accuracy'], 0)} of {b['pictures']} are right"
+    described = "; ".join(
+        f"at confidence {percent(b['confidence'], 0)}, {percent(b['accuracy'], 0)} of {b['pictures']} are correct"
         for b in calibration["after"]["bins"]
     )
-    return f"Reliability of {name} after temperature scaling: {said}."
+    return f"Reliability of {name} after temperature scaling: {described}."
 
 
 def _sizes(axes: Axes, conformal: Sequence[ReportRow]) -> str:
-    """Draw the shares of sets that have at most so many classes."""
-    said = []
+    """Draw the fraction of sets that have at most as many classes."""
+    described = []
     for i, entry in enumerate(conformal):
         counts = {int(size): images for size, images in entry["sizes"].items()}
         sizes, total = range(max(counts) + 2), sum(counts.values())
-        shares = [sum(n for size, n in counts.items() if size <= most) / total for most in sizes]
+        fractions = [sum(n for size, n in counts.items() if size <= most) / total for most in sizes]
         name = f"{entry['method']} {percent(entry['level'], 0)}"
-        axes.step(sizes, shares, where="post", label=name, **{**style(i), "marker": ""})
-        said.append(f"{name} has {percent(counts.get(1, 0) / total)} with one class, at most {max(counts)}")
+        axes.step(sizes, fractions, where="post", label=name, **{**style(i), "marker": ""})
+        described.append(f"{name} has {percent(counts.get(1, 0) / total)} with one class, at most {max(counts)}")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    return f"Sizes of the prediction sets: {'; '.join(said)}."
+    return f"Sizes of the prediction sets: {'; '.join(described)}."

@@ -1,4 +1,4 @@
-"""How the report writes numbers, and text that others wrote. The template knows each function by its name."""
+"""How the report formats numbers, and text of unknown origin. The templates use each function by its name."""
 
 import json
 from typing import Any
@@ -9,43 +9,43 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 NOTHING = "\N{EN DASH}"
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """Write a share as a percentage, or that there is none."""
-    return NOTHING if share is None else f"{100 * share:.{digits}f}{NO_BREAK}%"
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """Format a fraction as a percentage, or a dash for None."""
+    return NOTHING if fraction is None else f"{100 * fraction:.{digits}f}{NO_BREAK}%"
 
 
-def percent_range(shares: tuple[float, float]) -> str:
-    """Write the ends of an interval of shares."""
-    return f"{100 * shares[0]:.1f} to {percent(shares[1])}"
+def percent_range(fractions: tuple[float, float]) -> str:
+    """Format the ends of an interval of fractions."""
+    return f"{100 * fractions[0]:.1f} to {percent(fractions[1])}"
 
 
 def points(difference: float) -> str:
-    """Write a difference of shares in percentage points, with its sign."""
+    """Format a difference of fractions in percentage points, with its sign."""
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def signed(difference: float) -> str:
-    """Write a difference with its sign."""
+    """Format a difference with its sign."""
     return f"{difference:+.3f}".replace("-", "−")
 
 
 def figure(value: float | None) -> str:
-    """Write a number with three digits after the point, or that there is none."""
+    """Format a number with three decimals, or a dash for None."""
     return NOTHING if value is None else f"{value:.3f}".replace("-", "−")
 
 
 def compact(value: float) -> str:
-    """Write a number with three digits."""
+    """Format a number with three significant digits."""
     return f"{value:.3g}".replace("-", "−")
 
 
-def small_percent(share: float) -> str:
-    """Write a share that may be very small as a percentage of two digits."""
-    return f"{100 * share:.2g}{NO_BREAK}%"
+def small_percent(fraction: float) -> str:
+    """Format a fraction that may be very small as a percentage with two significant digits."""
+    return f"{100 * fraction:.2g}{NO_BREAK}%"
 
 
 def strength(value: float | None) -> str:
-    """Write a λ, such as 5.5e-2."""
+    """Format a λ, such as 5.5e-2, or a dash for None."""
     if value is None:
         return NOTHING
     mantissa, exponent = f"{value:.1e}".split("e")
@@ -53,26 +53,26 @@ def strength(value: float | None) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """Write a p-value, or that there is none."""
+    """Format a p-value, or a dash for None."""
     if p is None:
         return NOTHING
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def duration(seconds: float) -> str:
-    """Write a time in the unit that suits it."""
+    """Format a time in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.1f}{NO_BREAK}s"
     return f"{seconds / 60:.0f}{NO_BREAK}min" if seconds < 5400 else f"{seconds / 3600:.1f}{NO_BREAK}h"
 
 
 def count(n: int, noun: str | None = None) -> str:
-    """Write a number with commas, and what it counts: the plural is the noun with an s."""
+    """Format a number with commas and the noun that it counts; the plural is the noun with an s."""
     return f"{n:,}" if noun is None else f"{n:,}{NO_BREAK}{noun}{'' if n == 1 else 's'}"
 
 
 def visible(value: Any) -> Any:
-    """Write out what cannot be seen in a text, such as control characters and marks of direction; leave all else."""
+    """Escape the invisible characters of a text, such as control and direction characters; leave other values."""
     if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
         return value
     printable = (c if c.isprintable() or c == NO_BREAK else c.encode("unicode_escape").decode() for c in value)
@@ -80,16 +80,16 @@ def visible(value: Any) -> Any:
 
 
 def sum_of(counts: dict[str, int]) -> int:
-    """Add up the counts of the splits."""
+    """Return the sum of the splits' counts."""
     return sum(counts.values())
 
 
-def flat(params: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """List nested params by dotted key, each value as JSON."""
-    found = []
+def flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Flatten nested params to pairs of a dotted key and its value as JSON."""
+    pairs = []
     for name, value in params.items():
         if isinstance(value, dict) and value:
-            found += flat(value, f"{above}{name}.")
+            pairs += flat(value, f"{prefix}{name}.")
         else:
-            found.append((f"{above}{name}", json.dumps(value, ensure_ascii=False)))
-    return found
+            pairs.append((f"{prefix}{name}", json.dumps(value, ensure_ascii=False)))
+    return pairs

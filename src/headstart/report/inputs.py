@@ -1,4 +1,4 @@
-"""The files that the report is made from, and one clear error where one is missing, damaged or an earlier version's."""
+"""The files that the report is made from, and one clear error where one is missing, damaged or of another version."""
 
 import csv
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from headstart.core.io import existing, read_json
 ReportRow = dict[str, Any]
 
 
-def number(text: str) -> float | None:
+def optional_float(text: str) -> float | None:
     """Read a number, None where its cell is empty."""
     return float(text) if text else None
 
 
-# The keys and columns that the page shows, and what a column's text is made into.
-KEYS = {
+# The keys and columns that the page shows, and the functions that read the columns' text.
+JSON_KEYS = {
     paths.report_of("prepare"): ("pictures", "splits", "per_class", "class_imbalance", "side_range", "odd_pictures",
                                "bad"),
     paths.report_of("features"): ("duplicates_across_splits", "near_duplicate_cosine", "suspicious_labels"),
@@ -29,24 +29,24 @@ KEYS = {
                             "weights_sha256"),
 }  # fmt: skip
 Columns = dict[str, Callable[[str], Any]]
-SUSPICIOUS: Columns = {
+LABEL_ERROR_COLUMNS: Columns = {
     "row": int, "source": str, "split": str, "label": str, "suggested": str, "label_probability": float,
     "suggested_probability": float,
 }  # fmt: skip
-COLUMNS: dict[Path, Columns] = {
+TABLE_COLUMNS: dict[Path, Columns] = {
     paths.ODD_IMAGES: {"row": int, "source": str, "split": str, "problem": str, "value": str},
     paths.DUPLICATES: {
         "kind": str, "row": int, "source": str, "split": str, "other_row": int, "other_source": str,
         "other_split": str, "cosine": float, "hash_distance": int,
     },
-    paths.FEATURE_LABEL_ERRORS: SUSPICIOUS,
+    paths.FEATURE_LABEL_ERRORS: LABEL_ERROR_COLUMNS,
     paths.L2_PATH: {"log10_l2": float, "val_loss": float},
-    paths.HISTORY: {"epoch": int, "train_loss": number, "val_loss": float, "val_accuracy": float},
+    paths.HISTORY: {"epoch": int, "train_loss": optional_float, "val_loss": float, "val_accuracy": float},
     paths.LEDGER: {
         "epoch": int, "group": str, "norm": float, "distance": float, "shrink": float, "total_shrink": float,
-        "data_movement": float, "equivalent_l2": number,
+        "data_movement": float, "equivalent_l2": optional_float,
     },
-    paths.TEST_LABEL_ERRORS: SUSPICIOUS,
+    paths.TEST_LABEL_ERRORS: LABEL_ERROR_COLUMNS,
     paths.SLICES: {
         "column": str, "value": str, "pictures": int, "accuracy": float, "low": float, "high": float,
     },
@@ -54,7 +54,7 @@ COLUMNS: dict[Path, Columns] = {
 
 
 class PredictionRow(NamedTuple):
-    """What the fine-tuned model says of a test image: ``id`` as in ``Prepared.ids``, and its softmax's largest."""
+    """The fine-tuned model's prediction for a test image; ``id`` as in ``PreparedDataset.ids``."""
 
     id: int
     source: str
@@ -63,23 +63,23 @@ class PredictionRow(NamedTuple):
     probability: float
 
 
-def read_files() -> dict[str, Any]:
-    """Read all but the predictions.
+def read_inputs() -> dict[str, Any]:
+    """Read all files but the predictions.
 
     Returns:
-        The content of each file by its name below ``reports``: ``evaluate`` of evaluate.json (a dict),
-        ``finetune_history`` of finetune/history.csv (a dict a line, by column).
+        The content of each file by its name below ``reports``: evaluate.json as ``evaluate``, a dict;
+        finetune/history.csv as ``finetune_history``, a list with a dict by column for each line.
 
     Raises:
         UserError: one of them is missing, damaged, or lacks what the page shows.
     """
-    contents: dict[Path, Any] = {path: _keys_of(path, keys) for path, keys in KEYS.items()}
-    contents |= {path: _rows_of(path, columns) for path, columns in COLUMNS.items()}
+    contents: dict[Path, Any] = {path: _read_keys(path, keys) for path, keys in JSON_KEYS.items()}
+    contents |= {path: _read_rows(path, columns) for path, columns in TABLE_COLUMNS.items()}
     kept = contents[paths.report_of("finetune")]["best_epoch"]
     if kept not in {row["epoch"] for row in contents[paths.HISTORY]}:
-        raise unreadable(paths.HISTORY, f"it has no epoch {kept}")
+        raise damaged_file_error(paths.HISTORY, f"it has no epoch {kept}")
     if not contents[paths.L2_PATH]:
-        raise unreadable(paths.L2_PATH, "it has no lines")
+        raise damaged_file_error(paths.L2_PATH, "it has no lines")
     return {
         "_".join(path.relative_to(paths.REPORTS).with_suffix("").parts): content for path, content in contents.items()
     }
@@ -97,11 +97,11 @@ def read_predictions() -> Iterator[PredictionRow]:
                 name, source, label, predicted, probability = (line[place] for place in places)
                 yield PredictionRow(int(name, 16), source, label, predicted, float(probability))
         except (ValueError, IndexError, csv.Error) as error:
-            raise unreadable(paths.PREDICTIONS, f"line {lines.line_num}: {error}") from error
+            raise damaged_file_error(paths.PREDICTIONS, f"line {lines.line_num}: {error}") from error
 
 
-def unreadable(path: Path, problem: str) -> UserError:
-    """Make the error of a file that is there but cannot be used, such as one that an earlier version wrote."""
+def damaged_file_error(path: Path, problem: str) -> UserError:
+    """Return the error for a file that exists but cannot be used, such as one that an earlier version wrote."""
     stage = path.stem if path.parent == paths.REPORTS else path.parent.name
     return UserError(
         f"{path} is damaged, or of another run or version ({problem}): run `dvc repro`, or where that finds nothing "
@@ -109,22 +109,22 @@ def unreadable(path: Path, problem: str) -> UserError:
     )
 
 
-def _keys_of(path: Path, keys: tuple[str, ...]) -> ReportRow:
+def _read_keys(path: Path, keys: tuple[str, ...]) -> ReportRow:
     try:
         content = read_json(path)
         return {key: content[key] for key in keys}
     except KeyError as error:
-        raise unreadable(path, f"it has no {error}") from error
+        raise damaged_file_error(path, f"it has no {error}") from error
     except (ValueError, TypeError) as error:
-        raise unreadable(path, str(error)) from error
+        raise damaged_file_error(path, str(error)) from error
 
 
-def _rows_of(path: Path, columns: Columns) -> list[ReportRow]:
+def _read_rows(path: Path, columns: Columns) -> list[ReportRow]:
     try:
         with existing(path).open(newline="", encoding="utf-8") as file:
             lines = csv.DictReader(file)
             if missing := [name for name in columns if name not in (lines.fieldnames or ())]:
-                raise unreadable(path, f"it has no column {missing[0]!r}")
+                raise damaged_file_error(path, f"it has no column {missing[0]!r}")
             return [{name: read(line[name]) for name, read in columns.items()} for line in lines]
     except (ValueError, TypeError, csv.Error) as error:
-        raise unreadable(path, str(error)) from error
+        raise damaged_file_error(path, str(error)) from error

@@ -1,4 +1,4 @@
-// Sorts tables and filters lists; without it the page has all of its content. Nothing is loaded, kept or sent.
+// Sorts tables and filters lists; without it the page has all of its content. Nothing is loaded, stored or sent.
 "use strict";
 
 const value = (row, column) => {
@@ -42,7 +42,7 @@ for (const input of document.querySelectorAll("input[data-filter]")) {
   input.closest("p").hidden = false;
 }
 
-// A picture is in the page once; its other places take it from there.
+// An image is embedded once; its other places on the page take it from there.
 for (const image of document.querySelectorAll("img[data-same]")) {
   image.src = document.getElementById(image.dataset.same).src;
 }

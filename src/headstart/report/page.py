@@ -1,4 +1,4 @@
-"""reports/index.html: one page that needs nothing else, made from the tables and figures on disk.
+"""reports/index.html: one self-contained page, made from the tables and figures on disk.
 
 No model is read, and the same files give the same bytes.
 """
@@ -22,18 +22,19 @@ from headstart.data.dataset import SPLITS, PreparedDataset
 from headstart.report import formatting
 from headstart.report.charts import learning_charts, ledger_charts, probe_chart, reliability_charts, sizes_chart
 from headstart.report.confusion import (
-    MOST_CONFIDENT,
-    ImageOutcome,
+    MAX_MISTAKES,
+    Confusion,
+    cluster_classes,
     confused_pairs,
-    count_up,
+    count_predictions,
     heat_map,
-    in_clusters,
-    most_often_taken_for,
-    shares,
+    most_frequent_mistakes,
+    row_fractions,
 )
-from headstart.report.inputs import read_files, read_predictions, unreadable
+from headstart.report.inputs import damaged_file_error, read_inputs, read_predictions
 
-MOST_CLASSES_IN_A_TABLE = 20
+MAX_CLASSES_IN_TABLE = 20
+THUMBNAIL_SIDE = 96
 FILTERS = (
     formatting.percent, formatting.percent_range, formatting.points, formatting.signed, formatting.figure,
     formatting.strength, formatting.p_value, formatting.duration, formatting.count, formatting.sum_of, formatting.flat,
@@ -47,28 +48,28 @@ def write_html_report(prepared: PreparedDataset) -> Path:
         prepared: the images that ``reports`` is about.
 
     Returns:
-        Where the page is.
+        The page's path.
 
     Raises:
         UserError: a file is missing, damaged or of another run; the message names it.
     """
-    contents = read_files()
+    contents = read_inputs()
     if contents["evaluate"]["classes"] != prepared.classes:
-        raise unreadable(report_of("evaluate"), "its classes are not those of data/prepared")
-    outcome = count_up(prepared.classes, read_predictions())
+        raise damaged_file_error(report_of("evaluate"), "its classes are not those of data/prepared")
+    confusion = count_predictions(prepared.classes, read_predictions())
     template = _environment().get_template("page.html")
     html = template.render(
         **contents,
         **_style_and_script(),
         **_charts(contents),
-        **_mistakes(prepared, outcome),
+        **_mistake_variables(prepared, confusion),
         classes=prepared.classes,
         splits=SPLITS,
         thumbnail=Thumbnails(prepared),
         top_k=next((key for key in contents["evaluate"]["models"]["finetune"] if key.startswith("top_")), None),
     )
-    with atomic_write(HTML_REPORT) as aside:
-        aside.write_text(html, encoding="utf-8")
+    with atomic_write(HTML_REPORT) as partial:
+        partial.write_text(html, encoding="utf-8")
     return HTML_REPORT
 
 
@@ -86,10 +87,10 @@ def _environment() -> Environment:
 
 
 def _style_and_script() -> dict[str, str]:
-    """Return the page's style and its only script, and the hash by which a browser knows the script from any other."""
+    """Return the page's style and its only script, and the script's hash, without which the browser runs no script."""
     style, script = ((files(__package__) / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     digest = b64encode(sha256(script.encode()).digest()).decode()
-    return {"style": Markup(style), "script": Markup(script), "script_hash": digest}  # noqa: S704  (they are ours)
+    return {"style": Markup(style), "script": Markup(script), "script_hash": digest}  # noqa: S704  (files of this package)
 
 
 def _charts(contents: dict[str, Any]) -> dict[str, Any]:
@@ -105,36 +106,33 @@ def _charts(contents: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _mistakes(prepared: PreparedDataset, outcome: ImageOutcome) -> dict[str, Any]:
-    """Return what the page says of mistakes: a matrix of few classes as a table, of many as an image."""
-    wrong = {mistake.id for mistake in outcome.mistakes}
+def _mistake_variables(prepared: PreparedDataset, confusion: Confusion) -> dict[str, Any]:
+    """Return the variables of mistakes.html: the matrix of few classes is a table, that of many an image."""
+    wrong = {mistake.id for mistake in confusion.mistakes}
     rows = {name: row for row, name in enumerate(prepared.ids.tolist()) if name in wrong}
     if missing := wrong - set(rows):
-        raise unreadable(PREDICTIONS, f"data/prepared has no image {min(missing):016x}")
-    few = len(outcome.classes) <= MOST_CLASSES_IN_A_TABLE
+        raise damaged_file_error(PREDICTIONS, f"data/prepared has no image {min(missing):016x}")
+    few = len(confusion.classes) <= MAX_CLASSES_IN_TABLE
     return {
-        "wrong": len(outcome.mistakes),
-        "confident": outcome.mistakes[:MOST_CONFIDENT],
-        "pairs": confused_pairs(outcome),
-        "taken_for": most_often_taken_for(outcome),
+        "wrong": len(confusion.mistakes),
+        "confident": confusion.mistakes[:MAX_MISTAKES],
+        "pairs": confused_pairs(confusion),
+        "confused_with": most_frequent_mistakes(confusion),
         "rows": rows,
-        "matrix": _matrix(outcome) if few else None,
-        "heat": None if few else data_uri(heat_map(in_clusters(outcome.counts)), "PNG"),
+        "matrix": _matrix(confusion) if few else None,
+        "heat": None if few else data_uri(heat_map(cluster_classes(confusion.counts)), "PNG"),
     }
 
 
-def _matrix(outcome: ImageOutcome) -> list[tuple[str, list[tuple[int, float, str]]]]:
-    """Return each class and the cells of its row: images, their share of the row, and whether that is right."""
-    cells = np.where(np.eye(len(outcome.classes), dtype=bool), "right", "wrong")
-    columns = (outcome.counts.tolist(), shares(outcome.counts).tolist(), cells.tolist())
-    return [(name, list(zip(*row, strict=True))) for name, *row in zip(outcome.classes, *columns, strict=True)]
-
-
-SIDE = 96
+def _matrix(confusion: Confusion) -> list[tuple[str, list[tuple[int, float, str]]]]:
+    """Return each class with the cells of its row: images, their fraction of the row, and ``right`` or ``wrong``."""
+    cells = np.where(np.eye(len(confusion.classes), dtype=bool), "right", "wrong")
+    columns = (confusion.counts.tolist(), row_fractions(confusion.counts).tolist(), cells.tolist())
+    return [(name, list(zip(*row, strict=True))) for name, *row in zip(confusion.classes, *columns, strict=True)]
 
 
 class Thumbnail(NamedTuple):
-    """An image of data/prepared: its row, its size in pixels, and a data: URI where it comes for the first time."""
+    """An image of data/prepared: its row, its size in pixels, and a data: URI at its first use on the page."""
 
     row: int
     width: int
@@ -143,27 +141,27 @@ class Thumbnail(NamedTuple):
 
 
 class Thumbnails:
-    """Makes them; an image that the page shows twice is in it once, the second place refers to its row."""
+    """Thumbnails by row; an image that the page shows twice is embedded once, and referred to by its row afterwards."""
 
     def __init__(self, prepared: PreparedDataset) -> None:
-        """Take the images from ``prepared``."""
+        """Make thumbnails of the images in ``prepared``."""
         self._prepared = prepared
         self._made: dict[int, Thumbnail] = {}
 
     def __call__(self, row: int) -> Thumbnail:
-        """Return an image, at most ``SIDE`` pixels long and wide; raises UserError where there is no such row."""
+        """Return an image's thumbnail, at most ``THUMBNAIL_SIDE`` pixels a side; raises UserError at an unknown row."""
         if not 0 <= row < len(self._prepared.ids):
-            raise UserError(f"{REPORTS} names image {row} and data/prepared has none such: run `dvc repro`")
+            raise UserError(f"{REPORTS} names image {row} and data/prepared has no such row: run `dvc repro`")
         if row in self._made:
             return self._made[row]._replace(uri=None)
         image = Image.fromarray(self._prepared.pixels(row))
-        image.thumbnail((SIDE, SIDE))
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         self._made[row] = Thumbnail(row, *image.size, data_uri(image, "WEBP", quality=75))
         return self._made[row]
 
 
 def data_uri(image: Image.Image, kind: str, **options: int) -> str:
-    """Write an image as a data: URI of Pillow's format ``kind``."""
+    """Encode an image as a data: URI in Pillow's format ``kind``."""
     file = BytesIO()
     image.save(file, kind, **options)
     return f"data:image/{kind.lower()};base64,{b64encode(file.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""The look of the report's charts: inline SVG that takes its ink and its font from the page."""
+"""The style of the report's charts: inline SVG that inherits its text colour and its font from the page."""
 
 import re
 import warnings
@@ -10,15 +10,15 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-# Okabe and Ito 2008, "Color Universal Design", those that are seen on white and on black; dashes and markers tell lines
-# apart too.
+# Okabe and Ito 2008, "Color Universal Design", those that are visible on white and on black; dashes and markers
+# distinguish the lines too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 MARKERS = "osD^vP"
 SPACING = 0.04
-"""Of the markers on a line, at least, in diagonals of the axes: hundreds of epochs are not hundreds of markers."""
+"""The least distance of a line's markers, in diagonals of the axes: hundreds of epochs would be hundreds of markers."""
 INK = "#010203"
-"""Stands for the text's colour of the page, light or dark."""
+"""A placeholder for the page's text colour, light or dark."""
 SIZE_INCHES, LEGEND_ROW_INCHES = (4.0, 2.7), 0.17
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -52,14 +52,14 @@ ChartStyle = dict[str, Any]
 
 
 class Chart(NamedTuple):
-    """A chart, and what is to be seen on it, with its numbers, for those who don't see it."""
+    """A chart, and the text alternative that describes it with its numbers."""
 
     svg: Markup
     label: str
 
 
 def style(i: int) -> ChartStyle:
-    """Return the look of the i-th line: colours first, then also dashes, change."""
+    """Return the style of the i-th line: its colour differs from the line before, after all colours its dashes too."""
     return {
         "color": COLOURS[i % len(COLOURS)],
         "marker": MARKERS[i % len(MARKERS)],
@@ -68,24 +68,24 @@ def style(i: int) -> ChartStyle:
     }
 
 
-def chart(name: str, x: str, y: str, draw: Callable[..., str], *what: Any) -> Chart:
+def chart(name: str, x: str, y: str, draw: Callable[..., str], *data: Any) -> Chart:
     """Draw a chart.
 
     Args:
-        name: of the chart, which no other chart of the page has: its elements' names follow from it.
+        name: unique on the page: the ids of the chart's elements are derived from it.
         x: label of the x axis.
-        y: what goes upwards, written above it.
-        draw: draws ``what`` on the matplotlib axes that it gets first, and gives the chart's label.
-        what: the data.
+        y: label of the y axis, written above it.
+        draw: is called with the matplotlib axes and ``data``, draws on the axes, and returns the text alternative.
+        data: the data.
     """
     with rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        # The browser draws the text; whether matplotlib's font has its letters is no matter.
+        # The browser draws the text, so it does not matter whether matplotlib's font has the letters.
         warnings.filterwarnings("ignore", "Glyph")
         figure = Figure(figsize=SIZE_INCHES, layout="constrained")
         axes = figure.subplots()
         axes.set_xlabel(x)
         axes.set_title(y, loc="left")
-        label = draw(axes, *what)
+        label = draw(axes, *data)
         if entries := len(axes.get_legend_handles_labels()[1]):
             figure.legend(loc="outside lower left", ncols=2)
             figure.set_size_inches(SIZE_INCHES[0], SIZE_INCHES[1] + LEGEND_ROW_INCHES * ((entries + 1) // 2))
@@ -93,7 +93,7 @@ def chart(name: str, x: str, y: str, draw: Callable[..., str], *what: Any) -> Ch
 
 
 def _inline(figure: Figure) -> Markup:
-    """Write a figure as an SVG element without a size, names or a font of its own."""
+    """Return a figure as an SVG element without a size, ids or a font of its own."""
     file = StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()

@@ -1,4 +1,4 @@
-"""The look of the studies' images: SVG on white, colours that the colour-blind tell apart, equal bytes each time."""
+"""The style of the studies' figures: SVG on white, colours for the colour-blind, the same bytes at each run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,8 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 
 
 def two_panels() -> "tuple[Figure, Axes, Axes]":
-    """Return a figure with two panels side by side, bare of frames, with a faint grid."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  (slow, and only needed to draw)
+    """Return a figure with two panels side by side, without frames, with a faint grid."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  (slow, and only needed for drawing)
 
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -27,8 +27,8 @@ def two_panels() -> "tuple[Figure, Axes, Axes]":
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure as SVG, without a date and with names that don't change from run to run."""
+    """Write a figure as SVG, without a date and with element ids that do not change from run to run."""
     from matplotlib import rc_context  # noqa: PLC0415
 
-    with atomic_write(path) as aside, rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(aside, format="svg", metadata={"Date": None})
+    with atomic_write(path) as partial, rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(partial, format="svg", metadata={"Date": None})

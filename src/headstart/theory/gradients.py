@@ -1,76 +1,78 @@
-"""Gradients by differences, and an ill-scaled input; what it reads and writes is in ``headstart study --help``."""
+"""The study of gradients by finite differences and of an ill-scaled input; see ``headstart study gradients --help``."""
 
 import logging
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from headstart.core import paths
 from headstart.core.io import write_json
 from headstart.theory import drawing
-from headstart.theory.oracle import CENTRAL_STEP, central_differences, descend, gradients, loss
+from headstart.theory.oracle import CENTRAL_STEP, Array, central_differences, descend, gradients, loss
 
-STEPS = np.logspace(-1, -12, 67)
+DIFFERENCE_STEPS = np.logspace(-1, -12, 67)
 ILL_SCALE = 1e6
 L2 = 1e-3
-CHECKED = 200
-"""Images of which the gradients are checked; SGD has them all."""
-HIDDEN = 16
-EPOCHS, BATCH, RECORD_EVERY = 4, 32, 4
-
-Array = NDArray[np.float64]
+CHECKED_IMAGES = 200
+"""Images on which the gradients are checked; SGD trains on all."""
+HIDDEN_WIDTH = 16
+EPOCHS, BATCH_SIZE, RECORD_EVERY = 4, 32, 4
 
 logger = logging.getLogger(__name__)
 
 
 def run() -> None:
-    """Measure, write the figures and the image."""
+    """Run the study and write its figures."""
     digits = load_digits()
     inputs, one_hot = digits.data / 16, np.eye(10)[digits.target]
     column = int(inputs.std(axis=0).argmax())
     ill_scaled = inputs.copy()
     ill_scaled[:, column] *= ILL_SCALE
 
+    some, some_ill_scaled, targets = (each[:CHECKED_IMAGES] for each in (inputs, ill_scaled, one_hot))
     check = {
-        "one_layer": _check((inputs.shape[1], 10), inputs[:CHECKED], one_hot[:CHECKED]),
-        "two_layers": _check((inputs.shape[1], HIDDEN, 10), inputs[:CHECKED], one_hot[:CHECKED]),
+        "one_layer": _check((inputs.shape[1], 10), some, targets),
+        "two_layers": _check((inputs.shape[1], HIDDEN_WIDTH, 10), some, targets),
     }
     errors = {
-        "central": _errors(inputs[:CHECKED], one_hot[:CHECKED], column, 1, central=True),
-        "one_sided": _errors(inputs[:CHECKED], one_hot[:CHECKED], column, 1, central=False),
-        "central_ill_scaled": _errors(ill_scaled[:CHECKED], one_hot[:CHECKED], column, ILL_SCALE, central=True),
+        "central": _errors(some, targets, column, 1, central=True),
+        "one_sided": _errors(some, targets, column, 1, central=False),
+        "central_ill_scaled": _errors(some_ill_scaled, targets, column, ILL_SCALE, central=True),
     }
     descents = {"pixels": _largest_stable(inputs, one_hot), "ill_scaled": _largest_stable(ill_scaled, one_hot)}
     figures = {
         "largest_relative_error": check,
         "best": {
-            name: {"step": float(STEPS[np.argmin(curve)]), "error": float(min(curve))} for name, curve in errors.items()
+            name: {"step": float(DIFFERENCE_STEPS[np.argmin(curve)]), "error": float(min(curve))}
+            for name, curve in errors.items()
         },
-        "at_the_rule": {name: float(np.interp(-np.log(CENTRAL_STEP), -np.log(STEPS), errors[name])) for name in errors},
+        "at_the_rule": {
+            name: float(np.interp(-np.log(CENTRAL_STEP), -np.log(DIFFERENCE_STEPS), curve))
+            for name, curve in errors.items()
+        },
         "sgd": {name: {"largest_stable_rate": rate, "loss": losses[-1]} for name, (rate, losses) in descents.items()},
     }
     write_json(paths.STUDY / "gradients.json", figures)
-    _draw(errors, descents)
+    _draw_studies(errors, descents)
     for name, content in figures.items():
         logger.info("%s: %s", name, content)
     logger.info("see %s/gradients.*", paths.STUDY)
 
 
-def _drawn(sizes: Sequence[int]) -> list[Array]:
-    """Draw the parameters of a head with the given layer widths."""
+def _random_parameters(sizes: Sequence[int]) -> list[Array]:
+    """Return random parameters of a head with the given layer widths."""
     generator = np.random.default_rng(0)
     return [generator.normal(scale=0.3, size=shape) for wide, out in pairwise(sizes) for shape in ((wide, out), (out,))]
 
 
 def _check(sizes: Sequence[int], inputs: Array, one_hot: Array) -> dict[str, float]:
-    """Compare central differences of all parameters with the gradients by hand and by torch.
+    """Compare central differences with the gradients by hand and by torch; return the largest error of each.
 
-    An error is relative to the largest entry of its matrix or bias; the largest of them is given.
+    An error is relative to the largest entry of its matrix or bias.
     """
-    parameters, l2s = _drawn(sizes), [L2] * (len(sizes) - 1)
+    parameters, l2s = _random_parameters(sizes), [L2] * (len(sizes) - 1)
     estimated = central_differences(lambda moved: loss(moved, inputs, one_hot, l2s), parameters)
     return {
         name: max(_relative(guess, exact) for guess, exact in zip(estimated, by_parameter, strict=True))
@@ -86,7 +88,7 @@ def _relative(guess: Array, exact: Array) -> float:
 
 
 def _torch_gradients(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequence[float]) -> list[Array]:
-    import torch  # noqa: PLC0415  (slow to import, and this alone needs it)
+    import torch  # noqa: PLC0415  (slow to import, and only needed here)
     from torch.nn.functional import cross_entropy  # noqa: PLC0415
 
     leaves = [torch.tensor(parameter, requires_grad=True) for parameter in parameters]
@@ -100,11 +102,11 @@ def _torch_gradients(parameters: Sequence[Array], inputs: Array, one_hot: Array,
 
 
 def _errors(inputs: Array, one_hot: Array, column: int, scale: float, *, central: bool) -> list[float]:
-    """Return the relative error of the derivative by one input's weights, at each of STEPS.
+    """Return the relative error of the derivative by one input's weights, at each of DIFFERENCE_STEPS.
 
-    ``scale`` is what the input was multiplied by: its weights are divided by it, so that the loss is the same.
+    ``scale`` is the factor of the input: its weights are divided by it, so that the loss stays the same.
     """
-    weight, bias = _drawn((inputs.shape[1], one_hot.shape[1]))
+    weight, bias = _random_parameters((inputs.shape[1], one_hot.shape[1]))
     weight[column] /= scale
     exact = gradients([weight, bias], inputs, one_hot, [0.0])[0][column]
 
@@ -115,7 +117,7 @@ def _errors(inputs: Array, one_hot: Array, column: int, scale: float, *, central
 
     here = loss([weight, bias], inputs, one_hot, [0.0])
     curve = []
-    for h in STEPS:
+    for h in DIFFERENCE_STEPS:
         ahead = np.array([moved_loss(output, h) for output in range(len(exact))])
         behind = np.array([moved_loss(output, -h) for output in range(len(exact))]) if central else here
         curve.append(_relative((ahead - behind) / (2 * h if central else h), exact))
@@ -123,7 +125,7 @@ def _errors(inputs: Array, one_hot: Array, column: int, scale: float, *, central
 
 
 def _largest_stable(inputs: Array, one_hot: Array) -> tuple[float, list[float]]:
-    """Find the largest power of two as τ with which SGD from zero never stands above the loss that it started from.
+    """Find the largest τ, a power of two, with which SGD from zero never exceeds the loss that it started from.
 
     Returns:
         τ, and the loss on all images at the start and after every RECORD_EVERY steps.
@@ -133,9 +135,9 @@ def _largest_stable(inputs: Array, one_hot: Array) -> tuple[float, list[float]]:
     while max(losses) > start * (1 + 1e-9):
         rate, losses = rate / 2, [start]
         generator, parameters = np.random.default_rng(0), [np.zeros((inputs.shape[1], 10)), np.zeros(10)]
-        steps = EPOCHS * (len(inputs) // BATCH)
+        steps = EPOCHS * (len(inputs) // BATCH_SIZE)
         for step in range(1, steps + 1):
-            rows = generator.choice(len(inputs), BATCH, replace=False)
+            rows = generator.choice(len(inputs), BATCH_SIZE, replace=False)
             parameters = descend(parameters, inputs[rows], one_hot[rows], [L2], rate=rate)
             if step % RECORD_EVERY == 0:
                 losses.append(loss(parameters, inputs, one_hot, [L2]))
@@ -144,14 +146,14 @@ def _largest_stable(inputs: Array, one_hot: Array) -> tuple[float, list[float]]:
     return rate, losses
 
 
-def _draw(errors: dict[str, list[float]], descents: dict[str, tuple[float, list[float]]]) -> None:
+def _draw_studies(errors: dict[str, list[float]], descents: dict[str, tuple[float, list[float]]]) -> None:
     figure, left, right = drawing.two_panels()
     for name, label, color, line in (
         ("one_sided", "one-sided", drawing.ORANGE, "-."),
         ("central", "central", drawing.BLUE, "-"),
         ("central_ill_scaled", "central, pixel × 10⁶", drawing.GREEN, "--"),
     ):
-        left.loglog(STEPS, errors[name], color=color, linestyle=line, label=label)
+        left.loglog(DIFFERENCE_STEPS, errors[name], color=color, linestyle=line, label=label)
     left.axvline(CENTRAL_STEP, color=drawing.GREY, linestyle=":", label="the oracle's h")
     left.invert_xaxis()
     left.set(title="Derivative by the weights of one pixel", xlabel="step h", ylabel="relative error")

@@ -1,8 +1,8 @@
 """Early stopping as an implicit L2: gradient descent from zero, stopped after t steps, is near the λ path at 1/(2τt).
 
-For ``1/n ‖Xw − y‖² + λ‖w‖²`` both are exact in the eigenbasis of ``XᵀX/n``: each multiplies the least-squares
+For ``1/n ‖Xw − y‖² + λ‖w‖²`` both solutions are known in the eigenbasis of ``XᵀX/n``: each multiplies the least-squares
 coefficient along an eigenvector by a filter of its eigenvalue σ, and the filters' slopes at σ = 0 are equal where
-``λ = 1/(2τt)``. For the softmax the same λ is exact as t → 0 and close after (measured by ``headstart study
+``λ = 1/(2τt)``. For the softmax the same λ is exact as t → 0 and close afterwards (measured by ``headstart study
 early-stopping``). Ali, Kolter and Tibshirani 2019, "A Continuous-Time View of Early Stopping for Least Squares
 Regression"; derived in ``docs/mathematics.md``.
 """
@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from headstart.probe.logistic import principal_axes
-
-Array = NDArray[np.float64]
+from headstart.theory.oracle import Array
 
 
 def descent_filter(eigenvalues: Array, rate: float, steps: int) -> Array:
     """Return ``1 − (1 − 2τσ)^t``, gradient descent from zero on ``1/n ‖Xw − y‖²`` after t steps of size τ.
 
-    It converges for 2τσ < 2; for 2τσ ≤ 1 without changing sides.
+    It converges for 2τσ < 2, and for 2τσ ≤ 1 monotonically.
 
     Args:
         eigenvalues: σ of ``XᵀX/n``, (width,).
@@ -38,12 +37,12 @@ def ridge_filter(eigenvalues: Array, l2: float) -> Array:
 
 
 def equivalent_l2(rate: float, steps: float) -> float:
-    """Return the λ that t steps of size τ are like, ``1/(2τt)``."""
+    """Return the λ that t steps of size τ are equivalent to, ``1/(2τt)``."""
     return 1 / (2 * rate * steps)
 
 
 def safe_rate(features: NDArray[np.floating]) -> float:
-    """Return τ = 1/L for the softmax head on centred features: with it every step of gradient descent lowers the loss.
+    """Return τ = 1/L for the softmax head on centred features, with which every gradient descent step lowers the loss.
 
     L is Böhning's bound (1992, "Multinomial logistic regression algorithm") on the Hessian, ``½ σ_max``, σ_max the
     largest eigenvalue of ``XᵀX/n`` with the bias's constant input in X.
@@ -57,18 +56,18 @@ def descent_path(
 ) -> Iterator[tuple[int, Array, Array]]:
     """Run full-batch gradient descent on the softmax head's mean cross-entropy, without a penalty.
 
-    It starts where the λ path starts at λ = ∞: from zero weights, with the bias that gives the classes' shares. It sees
-    the features centred, as their mean would slow the rest down; on the λ path that is the bias's alone.
+    It starts at the λ path's point for λ = ∞: zero weights, and the bias that predicts the classes' frequencies. The
+    features are centred, since their mean would slow the rest down; on the λ path the mean only changes the bias.
 
     Args:
         features: float (n, width).
         labels: int64 (n,), in 0 .. classes-1, each of which occurs.
         classes: number of them.
         rate: τ, the size of a step.
-        steps: the step counts t at which to give the head, ascending.
+        steps: the step counts t at which the head is yielded, ascending.
 
     Yields:
-        t, W float64 (classes, width), b float64 (classes,), for the features as they came.
+        t, W float64 (classes, width), b float64 (classes,), for the features that are not centred.
     """
     mean = features.mean(axis=0, dtype=np.float64)
     inputs, one_hot = features - mean, np.eye(classes)[labels]
@@ -84,16 +83,16 @@ def descent_path(
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """The point of a λ path that is nearest to a head: its λ, ``‖W − W_λ‖/‖W‖``, and whether it is an end."""
+class NearestPoint:
+    """The point of a λ path nearest to a head: its λ, ``‖W − W_λ‖/‖W‖``, and whether it is an end of the path."""
 
     l2: float
     distance: float
     at_end: bool
 
 
-def nearest_l2(weight: Array, l2s: Array, path: Array) -> Nearest:
-    """Find where a path passes nearest to a head, on straight lines between its points, log λ going evenly along each.
+def nearest_l2(weight: Array, l2s: Array, path: Array) -> NearestPoint:
+    """Find a λ path's nearest point to a head, on straight lines between its points; log λ is linear along each.
 
     Args:
         weight: W, not zero.
@@ -103,9 +102,9 @@ def nearest_l2(weight: Array, l2s: Array, path: Array) -> Nearest:
     points = path.reshape(len(path), -1)
     along = np.diff(points, axis=0)
     away = weight.ravel() - points[:-1]
-    share = np.clip((away * along).sum(axis=1) / (along**2).sum(axis=1), 0, 1)
-    distances = np.linalg.norm(away - share[:, None] * along, axis=1)
+    fraction = np.clip((away * along).sum(axis=1) / (along**2).sum(axis=1), 0, 1)
+    distances = np.linalg.norm(away - fraction[:, None] * along, axis=1)
     i = int(distances.argmin())
-    log_l2 = (1 - share[i]) * np.log(l2s[i]) + share[i] * np.log(l2s[i + 1])
-    at_end = (i, share[i]) in ((0, 0.0), (len(along) - 1, 1.0))
-    return Nearest(float(np.exp(log_l2)), float(distances[i] / np.linalg.norm(weight)), at_end)
+    log_l2 = (1 - fraction[i]) * np.log(l2s[i]) + fraction[i] * np.log(l2s[i + 1])
+    at_end = (i, fraction[i]) in ((0, 0.0), (len(along) - 1, 1.0))
+    return NearestPoint(float(np.exp(log_l2)), float(distances[i] / np.linalg.norm(weight)), at_end)

@@ -1,8 +1,8 @@
-"""The classifier's head written by hand in NumPy, as on a lecture's board: the reference for the torch path.
+"""The classifier's head written out in NumPy: the reference that the torch code is tested against.
 
-``Loss = CE(f(X), Y) + Σ_l λ_l ‖W_l‖²``: the mean cross-entropy over the rows, and every layer's own λ on the sum of its
-squared weights; biases are free. ``f`` is one affine map, or several with tanh between. A row of ``X`` (n, inputs) is a
-image, ``W`` is (inputs, outputs), and all parameters are one list ``[W1, bias1, W2, bias2, ...]``.
+``Loss = CE(f(X), Y) + Σ_l λ_l ‖W_l‖²``: the mean cross-entropy over the rows, and each layer's own λ times the sum of
+its squared weights; biases are not penalised. ``f`` is one affine map, or several with tanh between. A row of ``X`` (n,
+inputs) is an image, ``W`` is (inputs, outputs), and all parameters are one list ``[W1, bias1, W2, bias2, ...]``.
 ``docs/mathematics.md`` derives the gradients.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 CENTRAL_STEP = float(np.finfo(np.float64).eps ** (1 / 3))
-"""Where the truncation error of a central difference, ~h², meets the rounding error of the loss, ~ε/h."""
+"""The step h at which the truncation error of a central difference, ~h², equals the rounding error, ~ε/h."""
 
 
 def with_ones(inputs: Array) -> Array:
@@ -28,13 +28,13 @@ def affine(inputs: Array, weight: Array, bias: Array) -> Array:
 
 
 def log_softmax(logits: Array) -> Array:
-    """Return ``z − log Σ_k exp z_k`` by row; the largest logit is taken off first, so that exp cannot overflow."""
+    """Return ``z − log Σ_k exp z_k`` by row; the largest logit is subtracted first, so that exp cannot overflow."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def forward(parameters: Sequence[Array], inputs: Array) -> list[Array]:
-    """Return what each layer reads, (n, its inputs), the images' rows first, and at the end the logits (n, classes)."""
+    """Return each layer's input, (n, its inputs), ``inputs`` first, and last the logits (n, classes)."""
     *hidden, last = zip(parameters[::2], parameters[1::2], strict=True)
     values = [inputs]
     for weight, bias in hidden:
@@ -57,10 +57,10 @@ def loss(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequen
 
 def gradients(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequence[float]) -> list[Array]:
     """Return ``∂Loss/∂p`` of every parameter, in their order and shapes, by the chain rule from the last layer back."""
-    *read, logits = forward(parameters, inputs)
+    *layer_inputs, logits = forward(parameters, inputs)
     by_output = (np.exp(log_softmax(logits)) - one_hot) / len(inputs)  # (P − Y)/n
     by_parameter: list[Array] = []
-    for weight, l2, value in reversed(list(zip(parameters[::2], l2s, read, strict=True))):
+    for weight, l2, value in reversed(list(zip(parameters[::2], l2s, layer_inputs, strict=True))):
         by_affine = np.dot(with_ones(value).T, by_output)  # Xᵀ·G; its last row is the bias's
         by_parameter = [by_affine[:-1] + 2 * l2 * weight, by_affine[-1], *by_parameter]
         by_output = np.tensordot(by_output, weight.T, 1) * (1 - value**2)  # G·Wᵀ, and through the tanh below, if any
@@ -70,7 +70,7 @@ def gradients(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: S
 def descend(
     parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequence[float], *, rate: float, steps: int = 1
 ) -> list[Array]:
-    """Take steps of the plain loop ``p ← p − τ ∂Loss/∂p``, τ the ``rate``."""
+    """Run gradient descent steps ``p ← p − τ ∂Loss/∂p``, τ the ``rate``, and return the parameters."""
     moved = list(parameters)
     for _ in range(steps):
         by_parameter = gradients(moved, inputs, one_hot, l2s)
@@ -83,7 +83,7 @@ def central_differences(
 ) -> list[Array]:
     """Estimate every ``∂f/∂p`` by ``(f(p + h e) − f(p − h e)) / 2h``, ``h = step · max(1, |p|)``.
 
-    The steps are relative to large parameters, as their rounding is. The loss is computed twice an entry.
+    The step is relative for large parameters, as their rounding is. The function is computed twice for each entry.
     """
     by_parameter = [np.empty_like(parameter) for parameter in parameters]
     for i, parameter in enumerate(parameters):

@@ -1,0 +1,94 @@
+"""The leaderboard: every model's figures with their intervals, the comparisons with fine-tuning, and a verdict."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.core.text import text_table
+from headstart.evaluation.bootstrap import LEVEL, REPLICATES, fraction_interval, interval, replicate_figures
+from headstart.evaluation.metrics import classification_figures, contributions
+from headstart.evaluation.significance import compare, correct_p_values, verdict
+
+if TYPE_CHECKING:  # it imports torch, which printing the leaderboard does not need
+    from headstart.evaluation.predictions import ModelPredictions
+
+LEADERBOARD_COLUMNS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "nll": "NLL",
+    "ece": "ECE",
+}
+
+
+def compute_leaderboard(
+    models: "Mapping[str, ModelPredictions]",
+    labels: NDArray[np.int64],
+    classes: list[str],
+    groups: Sequence[str] | None,
+    top_k: int,
+) -> dict[str, Any]:
+    """Compute the content of ``reports/evaluate.json`` from the predictions for the test images.
+
+    Args:
+        models: by name, ``finetune`` among them, which is compared with each other one.
+        labels: int64 (n,), of the test images.
+        classes: their names.
+        groups: as for ``bootstrap.draws``.
+        top_k: k of the top-k accuracy.
+    """
+    logits = {name: model.logits["test"] for name, model in models.items()}
+    summands = {name: contributions(each, labels, top_k) for name, each in logits.items()}
+    replicates = replicate_figures(summands, labels, groups, top_k)
+    units = len(labels) if groups is None else len(set(groups))
+    fractions = ("accuracy", f"top_{top_k}_accuracy")
+    figures: dict[str, dict[str, Any]] = {}
+    for name, model in models.items():
+        intervals = {
+            key: fraction_interval(each, units) if key in fractions else interval(each)
+            for key, each in replicates[name].items()
+        }
+        figures[name] = {
+            **classification_figures(logits[name], labels, classes, top_k),
+            "fit_seconds": model.fit_seconds,
+            "seconds": model.seconds,
+            "intervals": intervals,
+        }
+    correct = {name: each.argmax(1) == labels for name, each in logits.items()}
+    others = [name for name in models if name != "finetune"]
+    comparisons = correct_p_values(
+        [compare(("finetune", name), correct, figures, replicates, grouped=groups is not None) for name in others]
+    )
+    # The rival is chosen on validation: the best of several on test would owe some of its lead to luck there.
+    rival = max(range(len(others)), key=lambda i: models[others[i]].val_accuracy)
+    return {
+        "pictures": len(labels),
+        "classes": classes,
+        "verdict": verdict(comparisons[rival], figures, len(labels)),
+        "models": figures,
+        "comparisons": comparisons,
+        "bootstrap": {
+            "replicates": REPLICATES,
+            "level": LEVEL,
+            "units": "pictures" if groups is None else "groups",
+        },
+    }
+
+
+def format_leaderboard(report: dict[str, Any]) -> str:
+    """Format the content of ``reports/evaluate.json`` as an aligned table, the most accurate model first.
+
+    Beside the accuracy stands its interval; the last column is the time in seconds that training took, with the choice
+    of the settings.
+    """
+    models = sorted(report["models"].items(), key=lambda model: model[1]["accuracy"], reverse=True)
+    first, *others = LEADERBOARD_COLUMNS
+    titles = (LEADERBOARD_COLUMNS[key] for key in others)
+    table = [["model", LEADERBOARD_COLUMNS[first], "95 % interval", *titles, "fitted in"]]
+    for name, figures in models:
+        low, high = figures["intervals"][first]
+        row = [name, f"{figures[first]:.4f}", f"{low:.3f}-{high:.3f}"]
+        table.append([*row, *(f"{figures[key]:.4f}" for key in others), f"{figures['fit_seconds']:.1f} s"])
+    return text_table(table)
