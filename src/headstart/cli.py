@@ -64,7 +64,7 @@ def predictor_options(command: Callable[..., None]) -> Callable[..., None]:
         click.argument("folder", metavar="EXPORT", type=PATH),
         click.option("--model", metavar="NAME", default="model.onnx", help="The ONNX file of the export to run."),
         click.option("--top", metavar="K", type=COUNT, default=5, help="How many of the likeliest classes to list."),
-        click.option("--calibrated", is_flag=True, help="Give probabilities calibrated by the export's temperature."),
+        click.option("--calibrated", is_flag=True, help="Calibrate the probabilities by the export's temperature."),
         click.option(
             "--conformal",
             metavar="LEVEL",

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headstart.core.errors import UserError
+from headstart.core.errors import UserError, first_line
 from headstart.core.io import write_json
 from headstart.core.paths import BATCH_HEARTBEAT, HEARTBEATS
 from headstart.core.run_state import UNDER_LOCK, slurm_job, write_stopped
@@ -103,7 +103,7 @@ class Watchdog(threading.Thread):
             self._read()
             if any("failed" in heartbeat.content for heartbeat in self._heartbeats.values()):
                 return
-        self._exit(f"{self._diagnosis()} ({str(error).splitlines()[0]})")
+        self._exit(f"{self._diagnosis()} ({first_line(error)})")
 
     def failed(self, error: BaseException) -> None:
         """Report to the other ranks that this one ends because of an error of its own."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from headstart.core.errors import first_line
 from headstart.slurm.doctor.batch_checks import Finding
 
 CONNECT_TIMEOUT_S = 20
@@ -137,7 +138,7 @@ def _check_torch(rank: int, world: int, plan: dict[str, Any]) -> None:
     try:
         _report(all_reduce=_time_all_reduce(rank, world, f"tcp://{plan['address']}:{plan['port']}"))
     except (RuntimeError, ValueError) as error:
-        what = f"rank {rank} on {host}: {str(error).splitlines()[0]}: see whether GLOO_SOCKET_IFNAME or "
+        what = f"rank {rank} on {host}: {first_line(error)}: see whether GLOO_SOCKET_IFNAME or "
         _report(finding=Finding("error", "all-reduce-failed", f"{what}NCCL_SOCKET_IFNAME must name the nodes' network"))
     if not device_findings:
         _report(seconds_per_image=seconds_per_image(params))
