@@ -28,7 +28,7 @@ from headstart.core.errors import UserError
 from headstart.core.run_state import rank_of_process
 from headstart.distributed.heartbeat import watch_heartbeats
 
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 MINUTES_AFTER_WATCHDOG = 2
 """Collectives time out later than the watchdog, which names the rank to blame."""
 
@@ -145,13 +145,13 @@ class ProcessGroup:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: Any = None
 
-    def run_on_rank_zero(self, function: Callable[[], Result]) -> Result | None:
+    def run_on_rank_zero(self, function: Callable[[], Value]) -> Value | None:
         """Call the function on rank 0 while the others wait; a UserError is raised on all ranks.
 
         Returns:
             Its result on rank 0, None on the others.
         """
-        result: Result | None = None
+        result: Value | None = None
         error: list[UserError | None] = [None]
         if self.rank == 0:
             try:
@@ -164,12 +164,12 @@ class ProcessGroup:
             raise error[0]
         return result
 
-    def broadcast_from_rank_zero(self, function: Callable[[], Result]) -> Result:
+    def broadcast_from_rank_zero(self, function: Callable[[], Value]) -> Value:
         """Call the function on rank 0 and return its result on all ranks; a UserError is raised on all ranks."""
         results: list[Any] = [self.run_on_rank_zero(function)]
         if self.group is not None:
             dist.broadcast_object_list(results, src=0, group=self.group)
-        result: Result = results[0]
+        result: Value = results[0]
         return result
 
     def gather(self, tensor: Tensor) -> list[Tensor]:

@@ -33,10 +33,10 @@ def repro(arguments: list[str]) -> int:
         raise UserError(".dvc does not exist: run this in the project's folder")
     load_params(Path("params.yaml"))  # names every missing key, and the command that adds them; DVC does not
     with locked(LOCK, "the pipeline of this folder already runs"):
-        return _run(arguments)
+        return _run_pipeline(arguments)
 
 
-def _run(arguments: list[str]) -> int:
+def _run_pipeline(arguments: list[str]) -> int:
     """Run DVC under the folder's lock and return the exit code; raises UserError where the job can't be requeued."""
     if remove_stale_rwlock():
         _print(f"{DVC_RWLOCK} named no DVC that runs here, and is removed")

@@ -40,9 +40,9 @@ def track_evaluation(
             f"test/{model}/{name}": value for model, of in report["models"].items() for name, value in _floats(of)
         }
         tables = {
-            "leaderboard": _leaderboard(report["models"]),
-            "confusion": _confusion(predictions),
-            "mistakes": _mistakes(prepared, rows, predictions),
+            "leaderboard": _leaderboard_table(report["models"]),
+            "confusion": _confusion_table(predictions),
+            "mistakes": _mistakes_table(prepared, rows, predictions),
         }
         resumed.summary.update({"verdict": report["verdict"], **figures, **tables})
 
@@ -51,7 +51,7 @@ def _floats(figures: dict[str, Any]) -> list[tuple[str, float]]:
     return [(name, value) for name, value in figures.items() if isinstance(value, float)]
 
 
-def _leaderboard(models: dict[str, dict[str, Any]]) -> Any:
+def _leaderboard_table(models: dict[str, dict[str, Any]]) -> Any:
     from wandb import Table  # noqa: PLC0415
 
     names = [name for name, _ in _floats(models["finetune"])]
@@ -62,14 +62,14 @@ def _leaderboard(models: dict[str, dict[str, Any]]) -> Any:
     return Table(columns=["model", *names, "accuracy_low", "accuracy_high"], data=rows)
 
 
-def _confusion(predictions: list[dict[str, str]]) -> Any:
+def _confusion_table(predictions: list[dict[str, str]]) -> Any:
     from wandb import Table  # noqa: PLC0415
 
     counts = Counter((row["label"], row["finetune"]) for row in predictions)
     return Table(columns=["actual", "predicted", "pictures"], data=[[*pair, n] for pair, n in sorted(counts.items())])
 
 
-def _mistakes(prepared: PreparedDataset, rows: NDArray[np.int64], predictions: list[dict[str, str]]) -> Any:
+def _mistakes_table(prepared: PreparedDataset, rows: NDArray[np.int64], predictions: list[dict[str, str]]) -> Any:
     import wandb  # noqa: PLC0415
 
     wrong = [

@@ -20,13 +20,13 @@ def track_model(run: RunConfig, prepared: PreparedDataset) -> None:
     with resume_run(run, "export", suffix="features") as resumed:
         if resumed is None:
             return
-        _use(resumed, _manifest(prepared))
+        _declare_use(resumed, _manifest(prepared))
         resumed.log_artifact(_features())
     with resume_run(run, "export") as resumed:
         if resumed is None:
             return
         for source in (_manifest(prepared), _features()):
-            _use(resumed, source)
+            _declare_use(resumed, source)
         exported = read_json(report_of("export"))
         figures = read_json(report_of("evaluate"))["models"][exported["model"]]
         metadata = {name: value for name, value in figures.items() if isinstance(value, float)}
@@ -61,7 +61,7 @@ def _artifact(kind: str, paths: list[Path], metadata: dict[str, Any]) -> Any:
     return artifact
 
 
-def _use(run: Any, artifact: Any) -> None:
+def _declare_use(run: Any, artifact: Any) -> None:
     """Declare that a run reads an artifact.
 
     ``use_artifact`` raises where the run is offline, although a later `wandb sync` can send it; online it makes this

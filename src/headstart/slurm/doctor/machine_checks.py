@@ -26,7 +26,7 @@ from headstart.training.autotune import check_precision, seconds_a_step
 CHECKPOINTS = 4
 """Checkpoints on disk at once: the last, the one before, the best, and the one being written."""
 WRITE_TEST_S = 5
-LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 32}
+MAX_BATCH = {"cpu": 4, "mps": 8, "cuda": 32}
 """Images per measured step, so that the measurement takes a few seconds; larger batches take no more per image."""
 
 
@@ -122,7 +122,7 @@ def seconds_per_image(params: Params) -> float:
     """Measure forward and backward of the backbone on this process's device, in seconds per image."""
     backbone, device = params.backbone, device_of(params.run)
     model = create_backbone(backbone.name, pretrained=False, image_size=backbone.image_size, args=backbone.args)
-    size = min(max(2, params.finetune.batch_size), LARGEST_BATCH[device.type])
+    size = min(max(2, params.finetune.batch_size), MAX_BATCH[device.type])
     bf16 = params.finetune.precision == "bf16-mixed"
     (step,) = seconds_a_step(model, input_config(model, backbone.image_size), device, size, (bf16,))
     return step / size
