@@ -13,7 +13,7 @@ import wandb
 from headstart import dashboard
 from headstart.core.io import read_json
 from headstart.core.paths import DASHBOARD
-from headstart.training.module import curve
+from headstart.training.history import curve_rows
 from headstart.training.regularization.ledger import COLUMNS
 from headstart.training.regularization.param_groups import Group
 from helpers.wandb_server import ENTITY, wandb_server
@@ -36,7 +36,7 @@ def shown(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 def tracked() -> dict[str, str]:
     """The columns of the rows that a fine-tuning hands over, each with its axis."""
-    (step,) = curve(1, 0, [0.5], [1.0], groups=[Group("head", 0.0, 0.0, 0.1)], factors=[1.0])
+    (step,) = curve_rows(1, 0, [0.5], [1.0], groups=[Group("head", 0.0, 0.0, 0.1)], lr_factors=[1.0])
     epoch = ["train_loss", "val_loss", "val_accuracy", *(f"head/{name}" for name in COLUMNS[2:])]
     return {name: "step" for name in step if name not in ("epoch", "step")} | dict.fromkeys(epoch, "epoch")
 
