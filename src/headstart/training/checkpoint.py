@@ -313,8 +313,8 @@ class CheckpointManager(Checkpoint):
         saved = self._save(trainer, pl_module, best=better)
         if not saved and (better or last):
             raise UserError(
-                f"the checkpoint after epoch {len(history.rows)} can't be saved in {self.run_dir.path}: free some space "
-                "there or set run.cache to another folder; the next start resumes from the checkpoint before"
+                f"the checkpoint after epoch {len(history.rows)} can't be saved in {self.run_dir.path}: free some "
+                "space there or set run.cache to another folder; the next start resumes from the one before"
             )
 
     def on_exception(
