@@ -1,5 +1,6 @@
 # make demo   an environment, then the whole pipeline on the pictures that params.yaml names
-# make test   lint, types and tests
+# make test   lint, types, import contracts and tests
+# make fix    mend what ruff can mend, and format
 # make dist   the wheel and the sdist, in dist/
 # make lock   requirements.lock anew, from pyproject.toml (with uv)
 # make test-minimum   the tests with the lowest versions that pyproject.toml admits, in .venv-minimum (with uv)
@@ -9,9 +10,11 @@ BIN := $(VENV)/bin
 export DVC_NO_ANALYTICS := 1
 # Every stage is a process that imports torch, which is slow without byte code. Python writes what is used.
 export PYTHONDONTWRITEBYTECODE :=
+# As many tests at once as there are cores; `make test PYTEST=` runs them one after the other.
+PYTEST := --numprocesses auto --dist loadgroup
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test dist lock test-minimum clean
+.PHONY: demo test fix dist lock test-minimum clean
 
 demo: $(VENV)/installed
 	$(BIN)/dvc repro
@@ -21,7 +24,12 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/lint-imports
+	$(BIN)/pytest $(PYTEST)
+
+fix: $(VENV)/installed-test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -45,7 +53,7 @@ dist: $(VENV)/installed
 test-minimum:
 	uv venv --quiet --clear --python $(PYTHON) $(VENV)-minimum
 	uv pip install --quiet --python $(VENV)-minimum --resolution lowest-direct -e '.[train,test]'
-	$(VENV)-minimum/bin/pytest
+	$(VENV)-minimum/bin/pytest $(PYTEST)
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \

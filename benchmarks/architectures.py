@@ -1,9 +1,9 @@
 """Kinds of backbones through the whole pipeline, to every format: `python -m benchmarks.architectures FOLDER`.
 
 FOLDER has images, one folder a class, or train/ and val/ of class folders; so many of each class are taken. Every
-backbone has random weights, sees images of 64 px and is fine-tuned for an epoch; then every format of it goes through
-the gate of `export`. Formats that round are measured here and not judged: a backbone that has seen next to nothing has
-classes that are as good as tied.
+backbone has random weights, reads images of 64 px and is fine-tuned for an epoch; then every format of it is compared
+by the parity check of `export`. Formats that round are measured here, without a bound: the classes of a backbone that
+was hardly trained are as good as tied.
 """
 
 import argparse
@@ -61,7 +61,7 @@ FORMATS = ("timm", "pt2", "onnx", "onnx_fp16", "onnx_int8")
 
 
 def through(params: Params) -> list[str]:
-    """Run all stages; give what came of them."""
+    """Run all stages; return the figures of a row."""
     for stage in (prepare, features, probe, finetune, evaluate, export):
         stage.run(params.declared(stage.PARAMS))
     prepared, report = PreparedDataset.open(), read_json(REPORTS / "export.json")
@@ -71,7 +71,7 @@ def through(params: Params) -> list[str]:
     ).eval()
     rows = prepared.rows("validation")[:8]
     with torch.inference_mode():
-        found = features_of(model, Normalize(prepared.input)(evaluation_pixels(prepared, rows)))
+        computed = features_of(model, Normalize(prepared.input)(evaluation_pixels(prepared, rows)))
     cached = read_features(rows)
     assert cached.shape[1] == get_head(model).in_features
     history = read_json(REPORTS / "finetune.json")
@@ -80,12 +80,12 @@ def through(params: Params) -> list[str]:
         for name in FORMATS
         for each in [report["formats"][name]]
     ]
-    apart = float((found - torch.from_numpy(cached)).abs().max())
-    return [str(cached.shape[1]), f"{apart:.1e}", f"{history['val_loss']:.3f}", *formats]
+    difference = float((computed - torch.from_numpy(cached)).abs().max())
+    return [str(cached.shape[1]), f"{difference:.1e}", f"{history['val_loss']:.3f}", *formats]
 
 
 def deal(folder: Path, raw: Path, count: int) -> None:
-    """Link so many images of each class."""
+    """Link ``count`` images of each class."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in {".jpg", ".jpeg", ".png"}]
     for label, own in itertools.groupby(
         sorted(paths, key=lambda path: path.parent.name), lambda path: path.parent.name

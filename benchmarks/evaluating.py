@@ -39,15 +39,15 @@ def draw(folder: Path, counts: dict[str, int]) -> None:
             Image.fromarray(noise).resize((40, 40)).save(target)
 
 
-def measured(project: Path, module: str) -> tuple[float, float]:
-    """Run a program of headstart; give its seconds and its peak in MB."""
+def measured(project: Path, command: str) -> tuple[float, float]:
+    """Run a command of headstart; return its seconds and its peak in MB."""
     began = time.perf_counter()
-    process = psutil.Popen([sys.executable, "-m", f"headstart.{module}"], cwd=project, stdout=subprocess.DEVNULL)
+    process = psutil.Popen([sys.executable, "-m", "headstart", command], cwd=project, stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
         peak = max(peak, pss(process))
         time.sleep(0.05)
-    assert process.returncode == 0, module
+    assert process.returncode == 0, command
     return time.perf_counter() - began, peak / 1e6
 
 
@@ -66,8 +66,8 @@ def main() -> None:
             params["run"] |= {"tracking": "disabled", "cache": "cache"}
             YAML(typ="safe").dump(params, project / "params.yaml")
             for stage in BEFORE:
-                measured(project, f"stages.{stage}")
-            seconds, peak = measured(project, "stages.evaluate")
+                measured(project, stage)
+            seconds, peak = measured(project, "evaluate")
             report_seconds, report_peak = measured(project, "report")
             size = (project / "reports" / "index.html").stat().st_size / 1e6
             figures = [seconds, count / seconds, peak, report_seconds, report_peak, size]

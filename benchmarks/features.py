@@ -17,7 +17,7 @@ CONTESTANTS = (
 
 
 def run(options: Options) -> tuple[str, Rates]:
-    """Compare them; give the table and the figures."""
+    """Compare the contestants; return the table and the rates."""
     task = replace(options.task, epochs=1, precision="32-true")
     make_project(task, "prepare")
     rates = run_rounds(options.chosen(CONTESTANTS), task, rounds=options.rounds, peers=options.peers)

@@ -1,4 +1,4 @@
-"""The benchmarks' images: JPEGs of quality 90 in train/, val/ and test/, one folder a class, made once."""
+"""The benchmarks' images: JPEGs of quality 90 in train/, val/ and test/, one folder per class, created once."""
 
 import hashlib
 import sys
@@ -11,17 +11,17 @@ from PIL import Image
 
 from benchmarks.task import CLASSES
 
-HELD_OUT = 2 * CLASSES  # images of validation, and of test: next to nothing, since what is timed is training
+HELD_OUT = 2 * CLASSES  # images of validation, and of test: few, since training is what is timed
 ENDINGS = {".jpg", ".jpeg", ".png"}
 Image.init()
 
 
 def make_images(work: Path, source: Path | None, count: int, size: tuple[int, int]) -> Path:
-    """Return the folder of ``count`` training images; what an earlier run made is used again.
+    """Return the folder of ``count`` training images; those of an earlier run are reused.
 
     Args:
-        work: where the folder is made.
-        source: a folder with photographs somewhere below, resized; None: they are invented.
+        work: where the folder is created.
+        source: a folder with photographs somewhere below, resized; None for synthetic ones.
         count: training images.
         size: width and height, in pixels.
     """
@@ -29,18 +29,18 @@ def make_images(work: Path, source: Path | None, count: int, size: tuple[int, in
     folder = work / f"pictures-{name}-{size[0]}x{size[1]}-{count}"
     if folder.exists():
         return folder
-    aside = folder.with_name(f".{folder.name}")
-    drawn = islice(_invented(size) if source is None else _resized(source, size), count + 2 * HELD_OUT)
+    temporary = folder.with_name(f".{folder.name}")
+    drawn = islice(_synthetic(size) if source is None else _resized(source, size), count + 2 * HELD_OUT)
     written = 0
     for i, image in enumerate(drawn):
         split = "test" if i < HELD_OUT else "val" if i < 2 * HELD_OUT else "train"
-        target = aside / split / f"class{i % CLASSES}" / f"{i:06d}.jpg"
+        target = temporary / split / f"class{i % CLASSES}" / f"{i:06d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         image.save(target, quality=90)
         written += 1
     if written < count + 2 * HELD_OUT:
         sys.exit(f"error: {source} has {written} images, and {count + 2 * HELD_OUT} are needed: see --count")
-    return aside.rename(folder)
+    return temporary.rename(folder)
 
 
 def mean_bytes(folder: Path) -> int:
@@ -50,15 +50,15 @@ def mean_bytes(folder: Path) -> int:
 
 
 def _resized(source: Path, size: tuple[int, int]) -> Iterator[Image.Image]:
-    """Yield photographs in an order that has nothing to do with their names."""
+    """Yield photographs in a fixed random order."""
     paths = [path for path in source.rglob("*") if path.suffix.lower() in ENDINGS]
     for path in sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).digest()):
         with Image.open(path) as image:
             yield image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
-def _invented(size: tuple[int, int]) -> Iterator[Image.Image]:
-    """Yield noise whose spectrum falls with the frequency as that of photographs does."""
+def _synthetic(size: tuple[int, int]) -> Iterator[Image.Image]:
+    """Yield noise whose spectrum decreases with the frequency like that of photographs."""
     rng = np.random.default_rng(0)
     width, height = size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))

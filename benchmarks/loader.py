@@ -1,4 +1,4 @@
-"""The data path alone: normalised batches on the device, by 0, 1 and 2 worker processes of one thread each.
+"""The data path alone: normalized batches on the device, by 0, 1 and 2 worker processes of one thread each.
 
 All have the allocator's settings that Headstart's stages set for themselves.
 """
@@ -25,7 +25,7 @@ REFERENCES = {f"× timm, {workers}": f"timm, {workers} workers" for workers in W
 
 
 def run(options: Options) -> tuple[str, Rates]:
-    """Compare them; give the table and the figures."""
+    """Compare the contestants; return the table and the rates."""
     make_project(options.task, "prepare")
     rates = run_rounds(options.chosen(CONTESTANTS), options.task, rounds=options.rounds, peers=options.peers)
     return table(rates, REFERENCES), rates

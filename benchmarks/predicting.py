@@ -29,7 +29,7 @@ MANY = 100_000
 
 
 def link(paths: Sequence[Path], folder: Path, count: int) -> Path:
-    """Make a folder of classes with links to so many images, drawn evenly, again and again if need be."""
+    """Fill a folder of classes with links to ``count`` images, chosen evenly, repeated where there are fewer."""
     for i in range(count):
         path = paths[i * len(paths) // count if count <= len(paths) else i % len(paths)]
         place = folder / path.parent.name / f"{i:06d}{path.suffix}"
@@ -39,7 +39,7 @@ def link(paths: Sequence[Path], folder: Path, count: int) -> Path:
 
 
 def run(command: Sequence[str]) -> tuple[float, float, float, str]:
-    """Run a command; give seconds to its first line after the header, seconds in all, peak MB, and its stdout."""
+    """Run a command; return seconds to its first line after the header, seconds in all, peak MB, and its stdout."""
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
@@ -53,28 +53,28 @@ def run(command: Sequence[str]) -> tuple[float, float, float, str]:
 
 
 def first_answers(base: str, bundle: str, image: Path, rounds: int) -> list[float]:
-    """Time one image, from the command's start to its row."""
-    return [run([base, "-m", "headstart.predict", bundle, str(image)])[0] for _ in range(rounds)]
+    """Return the seconds from the command's start to the row of one image, once a round."""
+    return [run([base, "-m", "headstart", "predict", bundle, str(image)])[0] for _ in range(rounds)]
 
 
 def rates(base: str, bundle: str, folder: Path, scratch: Path, rounds: int) -> dict[str, list[float]]:
-    """Measure all in turn; give pictures/s by name."""
+    """Measure all in turn; return images/s by name."""
     count = sum(path.is_file() for path in folder.rglob("*"))
-    found: dict[str, list[float]] = {}
+    measured: dict[str, list[float]] = {}
     for number in range(rounds):
         names = [OURS, *TIMM]
         for name in [*names[number % len(names) :], *names[: number % len(names)]]:
             if name == OURS:
-                command = [base, "-m", "headstart.predict", bundle, str(folder)]
+                command = [base, "-m", "headstart", "predict", bundle, str(folder)]
             else:
                 module = "benchmarks.contestants.timm_inference"
                 command = [sys.executable, "-m", module, bundle, str(folder), *TIMM[name], str(scratch / "logits.npy")]
             _, seconds, _, output = run(command)
-            found.setdefault(name, []).append(count / seconds)
+            measured.setdefault(name, []).append(count / seconds)
             if name != OURS:
-                found.setdefault(f"{name}, its loop alone", []).append(count / json.loads(output))
+                measured.setdefault(f"{name}, its loop alone", []).append(count / json.loads(output))
             print(f"round {number + 1}  {name}  {count / seconds:.1f}/s", file=sys.stderr)
-    return found
+    return measured
 
 
 def agreement(base: str, bundle: str, folder: Path, scratch: Path) -> str:
@@ -99,27 +99,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=1000, help="images to predict (default: %(default)s)")
     parser.add_argument("--many", type=int, default=MANY, help="paths for the peak of memory (default: %(default)s)")
-    given = parser.parse_args()
-    paths = sorted(path for path in given.folder.rglob("*") if path.is_file() and path.suffix != ".tsv")
-    bundle = str(Path(given.bundle).absolute())
+    args = parser.parse_args()
+    paths = sorted(path for path in args.folder.rglob("*") if path.is_file() and path.suffix != ".tsv")
+    bundle = str(Path(args.bundle).absolute())
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        folder = link(paths, scratch / "some", given.count)
-        times = first_answers(given.base, bundle, paths[0], 2 * given.rounds)
+        folder = link(paths, scratch / "some", args.count)
+        times = first_answers(args.base, bundle, paths[0], 2 * args.rounds)
         print(f"first answer: {statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f})\n")
-        found = rates(given.base, bundle, folder, scratch, given.rounds)
-        reference = statistics.median(found[OURS])
-        rows = [["", "pictures/s", "range", f"{OURS} is faster by"]]
-        for each, figures in found.items():
+        measured = rates(args.base, bundle, folder, scratch, args.rounds)
+        reference = statistics.median(measured[OURS])
+        rows = [["", "images/s", "range", f"{OURS} is faster by"]]
+        for each, figures in measured.items():
             median = statistics.median(figures)
             span = f"{min(figures):.1f} to {max(figures):.1f}"
             rows.append([each, f"{median:.1f}", span, f"{reference / median:.2f}"])
         print(text_table(rows), "\n")
-        print(agreement(given.base, bundle, folder, scratch), "\n")
-        for count in sorted({given.count, given.many}):
+        print(agreement(args.base, bundle, folder, scratch), "\n")
+        for count in sorted({args.count, args.many}):
             crowd = link(paths, scratch / f"crowd{count}", count)
-            _, seconds, peak, _ = run([given.base, "-m", "headstart.predict", bundle, str(crowd)])
-            print(f"{count:,} paths: {peak:.0f} MB at most, {count / seconds:.0f} pictures/s", flush=True)
+            _, seconds, peak, _ = run([args.base, "-m", "headstart", "predict", bundle, str(crowd)])
+            print(f"{count:,} paths: {peak:.0f} MB at most, {count / seconds:.0f} images/s", flush=True)
 
 
 if __name__ == "__main__":

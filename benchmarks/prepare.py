@@ -1,7 +1,7 @@
-"""prepare's images/s against a serial loop of Pillow that makes the same pixels, and its peak memory.
+"""prepare's images/s against a serial loop of Pillow that computes the same pixels, and its peak memory.
 
 The peak is the proportional set size of the stage and its workers together (what they share counts once), read every
-half second, on invented images of 160 x 120 (``--memory``).
+half second, on synthetic images of 160 x 120 (``--memory``).
 """
 
 import sys
@@ -32,7 +32,7 @@ CHECKED = 50  # images
 
 
 def run(options: Options) -> tuple[str, Rates]:
-    """Compare them, then measure the memory; give the tables and the figures."""
+    """Compare the contestants, then measure the memory; return the tables and the figures."""
     rates = run_rounds(options.chosen(CONTESTANTS), options.task, rounds=options.rounds, peers=options.peers)
     _check(options.task)
     shown = table(rates, {f"× {SERIAL}": SERIAL})
@@ -44,14 +44,14 @@ def run(options: Options) -> tuple[str, Rates]:
 
 
 def _check(task: Task) -> None:
-    """Assert that the last project's store has the pixels that the serial loop makes."""
+    """Assert that the last project's store has the pixels that the serial loop computes."""
     prepared = PreparedDataset.open(project(task) / "data/prepared")
     for row, image in zip(range(CHECKED), manifest_rows(prepared.folder), strict=False):
         assert np.array_equal(prepared.pixels(row), stored(Path(task.images) / image["source"], task))
 
 
 def _peak_mb(task: Task, count: int) -> float:
-    """Prepare small images from nothing; give the peak in MB."""
+    """Prepare small images from scratch; return the peak in MB."""
     small = replace(task, images=str(Path(task.work) / f"small-{count}"), model="resnet18", size=64)
     if not Path(small.images).exists():
         _draw(Path(small.images), count)
@@ -66,13 +66,13 @@ def _peak_mb(task: Task, count: int) -> float:
 
 
 def _draw(folder: Path, count: int) -> None:
-    """Write JPEGs of 160 x 120: crops of some smooth noise, each different."""
+    """Write JPEGs of 160 x 120: different crops of one image of smooth noise."""
     small = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     canvas = Image.fromarray(small).resize((1600, 1200), Image.Resampling.BICUBIC)
-    aside = folder.with_name(f".{folder.name}")
+    temporary = folder.with_name(f".{folder.name}")
     for i in range(count):
-        target = aside / f"class{i % CLASSES}" / f"{i:06d}.jpg"
+        target = temporary / f"class{i % CLASSES}" / f"{i:06d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         left, top = i % 1440, i // 1440 * 7
         canvas.crop((left, top, left + 160, top + 120)).save(target, quality=85)
-    aside.rename(folder)
+    temporary.rename(folder)

@@ -93,7 +93,7 @@ def time_agreement(params: Params) -> None:
     """Fine-tune as one of two ranks; leave the medians of a step without and with, of the call, of a sign of life."""
     steps: dict[bool, list[float]] = {False: [], True: []}
     calls, signs, began = list[float](), list[float](), 0.0
-    real_end, real_tell = CheckpointManager.on_train_batch_end, Watchdog._tell  # noqa: SLF001  (timed from outside)
+    real_end, real_write = CheckpointManager.on_train_batch_end, Watchdog._write  # noqa: SLF001  (timed from outside)
 
     def on_train_batch_end(self: Any, trainer: Any, *others: Any) -> None:
         nonlocal began
@@ -105,13 +105,13 @@ def time_agreement(params: Params) -> None:
             real_end(self, trainer, *others)
             calls.append(time.perf_counter() - now)
 
-    def tell(self: Any, **more: str) -> None:
+    def write(self: Any, **more: str) -> None:
         now = time.perf_counter()
-        real_tell(self, **more)
+        real_write(self, **more)
         signs.append(time.perf_counter() - now)
 
     setattr(CheckpointManager, "on_train_batch_end", on_train_batch_end)  # noqa: B010  (mypy forbids the assignment)
-    setattr(Watchdog, "_tell", tell)  # noqa: B010
+    setattr(Watchdog, "_write", write)  # noqa: B010
     finetune.run(params.declared(finetune.PARAMS))
     FIGURES.write_text(json.dumps([statistics.median(each) for each in (steps[False], steps[True], calls, signs)]))
 

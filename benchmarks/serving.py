@@ -1,8 +1,8 @@
 """The service under load: `python -m benchmarks.serving BUNDLE FOLDER [--threads N ...]`, on the loopback alone.
 
-Starts `headstart serve BUNDLE` (with what else is given) in a process of its own and has 1, 8 and 64 clients post the
+Starts `headstart serve BUNDLE` (with the further arguments) in a process of its own; 1, 8 and 64 clients post the
 images of FOLDER, one a request, each its next as soon as its last is answered. Each round is measured twice: alone,
-and with three more clients that mean no good: one whose images are broken, one whose bodies are too large, one that
+and with three hostile clients more: one whose images are broken, one whose bodies are too large, one that
 sends a byte every half second. Prints requests a second and latencies of the good clients, the CPU that the service
 took for each of their requests, and what the others got.
 """
@@ -26,22 +26,22 @@ HUGE = bytes(20 * 2**20)
 
 
 class Round:
-    """The time that is left, the latencies of good answers in seconds, and the count of each other answer."""
+    """When the round began, the latencies of good answers in seconds, and the number of each other answer."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
         self.latencies: list[float] = []
         self.others: Counter[str] = Counter()
 
-    def goes_on(self) -> bool:
-        """Whether there is time, and requests are left."""
+    def is_running(self) -> bool:
+        """Return whether time and requests are left."""
         return time.perf_counter() < self.began + SECONDS and len(self.latencies) < REQUESTS
 
 
 async def good(client: httpx.AsyncClient, images: list[bytes], first: int, this: Round) -> None:
     """Post one image after the other."""
     for image in itertools.cycle(images[first % len(images) :] + images[: first % len(images)]):
-        if not this.goes_on():
+        if not this.is_running():
             return
         began = time.perf_counter()
         status = await post(client, image)
@@ -52,7 +52,7 @@ async def good(client: httpx.AsyncClient, images: list[bytes], first: int, this:
 
 
 async def post(client: httpx.AsyncClient, body: bytes) -> str:
-    """Post a body as an image; give the status, or the error that stands for it."""
+    """Post a body as an image; return the status, or the error's name."""
     try:
         answer = await client.post("/predict", content=body, headers={"Content-Type": "image/jpeg"})
     except httpx.HTTPError as error:
@@ -62,7 +62,7 @@ async def post(client: httpx.AsyncClient, body: bytes) -> str:
 
 async def bad(client: httpx.AsyncClient, body: bytes, name: str, this: Round) -> None:
     """Post the same body ten times a second, whatever comes of it."""
-    while this.goes_on():
+    while this.is_running():
         this.others[f"{name} {await post(client, body)}"] += 1
         await asyncio.sleep(0.1)
 
@@ -71,7 +71,7 @@ async def slow(port: int, this: Round) -> None:
     """Announce an image and send a byte of it every half second."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"POST /predict HTTP/1.1\r\nHost: slow\r\nContent-Type: image/jpeg\r\nContent-Length: 100000\r\n\r\n")
-    while this.goes_on() and not writer.is_closing():
+    while this.is_running() and not writer.is_closing():
         writer.write(b"?")
         await asyncio.sleep(0.5)
     this.others["slow, cut off" if reader.at_eof() else "slow, still at it"] += 1
@@ -79,7 +79,7 @@ async def slow(port: int, this: Round) -> None:
 
 
 async def measured(port: int, clients: int, images: list[bytes], *, hostile: bool) -> Round:
-    """Have all clients ask for a round's time, each over a connection of its own that is there already."""
+    """Run all clients for a round, each over a connection of its own that is open already."""
     async with contextlib.AsyncExitStack() as stack:
         url = f"http://127.0.0.1:{port}"
         asking = [httpx.AsyncClient(base_url=url, timeout=60, verify=False) for _ in range(clients + 2)]  # noqa: S501
@@ -115,7 +115,7 @@ def main() -> None:
     """Start the service, measure, stop it."""
     bundle, folder, *arguments = sys.argv[1:]
     images = [path.read_bytes() for path in sorted(Path(folder).rglob("*.*"))[:200] if path.is_file()]
-    command = [sys.executable, "-m", "headstart.serve", bundle, "--port", "0", *arguments]
+    command = [sys.executable, "-m", "headstart", "serve", bundle, "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline().rpartition(":")[2])

@@ -2,13 +2,13 @@
 
 Reads a folder of class folders, ``DATA/{train,val}/<wnid>/*.JPEG`` of 64 x 64 pixels, and ``DATA/classes.tsv``
 (wnid, words). Writes timm's ``local-dir`` format to OUT: ``model.safetensors`` (fp16) and ``config.json`` with the 200
-label names. The weights written are the exponential moving average after the last epoch: the validation images choose
-nothing, they only give the figure.
+label names. The weights are the exponential moving average after the last epoch; the validation images only measure the
+accuracy, nothing is chosen on them.
 
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
     python pretraining/pretrain.py DATA src/headstart/pretrained/resnet18d_64
 
-Expected: see README.md beside this file. Killed and started again, it goes on from its last whole epoch.
+Expected result: see README.md beside this file. Killed and started again, it resumes after the last completed epoch.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
 ARCHITECTURE = "resnet18d"
-# The usual widths by two fifths, and a thinner last stage, so that fp16 weights stay under 4 MB.
+# Half the usual widths, and about a third in the last stage, so that fp16 weights stay below 4 MB.
 MODEL_ARGS: dict[str, Any] = {"channels": [32, 64, 128, 184], "stem_width": 16, "stem_type": "deep_tiered"}
 SIZE = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,7 +39,7 @@ BATCH, PEAK_LR, WEIGHT_DECAY, LABEL_SMOOTHING, EMA_DECAY = 128, 0.12, 5e-4, 0.1,
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of epochs at one training size; small crops first are cheap, and the last ones match evaluation."""
+    """Epochs at one training size: small crops first are cheap, and the last size is that of evaluation."""
 
     epochs: int
     size: int
@@ -56,12 +56,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with train/, val/ and classes.tsv")
     parser.add_argument("out", type=Path, help="folder to write model.safetensors and config.json to")
-    parser.add_argument("--state", type=Path, default=Path("pretraining.ckpt"), help="where an interrupted run goes on")
+    parser.add_argument("--state", type=Path, default=Path("pretraining.ckpt"), help="checkpoint of an interrupted run")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    images, labels, wnids = decoded(args.data / "train")
-    val_images, val_labels, _ = decoded(args.data / "val")
+    images, labels, wnids = decode_folder(args.data / "train")
+    val_images, val_labels, _ = decode_folder(args.data / "val")
     model = timm.create_model(ARCHITECTURE, num_classes=len(wnids), **MODEL_ARGS)
     model = model.to(device).to(memory_format=torch.channels_last)
     ema = ModelEmaV3(model, decay=EMA_DECAY, use_warmup=True)
@@ -74,8 +74,8 @@ def main() -> None:
     if args.state.exists():
         state = torch.load(args.state, map_location=device, weights_only=True)
         parts: tuple[Any, ...] = (model, ema, optimizer, schedule)
-        for part, saved in zip(parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
+        for each, saved in zip(parts, state["parts"], strict=True):
+            each.load_state_dict(saved)
         first, seconds = state["epoch"], state["seconds"]
 
     for epoch in range(first, EPOCHS):
@@ -88,10 +88,10 @@ def main() -> None:
         if (epoch + 1) % 4 == 0 or epoch + 1 == EPOCHS:
             line += f"  val top-1 {accuracy(ema.module, val_images, val_labels, device):.4f}"
         print(line, flush=True)
-        states = [part.state_dict() for part in (model, ema, optimizer, schedule)]
-        aside = args.state.with_suffix(".tmp")
-        torch.save({"parts": states, "epoch": epoch + 1, "seconds": seconds}, aside)
-        aside.rename(args.state)
+        states = [each.state_dict() for each in (model, ema, optimizer, schedule)]
+        temporary = args.state.with_suffix(".tmp")
+        torch.save({"parts": states, "epoch": epoch + 1, "seconds": seconds}, temporary)
+        temporary.rename(args.state)
 
     words = dict(line.split("\t") for line in (args.data / "classes.tsv").read_text().splitlines())
     write(ema.module, wnids, words, args.out)
@@ -102,8 +102,8 @@ def main() -> None:
     print(json.dumps({"top1": top1, "val_images": len(val_labels), "seconds": round(seconds), "bytes": size}))
 
 
-def decoded(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
-    """Decode a folder of class folders once: uint8 (n, 3, 64, 64), int64 (n,), the class folders' names."""
+def decode_folder(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
+    """Decode a folder of class folders: uint8 images (n, 3, 64, 64), int64 labels (n,), and the class names."""
     dataset = ImageFolder(str(folder))
     images = torch.empty(len(dataset), 3, SIZE, SIZE, dtype=torch.uint8)
     for i, (image, _) in enumerate(dataset):
@@ -123,8 +123,8 @@ def stage_of(epoch: int) -> Stage:
 def learning_rate(epoch: float) -> float:
     """Return the factor on PEAK_LR: a one-cycle of HORIZON epochs (Smith 2018), from TURN a line to 0; then a restart.
 
-    Neither the cut nor the restart (Loshchilov and Hutter 2017) is a discovery: the first brought a run planned for 40
-    epochs to its end within the time there was, and the second used what time was left.
+    Neither the cut nor the restart (Loshchilov and Hutter 2017) is a finding: the cut ended a run planned for 40 epochs
+    within the available time, and the restart used the time that was left.
     """
     if epoch < WARMUP:
         return 0.52 - 0.48 * math.cos(math.pi * epoch / WARMUP)
@@ -139,7 +139,7 @@ def batches(images: Tensor, labels: Tensor, stage: Stage, device: torch.device) 
     order = torch.randperm(len(images))
     for start in range(0, len(order) - BATCH + 1, BATCH):
         chosen = order[start : start + BATCH]
-        pixels = normalised(images[chosen].to(device))
+        pixels = normalize(images[chosen].to(device))
         # RandomResizedCrop and horizontal flip (Szegedy et al. 2015) for the whole batch as one bilinear warp.
         area = torch.empty(BATCH).uniform_(stage.smallest_crop, 1)
         ratio = torch.empty(BATCH).uniform_(-0.2877, 0.2877).exp()  # 3/4 to 4/3, uniform in the logarithm
@@ -154,7 +154,7 @@ def batches(images: Tensor, labels: Tensor, stage: Stage, device: torch.device) 
         yield crops.contiguous(memory_format=torch.channels_last), labels[chosen].to(device)
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalize(pixels: Tensor) -> Tensor:
     """Turn uint8 pixels into float32 with ImageNet's mean and standard deviation, channels_last."""
     mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) * 255 for values in (MEAN, STD))
     return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -167,7 +167,7 @@ def train_one_epoch(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     data: Iterator[tuple[Tensor, Tensor]],
 ) -> float:
-    """Take one pass over the batches; return the mean cross-entropy with label smoothing."""
+    """Train on all batches; return the mean cross-entropy with label smoothing."""
     model.train()
     total, count = torch.zeros((), device=next(model.parameters()).device), 0
     for inputs, targets in data:
@@ -189,12 +189,12 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, device: torch.dev
     right = 0
     for start in range(0, len(images), 500):
         pixels, targets = images[start : start + 500], labels[start : start + 500]
-        right += int((model(normalised(pixels.to(device))).argmax(1).cpu() == targets).sum())
+        right += int((model(normalize(pixels.to(device))).argmax(1).cpu() == targets).sum())
     return right / len(labels)
 
 
 def write(model: nn.Module, wnids: list[str], words: dict[str, str], out: Path) -> None:
-    """Write the model as timm loads it, weights rounded to fp16."""
+    """Write the model in timm's ``local-dir`` format, with weights rounded to fp16."""
     config = {
         "label_names": wnids,
         "label_descriptions": {wnid: words[wnid] for wnid in wnids},

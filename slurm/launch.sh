@@ -4,8 +4,8 @@
 #        sh slurm/launch.sh doctor|repro [ARGUMENTS]    the other commands that the batch scripts need
 set -eu
 
-# The environment's Python: the active one's, else .venv's, else the one that runs DVC, as where DVC was started by its
-# path (Linux), else the first on the PATH. Adapt it here where yours comes from a module or a container.
+# Which Python: the active environment's, else .venv's, else the one that runs DVC, for a DVC that was started by its
+# path (Linux), else the first on the PATH. Adapt this where yours comes from a module or a container.
 if [ -n "${VIRTUAL_ENV:-}" ]; then
   python="$VIRTUAL_ENV/bin/python"
 elif [ -x "$(dirname "$0")/../.venv/bin/python" ]; then
@@ -21,28 +21,28 @@ fi
 command=$1
 shift
 case "$command" in
-features | finetune | evaluate) tasks=all ;; # shared by as many processes as there are
+features | finetune | evaluate) tasks=all ;; # these stages use any number of processes
 prepare | probe | export) tasks=one ;;
-*) exec "$python" -m "headstart.$command" "$@" ;;
+*) exec "$python" -m headstart "$command" "$@" ;;
 esac
 set -- "$python" -m "headstart.stages.$command"
 
 # In an allocation, but not yet within a step (4294967290 is the shell that salloc may open on the first node).
 if [ "$tasks" = all ] && [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_STEP_ID:-4294967290}" = 4294967290 ]; then
-  # As many tasks as were asked for: one a GPU. A node's share is said where it is the same for all nodes.
+  # As many tasks as were asked for: one a GPU; the number per node is passed on where it is the same for all nodes.
   case "${SLURM_TASKS_PER_NODE:-,}" in
   *,*) ;;
   *) set -- --ntasks-per-node="${SLURM_TASKS_PER_NODE%%(*}" "$@" ;;
   esac
   # Since Slurm 22.05 srun takes its CPUs per task from here alone.
   [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-  # The ranks find each other by themselves (--mpi=none); when one fails, the others are ended, but not when one is done
-  # before rank 0 has written everything (--wait); Ctrl-C goes to all (--disable-status); what is printed is seen at once.
+  # --mpi=none: the ranks connect without MPI. --kill-on-bad-exit: when one fails, the others are ended. --wait=0: but not
+  # when one is done before rank 0 has written everything. --disable-status: Ctrl-C reaches all. --unbuffered: output at once.
   export PYTHONUNBUFFERED=1
   set -- srun --mpi=none --kill-on-bad-exit=1 --wait=0 --disable-status --unbuffered "$@"
 fi
 
-# DVC dies of a signal alone: the stage then has one too, saves and ends, rather than run on without it.
+# A signal kills DVC, but not the stage that it runs: then the stage gets SIGTERM, saves and exits.
 if command -v setpriv >/dev/null; then
   set -- setpriv --pdeathsig TERM "$@"
 fi

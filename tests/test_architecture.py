@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from headstart.cli import COMMANDS
+from headstart.cli import STAGES as STAGE_COMMANDS
+from headstart.cli import cli
 from headstart.config.schema import Params
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "headstart"
-LAYERS = ["ground", "libraries", "assembly", "stages", "doors"]
 STAGES = ["prepare", "features", "probe", "finetune", "evaluate", "export"]
 
 
@@ -28,11 +28,6 @@ def module_name(path: Path) -> str:
 
 TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
 STAGE_MODULES = [f"headstart.stages.{stage}" for stage in STAGES]
-
-
-def layer(module: str) -> str:
-    part = module.split(".")[1] if "." in module else ""
-    return part if part in LAYERS else "doors"
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -47,29 +42,17 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield whole if whole in TREES else str(node.module)
 
 
-OURS = {name: {other for other in imported(tree) if other in TREES} for name, tree in TREES.items()}
-
-
 def test_the_modules_are_found() -> None:
-    assert {layer(name) for name in TREES} == set(LAYERS)
-    assert "headstart.data.dataset" in OURS["headstart.stages.probe"]
-    assert set(STAGE_MODULES) == {name for name in TREES if re.fullmatch(r"headstart\.stages\.\w+", name)}
+    assert "headstart.data.dataset" in set(imported(TREES["headstart.stages.probe"]))
+    found = {name for name in TREES if re.fullmatch(r"headstart\.stages\.\w+", name)}
+    assert found == {*STAGE_MODULES, "headstart.stages.program"}
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_imports_run_downwards(name: str) -> None:
-    height = LAYERS.index(layer(name))
-    assert [other for other in OURS[name] if LAYERS.index(layer(other)) > height] == []
-    if layer(name) == "stages":
-        assert [other for other in OURS[name] if layer(other) == "stages"] == []
-
-
-def test_no_imports_go_round() -> None:
-    left = {name: set(others) for name, others in OURS.items()}
-    while free := [name for name, others in left.items() if not others & set(left)]:
-        for name in free:
-            del left[name]
-    assert left == {}
+@pytest.mark.parametrize("name", ["wandb", "wandb_workspaces"])
+def test_tracking_imports_wandb_only_when_it_is_used(name: str) -> None:
+    """Which folder may import it is a contract in pyproject.toml."""
+    top = [node for tree in TREES.values() for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert name not in {other.split(".")[0] for node in top for other in imported(node)}
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -83,6 +66,28 @@ def test_no_module_uses_anothers_underscore_names(name: str) -> None:
     assert [ast.unparse(n) for n in used if n.attr.startswith("_") and ast.unparse(n.value) in modules] == []
 
 
+def definitions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield name, node
+
+
+def test_no_two_classes_share_a_name() -> None:
+    modules: dict[str, list[str]] = {}
+    for name, node in definitions():
+        if isinstance(node, ast.ClassDef):
+            modules.setdefault(node.name, []).append(name)
+    assert {name: where for name, where in modules.items() if len(where) > 1} == {}
+
+
+def test_docstrings_begin_with_the_usual_verbs() -> None:
+    """Return, Compute, Write ...: these were once used for all of them, and had to be decoded."""
+    unusual = ("Give", "Have", "Let", "Say", "Take", "Tell")
+    found = [(name, node.name) for name, node in definitions() if (ast.get_docstring(node) or "").startswith(unusual)]
+    assert found == []
+
+
 def test_no_module_is_called_utils() -> None:
     vague = {"utils", "util", "helpers", "common", "misc", "base"}
     assert [name for name in TREES if name.rpartition(".")[2] in vague] == []
@@ -90,14 +95,6 @@ def test_no_module_is_called_utils() -> None:
 
 def test_packages_are_empty() -> None:
     assert all(path.read_text() == "" for path in SOURCE.rglob("__init__.py"))
-
-
-def test_wandb_has_one_seam_and_dvc_none() -> None:
-    users = {name for name, tree in TREES.items() if "wandb" in {other.split(".")[0] for other in imported(tree)}}
-    assert {name.rpartition(".")[0] for name in users} == {"headstart.tracking"}
-    top = [node for name in users for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert "wandb" not in {other.split(".")[0] for node in top for other in imported(node)}
-    assert [name for name, tree in TREES.items() if "dvc" in {other.split(".")[0] for other in imported(tree)}] == []
 
 
 def calls(tree: ast.AST, function: str) -> Iterator[ast.Call]:
@@ -115,9 +112,8 @@ def test_only_evaluate_reads_test_labels() -> None:
             assert isinstance(call.args[0], ast.Constant), f"{name}: which split's labels these are must be plain"
             assert call.args[0].value in {"train", "validation"}, name
         assert "'test'" not in [ast.unparse(call.args[0]) for call in calls(tree, "rows")], name
-        if layer(name) in {"stages", "assembly"}:
-            constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-            assert "test" not in constants, name
+        constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        assert "test" not in constants or name.split(".")[1] in {"data", "evaluation"}, name
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -172,9 +168,8 @@ def test_dvc_knows_what_the_stage_declares(stage: str) -> None:
 
 def test_stage_commands_params_and_pipeline_have_the_same_names() -> None:
     assert list(pipeline()) == STAGES
-    assert list(COMMANDS)[: len(STAGES)] == STAGES
-    assert [COMMANDS[stage][0] for stage in STAGES] == STAGE_MODULES
-    assert all(module in TREES for module, _ in COMMANDS.values())
+    assert list(STAGE_COMMANDS) == list(cli.commands)[: len(STAGES)] == STAGES
+    assert all(module in TREES for module in STAGE_MODULES)
     sections = YAML(typ="safe").load(ROOT / "params.yaml")
     assert list(sections) == list(Params.model_fields)
     assert set(sections) == {*STAGES, "backbone", "run"}
@@ -191,29 +186,19 @@ def test_every_key_of_params_yaml_has_a_comment() -> None:
     assert without == []
 
 
-def test_rooms_are_small() -> None:
-    files = {path.name: path.read_text(encoding="utf-8").count("\n") for path in SOURCE.rglob("*.py")}
-    assert {name: lines for name, lines in files.items() if lines >= 250} == {}
-    functions = {
-        f"{name}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
-        for name, tree in TREES.items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-    }
-    assert {name: lines for name, lines in functions.items() if lines >= 50} == {}
-
-
-def test_help_imports_nothing_but_the_standard_library(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["finetune", "--help"], ["predict", "--help"]], ids=" ".join
+)
+def test_help_imports_nothing_but_click(tmp_path: Path, arguments: list[str]) -> None:
     """So it answers at once."""
     code = (
-        "import sys; before = set(sys.modules); from headstart.cli import main; main(); "
-        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}; "
-        "print(sorted(loaded - set(sys.stdlib_module_names)), file=sys.stderr)"
+        "import atexit, sys; before = set(sys.modules); from headstart.cli import main; "
+        "loaded = lambda: {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "atexit.register(lambda: print(sorted(loaded() - set(sys.stdlib_module_names)), file=sys.stderr)); main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--help"], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
-    assert done.stderr == "['headstart']\n"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stderr == "['click', 'headstart']\n"
 
 
 IMPORTS = """
@@ -227,7 +212,7 @@ import headstart.cli
 assert not heavy(), heavy()
 import headstart.config.schema
 assert not heavy() - {"pydantic"}, heavy()
-import headstart.leaderboard, headstart.data.dataset, headstart.stages.program, headstart.stages.probe
+import headstart.data.dataset, headstart.stages.program, headstart.stages.probe
 import headstart.predict
 assert not heavy() - {"pydantic", "numpy"}, heavy()
 import lightning, numpy, random, timm, torch  # lightning draws from random's generator: not ours to mend

@@ -30,7 +30,7 @@ SIDE = 48
 NEXT = ("ant", "bee", "cat", "dog", "eel")  # five, where the first project had four; two are common
 SMALL: dict[str, Any] = {
     "prepare.source": "imagefolder",
-    "prepare.path": "pictures",
+    "prepare.path": "images",
     "backbone.name": f"local-dir:{FIRST}",
     "features.batch_size": 16,
     "probe.l2": [0.1, 0.01],
@@ -56,26 +56,26 @@ def report(stage: str) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """What a first project exported, in backbones/first; its model. Images of the next one's classes."""
+    """The export of a first project in backbones/first, whose model is returned; images of the next one's classes."""
     monkeypatch.chdir(tmp_path)
     model = create_backbone("test_vit", pretrained=False, image_size=SIDE, args=ARGS, num_classes=len(CLASSES))
     with torch.no_grad():
         get_head(model).weight.normal_(generator=torch.Generator().manual_seed(0))
     prepared = write_prepared()
-    about = read_json(prepared.folder / "dataset.json")
-    about["input"] = {**INPUT, "input_size": [3, SIDE, SIDE]}
-    (prepared.folder / "dataset.json").write_text(json.dumps(about))
+    dataset = read_json(prepared.folder / "dataset.json")
+    dataset["input"] = {**INPUT, "input_size": [3, SIDE, SIDE]}
+    (prepared.folder / "dataset.json").write_text(json.dumps(dataset))
     save_timm(model, model.state_dict(), PreparedDataset.open(), Path(FIRST))
     shutil.rmtree(prepared.folder)
-    # The export adds this key, which timm is to pass over.
+    # The export adds this key, which timm ignores.
     config = read_json(Path(FIRST, "config.json"))
-    Path(FIRST, "config.json").write_text(json.dumps(config | {"headstart": {"format": 1, "input": about["input"]}}))
+    Path(FIRST, "config.json").write_text(json.dumps(config | {"headstart": {"format": 1, "input": dataset["input"]}}))
     generator = np.random.default_rng(0)
     for label, name in enumerate(NEXT):
-        Path("pictures", name).mkdir(parents=True)
+        Path("images", name).mkdir(parents=True)
         for i in range(12):
             noise = generator.integers(40 * label, 40 * label + 60, (60, 70, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(Path("pictures", name, f"{i}.png"))
+            Image.fromarray(noise).save(Path("images", name, f"{i}.png"))
     return model
 
 
@@ -121,7 +121,7 @@ def test_drop_rates_are_the_next_projects_own() -> None:
 
 
 def test_other_weights_under_the_same_name_are_other_features() -> None:
-    """When the stages run: DVC, which looks at the name, has to be told."""
+    """Once the stages run: DVC itself compares the name alone."""
     run(prepare, features)
     config, weights = (Path(FIRST, name).read_bytes() for name in ("config.json", "model.safetensors"))
     shutil.rmtree(FIRST)

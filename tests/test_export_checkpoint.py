@@ -1,7 +1,5 @@
-"""`headstart export CHECKPOINT`, through the real command."""
+"""`headstart export-checkpoint CHECKPOINT`."""
 
-import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from headstart.core.errors import UserError
 from headstart.core.io import read_json
 from headstart.export.checkpoint import export_checkpoint
 from headstart.models.backbone import create_backbone
+from helpers.command import headstart
 from helpers.images import CLASSES, params, write_prepared
 
 CHANGES = {"backbone.name": "test_resnet", "export.pictures": 4, "export.formats": [], "prepare.source": "imagefolder"}
@@ -33,11 +32,6 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     return model.eval()
 
 
-def export(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from headstart.cli import main; main()", "export", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def save(model: nn.Module, path: str) -> None:
     weights = model.state_dict()
     if path.endswith(".safetensors"):
@@ -52,8 +46,8 @@ def save(model: nn.Module, path: str) -> None:
 @pytest.mark.parametrize("path", ["last.ckpt", "weights.pth", "weights.safetensors"])
 def test_any_checkpoint_of_the_model_becomes_a_bundle(trained: nn.Module, path: str) -> None:
     save(trained, path)
-    done = export(path, "--out", "mine")
-    assert done.returncode == 0, done.stderr
+    done = headstart("export-checkpoint", path, "--out", "mine")
+    assert done.exit_code == 0, done.stderr
     model: Any = timm.create_model("local-dir:mine", pretrained=True).eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -66,10 +60,13 @@ def test_any_checkpoint_of_the_model_becomes_a_bundle(trained: nn.Module, path: 
     assert "- onnx" not in card
     assert len({entry.stat().st_mode for entry in Path("mine").iterdir()}) == 1
     assert "This checkpoint was not evaluated" in card
-    again = export("--out", "mine", path)
-    assert (again.returncode, again.stderr) == (
-        1, "error: mine exists already: name another folder with --out, or remove it\n"
-    )  # fmt: skip
+    refused = "error: mine exists already: name another folder with --out, or remove it\n"
+    again = headstart("export-checkpoint", "--out", "mine", path)
+    assert (again.exit_code, again.stderr) == (1, refused)
+    renamed = "headstart export CHECKPOINT is now headstart export-checkpoint CHECKPOINT\n"
+    for arguments in (["--out", "mine", path], [path, "--out", "mine"]):
+        earlier_name = headstart("export", *arguments)
+        assert (earlier_name.exit_code, earlier_name.stderr) == (1, renamed + refused)
 
 
 class Evil:

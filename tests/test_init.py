@@ -11,6 +11,7 @@ from headstart import init_project
 from headstart.config.loader import load_params
 from headstart.core.errors import UserError
 from headstart.init_project import lay_out, template
+from helpers.command import headstart
 from helpers.images import ROOT
 
 IDENTITY = {f"GIT_{role}_{what}": "t@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -23,18 +24,14 @@ def output(*command: str, cwd: Path) -> str:
     ).stdout
 
 
-def headstart_init(folder: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "headstart.init_project", folder]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
 def files_below(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_git_and_dvc_take_the_project_as_it_is(tmp_path: Path) -> None:
-    answer = headstart_init("new/my project", cwd=tmp_path)
-    assert (answer.returncode, answer.stderr) == (0, "")
+def test_git_and_dvc_take_the_project_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = headstart("init", "new/my project")
+    assert (answer.exit_code, answer.stderr) == (0, "")
     assert "cd 'new/my project'" in answer.stdout
     project = tmp_path / "new" / "my project"
     output("git", "add", "-A", cwd=project)
@@ -56,13 +53,14 @@ def test_it_is_this_repositorys_pipeline(tmp_path: Path) -> None:
     assert all((tmp_path / name).read_bytes() == (ROOT / name).read_bytes() for name in template())
 
 
-def test_nothing_is_overwritten_and_nothing_half_laid_out(tmp_path: Path) -> None:
+def test_nothing_is_overwritten_and_nothing_half_laid_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("mine")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "notes.txt").write_text("mine too")
     before = files_below(tmp_path)
-    answer = headstart_init(".", cwd=tmp_path)
-    assert (answer.returncode, answer.stdout) == (1, "")
+    answer = headstart("init", ".")
+    assert (answer.exit_code, answer.stdout) == (1, "")
     assert answer.stderr.startswith("error: params.yaml is there already: ")
     assert files_below(tmp_path) == before
     (tmp_path / "params.yaml").unlink()

@@ -58,7 +58,7 @@ def test_the_base_is_what_predict_needs_and_the_rest_is_extra(dist: Path) -> Non
     about = message_from_bytes(metadata)
     requirements = about.get_all("Requires-Dist", [])
     base = {requirement.partition(">=")[0] for requirement in requirements if "extra ==" not in requirement}
-    assert base == {"numpy", "onnxruntime", "pillow"}
+    assert base == {"click", "numpy", "onnxruntime", "pillow", "tqdm"}
     assert {"train", "serve", "parquet"} <= set(about.get_all("Provides-Extra", []))
 
 
@@ -92,7 +92,7 @@ def run(program: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProces
 def test_the_base_alone_answers(commands: Path, tmp_path: Path, arguments: list[str]) -> None:
     answer = run(commands / "headstart", *arguments, cwd=tmp_path)
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert answer.stdout.startswith("usage: headstart")
+    assert answer.stdout.startswith("Usage: headstart")
 
 
 @pytest.mark.slow

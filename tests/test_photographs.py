@@ -1,4 +1,4 @@
-"""Real photographs, where HEADSTART_PICTURES names a folder of class folders: stored as timm's evaluation sees them."""
+"""Real photographs are stored as timm's evaluation sees them, if HEADSTART_PICTURES names a folder of class folders."""
 
 import os
 from itertools import islice
@@ -15,15 +15,15 @@ from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.stages import prepare
 from helpers.images import params
 
-IMAGES = os.environ.get("HEADSTART_PICTURES")
+FOLDER = os.environ.get("HEADSTART_PICTURES")
 
 
-@pytest.mark.skipif(IMAGES is None, reason="HEADSTART_PICTURES is not set")
+@pytest.mark.skipif(FOLDER is None, reason="HEADSTART_PICTURES is not set")
 def test_prepared_photographs_are_what_timms_own_transform_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert IMAGES is not None
-    for folder in islice(sorted(path for path in Path(IMAGES).iterdir() if path.is_dir()), 3):
+    assert FOLDER is not None
+    for folder in islice(sorted(path for path in Path(FOLDER).iterdir() if path.is_dir()), 3):
         (tmp_path / "raw" / folder.name).mkdir(parents=True)
         for file in islice(sorted(folder.rglob("*.JPEG")), 20):
             (tmp_path / "raw" / folder.name / file.name).symlink_to(file)
@@ -32,8 +32,8 @@ def test_prepared_photographs_are_what_timms_own_transform_gives(
     prepared = PreparedDataset.open()
     transform = create_transform(**prepared.input, is_training=False)
     ours = Normalize(prepared.input)(evaluation_pixels(prepared, np.arange(len(prepared.ids))))
-    for row, found in zip(manifest_rows(), ours, strict=True):
+    for row, pixels in zip(manifest_rows(), ours, strict=True):
         if row["split"] == "train":  # stored at another size, for random crops
             continue
         image = ImageOps.exif_transpose(Image.open(Path("raw") / row["source"])).convert("RGB")
-        torch.testing.assert_close(found, transform(image), rtol=0, atol=1e-6)
+        torch.testing.assert_close(pixels, transform(image), rtol=0, atol=1e-6)

@@ -5,8 +5,10 @@ import io
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 from headstart.predict import Predictor
 from helpers.bundles import CLASSES, copy_bundle
+from helpers.command import headstart
 
 COLUMNS = ["picture", "label", "probability", "label_2", "probability_2", "set", "distance", "unusual", "error"]
 
@@ -37,11 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def predict(
-    *arguments: str, cwd: Path, stdin: str = "", python: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *python, "-m", "headstart.predict", *arguments]
-    return subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, text=True, check=False)
+PREDICT = [sys.executable, "-m", "headstart", "predict"]
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -52,23 +56,30 @@ ALL = ["pictures/a.bmp", "pictures/b/1.JPG", "pictures/b/2.png", "pictures/b/dee
 
 
 @pytest.mark.parametrize(
-    ("arguments", "stdin", "expected"),
+    ("arguments", "expected"),
     [
-        (["pictures"], "", ALL),
-        (["pictures/b", "pictures/a.bmp"], "", [*ALL[1:4], ALL[0]]),
-        (["pictures/*.[bj]*"], "", [ALL[0], ALL[4]]),
-        (["pictures/**/*.webp"], "", [ALL[3]]),
-        (["-"], "\n".join([ALL[2], "", "nowhere.jpg"]), [ALL[2], "nowhere.jpg"]),
+        (["pictures"], ALL),
+        (["pictures/b", "pictures/a.bmp"], [*ALL[1:4], ALL[0]]),
+        (["pictures/*.[bj]*"], [ALL[0], ALL[4]]),
+        (["pictures/**/*.webp"], [ALL[3]]),
     ],
 )
-def test_files_folders_patterns_and_stdin(folder: Path, arguments: list[str], stdin: str, expected: list[str]) -> None:
-    done = predict("export", *arguments, cwd=folder, stdin=stdin)
+def test_files_folders_and_patterns(arguments: list[str], expected: list[str]) -> None:
+    answer = headstart("predict", "export", *arguments)
+    assert answer.exit_code == 0, answer.stderr
+    assert [row["picture"] for row in rows(answer.stdout)] == expected
+
+
+def test_paths_on_stdin() -> None:
+    """A process, with a true stdin, and a name that is not UTF-8 on it."""
+    names = b"\n".join([ALL[2].encode(), b"", b"nowhere.jpg", b"\xff.jpg"])
+    done = subprocess.run([*PREDICT, "export", "-"], input=names, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert [row["picture"] for row in rows(done.stdout)] == expected
+    assert [row["picture"] for row in rows(done.stdout.decode())] == [ALL[2], "nowhere.jpg", r"\xff.jpg"]
 
 
 def test_the_rows_say_what_the_predictor_says(folder: Path) -> None:
-    done = predict("export", "pictures", "--top", "2", cwd=folder)
+    done = headstart("predict", "export", "pictures", "--top", "2")
     found, predictor = rows(done.stdout), Predictor(folder / "export")
     assert list(found[0]) == COLUMNS
     assert done.stderr == "1 of 5 images are bad: the reasons stand with them as their error\n"
@@ -83,11 +94,11 @@ def test_the_rows_say_what_the_predictor_says(folder: Path) -> None:
     assert list(found[4].values()) == [ALL[4], *[""] * 7, "not an image that Pillow can read"]
 
 
-def test_all_formats_say_the_same(folder: Path, tmp_path: Path) -> None:
+def test_all_formats_say_the_same(tmp_path: Path) -> None:
     names = [str(tmp_path / name) for name in ("x.csv", "x.jsonl", "x.parquet")]
     for name in names:
-        done = predict("export", "pictures", "--out", name, cwd=folder)
-        assert (done.returncode, done.stdout) == (0, "")
+        done = headstart("predict", "export", "pictures", "--out", name)
+        assert (done.exit_code, done.stdout) == (0, "")
         assert f"{name}: 5 images in " in done.stderr
     as_csv, lines = rows(Path(names[0]).read_text(encoding="utf-8")), Path(names[1]).read_text(encoding="utf-8")
     as_json = [json.loads(line) for line in lines.splitlines()]
@@ -111,23 +122,37 @@ def test_all_formats_say_the_same(folder: Path, tmp_path: Path) -> None:
         (["export", "pictures", "--out", "x.xlsx"], "must end in one of .csv, .jsonl, .parquet"),
         (["export", "pictures", "--out", "empty.csv"], "is a folder"),
         (["export", "pictures", "--model", "model.int8.onnx"], "lists no model.int8.onnx"),
-        (["export", "pictures", "--top", "0"], "top must be at least 1"),
     ],
 )
 def test_what_a_user_can_mend_is_one_message(folder: Path, arguments: list[str], said: str) -> None:
     (folder / "empty.csv").mkdir(exist_ok=True)
-    done = predict(*arguments, cwd=folder)
-    assert done.returncode == 1
+    done = headstart("predict", *arguments)
+    assert done.exit_code == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert said in done.stderr
 
 
-def test_a_run_that_fails_leaves_no_half_of_a_file(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "pictures", "--top", "0"], "Invalid value for '--top': 0 is not in the range x>=1"),
+        (["export", "pictures", "--threads", "0"], "Invalid value for '--threads': 0 is not in the range x>=1"),
+        (["export", "pictures", "--device", "tpu"], "Invalid value for '--device': 'tpu' is not one of"),
+        (["export"], "Missing argument 'IMAGES...'"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], said: str) -> None:
+    done = headstart("predict", *arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_a_run_that_fails_leaves_no_half_of_a_file(tmp_path: Path) -> None:
     out = tmp_path / "x.csv"
     out.write_text("earlier")
-    done = predict("export", "-", "--out", str(out), cwd=folder)
-    assert done.returncode == 1
+    done = headstart("predict", "export", "-", "--out", str(out))
+    assert done.exit_code == 1
     assert out.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [out]
 
@@ -136,8 +161,7 @@ def test_a_terminal_gets_lines_and_no_codes_from_names(folder: Path, tmp_path: P
     odd = tmp_path / "\x1b[31mred.png"
     odd.write_bytes((folder / ALL[2]).read_bytes())
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "headstart.predict", "export", ALL[1], str(odd)]
-    subprocess.run(command, cwd=folder, stdout=theirs, stderr=theirs, check=True)
+    subprocess.run([*PREDICT, "export", ALL[1], str(odd)], stdout=theirs, stderr=theirs, check=True)
     os.close(theirs)
     text = os.read(ours, 10_000).decode()
     os.close(ours)
@@ -149,32 +173,37 @@ def test_a_terminal_gets_lines_and_no_codes_from_names(folder: Path, tmp_path: P
     assert r"\x1b[31mred.png" in second
 
 
-def test_a_terminal_that_watches_is_left_clean(folder: Path, tmp_path: Path) -> None:
+def test_a_terminal_sees_a_bar_and_is_left_clean(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "headstart.predict", "export", "pictures", "--out", str(out)]
-    subprocess.run(command, cwd=folder, stderr=theirs, check=True)
+    termios.tcsetwinsize(theirs, (24, 80))  # tqdm draws nothing in no columns
+    subprocess.run([*PREDICT, "export", "pictures", "--out", str(out)], stderr=theirs, check=True)
     os.close(theirs)
-    text = os.read(ours, 10_000).decode()
+    text = os.read(ours, 10_000).decode().replace("\r\n", "\n")
     os.close(ours)
-    assert text.rpartition("\r\x1b[K")[2].splitlines()[1].startswith(f"{out}: 5 images in ")
+    bar, _, after = text.rpartition("\r")
+    assert "predict: " in bar
+    assert bar.endswith(" ")  # over the bar
+    assert after.splitlines()[1].startswith(f"{out}: 5 images in ")
 
 
 def test_who_reads_may_stop(folder: Path) -> None:
-    command = f"{sys.executable} -m headstart.predict export images images | true"
-    done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
-    assert "Traceback" not in done.stderr
+    for reader in ("true", "head -1"):
+        command = f"{shlex.join(PREDICT)} export {'pictures ' * 20} | {reader}"
+        done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
+        assert "Traceback" not in done.stderr
+        assert "Error" not in done.stderr
 
 
 def test_parquet_without_pyarrow_and_torch_without_torch(folder: Path) -> None:
     """What the base install lacks is named, with what installs it."""
     without = "import sys; sys.modules |= {'pyarrow': None, 'torch': None, 'timm': None}; "
-    start = "from headstart.predict import main; sys.argv[0] = 'predict'; main()"
+    start = "from headstart.cli import main; main()"
     for arguments, said in (
         (["--out", "x.parquet"], "headstart[parquet]"),
         (["--device", "torch"], "headstart[train]"),
     ):
-        command = [sys.executable, "-c", without + start, "export", ALL[1], *arguments]
+        command = [sys.executable, "-c", without + start, "predict", "export", ALL[1], *arguments]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
         assert said in done.stderr

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.images.files import is_image_name, shown
+from headstart.images.files import is_image_name, utf8_name
 from helpers.bundles import copy_bundle
 from helpers.hostile_bundles import HOSTILE, make_hostile
 from helpers.hostile_images import make_hostile_images
@@ -50,12 +50,12 @@ def test_a_hostile_bundle_is_refused_with_a_reason(ends: dict[str, End], name: s
 def test_every_hostile_image_is_a_row(tmp_path: Path) -> None:
     good, pictures, out = copy_bundle(tmp_path / "good"), tmp_path / "pictures", tmp_path / "rows.jsonl"
     make_hostile_images(pictures, 1000)
-    command = [sys.executable, "-W", "error", "-m", "headstart.predict", str(good), str(pictures), "--out", str(out)]
+    command = [sys.executable, "-W", "error", "-m", "headstart", "predict", str(good), str(pictures), "--out", str(out)]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300)
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     named = [row["picture"] for row in rows]
     assert len(set(named)) == len(named)
-    found = {shown(str(path)) for path in pictures.rglob("*") if is_image_name(path.name)}
+    found = {utf8_name(str(path)) for path in pictures.rglob("*") if is_image_name(path.name)}
     assert found <= set(named)
     assert len(found) > 900
     assert all((row["error"] is None) == (row["label"] is not None) for row in rows)

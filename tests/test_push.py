@@ -1,5 +1,4 @@
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,11 @@ import timm
 import torch
 from huggingface_hub import constants
 
-from headstart import push
 from headstart.core.io import read_json
 from headstart.inference.bundle import write_manifest
 from headstart.models.backbone import create_backbone, weights_sha256
 from helpers.bundles import CLASSES, copy_bundle
+from helpers.command import headstart
 from helpers.hub_server import TOKEN, HubServer, ask, hub_server
 
 NAME = "somebody/flowers"
@@ -41,29 +40,29 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         session = huggingface_hub.get_session()
         yield server
         client = partial(type(session), event_hooks=session.event_hooks, follow_redirects=True)
-        huggingface_hub.set_client_factory(client)  # without push's patience
+        huggingface_hub.set_client_factory(client)  # without the timeout of push
 
 
 @pytest.fixture
-def said(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
-    """Run the command; give what it said on stdout and stderr."""
+def said() -> Callable[..., tuple[str, str]]:
+    """Run the command; return what it said on stdout and stderr."""
 
     def run(*arguments: str) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["headstart push", "export/", *arguments])
-        push.main()
-        return capfd.readouterr()
+        answer = headstart("push", "export/", *arguments)
+        assert answer.exit_code == 0, answer.stderr
+        return answer.stdout, answer.stderr
 
     return run
 
 
 @pytest.fixture
-def refusal(said: Callable[..., tuple[str, str]]) -> Callable[..., str]:
-    """Run the command, which ends with exit code 1; give its message."""
+def refusal() -> Callable[..., str]:
+    """Run the command, which ends with exit code 1; return its message."""
 
     def run(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as caught:
-            said(*arguments)
-        return str(caught.value.code).removeprefix("error: ")
+        answer = headstart("push", "export/", *arguments)
+        assert (answer.exit_code, answer.stdout) == (1, "")
+        return answer.stderr.partition("error: ")[2]
 
     return run
 
@@ -163,7 +162,7 @@ def test_what_the_hub_refuses_says_what_to_do(
 def test_a_hub_that_is_not_there_or_says_nothing_is_not_waited_for(
     hub: HubServer, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headstart.export.push.PATIENCE", 0.1)
+    monkeypatch.setattr("headstart.export.push.HUB_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert f"the push to {NAME} broke off (ReadTimeout" in refusal(NAME)

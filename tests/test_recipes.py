@@ -1,9 +1,10 @@
-"""The recipes: whole params.yaml files that say what to expect, run on invented images laid out as torchvision's."""
+"""The recipes: overlays on params.yaml that say what to expect, run on invented images laid out as torchvision's."""
 
 import hashlib
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from ruamel.yaml import YAML
 from scipy.io import savemat
 from torchvision import datasets
 
-from headstart.config.loader import load_params, parse_params
+from headstart.config.completion import complete_params
+from headstart.config.loader import load_params, parse_params, read_sections
 from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.io import read_table
@@ -30,6 +31,7 @@ from helpers.images import ROOT
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
 DATA_SETS = {"flowers102": "Flowers102", "food101": "Food101", "pets": "OxfordIIITPet"}
 BACKBONES = {"resnet50", "vit_small"}
+MERGED: dict[str, Path] = {}
 FIELDS = ["command", "data", "backbone", "published", "compare", "source", "differs", "measured"]
 CLASSES, TRAIN, VALIDATION, TEST = 3, 14, 4, 3
 # The recipe's own architecture with fewer and narrower layers.
@@ -56,9 +58,17 @@ def comment(name: str) -> dict[str, str]:
     return fields
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _merged(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Lay each recipe over a copy of the project's params.yaml."""
+    folder = tmp_path_factory.mktemp("recipes")
+    for name, recipe in RECIPES.items():
+        MERGED[name] = Path(shutil.copy(ROOT / "params.yaml", folder / f"{name}.yaml"))
+        complete_params(MERGED[name], recipe)
+
+
 def content(name: str) -> dict[str, Any]:
-    sections: dict[str, Any] = YAML(typ="safe").load(RECIPES[name])
-    return sections
+    return read_sections(MERGED[name])
 
 
 def flat(sections: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +88,7 @@ def test_there_is_one_for_each_data_set_and_backbone() -> None:
 def test_a_recipe_says_its_command_the_published_figures_and_their_source(name: str) -> None:
     said = comment(name)
     assert list(said) == FIELDS
-    assert said["command"] == f"cp recipes/{name}.yaml params.yaml && dvc repro"
+    assert said["command"] == f"headstart params recipes/{name}.yaml && dvc repro"
     assert re.search(r"arXiv \d{4}\.\d{5}, table \d", said["source"])
     figures = re.findall(r"\d\d\.\d(?= %)", said["published"])
     assert figures
@@ -89,7 +99,7 @@ def test_a_recipe_says_its_command_the_published_figures_and_their_source(name: 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_its_backbone_is_one_of_timms_with_weights_under_the_licence_that_it_names(name: str) -> None:
-    params, said = load_params(RECIPES[name]), comment(name)["backbone"]
+    params, said = load_params(MERGED[name]), comment(name)["backbone"]
     assert params.backbone.name in timm.list_pretrained()
     assert params.backbone.pretrained
     licence = timm.get_pretrained_cfg(params.backbone.name).license  # type: ignore[union-attr]
@@ -105,7 +115,7 @@ def test_recipes_differ_only_where_they_must() -> None:
         for data in DATA_SETS:
             between = differing(content(f"pets_{backbone}"), content(f"{data}_{backbone}"))
             assert {key.split(".")[1] for key in between} <= of_data
-    project = YAML(typ="safe").load(ROOT / "params.yaml")
+    project = read_sections(ROOT / "params.yaml")
     for name in RECIPES:
         assert {section: content(name)[section] for section in ("features", "export", "run")} == {
             section: project[section] for section in ("features", "export", "run")
@@ -113,11 +123,20 @@ def test_recipes_differ_only_where_they_must() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_over_another_leaves_nothing_of_it(name: str, tmp_path: Path) -> None:
+    for other, merged in MERGED.items():
+        path = tmp_path / f"{other}.yaml"
+        shutil.copy(merged, path)
+        complete_params(path, RECIPES[name])
+        assert read_sections(path) == content(name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_its_penalty_is_felt_by_the_true_backbone_on_as_many_images(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A decay that does nothing in so few steps would be warned of."""
-    params = load_params(RECIPES[name])
+    params = load_params(MERGED[name])
     with torch.device("meta"):
         model = create_backbone(params.backbone.name, pretrained=False, image_size=None, args={})
         model.reset_classifier(10)  # type: ignore[operator]

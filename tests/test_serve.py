@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart import serve
 from headstart.inference.predictor import Predictor
+from headstart.inference.writers import output_record
 from helpers.bundles import CLASSES, copy_bundle
+from helpers.command import headstart
 
 MAX_BYTES = 100_000
 # Nobody is waited for longer than a second, but for the answers themselves.
-START = "import headstart.inference.server as c; c.PATIENCE = 1; from headstart.serve import main; main()"
+START = "import headstart.inference.server as c; c.PATIENCE = 1; from headstart.cli import main; main()"
 
 
 def encoded(seed: int, size: tuple[int, int] = (50, 40)) -> bytes:
@@ -38,7 +38,7 @@ def encoded(seed: int, size: tuple[int, int] = (50, 40)) -> bytes:
 @contextmanager
 def service(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Start it on a free port; give its address. SIGTERM ends it, with 0 and no traceback."""
-    command = [sys.executable, "-W", "error", "-c", START, str(folder), "--port", "0", *arguments]
+    command = [sys.executable, "-W", "error", "-c", START, "serve", str(folder), "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -69,7 +69,7 @@ def post(client: httpx.Client, content: Any, kind: str = "image/png") -> httpx.R
 
 
 def as_json(predictor: Predictor, content: bytes, name: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(asdict(predictor(content)) | {"picture": name}))
+    found: dict[str, Any] = json.loads(json.dumps(output_record(predictor(content)) | {"picture": name}))
     return found
 
 
@@ -215,23 +215,20 @@ def test_more_clients_than_it_may_have_are_refused_and_what_is_due_is_answered_a
         assert answer_to(first).startswith(b"HTTP/1.1 200 ")
 
 
-def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+def refusal(*arguments: str, code: int = 1) -> str:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(sys, "argv", ["headstart serve", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        serve.main()
+    answer = headstart("serve", *arguments)
     signal.signal(signal.SIGTERM, before)
-    assert capsys.readouterr().out == ""
-    return str(caught.value.code)
+    assert (answer.exit_code, answer.stdout) == (code, "")
+    return answer.stderr
 
 
-def test_what_is_wrong_is_said_before_it_listens(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert refusal(capsys, monkeypatch, str(tmp_path / "none"), "--port", "0").startswith(f"error: {tmp_path}/none ")
+def test_what_is_wrong_is_said_before_it_listens(folder: Path, tmp_path: Path) -> None:
+    assert refusal(str(tmp_path / "none"), "--port", "0").startswith(f"error: {tmp_path}/none ")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"can't listen on 127.0.0.1, port {port}" in refusal(capsys, monkeypatch, str(folder), "--port", port)
-    assert "--host" in refusal(capsys, monkeypatch, str(folder), "--host", "192.0.2.1")
-    assert "has no conformal sets" in refusal(capsys, monkeypatch, str(folder), "--port", "0", "--conformal", "0.5")
-    assert refusal(capsys, monkeypatch, str(folder), "--max-bytes", "0") == "2"
+        assert f"can't listen on 127.0.0.1, port {port}" in refusal(str(folder), "--port", port)
+    assert "--host" in refusal(str(folder), "--host", "192.0.2.1")
+    assert "has no conformal sets" in refusal(str(folder), "--port", "0", "--conformal", "0.5")
+    for option, least in (("--max-bytes", 1), ("--max-clients", 2), ("--threads", 1), ("--top", 1)):
+        assert f"x>={least}" in refusal(str(folder), option, str(least - 1), code=2)

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.features.cache import write_features
 from headstart.theory import early_stopping, gradients
 from headstart.theory.implicit_l2 import equivalent_l2, safe_rate
+from helpers.command import headstart
 from helpers.images import write_prepared
 
 STUDY = Path("reports/study")
@@ -32,11 +31,6 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset
         features[rows, labels] += 2
     write_features(iter(features), features.shape, "float32", {})
     return prepared
-
-
-def headstart(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from headstart.cli import main; main()", "study", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def words(image: Path) -> str:
@@ -88,10 +82,11 @@ def test_the_same_study_draws_the_same_image() -> None:
     assert all(label in said for label in ("theory, λ", "softmax, measured", "penalty", "Cross-entropy on validation"))
 
 
-def test_missing_features_are_one_message(prepared: PreparedDataset, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("prepared")
+def test_missing_features_are_one_message(tmp_path: Path) -> None:
     (tmp_path / "data/features/features.npy").unlink()
-    answer = headstart("early-stopping", cwd=prepared.folder.resolve().parents[1])
-    assert answer.returncode == 1
+    answer = headstart("study", "early-stopping")
+    assert answer.exit_code == 1
     assert answer.stderr.splitlines()[-1].startswith(
         "error: data/features/features.npy does not exist: run `dvc repro`"
     )
@@ -101,22 +96,22 @@ def test_missing_features_are_one_message(prepared: PreparedDataset, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "the following arguments are required: STUDY"),
-        (("early-stoping",), "invalid choice: 'early-stoping'"),
-        (("early-stopping", "--steps", "3"), "argument --steps: 3 is below 10"),
+        ((), "Usage: headstart study [OPTIONS] COMMAND"),
+        (("early-stoping",), "No such command 'early-stoping'"),
+        (("early-stopping", "--steps", "3"), "Invalid value for '--steps': 3 is not in the range x>=10"),
     ],
 )
-def test_wrong_arguments_are_an_error(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
-    answer = headstart(*arguments, cwd=tmp_path)
-    assert (answer.returncode, answer.stdout) == (2, "")
+def test_wrong_arguments_are_an_error(arguments: tuple[str, ...], said: str) -> None:
+    answer = headstart("study", *arguments)
+    assert (answer.exit_code, answer.stdout) == (2, "")
     assert said in answer.stderr
 
 
-def test_help_says_what_a_study_reads_and_writes(tmp_path: Path) -> None:
-    answer = headstart("--help", cwd=tmp_path)
-    assert answer.returncode == 0
+def test_help_says_what_a_study_reads_and_writes() -> None:
+    answer = headstart("study", "--help")
+    assert answer.exit_code == 0
     assert all(study in answer.stdout for study in ("early-stopping", "gradients"))
-    answer = headstart("early-stopping", "--help", cwd=tmp_path)
+    answer = headstart("study", "early-stopping", "--help")
     assert "\nreads:   data/prepared (labels of train and validation), data/features" in answer.stdout
     assert "reports/study/early_stopping.svg" in answer.stdout
 

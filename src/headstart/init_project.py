@@ -1,15 +1,9 @@
-"""Lay out a project of your own: `dvc repro` there takes scikit-learn's digits, until params.yaml names your images.
+"""The files of a new project, and where they come from: `headstart init`."""
 
-writes:  DIR/params.yaml, dvc.yaml, sweep.yaml, slurm, data/raw, .dvc and what git ignores; a git repository where DIR
-         is in none. Nothing that is there already is changed.
-"""
-
-import argparse
 import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tomllib
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -69,25 +63,15 @@ def _make_repository(git: str, folder: Path) -> None:
         subprocess.run([git, "init", "--quiet"], cwd=folder, check=True)
 
 
-def main() -> None:
-    """Lay a project out and say what comes next: exit code 1 with one message on stderr where the user can mend it."""
-    parser = argparse.ArgumentParser(
-        prog="headstart init", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a folder, new or without files of these names")
-    folder = parser.parse_args().folder
-    try:
-        lay_out(folder)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print(f"{folder} is a project now. Next:\n")
+def next_steps(folder: Path) -> str:
+    """Return what to type next, for a user to read."""
+    lines = [f"{folder} is a project now. Next:\n"]
     if find_spec("dvc") is None:
-        print(f"    pip install {shlex.quote(requirement('train'))}")
-    print(f"    cd {shlex.quote(str(folder))}")
-    print("    git add -A && git commit -m 'A project of headstart'")
-    print("    dvc repro")
-    print("\nFor your own images: prepare.source and prepare.path in params.yaml.")
-
-
-if __name__ == "__main__":
-    main()
+        lines.append(f"    pip install {shlex.quote(requirement('train'))}")
+    lines += [
+        f"    cd {shlex.quote(str(folder))}",
+        "    git add -A && git commit -m 'A project of headstart'",
+        "    dvc repro",
+        "\nFor your own images: prepare.source and prepare.path in params.yaml.",
+    ]
+    return "\n".join(lines)

@@ -188,6 +188,55 @@ def test_all_problems_are_listed_at_once(content: Any) -> None:
     ]
 
 
+def test_missing_keys_are_named_in_one_line_with_the_command_that_adds_them(content: Any) -> None:
+    del content["finetune"]["ema"], content["finetune"]["augment"]["mixup"], content["evaluate"]
+    assert refusal(content).splitlines() == [
+        "params.yaml:",
+        "  finetune.ema, finetune.augment.mixup, evaluate: missing; add them with `headstart params`",
+    ]
+    with pytest.raises(UserError, match=r"add them with `headstart params --params old/mine\.yaml`"):
+        parse_params(content, "old/mine.yaml")
+
+
+def test_the_defaults_are_the_committed_file(params: Params) -> None:
+    assert Params() == params
+    assert Params.model_validate(Params().model_dump()) == params  # pydantic does not check defaults by itself
+
+
+def test_a_partial_file_has_the_defaults_elsewhere(content: Any) -> None:
+    text = {"finetune": {"epochs": 3, "augment": {"hflip": 0.5}}, "export": {"int8": {"agreement": 0.9}}}
+    params = parse_params(text, partial=True)
+    content["finetune"]["epochs"], content["finetune"]["augment"]["hflip"] = 3, 0.5
+    content["export"]["int8"]["agreement"] = 0.9
+    assert params == parse_params(content)
+    with pytest.raises(UserError, match=r"finetune.epoch: unknown key; did you mean 'epochs'\?"):
+        parse_params({"finetune": {"epoch": 3}}, partial=True)
+
+
+def test_a_partial_file_with_its_own_groups_gets_no_numbers_of_the_default_ones() -> None:
+    groups = [{"name": "all", "match": ".*", "biases_and_norms": "in"}]
+    finetune: Any = {"groups": groups, "lr": {"all": 0.1}, "l2": {"all": 1e-4}}
+    params = parse_params({"finetune": finetune}, partial=True)
+    assert (params.finetune.lr, params.finetune.l2.by_group) == ({"all": 0.1}, {"all": 1e-4})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"nmae": "x"}, "  finetune.groups.0.nmae: unknown key; did you mean 'name'?"),
+        ({"biases_and_norms": "on"}, "  finetune.groups.0.biases_and_norms: Input should be 'in' or 'out' (got 'on')"),
+        ({"match": None}, "  finetune.groups.0.match: "),
+        ({}, "  finetune.groups.0.name: missing; add it"),
+    ],
+)
+def test_a_key_of_a_group_is_named(content: Any, change: dict[str, Any], said: str) -> None:
+    group = content["finetune"]["groups"][0]
+    group.update(change)
+    if not change:
+        del group["name"]
+    assert any(line.startswith(said) for line in refusal(content).splitlines())
+
+
 def test_a_whole_number_is_a_number(content: Any) -> None:
     content["finetune"]["lr"]["head"] = 1
     assert parse_params(content).finetune.lr["head"] == 1.0

@@ -1,6 +1,7 @@
 import io
 import logging
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -57,12 +58,55 @@ def test_closing_gives_the_rate(clock: Clock) -> None:
     assert shown.close() == pytest.approx(8)
 
 
-def test_a_terminal_gets_a_bar_and_no_lines(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_where_nobody_knows_how_many(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), Progress("predict", None) as shown:
+        clock.now += 10
+        shown.advance()
+        clock.now += 10
+        shown.total = 40  # somebody has counted
+        shown.advance(9)
+    assert [record.getMessage() for record in caplog.records] == [
+        "predict: 1 images, 0/s",
+        "predict: 10 of 40 images, 0/s, 60 s left",
+    ]
+
+
+def stderr_as_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Make stderr a terminal; return what is written to it. No fixture, since pytest sets stderr after those."""
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
+
+
+def test_a_terminal_sees_how_far_it_is_and_is_left_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = stderr_as_terminal(monkeypatch)
+    with Progress("predict", None) as shown:
+        shown.advance()
+        shown.total = 40
+        time.sleep(0.15)  # tqdm draws ten times a second
+        shown.advance(9)
+        assert "predict:  25%" in terminal.getvalue()
+        assert " 10/40 " in terminal.getvalue()
+    *_, last, end = terminal.getvalue().split("\r")
+    assert (last.strip(" "), end) == ("", "")
+
+
+def test_nothing_is_shown_where_it_is_not_asked_for_but_all_is_counted(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    terminal = stderr_as_terminal(monkeypatch)
+    with caplog.at_level(logging.INFO), Progress("predict", None, shown=False) as shown:
+        clock.now += 60
+        shown.advance()
+    assert (shown.done, shown.seconds) == (1, 60)
+    assert (terminal.getvalue(), caplog.records) == ("", [])
+
+
+def test_a_terminal_gets_a_bar_and_no_lines(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    terminal = stderr_as_terminal(monkeypatch)
     with caplog.at_level(logging.INFO), Progress("features", 10, "rows") as shown:
         clock.now += 60
         shown.advance(10)

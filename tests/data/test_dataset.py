@@ -12,7 +12,7 @@ from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import atomic_write, read_json, read_table, write_json, write_report, write_table
 from headstart.data.dataset import SPLITS, PreparedDataset, manifest_rows, read_labels
-from headstart.data.shards import INDEX, Shards, packed, read_index, shard_path
+from headstart.data.shards import INDEX_DTYPE, Shards, pack_image, read_index, shard_path
 from headstart.features.cache import read_features, write_features
 from headstart.models.head import Head, read_head, write_heads
 from helpers.images import CLASSES, IMAGES, INPUT, STORED, write_prepared
@@ -26,10 +26,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_file_that_failed_half_way_leaves_the_old_one_and_nothing_beside_it(project: Path) -> None:
     def write(text: str, *, fail: bool) -> None:
-        with atomic_write(project / "deep" / "file.txt") as aside:
-            aside.write_text(text)
-            assert aside.parent == project / "deep"
-            assert aside.name != "file.txt"
+        with atomic_write(project / "deep" / "file.txt") as temporary:
+            temporary.write_text(text)
+            assert temporary.parent == project / "deep"
+            assert temporary.name != "file.txt"
             if fail:
                 raise KeyboardInterrupt
 
@@ -47,10 +47,10 @@ def test_a_folder_appears_whole_or_not_at_all(project: Path) -> None:
     final = project / "out"
 
     def write(names: list[str], *, fail: bool) -> None:
-        with atomic_write(final) as aside:
-            aside.mkdir()
+        with atomic_write(final) as temporary:
+            temporary.mkdir()
             for name in names:
-                (aside / name).write_text(name)
+                (temporary / name).write_text(name)
             if fail:
                 raise ValueError
 
@@ -66,7 +66,7 @@ def test_a_folder_appears_whole_or_not_at_all(project: Path) -> None:
     assert [path.name for path in project.iterdir()] == ["out"]
 
 
-def test_what_a_link_points_to_is_not_written_over(project: Path) -> None:
+def test_the_target_of_a_link_is_not_overwritten(project: Path) -> None:
     """DVC may link its outputs into its cache."""
     kept = project / "cache"
     kept.write_text("{}")
@@ -75,7 +75,7 @@ def test_what_a_link_points_to_is_not_written_over(project: Path) -> None:
     assert (kept.read_text(), read_json(project / "report.json")) == ("{}", {"new": 1})
 
 
-def test_json_is_readable_and_refuses_what_json_has_not(project: Path) -> None:
+def test_json_is_readable_and_nan_and_infinity_are_refused(project: Path) -> None:
     path = project / "x.json"
     write_json(path, {"λ": 1e-4, "names": ["ö"]})
     assert "λ" in path.read_text(encoding="utf-8")
@@ -97,7 +97,7 @@ def test_a_table_keeps_commas_lines_and_quotes(project: Path) -> None:
     assert [list(row.values()) for row in read_table(project / "t.csv")] == rows
 
 
-def test_prepared_gives_the_pixels_that_were_stored_and_the_splits() -> None:
+def test_pixels_and_splits_are_those_that_were_stored() -> None:
     prepared = write_prepared()
     stored = np.fromfile(shard_path(paths.PREPARED, 0), np.uint8).reshape(-1, STORED, STORED, 3)
     assert len(prepared.ids) == len(stored) == sum(IMAGES.values())
@@ -135,7 +135,7 @@ def test_labels_stand_in_the_order_of_the_rows() -> None:
         assert np.array_equal(read_labels(split), labels[prepared.rows(split)])
 
 
-def test_what_is_missing_is_named() -> None:
+def test_missing_files_are_named() -> None:
     for read, name in (
         (PreparedDataset.open, "data/prepared/dataset.json"),
         (read_head, "models/probe/heads.json"),
@@ -146,10 +146,10 @@ def test_what_is_missing_is_named() -> None:
             read()
 
 
-def test_what_a_failed_run_leaves_to_the_next_stays_beside(project: Path) -> None:
+def test_a_resumable_write_keeps_its_temporary_folder_after_a_failure(project: Path) -> None:
     def write(*, fail: bool) -> None:
-        with atomic_write(project / "out", resumable=True) as aside:
-            aside.mkdir(exist_ok=not fail)
+        with atomic_write(project / "out", resumable=True) as temporary:
+            temporary.mkdir(exist_ok=not fail)
             if fail:
                 raise KeyboardInterrupt
 
@@ -182,7 +182,7 @@ def test_a_shard_that_is_missing_or_cut_off_is_named_on_opening() -> None:
         prepared.pixels(0)  # opened before
 
 
-def test_a_flipped_bit_is_found_where_the_image_is_read_for_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flipped_bit_is_detected_when_the_image_is_first_read(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = write_prepared()
     size = STORED * STORED * 3
     change(shard_path(paths.PREPARED, 0), 7 * size + 100)
@@ -215,10 +215,10 @@ def test_the_index_takes_few_bytes_an_image() -> None:
 def test_jpegs_are_read_as_pillow_reads_them() -> None:
     x, y = np.meshgrid(np.arange(60), np.arange(40))
     smooth = np.stack([x * 4, y * 5, 100 + x + y], axis=2).astype(np.uint8)
-    row = packed(Image.fromarray(smooth), "jpeg")
+    row = pack_image(Image.fromarray(smooth), "jpeg")
     assert len(row) < smooth.nbytes / 2
     shard_path(Path(), 0).write_bytes(b"before" + row)
-    index = np.array([(0, 6, len(row), crc32(row), 0, 0, 40, 60, 0)], INDEX)
+    index = np.array([(0, 6, len(row), crc32(row), 0, 0, 40, 60, 0)], INDEX_DTYPE)
     pixels = Shards(Path(), "jpeg", index).pixels(0)
     assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(row))))
     assert np.abs(pixels.astype(int) - smooth).mean() < 1

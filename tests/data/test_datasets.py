@@ -1,4 +1,4 @@
-"""Data sets of libraries; torchvision's own download code runs, against a server on loopback."""
+"""Data sets of libraries. torchvision's own download code runs against a server on loopback."""
 
 import hashlib
 import io
@@ -24,10 +24,10 @@ NAMES = [f"class {i}" for i in range(10)]
 
 def test_digits() -> None:
     digits = Digits()
-    images = list(digits.images())
-    assert len(images) == 1797
-    image, label = digits.read(images[3].source)
-    assert (image.mode, image.size, label, images[3].label) == ("L", (8, 8), "3", "3")
+    items = list(digits.images())
+    assert len(items) == 1797
+    image, label = digits.read(items[3].source)
+    assert (image.mode, image.size, label, items[3].label) == ("L", (8, 8), "3", "3")
     assert np.asarray(image).max() > 200
 
 
@@ -72,18 +72,18 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("cifar")
 def test_torchvision_downloads(tmp_path: Path) -> None:
     source = Torchvision("CIFAR10", tmp_path / "cache")
-    images = list(source.images())
-    assert [picture.split for picture in images] == ["train"] * 20 + ["test"] * 4
-    assert len({picture.source for picture in images}) == 24
-    image, label = source.read(images[3].source)
+    items = list(source.images())
+    assert [item.split for item in items] == ["train"] * 20 + ["test"] * 4
+    assert len({item.source for item in items}) == 24
+    image, label = source.read(items[3].source)
     assert (image.size, label) == ((32, 32), "class 9")
     assert source.in_memory
-    assert pickle.loads(pickle.dumps(source.read))(images[3].source).label == label  # noqa: S301
+    assert pickle.loads(pickle.dumps(source.read))(items[3].source).label == label  # noqa: S301
 
 
 def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar.tgz")
-    with pytest.raises(UserError, match=r"torchvision:CIFAR10 can't be had .*Run this once where the network"):
+    with pytest.raises(UserError, match=r"torchvision:CIFAR10 can't be downloaded .*Run this once where the network"):
         Torchvision("CIFAR10", tmp_path)
 
 
@@ -93,14 +93,14 @@ def test_an_unknown_name(tmp_path: Path) -> None:
 
 
 class Named:
-    """A data set with splits by name, as most of torchvision's are; it takes those in ``there``."""
+    """A data set with named splits, as most of torchvision's have; those in ``available``."""
 
-    there: tuple[str, ...] = ()
+    available: tuple[str, ...] = ()
     classes = (("tabby", "cat"), "dog")
 
     def __init__(self, root: Path, split: str = "train", download: bool = False) -> None:  # noqa: ARG002
-        if split not in self.there:
-            raise ValueError(f"Unknown value '{split}' for argument split. Valid values are {self.there}.")
+        if split not in self.available:
+            raise ValueError(f"Unknown value '{split}' for argument split. Valid values are {self.available}.")
 
     def __len__(self) -> int:
         return 2
@@ -112,7 +112,7 @@ class Named:
 
 
 @pytest.mark.parametrize(
-    ("there", "splits"),
+    ("available", "splits"),
     [
         (("train", "val", "test"), ["train", "train", "validation", "validation", "test", "test"]),
         (("trainval", "test"), ["train", "train", "test", "test"]),
@@ -120,14 +120,14 @@ class Named:
     ],
 )
 def test_official_splits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], splits: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: tuple[str, ...], splits: list[str]
 ) -> None:
-    monkeypatch.setattr(Named, "there", there)
+    monkeypatch.setattr(Named, "available", available)
     monkeypatch.setattr(datasets, "Food101", Named)
     source = Torchvision("Food101", tmp_path)
-    images = list(source.images())
-    assert [picture.split for picture in images] == splits
-    assert source.read(images[0].source).label == "tabby, cat"
+    items = list(source.images())
+    assert [item.split for item in items] == splits
+    assert source.read(items[0].source).label == "tabby, cat"
     assert not source.in_memory
 
 

@@ -1,4 +1,4 @@
-"""What a source gives is hashed, made RGB and resized alike, be it a file or an image in memory."""
+"""A file and an image in memory are hashed, converted to RGB and resized alike."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Work in other processes gives what work here gives, in order, takes no more tasks than it can hold, and ends."""
+"""Work in other processes: the same results in order, bounded memory, and no process that outlives its parent."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headstart.data.parallel import in_order
+from headstart.data.parallel import map_in_order
 from helpers.waiting import wait_for_workers
 
 
@@ -31,10 +31,10 @@ def failing(number: int) -> int:
 
 def test_results_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_workers(monkeypatch)
-    assert list(in_order(slowly_doubled, range(30), workers=2, preload=["json"])) == list(range(0, 60, 2))
+    assert list(map_in_order(slowly_doubled, range(30), workers=2, preload=["json"])) == list(range(0, 60, 2))
 
 
-def test_tasks_are_taken_as_results_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_are_consumed_only_as_fast_as_results(monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_workers(monkeypatch)
     taken = 0
 
@@ -45,24 +45,24 @@ def test_tasks_are_taken_as_results_are(monkeypatch: pytest.MonkeyPatch) -> None
             yield taken
 
     processes = set()
-    for done, process in enumerate(in_order(process_of, tasks(), workers=2, preload=["json"]), start=1):
+    for done, process in enumerate(map_in_order(process_of, tasks(), workers=2, preload=["json"]), start=1):
         assert taken <= done + 4
         processes.add(process)
     assert done == 40
     assert len(processes - {os.getpid()}) in (1, 2)
 
 
-def test_little_work_is_done_here() -> None:
-    """Importing torch takes longer than it."""
-    assert set(in_order(process_of, range(5), workers=4, preload=["torch"])) == {os.getpid()}
-    assert list(in_order(process_of, [], workers=4, preload=["json"])) == []
+def test_little_work_stays_in_this_process() -> None:
+    """It is done before workers have imported torch."""
+    assert set(map_in_order(process_of, range(5), workers=4, preload=["torch"])) == {os.getpid()}
+    assert list(map_in_order(process_of, [], workers=4, preload=["json"])) == []
 
 
 def test_a_failure_does_not_wait_for_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_workers(monkeypatch)
     began = time.monotonic()
     with pytest.raises(ValueError, match="seven"):
-        list(in_order(failing, range(12), workers=2, preload=["json"]))
+        list(map_in_order(failing, range(12), workers=2, preload=["json"]))
     assert time.monotonic() - began < 15
 
 
@@ -74,7 +74,7 @@ from pytest import MonkeyPatch
 from headstart.data import parallel
 if __name__ == "__main__":
     test_parallel.wait_for_workers(MonkeyPatch())
-    for worker in parallel.in_order(test_parallel.waiting, range(9), workers=2, preload=["json"]):
+    for worker in parallel.map_in_order(test_parallel.waiting, range(9), workers=2, preload=["json"]):
         print(worker, flush=True)
 """
 
@@ -85,10 +85,11 @@ def waiting(number: int) -> int:
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    """SIGKILL needs a process of its own."""
     (tmp_path / "killed.py").write_text(KILLED.format(folders=[str(folder) for folder in Path(__file__).parents[:2]]))
     with subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert int(process.stdout.readline()) == process.pid
         assert process.pid not in {int(process.stdout.readline()) for _ in range(2)}
         process.kill()
-        process.communicate(timeout=20)  # whoever lives still has the pipe's other end
+        process.communicate(timeout=20)  # waits for every process that still has the pipe open

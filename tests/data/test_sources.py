@@ -1,7 +1,9 @@
-"""What each source lists, reads and refuses."""
+"""What each source lists, reads and refuses: folders and tables; test_datasets.py has those of libraries."""
 
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,28 +21,36 @@ def write(root: Path, *names: str) -> Path:
     return root
 
 
-def listed(pictures: Iterator[SourceItem]) -> dict[str, SourceItem]:
-    return {image.source: image for image in pictures}
+def listed(items: Iterator[SourceItem]) -> dict[str, SourceItem]:
+    return {item.source: item for item in items}
+
+
+def test_files_need_neither_torch_nor_scikit_learn() -> None:
+    """In a process of its own, since this one has imported them."""
+    heavy = "{'torch', 'torchvision', 'sklearn', 'timm'}"
+    subprocess.run(
+        [sys.executable, "-c", f"import sys, headstart.data.sources; assert not {heavy} & set(sys.modules)"], check=True
+    )
 
 
 def test_class_folders(tmp_path: Path) -> None:
     ignored = ("README.md", "classes.txt", ".hidden/x.jpg", "cat/.DS_Store", "cat/Thumbs.db", "dog/desktop.ini")
     write(tmp_path, "cat/a.jpg", "cat/deep/er/b.png", "dog/notes", *ignored)
-    pictures = listed(ImageFolder(tmp_path).images())
-    assert {name: image.label for name, image in pictures.items()} == {
+    items = listed(ImageFolder(tmp_path).images())
+    assert {name: item.label for name, item in items.items()} == {
         "cat/a.jpg": "cat",
         "cat/deep/er/b.png": "cat",
         "dog/notes": "dog",
     }
-    assert all(image.split is None and image.problem is None for image in pictures.values())
+    assert all(item.split is None and item.problem is None for item in items.values())
     assert ImageFolder(tmp_path).read("cat/a.jpg") == b"cat/a.jpg"
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_split_folders(tmp_path: Path, name: str) -> None:
     write(tmp_path, "train/cat/a", f"{name}/cat/b", "test/dog/c", "README")
-    pictures = listed(ImageFolder(tmp_path).images())
-    assert {(image.source, image.label, image.split) for image in pictures.values()} == {
+    items = listed(ImageFolder(tmp_path).images())
+    assert {(item.source, item.label, item.split) for item in items.values()} == {
         ("train/cat/a", "cat", "train"),
         (f"{name}/cat/b", "cat", "validation"),
         ("test/dog/c", "dog", "test"),
@@ -78,23 +88,23 @@ def test_links_are_followed_but_no_loops(tmp_path: Path) -> None:
     (root / "cat" / "a_link.jpg").symlink_to("a.jpg")
     (root / "cat" / "up").symlink_to("..")
     (tmp_path / "elsewhere" / "c" / "round").symlink_to("..")
-    problems = {name: image.problem for name, image in listed(ImageFolder(root).images()).items()}
+    problems = {name: item.problem for name, item in listed(ImageFolder(root).images()).items()}
     loop = "a link to a folder that it lies in"
     good = dict.fromkeys(["cat/a.jpg", "cat/a_link.jpg", "dog/b.jpg", "dog/c/d.jpg"])
     assert problems == {**good, "cat/up": loop, "dog/c/round": loop}
 
 
-def test_what_lies_beside_the_class_folders(tmp_path: Path) -> None:
+def test_images_beside_the_class_folders_are_bad(tmp_path: Path) -> None:
     write(tmp_path, "cat/a", "lost.jpg")
     (tmp_path / "gone").symlink_to("nowhere")
-    pictures = listed(ImageFolder(tmp_path).images())
-    assert pictures["lost.jpg"].problem == pictures["gone"].problem == "lies in no class folder"
+    items = listed(ImageFolder(tmp_path).images())
+    assert items["lost.jpg"].problem == items["gone"].problem == "lies in no class folder"
 
 
-def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to("nowhere")
-    files = pickle.loads(pickle.dumps(ImageFolder(tmp_path)))  # noqa: S301  (as worker processes get it)
+    files = pickle.loads(pickle.dumps(ImageFolder(tmp_path)))  # noqa: S301  (as it is sent to worker processes)
     for name, reason in (
         ("pipe", "a pipe"),
         ("dangling", "a link to nothing"),
@@ -117,7 +127,7 @@ def test_table(tmp_path: Path) -> None:
         SourceItem("x/1.jpg", "cat, big", "train", "g1", ("A",)),
         SourceItem("2.jpg", "dog", "validation", None, ("B",)),
     ]
-    assert source.further_columns == ["camera"]
+    assert source.metadata_columns == ["camera"]
 
 
 def test_table_without_splits(tmp_path: Path) -> None:
@@ -146,7 +156,7 @@ def test_tables_that_are_refused(tmp_path: Path, text: str, message: str) -> Non
         list(table(tmp_path, text).images())
 
 
-def test_a_table_that_is_not_there_or_no_text(tmp_path: Path) -> None:
+def test_a_missing_table_and_one_that_is_not_utf8(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         CsvTable(tmp_path, "none.csv")
     (tmp_path / "latin.csv").write_bytes(b"path,label\ncaf\xe9.jpg,x\n")

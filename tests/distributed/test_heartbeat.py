@@ -1,4 +1,4 @@
-"""Who is to blame, by signs of life that are invented; that a real rank's loss is noticed is in tests/stages."""
+"""Which rank is blamed, by invented heartbeats; tests/stages has the loss of a real rank."""
 
 import json
 import os
@@ -21,15 +21,15 @@ HOST = socket.gethostname()
 
 
 class LeftError(Exception):
-    """In place of the end of the process."""
+    """Raised instead of ending the process."""
 
 
 @pytest.fixture(autouse=True)
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second is a hundredth."""
+    """Periods are a hundredth of the real ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(heartbeat, "PERIOD", 0.05)
-    for name in (*heartbeat.START, "SLURM_ARRAY_TASK_ID"):
+    for name in (*heartbeat.START_VARIABLES, "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
 
     def leave(code: int) -> None:
@@ -38,12 +38,12 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "_exit", leave)
 
 
-def sign(rank: int, turn: int, count: int, where: str = "epoch 1, batch 7", **more: Any) -> None:
+def write_heartbeat(rank: int, turn: int, count: int, where: str = "epoch 1, batch 7", **more: Any) -> None:
     about = {"host": f"node{rank}", "pid": 1, "start": "....", "turn": turn, "count": count, "where": where}
     write_json(HEARTBEATS / f"{rank}.json", about | more)
 
 
-def verdict_of(watching: Watchdog) -> str:
+def diagnosis_of(watching: Watchdog) -> str:
     with pytest.raises(LeftError, match=str(EXIT_CODE)):
         watching.run()
     marker = read_stopped()
@@ -53,39 +53,40 @@ def verdict_of(watching: Watchdog) -> str:
     return marker["message"]
 
 
-def test_a_rank_without_a_sign_of_life_is_named() -> None:
-    sign(1, turn=3, count=8)
+def test_a_silent_rank_is_named() -> None:
+    write_heartbeat(1, turn=3, count=8)
     watching = Watchdog(0, 3, timeout=0.5)
     watching.beat("epoch 1, batch 8")
-    message = verdict_of(watching)
+    message = diagnosis_of(watching)
     assert message == (
-        f"rank 1 on node1, rank 2, which never came: no sign of life, and rank 0 on {HOST} waits at epoch 1, batch 8"
+        "rank 1 on node1, rank 2, which never reported: no sign of life, "
+        f"and rank 0 on {HOST} waits at epoch 1, batch 8"
     )
 
 
 def test_a_rank_that_lives_and_stands_still_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    watching, turn, real = Watchdog(0, 2, timeout=0.4), 0, Watchdog._look  # noqa: SLF001
+    watching, turn, real = Watchdog(0, 2, timeout=0.4), 0, Watchdog._read  # noqa: SLF001
 
-    def look(self: Any) -> None:
+    def read(self: Any) -> None:
         nonlocal turn
         turn += 1
-        sign(1, turn, count=1, where="epoch 1, batch 1")
+        write_heartbeat(1, turn, count=1, where="epoch 1, batch 1")
         real(self)
 
-    monkeypatch.setattr(Watchdog, "_look", look)
+    monkeypatch.setattr(Watchdog, "_read", read)
     for batch in (1, 2):
         watching.beat(f"epoch 1, batch {batch}")
-    assert verdict_of(watching) == (
+    assert diagnosis_of(watching) == (
         "no progress for 0 s: rank 1 on node1 at epoch 1, batch 1 stands still, and "
         f"rank 0 on {HOST} waits at epoch 1, batch 2"
     )
 
 
-def test_what_an_earlier_start_left_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    sign(1, turn=3, count=8, start=".12.0..")
+def test_a_heartbeat_of_an_earlier_start_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_heartbeat(1, turn=3, count=8, start=".12.0..")
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_STEP_ID", "1")
-    assert "rank 1, which never came" in verdict_of(Watchdog(0, 2, timeout=0.4))
+    assert "rank 1, which never reported" in diagnosis_of(Watchdog(0, 2, timeout=0.4))
 
 
 def test_as_long_as_there_is_progress_nothing_happens() -> None:
@@ -106,16 +107,16 @@ def test_one_alone_is_not_watched() -> None:
     assert not HEARTBEATS.exists()
 
 
-def test_the_first_of_those_that_live_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    watching, turn, real = Watchdog(2, 3, timeout=0.4), 0, Watchdog._look  # noqa: SLF001
+def test_the_lowest_rank_that_lives_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    watching, turn, real = Watchdog(2, 3, timeout=0.4), 0, Watchdog._read  # noqa: SLF001
 
-    def look(self: Any) -> None:  # rank 0 lives, rank 1 is gone
+    def read(self: Any) -> None:  # rank 0 lives, rank 1 is gone
         nonlocal turn
         turn += 1
-        sign(0, turn, count=5)
+        write_heartbeat(0, turn, count=5)
         real(self)
 
-    monkeypatch.setattr(Watchdog, "_look", look)
+    monkeypatch.setattr(Watchdog, "_read", read)
     with pytest.raises(LeftError):
         watching.run()
     assert read_stopped() is None
@@ -127,7 +128,7 @@ def lose_connection() -> None:
 
 
 def test_a_lost_connection_names_who_is_silent() -> None:
-    sign(1, turn=3, count=8)
+    write_heartbeat(1, turn=3, count=8)
     with pytest.raises(LeftError):
         lose_connection()
     marker = read_stopped()
@@ -137,7 +138,7 @@ def test_a_lost_connection_names_who_is_silent() -> None:
 
 
 def test_where_another_rank_failed_by_its_own_fault_no_one_is_lost(caplog: pytest.LogCaptureFixture) -> None:
-    sign(1, turn=3, count=8, failed="its own error")
+    write_heartbeat(1, turn=3, count=8, failed="its own error")
     with pytest.raises(RuntimeError, match="Connection closed"):
         lose_connection()
     assert read_stopped() is None
@@ -146,7 +147,7 @@ def test_where_another_rank_failed_by_its_own_fault_no_one_is_lost(caplog: pytes
     assert f"rank 1 on {HOST}: RuntimeError: CUDA error" in caplog.text
     with pytest.raises(UserError), watch_heartbeats(1, 2, minutes=1):
         raise UserError("a damaged image")
-    assert "a damaged image" not in caplog.text  # the program says it
+    assert "a damaged image" not in caplog.text  # the program prints it
     assert json.loads((HEARTBEATS / "1.json").read_text())["failed"] == "a damaged image"
 
 
@@ -160,12 +161,12 @@ def test_ranks_requeue_the_job_where_the_batch_scripts_node_is_gone(
     monkeypatch.setattr(subprocess, "run", lambda command, **_: called.append(command))
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     write_json(BATCH_HEARTBEAT, {"host": host, "pid": 1, "job": job, "count": 7})
-    verdict_of(Watchdog(0, 2, timeout=0.4))
+    diagnosis_of(Watchdog(0, 2, timeout=0.4))
     assert called == ([["scontrol", "requeue", "12"]] if requeued else [])
 
 
-def test_what_is_lost_names_the_steps_that_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By which `headstart repro` knows whether a start came further; and no scontrol keeps the process from its end."""
+def test_the_marker_of_a_loss_has_the_steps_that_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`headstart repro` measures progress by them; and a missing scontrol does not keep the process from ending."""
 
     def absent(*_: Any, **__: Any) -> None:
         raise FileNotFoundError("scontrol")
@@ -177,13 +178,13 @@ def test_what_is_lost_names_the_steps_that_are_saved(monkeypatch: pytest.MonkeyP
     watching.saved_steps = 40
     for batch in range(5):
         watching.beat(f"batch {batch}")
-    verdict_of(watching)
+    diagnosis_of(watching)
     marker = read_stopped()
     assert marker is not None
     assert marker["progress"] == 40
 
 
-def test_a_failure_stays_in_the_signs_of_life() -> None:
+def test_a_failure_stays_in_the_heartbeats() -> None:
     watching = Watchdog(0, 2, timeout=10)
     watching.start()
     watching.failed(ValueError("its own"))

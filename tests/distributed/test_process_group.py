@@ -1,4 +1,4 @@
-"""How many processes there are, by what each launcher says in the environment."""
+"""How many processes there are, by the environment that each launcher sets."""
 
 import os
 import socket
@@ -24,8 +24,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def found(**changes: int | str) -> tuple[int, int, int, int]:
-    """Devices that a process sees, nodes, processes a node, processes."""
+def counts(**changes: int | str) -> tuple[int, int, int, int]:
+    """Return devices that a process sees, nodes, processes per node, processes."""
     made = layout(params({f"run.{name}": value for name, value in changes.items()}).run)
     return made.devices, made.nodes, made.local_world, made.world
 
@@ -41,31 +41,31 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
-def test_without_a_launcher_the_params_say() -> None:
-    assert found() == (1, 1, 1, 1)
-    assert found(devices=4) == (4, 1, 4, 4)
+def test_without_a_launcher_the_params_decide() -> None:
+    assert counts() == (1, 1, 1, 1)
+    assert counts(devices=4) == (4, 1, 4, 4)
 
 
 def test_without_a_launcher_auto_is_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 8)
-    assert found() == (8, 1, 8, 8)
+    assert counts() == (8, 1, 8, 8)
 
 
 def test_a_batch_script_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"JOB_ID": "1", "NTASKS": "4", "PROCID": "0", "NNODES": "2"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert found() == (1, 1, 1, 1)
+    assert counts() == (1, 1, 1, 1)
 
 
 def test_sruns_tasks_are_taken_whatever_the_job_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     srun(monkeypatch, tasks=6, nodes=3)
-    assert found() == (2, 3, 2, 6)
+    assert counts() == (2, 3, 2, 6)
     assert isinstance(layout(params().run).environment, SlurmTasks)
     with pytest.raises(UserError, match=r"run\.devices: 4, but 2 processes a node were started"):
-        found(devices=4)
+        counts(devices=4)
     srun(monkeypatch, tasks=5, nodes=3)
-    with pytest.raises(UserError, match="5 tasks can't be shared equally by 3 nodes"):
-        found()
+    with pytest.raises(UserError, match="5 tasks can't be divided equally among 3 nodes"):
+        counts()
 
 
 @pytest.mark.parametrize(("visible", "devices", "local_rank"), [(4, 4, 3), (1, 1, 0)], ids=["all", "one each"])
@@ -74,7 +74,7 @@ def test_a_task_finds_its_gpu_among_all_and_where_it_sees_its_own_only(
 ) -> None:
     srun(monkeypatch, tasks=8, nodes=2, LOCALID="3", PROCID="7", NODEID="1", NTASKS="8")
     gpus(monkeypatch, visible)
-    assert found() == (devices, 2, 4, 8)
+    assert counts() == (devices, 2, 4, 8)
     tasks = SlurmTasks()
     assert (tasks.local_rank(), tasks.global_rank(), tasks.node_rank(), tasks.world_size()) == (local_rank, 7, 1, 8)
 
@@ -82,11 +82,11 @@ def test_a_task_finds_its_gpu_among_all_and_where_it_sees_its_own_only(
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 1)
     with pytest.raises(UserError, match=r"2 processes on .* 1 GPUs for them"):
-        found(devices=2)
+        counts(devices=2)
     srun(monkeypatch, tasks=8, nodes=2)
     gpus(monkeypatch, 2)
     with pytest.raises(UserError, match=r"4 processes on .* 2 GPUs for them: start one a GPU"):
-        found()
+        counts()
 
 
 @pytest.mark.parametrize("within_srun", [False, True])
@@ -95,7 +95,7 @@ def test_torchruns_processes_are_taken(monkeypatch: pytest.MonkeyPatch, within_s
         srun(monkeypatch, tasks=2, nodes=2)
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
-    assert found() == (3, 2, 3, 6)
+    assert counts() == (3, 2, 3, 6)
 
 
 def test_a_first_node_that_does_not_resolve_is_an_error_and_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_a_first_node_that_does_not_resolve_is_an_error_and_no_hang(monkeypatch:
         _ = SlurmTasks().main_address
 
 
-def test_one_alone_tells_itself() -> None:
+def test_a_single_process_broadcasts_to_itself() -> None:
     def refused() -> None:
         raise UserError("no")
 
@@ -121,7 +121,7 @@ def test_one_alone_tells_itself() -> None:
 
 
 @pytest.mark.parametrize(("cores", "processes", "asked", "threads"), [(8, 2, None, 4), (8, 2, "3", 3), (1, 4, None, 1)])
-def test_processes_share_the_cores(
+def test_processes_divide_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, asked: str | None, threads: int
 ) -> None:
     if asked:

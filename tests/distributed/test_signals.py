@@ -1,4 +1,4 @@
-"""The flag that a signal sets; how several ranks agree on it is in tests/stages."""
+"""The flag that a signal sets, and the exchange of a single process; several ranks are in tests/stages."""
 
 import signal
 
@@ -20,11 +20,11 @@ def test_a_signal_only_sets_the_flag_and_the_handlers_come_back() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_one_alone_agrees_at_once() -> None:
-    agreement = SignalSync(ProcessGroup(), 2)
-    assert agreement.exchange((0, 0)) == [0, 0]
-    assert agreement.exchange((15, 1)) == [15, 1]
-    agreement.close()
+def test_a_single_process_agrees_at_once() -> None:
+    sync = SignalSync(ProcessGroup(), 2)
+    assert sync.exchange((0, 0)) == [0, 0]
+    assert sync.exchange((15, 1)) == [15, 1]
+    sync.close()
 
 
 @pytest.mark.parametrize("width", [1, 3])

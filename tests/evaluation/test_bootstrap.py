@@ -110,7 +110,7 @@ def test_an_interval_without_spread_is_none_and_of_a_share_exact() -> None:
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """200 test sets of 150 images in 4 classes of unlike difficulty; benchmarks/trust.py does it at length."""
+    """200 test sets of 150 images in 4 classes of unlike difficulty; benchmarks/studies/trust.py does it at length."""
     monkeypatch.setattr(module, "REPLICATES", 300)
     shares, accuracies = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.9, 0.8, 0.7, 0.6])
     truth, hits = shares @ accuracies, []

@@ -1,3 +1,4 @@
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -100,6 +101,19 @@ def test_a_file_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
             list(cache.missing(images))
         with pytest.raises(UserError, match=r"\.sqlite"):
             cache.row(images[1000])
+
+
+def test_the_rows_of_earlier_versions_are_used(tmp_path: Path) -> None:
+    """File name, table and image keys are as the first version wrote them."""
+    pixels = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
+    assert image_key(pixels, training=False).hex() == "f5711afc78ea9a7cea30619fd1a8363a"
+    assert image_key(pixels, training=True).hex() == "608931a4786a3ab4d04dc039b66d19d3"
+    with sqlite3.connect(tmp_path / "c81a7f625a7dd4e38e2932ac1ad30a3a.sqlite") as database:
+        database.execute("CREATE TABLE rows (picture BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID")
+        database.execute("INSERT INTO rows VALUES (?, ?)", (names(1)[0], rows(1).tobytes()))
+    database.close()
+    with closing(FeatureCache(tmp_path, KEY, 6, "float32")) as cache:
+        np.testing.assert_array_equal(cache.row(names(1)[0]), rows(1)[0])
 
 
 def test_an_image_is_named_by_its_pixels_its_shape_and_its_use() -> None:

@@ -1,6 +1,7 @@
-"""A small bundle of an untrained model, made once a session.
+"""A small bundle of an untrained model, written once a session.
 
-python tests/bundles.py FOLDER [bundled] writes it, or one of the bundled backbone, to try things by hand.
+PYTHONPATH=tests python -m helpers.bundles FOLDER [bundled] writes it, or one of the bundled backbone, to try things by
+hand.
 """
 
 import functools
@@ -33,7 +34,7 @@ INPUT: dict[str, Any] = {
     "crop_pct": 0.875,
     "crop_mode": "center",
 }
-TOLD: dict[str, Any] = {
+CALIBRATION: dict[str, Any] = {
     "temperature": 1.5,
     "conformal": [
         {"method": "LAC", "level": 0.9, "threshold": 0.7},
@@ -44,20 +45,20 @@ TOLD: dict[str, Any] = {
 
 
 def copy_bundle(folder: Path) -> Path:
-    """Return a copy of the bundle, to be changed."""
-    shutil.copytree(_made(), folder)
+    """Return a copy of the bundle, which a test may change."""
+    shutil.copytree(_written_once(), folder)
     return folder
 
 
 @functools.cache
-def _made() -> Path:
+def _written_once() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="bundle"))
     write_bundle(folder, small_model(), CLASSES, INPUT)
     return folder
 
 
-def then_fits(change: Change) -> Change:
-    """Make the manifest fit after a change, so that it is not what is refused."""
+def with_fitting_manifest(change: Change) -> Change:
+    """Write the manifest anew after a change, so that not the manifest is refused."""
 
     def changed(folder: Path) -> None:
         change(folder)
@@ -67,17 +68,17 @@ def then_fits(change: Change) -> Change:
 
 
 def with_content(name: str, content: Callable[[Path], bytes]) -> Change:
-    """Return a file another content, and the manifest that fits."""
-    return then_fits(lambda folder: (folder / name).write_bytes(content(folder)))
+    """Write another content into a file, and the manifest that fits."""
+    return with_fitting_manifest(lambda folder: (folder / name).write_bytes(content(folder)))
 
 
 @functools.cache
 def small_model() -> nn.Module:
-    """A timm model of 0.4 million weights, drawn, so that images of noise get different classes, none for sure."""
+    """A timm model of 0.4 million random weights, for which images of noise are of different classes, none certain."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model: nn.Module = timm.create_model("test_resnet", num_classes=len(CLASSES))
-        for _ in range(20):  # BatchNorm sees some
+        for _ in range(20):  # for BatchNorm's statistics
             model(torch.randn(16, 3, 32, 32))
         head, features = get_head(model), features_of(model.eval(), coloured_noise(64))
         nn.init.normal_(head.weight, std=2 / float(features.std(0).norm()))
@@ -91,7 +92,7 @@ def coloured_noise(count: int) -> torch.Tensor:
 
 
 def write_bundle(folder: Path, model: nn.Module, classes: list[str], data_config: dict[str, Any]) -> None:
-    """Write a bundle whose reference is noise, half of which is beyond the threshold of 0.95."""
+    """Write a bundle whose reference is of noise images, half of which are beyond the threshold of 0.95."""
     save_for_hf(
         model,
         str(folder),
@@ -104,9 +105,11 @@ def write_bundle(folder: Path, model: nn.Module, classes: list[str], data_config
         features = features_of(model, noise).numpy()
     np.save(folder / bundle.REFERENCE, features)
     thresholds = {"0.95": 0.05, "0.99": 0.5}
-    far = {"score": "1 - cosine", "neighbour": 10, "references": 40, "thresholds": thresholds}
-    ours = {"format": 1, "input": data_config, "features": features.shape[1], "out_of_distribution": far}
-    write_json(folder / paths.MODEL_CONFIG, read_json(folder / paths.MODEL_CONFIG) | {"headstart": ours | TOLD})
+    ood = {"score": "1 - cosine", "neighbour": 10, "references": 40, "thresholds": thresholds}
+    entries = {"format": 1, "input": data_config, "features": features.shape[1], "out_of_distribution": ood}
+    write_json(
+        folder / paths.MODEL_CONFIG, read_json(folder / paths.MODEL_CONFIG) | {"headstart": entries | CALIBRATION}
+    )
     (folder / bundle.CARD).write_text("# A model for tests\n", encoding="utf-8")
     bundle.write_manifest(folder)
 

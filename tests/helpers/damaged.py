@@ -1,6 +1,6 @@
-"""Make 200 damaged and odd files in the class folders of FOLDER, none of which is a usable image.
+"""200 damaged and unusual files in two class folders, none of which is a usable image.
 
-python tests/damaged.py FOLDER
+``cd tests && python -m helpers.damaged FOLDER`` writes them, to try things by hand.
 """
 
 import io
@@ -21,41 +21,41 @@ FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP", "tif": "TI
 
 
 def make_damaged(root: Path, count: int = 200) -> set[str]:
-    """Write the files; give their names relative to the root, as the stage is expected to list them."""
-    damaged, odd = root / "damaged", root / "odd"
+    """Write the files; return their names relative to the root, as the stage is expected to list them."""
+    damaged, special = root / "damaged", root / "odd"
     damaged.mkdir(parents=True)
-    odd.mkdir()
-    names = {_odd(odd, name, make) for name, make in ODD.items()} | _not_utf8(odd)
+    special.mkdir()
+    names = {_make_special(special, name, make) for name, make in SPECIAL.items()} | _not_utf8(special)
     for name, make_content in CONTENTS.items():
         names.add(_write(damaged / name, make_content()))
-    # One content under two labels: neither label can be believed.
-    names |= {_write(folder / "twin.png", picture("PNG", seed=1)) for folder in (damaged, odd)}
+    # The same bytes under two labels: neither label can be trusted.
+    names |= {_write(folder / "twin.png", noise("PNG", seed=1)) for folder in (damaged, special)}
     number = 0
     while len(names) < count:
         suffix = list(FORMATS)[number % len(FORMATS)]
-        content = picture(FORMATS[suffix], seed=number)
-        # GIF's blocks and WebP's chunks end early: a late cut costs them nothing but a trailer.
+        content = noise(FORMATS[suffix], seed=number)
+        # Never cut near the end: GIF and WebP would lose nothing but a trailer.
         cut = content[: int(len(content) * (0.05 + 0.8 * (number % 17) / 17))]
         names.add(_write(damaged / f"truncated_{number:03d}.{suffix}", cut))
         number += 1
     return names
 
 
-def picture(kind: str, seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
-    """Encode noise, which no format stores in few bytes."""
+def noise(kind: str, seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
+    """Return an encoded image of noise, which no format compresses well."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     return saved(Image.fromarray(pixels), kind)
 
 
 def saved(image: Image.Image, kind: str) -> bytes:
-    """Encode an image."""
+    """Return an encoded image."""
     file = io.BytesIO()
     image.save(file, kind)
     return file.getvalue()
 
 
 def png_header(width: int, height: int) -> bytes:
-    """Write a valid PNG that only claims its size."""
+    """Return a valid PNG of this size without pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -65,8 +65,8 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def flipped_png(seed: int) -> bytes:
-    """Encode a PNG and flip bytes in its middle third."""
-    content = picture("PNG", seed)
+    """Return a PNG with flipped bytes in its middle third."""
+    content = noise("PNG", seed)
     chosen, changed = random.Random(seed), bytearray(content)  # noqa: S311  (no secret)
     for _ in range(20):
         changed[chosen.randrange(len(content) // 3, 2 * len(content) // 3)] ^= 0xFF
@@ -93,8 +93,8 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
     "bomb.png": lambda: png_header(60000, 60000),
     "no_pixels.png": lambda: png_header(50, 50),
     "zero_wide.png": lambda: png_header(0, 50),
-    "strip.png": lambda: picture("PNG", 0, (2100, 100)),
-    "tower.png": lambda: picture("PNG", 0, (1, 21)),
+    "strip.png": lambda: noise("PNG", 0, (2100, 100)),
+    "tower.png": lambda: noise("PNG", 0, (1, 21)),
     "float.tif": lambda: saved(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"),
     "negative.tif": lambda: saved(Image.fromarray(np.full((9, 9), -1, np.int32)), "TIFF"),
     "too_bright.tif": lambda: saved(Image.fromarray(np.full((9, 9), 65536, np.int32)), "TIFF"),
@@ -105,7 +105,7 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
 
 
 def _socket(path: Path) -> None:
-    # A socket's path has at most 107 bytes: bind it by a short one.
+    # A socket's path has at most 107 bytes, so it is bound by its name alone.
     before = Path.cwd()
     os.chdir(path.parent)
     with socket.socket(socket.AF_UNIX) as server:
@@ -113,7 +113,7 @@ def _socket(path: Path) -> None:
     os.chdir(before)
 
 
-ODD: dict[str, Callable[[Path], None]] = {
+SPECIAL: dict[str, Callable[[Path], None]] = {
     "folder.jpg": Path.mkdir,
     "folder.PNG": Path.mkdir,
     "pipe.jpg": os.mkfifo,
@@ -129,7 +129,7 @@ ODD: dict[str, Callable[[Path], None]] = {
 }
 
 
-def _odd(folder: Path, name: str, make: Callable[[Path], None]) -> str:
+def _make_special(folder: Path, name: str, make: Callable[[Path], None]) -> str:
     make(folder / name)
     return f"{folder.name}/{name}"
 
@@ -137,7 +137,7 @@ def _odd(folder: Path, name: str, make: Callable[[Path], None]) -> str:
 def _not_utf8(folder: Path) -> set[str]:
     raw = {b"caf\xe9.jpg": r"caf\xe9.jpg", b"\xff\xfe.png": r"\xff\xfe.png", b"half\xc3.png": r"half\xc3.png"}
     for i, name in enumerate(raw):
-        (Path(os.fsdecode(os.fsencode(folder) + b"/" + name))).write_bytes(picture("PNG", 500 + i))
+        (Path(os.fsdecode(os.fsencode(folder) + b"/" + name))).write_bytes(noise("PNG", 500 + i))
     return {f"{folder.name}/{shown}" for shown in raw.values()}
 
 

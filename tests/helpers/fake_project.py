@@ -1,6 +1,6 @@
-"""A project as `headstart repro` meets it, whose stages only count: small and fast, but started by the true launch.sh.
+"""A project for `headstart repro` whose stages only count: small and fast, but started by the real launch.sh.
 
-Its Python is a script that takes the stages from ``stage.py`` beside it, and all else from the true Python.
+Its Python is a script that takes the stages from ``stage.py`` beside it, and all else from the real Python.
 """
 
 import json
@@ -16,14 +16,14 @@ from ruamel.yaml import YAML
 from helpers.images import ROOT
 
 PYTHON = """#!/bin/sh
-case "$2" in
+case "$2 ${{3:-}}" in
 headstart.stages.*) exec {python} {stage} "${{2##*.}}" ;;
-headstart.slurm.doctor.run) exit 0 ;;
+"headstart doctor") exit 0 ;;
 esac
 exec {python} "$@"
 """
 STAGE = '''
-"""Counts the steps of fake.json; saves and leaves the marker where a signal stops it, as the true stages do."""
+"""Counts the steps of fake.json; saves and leaves the marker where a signal stops it, as the real stages do."""
 
 import json, os, signal, sys, time
 from pathlib import Path
@@ -66,7 +66,7 @@ SETTINGS = {"prepare": 0, "finetune": 0, "stuck": False, "saving": 0.0}
 
 
 def fake_project(folder: Path, **settings: float) -> Path:
-    """Make a project of the stages prepare and finetune, with changes to ``SETTINGS``; give its folder."""
+    """Make a project of the stages prepare and finetune, with changes to ``SETTINGS``; return its folder."""
     for name in ("slurm", ".dvc/config", ".dvcignore", ".gitignore"):
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +101,6 @@ def environment(project: Path) -> dict[str, str]:
 
 
 def log(project: Path) -> list[str]:
-    """Return what the stages noted: "STAGE RANK/WORLD from STEP" or "... saved at STEP after SIGNALS"."""
+    """Return what the stages logged: "STAGE RANK/WORLD from STEP" or "... saved at STEP after SIGNALS"."""
     path = project / ".headstart" / "log"
     return path.read_text().splitlines() if path.exists() else []

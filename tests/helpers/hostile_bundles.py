@@ -1,6 +1,6 @@
-"""Bundles that mean harm, or are damaged: each is a good one with one thing changed, its manifest made to fit again.
+"""Malicious and damaged bundles: each is a good one with one thing changed, and a manifest that fits the change.
 
-python tests/hostile_bundles.py FOLDER writes them all, to try things by hand.
+PYTHONPATH=tests python -m helpers.hostile_bundles FOLDER writes them all, to try things by hand.
 """
 
 import json
@@ -16,12 +16,12 @@ import numpy as np
 from headstart.core import paths
 from headstart.core.io import read_json, write_json
 from headstart.inference import bundle
-from helpers.bundles import Change, copy_bundle, then_fits, with_content
+from helpers.bundles import Change, copy_bundle, with_content, with_fitting_manifest
 from helpers.hostile_graphs import GRAPHS
 
 
 class Runs:
-    """What a pickle does when it is loaded: it leaves a file."""
+    """An object whose pickle makes a folder when it is loaded."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -31,7 +31,7 @@ class Runs:
 
 
 def make_hostile(folder: Path, name: str) -> Path:
-    """Write the bundle of this name; should it ever execute anything, ``executed`` lies beside it."""
+    """Write the bundle of this name; if anything in it is ever executed, ``executed`` appears beside it."""
     HOSTILE[name](copy_bundle(folder))
     return folder
 
@@ -47,7 +47,7 @@ def _config(*path: str | int, value: Any) -> Change:
         place[path[-1]] = value
         (folder / paths.MODEL_CONFIG).write_text(json.dumps(content))
 
-    return then_fits(change)
+    return with_fitting_manifest(change)
 
 
 def _without(key: str) -> Change:
@@ -56,20 +56,20 @@ def _without(key: str) -> Change:
         del content[key]
         write_json(folder / paths.MODEL_CONFIG, content)
 
-    return then_fits(change)
+    return with_fitting_manifest(change)
 
 
 def _manifest(change: Callable[[dict[str, Any]], None]) -> Change:
     def changed(folder: Path) -> None:
-        content = read_json(folder / bundle.MANIFEST)
+        content = read_json(folder / bundle.BUNDLE_MANIFEST)
         change(content)
-        (folder / bundle.MANIFEST).write_text(json.dumps(content))
+        (folder / bundle.BUNDLE_MANIFEST).write_text(json.dumps(content))
 
     return changed
 
 
-def _instead(name: str, make: Change) -> Change:
-    """Put something else where a file was; the manifest stays as it was."""
+def _replaced(name: str, make: Change) -> Change:
+    """Put something else in the place of a file; the manifest stays as it was."""
 
     def change(folder: Path) -> None:
         (folder / name).unlink()
@@ -84,7 +84,7 @@ def _npy_header(text: str) -> Callable[[Path], bytes]:
 
 
 def _array(array: Any, **options: Any) -> Change:
-    return then_fits(lambda folder: np.save(folder / bundle.REFERENCE, array, **options))
+    return with_fitting_manifest(lambda folder: np.save(folder / bundle.REFERENCE, array, **options))
 
 
 def _pickled(folder: Path) -> bytes:
@@ -97,12 +97,12 @@ def _object_array(folder: Path) -> None:
 
 
 MANIFESTS: dict[str, Change] = {
-    "no manifest": lambda folder: (folder / bundle.MANIFEST).unlink(),
-    "manifest is no JSON": lambda folder: (folder / bundle.MANIFEST).write_text("{"),
+    "no manifest": lambda folder: (folder / bundle.BUNDLE_MANIFEST).unlink(),
+    "manifest is no JSON": lambda folder: (folder / bundle.BUNDLE_MANIFEST).write_text("{"),
     "manifest of another format": _manifest(lambda content: content.update(format=2)),
-    "manifest of a million nested lists": lambda folder: (folder / bundle.MANIFEST).write_text("[" * 10**6),
-    "manifest of 70 MB": lambda folder: (folder / bundle.MANIFEST).write_bytes(b" " * 70 * 2**20),
-    "manifest with a key twice": lambda folder: (folder / bundle.MANIFEST).write_text(
+    "manifest of a million nested lists": lambda folder: (folder / bundle.BUNDLE_MANIFEST).write_text("[" * 10**6),
+    "manifest of 70 MB": lambda folder: (folder / bundle.BUNDLE_MANIFEST).write_bytes(b" " * 70 * 2**20),
+    "manifest with a key twice": lambda folder: (folder / bundle.BUNDLE_MANIFEST).write_text(
         '{"format": 1, "files": {}, "files": {}}'
     ),
     "manifest lists a path above": _manifest(
@@ -118,16 +118,16 @@ MANIFESTS: dict[str, Change] = {
     "manifest with a negative size": _manifest(lambda content: content["files"][bundle.ONNX].update(bytes=-1)),
     "manifest with a size of true": _manifest(lambda content: content["files"][bundle.ONNX].update(bytes=True)),
     "manifest with another hash": _manifest(lambda content: content["files"][bundle.ONNX].update(sha256="0" * 64)),
-    "manifest of a list": lambda folder: (folder / bundle.MANIFEST).write_text("[]"),
+    "manifest of a list": lambda folder: (folder / bundle.BUNDLE_MANIFEST).write_text("[]"),
     "one bit of the model changed": lambda folder: _flip(folder / bundle.ONNX),
     "one bit of the config changed": lambda folder: _flip(folder / paths.MODEL_CONFIG),
-    "config is a folder": _instead(paths.MODEL_CONFIG, Path.mkdir),
-    "config is a pipe": _instead(paths.MODEL_CONFIG, os.mkfifo),
-    "model is a pipe": _instead(bundle.ONNX, os.mkfifo),
-    "model is a device": _instead(bundle.ONNX, lambda path: path.symlink_to("/dev/zero")),
-    "model is a link out": _instead(bundle.ONNX, lambda path: path.symlink_to("/etc/passwd")),
-    "manifest is a pipe": _instead(bundle.MANIFEST, os.mkfifo),
-    "reference is a link to itself": _instead(bundle.REFERENCE, lambda path: path.symlink_to(path.name)),
+    "config is a folder": _replaced(paths.MODEL_CONFIG, Path.mkdir),
+    "config is a pipe": _replaced(paths.MODEL_CONFIG, os.mkfifo),
+    "model is a pipe": _replaced(bundle.ONNX, os.mkfifo),
+    "model is a device": _replaced(bundle.ONNX, lambda path: path.symlink_to("/dev/zero")),
+    "model is a link out": _replaced(bundle.ONNX, lambda path: path.symlink_to("/etc/passwd")),
+    "manifest is a pipe": _replaced(bundle.BUNDLE_MANIFEST, os.mkfifo),
+    "reference is a link to itself": _replaced(bundle.REFERENCE, lambda path: path.symlink_to(path.name)),
 }
 CONFIGS: dict[str, Change] = {
     "config is no UTF-8": with_content(paths.MODEL_CONFIG, lambda _: b"\xff\xfe{}"),
@@ -157,12 +157,12 @@ CONFIGS: dict[str, Change] = {
     "temperature of zero": _config("headstart", "temperature", value=0),
     "temperature that is a text": _config("headstart", "temperature", value="1.5"),
     "conformal of no method": _config("headstart", "conformal", 0, "method", value="os.system"),
-    "thresholds by no share": _config("headstart", "out_of_distribution", "thresholds", value={"most": 1}),
+    "thresholds by no fraction": _config("headstart", "out_of_distribution", "thresholds", value={"most": 1}),
     "format of tomorrow": _config("headstart", "format", value=2),
 }
 REFERENCES: dict[str, Change] = {
     "reference is a pickle": with_content(bundle.REFERENCE, _pickled),
-    "reference of pickled objects": then_fits(_object_array),
+    "reference of pickled objects": with_fitting_manifest(_object_array),
     "reference of 2^60 rows": with_content(
         bundle.REFERENCE, _npy_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**60}, 96)}}")
     ),

@@ -1,4 +1,4 @@
-"""ONNX files that mean harm, or are damaged, in bundles that are good but for them."""
+"""Malicious and damaged ONNX files, in bundles that are good otherwise."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from headstart.core import paths
 from headstart.inference import bundle
-from helpers.bundles import CLASSES, Change, then_fits, with_content
+from helpers.bundles import CLASSES, Change, with_content, with_fitting_manifest
 
 
 def _graph(change: Callable[[onnx.ModelProto], object]) -> Change:
@@ -19,11 +19,11 @@ def _graph(change: Callable[[onnx.ModelProto], object]) -> Change:
         change(model)
         (folder / bundle.ONNX).write_bytes(model.SerializeToString())
 
-    return then_fits(changed)
+    return with_fitting_manifest(changed)
 
 
 def _whole_graph(nodes: list[onnx.NodeProto], *weights: onnx.TensorProto, **options: Any) -> Change:
-    """Replace the model by one of these nodes, which give ``logits`` and ``features`` from ``pixels``."""
+    """Replace the model by one of these nodes, which compute ``logits`` and ``features`` from ``pixels``."""
     inputs = [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])]
     widths = {"logits": len(CLASSES), "features": 96}
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", n]) for name, n in widths.items()]
@@ -34,7 +34,7 @@ def _whole_graph(nodes: list[onnx.NodeProto], *weights: onnx.TensorProto, **opti
 
 
 def _external(location: str) -> Change:
-    """Have the first weight read from another file."""
+    """Store the first weight in another file."""
 
     def change(model: onnx.ModelProto) -> None:
         weight = next(each for each in model.graph.initializer if each.raw_data)
@@ -49,15 +49,18 @@ def _external(location: str) -> Change:
 
 def _forever() -> Change:
     body = helper.make_graph(
-        [helper.make_node("Identity", ["going"], ["going_on"])],
+        [helper.make_node("Identity", ["going"], ["still_going"]), helper.make_node("Identity", ["step"], ["scanned"])],
         "body",
         [
             helper.make_tensor_value_info("step", TensorProto.INT64, []),
             helper.make_tensor_value_info("going", TensorProto.BOOL, []),
         ],
-        [helper.make_tensor_value_info("going_on", TensorProto.BOOL, [])],
+        [
+            helper.make_tensor_value_info("still_going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("scanned", TensorProto.INT64, []),
+        ],
     )
-    loop = helper.make_node("Loop", ["", "true"], [], body=body)
+    loop = helper.make_node("Loop", ["", "true"], ["steps"], body=body)
     return _graph(
         lambda model: (
             (

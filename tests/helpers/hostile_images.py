@@ -1,6 +1,6 @@
-"""Files that are called images and are damaged, odd, or made to do harm; the same ones every time.
+"""Files with image names that are damaged, unusual, or made to do harm; the same ones every time.
 
-python tests/hostile_pictures.py FOLDER [COUNT] writes them, to try things by hand.
+``cd tests && python -m helpers.hostile_images FOLDER [COUNT]`` writes them, to try things by hand.
 """
 
 import io
@@ -23,41 +23,41 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(
 
 
 def make_hostile_images(root: Path, count: int) -> None:
-    """Write ``count`` files, and links, pipes and folders that are called images."""
+    """Write ``count`` files, links, pipes and folders with image names."""
     make_damaged(root)
-    odd = root / "made"
-    odd.mkdir()
-    for name, make in MADE.items():
-        (odd / name).write_bytes(make())
-    seeds = [_seed(kind) for kind in KINDS]
-    for number in range(count - 200 - len(MADE)):
-        (odd / f"changed_{number:04d}.jpg").write_bytes(changed(seeds[number % len(seeds)], number))
+    folder = root / "made"
+    folder.mkdir()
+    for name, make in HOSTILE.items():
+        (folder / name).write_bytes(make())
+    seeds = [_valid_image(kind) for kind in KINDS]
+    for number in range(count - 200 - len(HOSTILE)):
+        (folder / f"changed_{number:04d}.jpg").write_bytes(changed(seeds[number % len(seeds)], number))
 
 
 def changed(content: bytes, number: int) -> bytes:
-    """Flip, cut, repeat, insert or overwrite bytes, most of them where the headers are."""
-    chosen, found = random.Random(number), bytearray(content)  # noqa: S311  (no secret)
+    """Flip, cut, repeat, insert or overwrite bytes, mostly in the headers."""
+    chosen, result = random.Random(number), bytearray(content)  # noqa: S311  (no secret)
     for _ in range(chosen.choice([1, 3, 10, 40])):
-        at = chosen.randrange(min(len(found), chosen.choice([40, 400, 10**6])))
+        at = chosen.randrange(min(len(result), chosen.choice([40, 400, 10**6])))
         match chosen.randrange(5):
             case 0:
-                found[at] ^= 1 << chosen.randrange(8)
+                result[at] ^= 1 << chosen.randrange(8)
             case 1:
-                found[at : at + 4] = chosen.choice(
+                result[at : at + 4] = chosen.choice(
                     [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"]
                 )
             case 2:
-                found[at : at + chosen.randrange(1, 60)] = b""
+                result[at : at + chosen.randrange(1, 60)] = b""
             case 3:
-                found[at:at] = found[at : at + chosen.randrange(1, 200)]
+                result[at:at] = result[at : at + chosen.randrange(1, 200)]
             case _:
-                found[at:at] = chosen.randbytes(chosen.randrange(1, 30))
-        if not found:
+                result[at:at] = chosen.randbytes(chosen.randrange(1, 30))
+        if not result:
             break
-    return bytes(found)
+    return bytes(result)
 
 
-def _seed(kind: str) -> bytes:
+def _valid_image(kind: str) -> bytes:
     pixels = np.random.default_rng(len(kind)).integers(0, 256, (24, 32, 3), np.uint8)
     image = Image.fromarray(pixels)
     return saved(image.quantize() if kind in {"GIF", "PCX"} else image, kind)
@@ -68,14 +68,14 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _text_bomb() -> bytes:
-    """A small PNG whose compressed text grows to 200 MiB."""
+    """Return a small PNG whose compressed text expands to 200 MiB."""
     content = saved(Image.new("RGB", (9, 9)), "PNG")
     packed = zlib.compress(bytes(200 * 2**20), 9)
     return content[:33] + _chunk(b"zTXt", b"a\0\0" + packed) + content[33:]
 
 
 def _large_but_allowed() -> bytes:
-    """A PNG of 170 million black pixels in 170 kB, just below what Pillow takes for a bomb."""
+    """Return a PNG of 170 million black pixels in 170 kB, just below Pillow's limit for a decompression bomb."""
     side = 13_000
     packer, packed = zlib.compressobj(9), b""
     for _ in range(side):
@@ -85,7 +85,7 @@ def _large_but_allowed() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-def _endless_frames() -> bytes:
+def _many_frames() -> bytes:
     file = io.BytesIO()
     frames = [Image.new("P", (9, 9), i % 256) for i in range(500)]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], loop=0)
@@ -93,19 +93,19 @@ def _endless_frames() -> bytes:
 
 
 def _deep_exif() -> bytes:
-    """A JPEG whose EXIF points to itself."""
+    """Return a JPEG whose EXIF data points to itself."""
     ifd = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHII", 0x8769, 4, 1, 8) + struct.pack("<I", 8)
     return saved_with_exif(b"Exif\0\0" + ifd)
 
 
 def saved_with_exif(exif: bytes) -> bytes:
-    """Encode a JPEG with these bytes as its EXIF."""
+    """Return a JPEG with these bytes as its EXIF data."""
     file = io.BytesIO()
     Image.new("RGB", (9, 9)).save(file, "JPEG", exif=exif)
     return file.getvalue()
 
 
-MADE: dict[str, Callable[[], bytes]] = {
+HOSTILE: dict[str, Callable[[], bytes]] = {
     "pickle.jpg": lambda: pickle.dumps({"label": "cat"}),
     "script.png": lambda: b"#!/bin/sh\ntouch executed\n",
     "python.jpg": lambda: b"__import__('os').mkdir('executed')\n",
@@ -115,7 +115,7 @@ MADE: dict[str, Callable[[], bytes]] = {
     "text_bomb.png": _text_bomb,
     "large_but_allowed.png": _large_but_allowed,
     "wide_bomb.png": lambda: png_header(2**31 - 1, 2**31 - 1),
-    "many_frames.gif": _endless_frames,
+    "many_frames.gif": _many_frames,
     "exif_of_itself.jpg": _deep_exif,
     "exif_of_nothing.jpg": lambda: saved_with_exif(b"Exif\0\0II*\0\xff\xff\xff\xff"),
     "\x1b[31mred\x07.jpg": bytes,

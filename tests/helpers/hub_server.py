@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback that knows what pushing and loading a model need, and keeps what it gets for tests."""
+"""A Hugging Face hub on loopback that serves the calls of pushing and loading a model, and records them for tests."""
 
 import base64
 import hashlib
@@ -19,15 +19,15 @@ from huggingface_hub import constants
 Json = dict[str, Any]
 USER, TOKEN = "somebody", "hf_" + "t" * 34
 LARGE = (".safetensors", ".onnx")
-"""What goes up as large files; the rest goes into the commit itself."""
+"""Suffixes of large files, which are uploaded apart; others are part of the commit."""
 
 
 class RefusedError(Exception):
-    """An answer that is not what was asked for: the status, the hub's code for it, and what it says."""
+    """An error answer: its status, the hub's code for it, and its text."""
 
-    def __init__(self, status: int, code: str = "", said: str = "") -> None:
+    def __init__(self, status: int, code: str = "", text: str = "") -> None:
         super().__init__(status)
-        self.status, self.code, self.said = status, code, said
+        self.status, self.code, self.text = status, code, text
 
 
 @dataclass
@@ -69,19 +69,19 @@ class HubServer:
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
         self.repositories[name] = Repository(branches={"main": files})
 
-    def create(self, given: Json) -> Json:
-        owner = given["organization"] or USER
-        name = f"{owner}/{given['name']}"
+    def create(self, body: Json) -> Json:
+        owner = body["organization"] or USER
+        name = f"{owner}/{body['name']}"
         if owner != USER:
-            raise RefusedError(403, said=f"you don't have the rights to create a model under {owner}")
+            raise RefusedError(403, text=f"you don't have the rights to create a model under {owner}")
         url = {"url": f"{self.endpoint}/{name}"}
         if name in self.repositories:
-            raise RefusedError(409, said=json.dumps({"error": "You already created this model repo", **url}))
-        self.repositories[name] = Repository(private=given.get("visibility") == "private")
+            raise RefusedError(409, text=json.dumps({"error": "You already created this model repo", **url}))
+        self.repositories[name] = Repository(private=body.get("visibility") == "private")
         return url
 
-    def about(self, name: str, branch: str) -> Json:
-        """Answer what a repository is and has."""
+    def info(self, name: str, branch: str) -> Json:
+        """Return a repository's state and files."""
         files = [{"rfilename": file} for file in self.files(name, branch)]
         return {"id": name, **self.state(name), "siblings": files}
 
@@ -96,21 +96,21 @@ class HubServer:
         return self.repositories[name].branches[branch]
 
     def branch(self, name: str, branch: str) -> Json:
-        """Make a branch that starts where main is."""
+        """Create a branch at the head of main."""
         branches = self.repositories[name].branches
         if branch in branches:
             raise RefusedError(409)
         branches[branch] = dict(branches["main"])
         return {}
 
-    def upload_modes(self, name: str, branch: str, given: Json) -> Json:
+    def upload_modes(self, name: str, branch: str, body: Json) -> Json:
         self.files(name, branch)
-        modes = [("lfs" if file["path"].endswith(LARGE) else "regular", file["path"]) for file in given["files"]]
+        modes = [("lfs" if file["path"].endswith(LARGE) else "regular", file["path"]) for file in body["files"]]
         return {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for mode, path in modes]}
 
-    def upload_addresses(self, given: Json) -> Json:
-        """Say where large files go, but for those that are here already."""
-        objects: list[Json] = [{key: each[key] for key in ("oid", "size")} for each in given["objects"]]
+    def upload_addresses(self, body: Json) -> Json:
+        """Return the upload address of each large file that is not here yet."""
+        objects: list[Json] = [{key: each[key] for key in ("oid", "size")} for each in body["objects"]]
         for each in objects:
             if each["oid"] not in self.large:
                 each["actions"] = {"upload": {"href": f"{self.endpoint}/large/{each['oid']}"}}
@@ -118,12 +118,12 @@ class HubServer:
 
     def keep(self, oid: str, content: bytes) -> Json:
         if self.full or hashlib.sha256(content).hexdigest() != oid:
-            raise RefusedError(400, said="not kept")
+            raise RefusedError(400, text="not kept")
         self.large[oid] = content
         return {}
 
     def commit(self, name: str, branch: str, lines: list[Json]) -> Json:
-        """Change a branch as the lines of a commit say, all at once."""
+        """Apply the lines of a commit to a branch, all at once."""
         files = dict(self.files(name, branch))
         for line in lines:
             value = line["value"]
@@ -166,12 +166,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_file("/".join(parts[:2]), *parts[3:], known=known)
                 return
             if not known and parts[0] != "large":
-                raise RefusedError(401, said="Invalid credentials in Authorization header")
-            self._send(200, json.dumps(self._found(parts, body)).encode())
+                raise RefusedError(401, text="Invalid credentials in Authorization header")
+            self._send(200, json.dumps(self._result(parts, body)).encode())
         except RefusedError as refused:
-            self._send(refused.status, refused.said.encode(), {"X-Error-Code": refused.code})
+            self._send(refused.status, refused.text.encode(), {"X-Error-Code": refused.code})
 
-    def _found(self, parts: list[str], body: bytes) -> Json:  # noqa: PLR0911  (one for each address)
+    def _result(self, parts: list[str], body: bytes) -> Json:  # noqa: PLR0911  (one for each address)
         match [self.command, *parts]:
             case ["PUT", "large", oid]:
                 return self.hub.keep(oid, body)
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
             case ["POST", "api", "validate-yaml"]:
                 return {"errors": [], "warnings": []}
             case ["GET", "api", "models", owner, name, *rest]:
-                return self.hub.about(f"{owner}/{name}", rest[-1] if rest else "main")
+                return self.hub.info(f"{owner}/{name}", rest[-1] if rest else "main")
             case ["POST", "api", "models", owner, name, "branch", branch]:
                 return self.hub.branch(f"{owner}/{name}", branch)
             case ["POST", "api", "models", owner, name, "preupload", branch]:
@@ -198,26 +198,28 @@ class _Handler(BaseHTTPRequestHandler):
         if file not in files:
             raise RefusedError(404, "EntryNotFound")
         content = files[file]
-        about = {
+        headers = {
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
             "X-Repo-Commit": self.hub.repositories[repository].head,
         }
-        self._send(200, content, about, sent=len(content) // 2 if self.hub.breaks_off else len(content))
+        self._send(200, content, headers, sent=len(content) // 2 if self.hub.breaks_off else len(content))
 
-    def _send(self, status: int, content: bytes, about: dict[str, str] | None = None, sent: int | None = None) -> None:
+    def _send(
+        self, status: int, content: bytes, headers: dict[str, str] | None = None, sent: int | None = None
+    ) -> None:
         self.send_response(status)
-        for name, value in {**(about or {}), "Content-Length": str(len(content))}.items():
+        for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content[:sent])
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Suppress the log."""
 
 
 def ask(port: int, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have huggingface_hub ask this port of the loopback alone, with a cache and a login of the test's own."""
+    """Point huggingface_hub to this port of the loopback alone, with a cache and a login of the test's own."""
     endpoint = f"http://127.0.0.1:{port}"
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     for name, value in {

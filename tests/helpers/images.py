@@ -1,6 +1,6 @@
-"""Invented data for tests: params, packed images, and what the stages before the tested one would have written.
+"""Synthetic data for tests: params, packed images, and the outputs of the stages before the tested one.
 
-All of it is written under the working directory, as in a project's folder.
+Everything is written below the working directory, as in a project's folder.
 """
 
 from collections.abc import Mapping
@@ -46,25 +46,25 @@ STORED = 36  # 32 / 0.875: images are stored before the crop
 
 
 def params(changes: Mapping[str, Any] | None = None) -> Params:
-    """The project's own params.yaml, on the CPU, untracked, without classical heads, with changes by dotted key."""
+    """Return this repository's params.yaml for the CPU, untracked, without baselines, with changes by dotted key."""
     content = YAML(typ="safe").load(ROOT / "params.yaml")
     quiet = {"run.accelerator": "cpu", "run.tracking": "disabled", "run.workers": 0, "probe.heads": []}
     quiet |= {"finetune.precision": "32-true"}
     for key, value in {**quiet, **(changes or {})}.items():
         section, *path, name = key.split(".")
-        place = content[section]
-        for part in path:
-            place = place[part]
-        place[name] = value
+        target = content[section]
+        for key_part in path:
+            target = target[key_part]
+        target[name] = value
     return parse_params(content)
 
 
 def write_prepared(
     images: Mapping[str, int] = IMAGES, classes: tuple[str, ...] = CLASSES, *, files: bool = False
 ) -> PreparedDataset:
-    """data/prepared: noise whose brightness goes with its class; classes in turn, the splits mixed.
+    """Write data/prepared: noise whose brightness depends on its class; classes in turn, splits mixed.
 
-    With ``files`` data/raw has the images that it was prepared from.
+    With ``files`` the images are also written to data/raw, as PNGs.
     """
     generator = np.random.default_rng(0)
     PREPARED.mkdir(parents=True)
@@ -75,12 +75,12 @@ def write_prepared(
             label = i % len(classes)
             darkest = 150 * label // (len(classes) - 1)
             image = generator.integers(darkest, darkest + 100, (STORED, STORED, 3), dtype=np.uint8)
-            look, pixels = info_of(Image.fromarray(image)), image.tobytes()
-            place = shard.tell(), len(pixels), crc32(pixels), 0
-            index.append((i, *place, label, STORED, STORED, SPLITS.index(split)))
+            info, pixels = info_of(Image.fromarray(image)), image.tobytes()
+            entry = shard.tell(), len(pixels), crc32(pixels), 0
+            index.append((i, *entry, label, STORED, STORED, SPLITS.index(split)))
             source = f"{classes[label]}/{i}.png"
             named = f"{i:016x}", source, classes[label], split, "", sha256(_file(source, image, files)).hexdigest()
-            manifest.append([*named, STORED, STORED, look.phash, look.contrast])
+            manifest.append([*named, STORED, STORED, info.phash, info.contrast])
             shard.write(pixels)
     write_table(PREPARED / "manifest.csv", MANIFEST_COLUMNS, manifest)
     write_index(PREPARED, index, len(index))
@@ -92,7 +92,7 @@ def write_prepared(
 
 
 def _file(source: str, image: NDArray[np.uint8], on_disk: bool) -> bytes:
-    """Return an image as a PNG, its pixels as they are where there are no files."""
+    """Return an image's bytes: of the PNG that is written, or of its pixels if there shall be no files."""
     if not on_disk:
         return image.tobytes()
     path = Path("data/raw", source)
@@ -102,7 +102,7 @@ def _file(source: str, image: NDArray[np.uint8], on_disk: bool) -> bytes:
 
 
 def write_finetune(classes: tuple[str, ...] = CLASSES) -> nn.Module:
-    """models/finetune and its report: a small untrained timm model whose BatchNorm saw data, so its modes differ."""
+    """Write models/finetune and its report: a small untrained model, with BatchNorm statistics that are not trivial."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: nn.Module = timm.create_model("test_resnet", num_classes=len(classes))
@@ -110,14 +110,14 @@ def write_finetune(classes: tuple[str, ...] = CLASSES) -> nn.Module:
         with torch.no_grad():
             model(torch.randn(8, 3, 32, 32) + 0.5)
     model_config = {"label_names": list(classes), "pretrained_cfg": INPUT}
-    with atomic_write(FINETUNE) as aside:
-        save_for_hf(model, str(aside), model_config=model_config, safe_serialization=True)
+    with atomic_write(FINETUNE) as folder:
+        save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
     write_report("finetune", {"training_seconds": 6.25, "processes": 2, "val_accuracy": 0.5})
     return model.eval()
 
 
 def write_probe(prepared: PreparedDataset, model: nn.Module) -> None:
-    """What features and probe write: the model's features, its classifier a little changed, and one baseline, drawn."""
+    """Write the outputs of features and probe: the model's features, its head slightly changed, a random baseline."""
     head = model.get_classifier()  # type: ignore[operator]
     with torch.inference_mode():
         features = features_of(model, torch.randn(len(prepared.ids), 3, 32, 32)).numpy()
@@ -132,5 +132,5 @@ def write_probe(prepared: PreparedDataset, model: nn.Module) -> None:
 
 
 def sources(prepared: PreparedDataset) -> list[str]:
-    """Every image's source, by row."""
+    """Return the source name of every image, by row."""
     return [row["source"] for row in manifest_rows(prepared.folder)]

@@ -1,7 +1,7 @@
-"""Runs `headstart predict BUNDLE PICTURE` for one bundle after the other, each in a process that may not take much.
+"""Runs `headstart predict BUNDLE IMAGE` for one bundle after the other, each in a process of limited memory and time.
 
-python tests/limited.py PICTURE BUNDLE... prints one line of JSON for each: exit code, stdout, stderr. The processes are
-forked from this one, which has imported what predict imports: 80 of them take seconds.
+python tests/helpers/limited.py IMAGE BUNDLE... prints one line of JSON for each: exit code, stdout, stderr. The
+processes are forked from this one, which has imported all that predict imports: 80 of them take seconds.
 """
 
 import json
@@ -11,14 +11,15 @@ import signal
 import sys
 import tempfile
 
-from headstart.predict import main
+import headstart.predict  # noqa: F401  (imported once for all)
+from headstart.cli import main
 
-MEMORY = 4 * 2**30  # of addresses
+MEMORY = 4 * 2**30  # bytes of address space
 SECONDS = 20
 
 
 def limited(bundle: str, image: str) -> dict[str, object]:
-    """Run one; a process that hangs is ended by SIGALRM, which is its exit code."""
+    """Run one; SIGALRM ends a process that hangs, and is its exit code."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if not child:
@@ -26,19 +27,18 @@ def limited(bundle: str, image: str) -> dict[str, object]:
             signal.alarm(SECONDS)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
-            sys.argv = ["headstart predict", bundle, image]
+            sys.argv = ["headstart", "predict", bundle, image]
             try:
                 main()
             except SystemExit as end:
-                if isinstance(end.code, str):
-                    os.write(2, f"{end.code}\n".encode())
+                sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(end.code if isinstance(end.code, int) else 1)
             except BaseException:  # noqa: BLE001  (a traceback is what the test looks for)
                 sys.excepthook(*sys.exc_info())
                 sys.stderr.flush()
                 os._exit(2)
-            sys.stdout.flush()
-            os._exit(0)
+            os._exit(3)  # main ends by SystemExit
         _, status = os.waitpid(child, 0)
         texts = [os.pread(file.fileno(), 10**6, 0).decode(errors="replace") for file in (out, err)]
     return {"code": os.waitstatus_to_exitcode(status), "stdout": texts[0], "stderr": texts[1]}

@@ -1,6 +1,6 @@
 """A real Slurm cluster of several nodes on this machine, for tests: as root, without systemd, all in one folder.
 
-Every node is a slurmd. Where namespaces are allowed it has its own host name and process ids, so that to kill it kills
+Every node is a slurmd. Where namespaces are allowed it has its own host name and process ids, so that killing it kills
 all that runs on it, as a power failure does.
 """
 
@@ -59,7 +59,7 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL"
 
 
 def why_no_cluster() -> str | None:
-    """Say what is missing for a cluster here."""
+    """Return what this machine lacks for a cluster; None where nothing is missing."""
     if os.geteuid() != 0:
         return "a Slurm cluster for tests needs root"
     missing = [name for name in ("slurmctld", "slurmd", "srun", "setpriv") if shutil.which(name) is None]
@@ -99,7 +99,7 @@ class SlurmCluster:
         for daemon in reversed(self._daemons.values()):
             daemon.kill()
             daemon.wait()
-        self._end_what_outlives_slurmd()
+        self._kill_jobs()
 
     def _configure(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ class SlurmCluster:
         (self.root / "hosts").write_text(f"127.0.0.1 {names}\n")
 
     def _start(self, name: str, command: list[str]) -> None:
-        # In a session of its own: a Ctrl-C in pytest is not for it.
+        # In a session of its own, which a Ctrl-C in pytest does not reach.
         with (self.root / f"{name}.out").open("ab") as output:
             self._daemons[name] = subprocess.Popen(
                 [*WITH_THIS_PROCESS, *command],
@@ -137,7 +137,7 @@ class SlurmCluster:
             )
 
     def start_node(self, name: str) -> None:
-        """Start a node, or one anew that was killed."""
+        """Start a node, also one that was killed."""
         command = ["slurmd", "-D", "-N", name]
         if self.isolated:
             inside = f"hostname {name}; mount --bind {self.root}/hosts /etc/hosts; {' '.join(command)} & wait $!"
@@ -146,7 +146,7 @@ class SlurmCluster:
         self._start(name, command)
 
     def kill_node(self, name: str) -> None:
-        """Have a node lose its power; Slurm notices by itself after 25 to 30 s."""
+        """Kill a node and all that runs on it; Slurm notices by itself after 25 to 30 s."""
         daemon = self._daemons.pop(name)
         daemon.kill()
         daemon.wait()
@@ -157,14 +157,14 @@ class SlurmCluster:
         return dict(line.split() for line in lines)
 
     def run(self, *command: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
-        """Run one of Slurm's commands, and give what it prints."""
+        """Run one of Slurm's commands, and return what it prints."""
         whole = self.environment | dict(environment or {})
         done = subprocess.run(command, env=whole, cwd=cwd, check=False, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def submit(self, *arguments: str, cwd: Path, environment: Mapping[str, str]) -> str:
-        """Submit a batch script from a folder, and give the job's id."""
+        """Submit a batch script from a folder, and return the job's id."""
         return self.run("sbatch", "--parsable", *arguments, cwd=cwd, environment=environment).strip()
 
     def job(self, job: str) -> dict[str, str]:
@@ -173,7 +173,7 @@ class SlurmCluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait_for(self, job: str, *states: str, seconds: float = 120) -> dict[str, str]:
-        """Wait until a job is in one of the states, by default ended, and give its record."""
+        """Wait until a job is in one of the states, by default ended, and return its record."""
         wanted = set(states) or ENDED
         end = time.monotonic() + seconds
         while (record := self.job(job))["JobState"] not in wanted:
@@ -193,14 +193,14 @@ class SlurmCluster:
             assert time.monotonic() < end, f"no {what}\n{said}"
             time.sleep(0.02)
 
-    def _end_what_outlives_slurmd(self) -> None:
+    def _kill_jobs(self) -> None:
         """Kill the jobs' processes, which are meant to outlive a slurmd that is restarted."""
         mark = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if int(process.name) != os.getpid() and mark in (process / "environ").read_bytes().split(b"\0"):
                     os.kill(int(process.name), signal.SIGKILL)
-            except OSError:  # ended meanwhile
+            except OSError:  # it has ended
                 continue
 
 

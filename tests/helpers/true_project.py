@@ -1,4 +1,4 @@
-"""A project with the true pipeline on invented images, as jobs of a Slurm cluster of tests run it."""
+"""A project with the real pipeline on invented images, for jobs of the tests' Slurm cluster."""
 
 import json
 import os
@@ -52,7 +52,7 @@ Record = Callable[[str, object], None]
 
 
 def true_project(folder: Path) -> Path:
-    """Make a project of 20 images for each of three classes, which differ in brightness; give its folder."""
+    """Make a project of 20 images for each of three classes, which differ in brightness; return its folder."""
     generator = np.random.default_rng(0)
     for i, label in enumerate(("cat", "dog", "owl")):
         (folder / "data" / "raw" / label).mkdir(parents=True)
@@ -70,7 +70,7 @@ def true_project(folder: Path) -> Path:
 
 
 def before_finetune(done: Path, folder: Path) -> Path:
-    """Copy a finished project, less what finetune and later stages made, and less the doctor, which takes long."""
+    """Copy a finished project without the results from finetune on, and without the doctor, which takes long."""
     later = shutil.ignore_patterns("runs", "finetune*", "evaluate*", "export*", "slurm-*.out", ".headstart")
     shutil.copytree(done, folder, ignore=later)
     lock = YAML().load(folder / "dvc.lock")
@@ -83,14 +83,14 @@ def before_finetune(done: Path, folder: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of who submits, outside of any Slurm and in this Python's environment."""
+    """Return the environment of the submitting shell, outside of any Slurm, with this Python's environment active."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     who = {f"GIT_{role}_{what}": "t@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     return kept | who | {"VIRTUAL_ENV": sys.prefix, "PYTHONUNBUFFERED": "1"}
 
 
 def result(project: Path) -> Result:
-    """Return the weights, the history and the leaderboard, without what was timed."""
+    """Return the weights, the history and the leaderboard, without measured times."""
     weights = (project / FINETUNE / "model.safetensors").read_bytes()
     history = [_untimed(row) for row in read_table(project / HISTORY)]
     report = json.loads((project / "reports" / "evaluate.json").read_text())
@@ -130,7 +130,7 @@ class Job:
         return self.until(f"epoch {epoch:3d} of")
 
     def ended(self, record: Record, *states: str, seconds: float = 180) -> dict[str, str]:
-        """Wait for its end, or the states, and note what Slurm says."""
+        """Wait for its end, or the states, and record what Slurm shows."""
         found = self.cluster.wait_for(self.id, *states, seconds=seconds)
         taken = time.monotonic() - self.start
         code, restarts = found["ExitCode"], found["Restarts"]
@@ -155,7 +155,7 @@ def kill_rank(job: str, rank: int) -> None:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command, variables = ((process / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
-        except OSError:  # ended meanwhile
+        except OSError:  # it has ended
             continue
         if wanted <= set(variables) and b"headstart.stages.finetune" in command:
             os.kill(int(process.name), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Have worker processes do their part in tests too small to wait for them."""
+"""Makes worker processes take part in tests that would end before they have started."""
 
 from threading import Event
 from typing import Any
@@ -9,12 +9,12 @@ from headstart.data import parallel
 
 
 def wait_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let only the first task be done in this process."""
-    start = parallel.server_started
+    """Make ``map_in_order`` run only the first task in this process."""
+    start = parallel.start_server
 
     def start_and_wait(*arguments: Any) -> Event:
         ready = start(*arguments)
         ready.wait()
         return ready
 
-    monkeypatch.setattr(parallel, "server_started", start_and_wait)
+    monkeypatch.setattr(parallel, "start_server", start_and_wait)

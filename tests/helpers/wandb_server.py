@@ -1,4 +1,4 @@
-"""A wandb server on loopback that knows what a run and its artifacts need, and keeps what it gets for tests."""
+"""A wandb server on loopback that supports runs and artifacts, and keeps what it receives for tests."""
 
 import gzip
 import json
@@ -16,15 +16,15 @@ FEATURES = ("CLIENT_IDS", "ARTIFACT_REGISTRY_SEARCH")
 
 @dataclass
 class TrackedRun:
-    """What the server has of a run.
+    """What the server has received of a run.
 
     Attributes:
-        about: group, job type, config, as last given.
+        about: group, job type, config, the latest of each.
         lines: of the history.
-        summary: the last one.
-        exit_codes: of the processes that said they were done.
+        summary: the latest.
+        exit_codes: of the processes that reported their end.
         used: ids of the artifacts that it has read.
-        files: names of what it has uploaded.
+        files: names of the files that it has uploaded.
     """
 
     about: Json = field(default_factory=dict)
@@ -36,13 +36,13 @@ class TrackedRun:
 
     @property
     def config(self) -> Json:
-        """The config without what wandb adds of its own."""
-        found = json.loads(self.about.get("config") or "{}")
-        return {name: value["value"] for name, value in found.items() if name != "_wandb"}
+        """The config without what wandb itself adds."""
+        config = json.loads(self.about.get("config") or "{}")
+        return {name: value["value"] for name, value in config.items() if name != "_wandb"}
 
     @property
     def steps(self) -> list[int]:
-        """wandb's step of each line of the history, in the order in which they came."""
+        """wandb's step of each line of the history, in order of arrival."""
         return [line["_step"] for line in self.lines]
 
 
@@ -58,16 +58,16 @@ class WandbServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes wandb talk to this server."""
+        """Variables that make wandb use this server."""
         return {"WANDB_BASE_URL": f"http://127.0.0.1:{self.port}", "WANDB_API_KEY": "k" * 40}
 
     def answer(self, query: str, given: Json) -> Json:
-        """Answer a GraphQL operation; one that is not known gets nothing."""
+        """Answer a GraphQL operation; an unknown one gets an empty answer."""
         operation = query.replace("(", " ").split()[1]
         self.operations.append(operation)
-        known = getattr(self, f"_{operation}", None)
-        found: Json = known(given) if known else {}
-        return found
+        handler = getattr(self, f"_{operation}", None)
+        answer: Json = handler(given) if handler else {}
+        return answer
 
     def _Viewer(self, _given: Json) -> Json:  # noqa: N802  (this and the others are named as GraphQL's)
         viewer = {"id": "1", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}", "teams": {"edges": []}}
@@ -94,7 +94,7 @@ class WandbServer:
                 "config": run.about["config"],
                 "tags": [],
                 "notes": None,
-                "wandbConfig": json.dumps({"t": {}}),  # by which wandb knows a run that was begun
+                "wandbConfig": json.dumps({"t": {}}),  # by which wandb recognises a run that was started
             }
         return {"model": about}
 
@@ -113,7 +113,7 @@ class WandbServer:
         return {"project": {"artifact": {"artifactType": {"name": kinds[name]}} if name in kinds else None}}
 
     def _CreateArtifact(self, given: Json) -> Json:  # noqa: N802
-        """Return the artifact of this name and content; as wandb's, the same one for the same content."""
+        """Return the artifact of this name and content; like wandb's server, the same one for the same content."""
         wanted = given["input"]
         name, digest = wanted["artifactCollectionName"], wanted["digest"]
         same = [known for known in self.artifacts.values() if known["artifactCollectionName"] == name]
@@ -167,7 +167,7 @@ class WandbServer:
         return f"http://127.0.0.1:{self.port}/upload/{name}"
 
     def stream(self, run_id: str, sent: Json) -> None:
-        """Take a piece of a run's file stream; each file has an offset, so that a piece sent twice is there once."""
+        """Store a piece of a run's file stream; its offset makes a piece that is sent twice appear once."""
         run = self.runs[run_id]
         for name, piece in (sent.get("files") or {}).items():
             lines = [json.loads(line) for line in piece["content"]] if name.endswith((".jsonl", ".json")) else []
@@ -190,26 +190,26 @@ def wandb_server() -> Iterator[WandbServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
-        def _take(self) -> None:
+        def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
-            found: Json = {}
+            answer: Json = {}
             if self.path == "/graphql":
                 asked = json.loads(body)
-                found = {"data": state.answer(asked["query"], asked.get("variables") or {})}
+                answer = {"data": state.answer(asked["query"], asked.get("variables") or {})}
             elif self.path.endswith("/file_stream"):
                 state.stream(self.path.split("/")[-2], json.loads(body))
-            content = json.dumps(found).encode()
+            content = json.dumps(answer).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_PUT = _take  # noqa: N815  (the base class's names)
+        do_GET = do_POST = do_PUT = _answer  # noqa: N815  (the base class's names)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.port = server.server_address[1]

@@ -1,4 +1,4 @@
-"""Every mode becomes the right RGB, and what is no image gets a reason."""
+"""Every mode becomes the right RGB, and a bad image gets a reason."""
 
 import io
 import warnings

@@ -1,4 +1,4 @@
-"""What a command's arguments mean; that of folders of classes is in test_sources.py."""
+"""The images that a command's arguments name; folders of classes are in test_sources.py."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_a_folders_images_come_by_name_and_nothing_else_does(tmp_path: Path, mon
     assert list(find_images(["in"])) == [ImageFile(Path("in", name), None) for name in ("a.png", "b/d.webp", "c.JPG")]
 
 
-def test_what_is_wrong_is_found_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problems_are_yielded_with_their_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "in/a.png")
     (tmp_path / "in" / "up").symlink_to(".")

@@ -27,10 +27,10 @@ def assert_equal_to_timm(changed: dict[str, Any], size: tuple[int, int]) -> None
     image, ours = noise(size), Preprocessing.of(changed)
     pixels = create_transform(**changed, is_training=False, normalize=False)(image)
     np.testing.assert_array_equal(np.asarray(ours.cropped(image)).transpose(2, 0, 1), pixels.numpy())
-    found, expected = ours(image), create_transform(**changed, is_training=False)(image).numpy()
-    assert found.dtype == np.float32
-    assert found.flags.c_contiguous
-    np.testing.assert_array_equal(found, expected)
+    normalized, expected = ours(image), create_transform(**changed, is_training=False)(image).numpy()
+    assert normalized.dtype == np.float32
+    assert normalized.flags.c_contiguous
+    np.testing.assert_array_equal(normalized, expected)
 
 
 @pytest.mark.parametrize("crop_mode", CROP_MODES)
@@ -51,12 +51,12 @@ def test_every_interpolation(interpolation: str) -> None:
 
 
 def test_every_aspect_near_the_square() -> None:
-    """Where roundings to whole pixels, and of halves, show."""
+    """Sizes at which rounding to whole pixels, and of halves, matters."""
     for width, height in itertools.product(range(30, 60), (36, 37, 51)):
         assert_equal_to_timm(config(), (width, height))
         assert_equal_to_timm(config(input_size=(3, 32, 48), crop_mode="border"), (width, height))
 
 
-def test_a_strip_keeps_a_pixel_where_timms_has_none() -> None:
+def test_a_narrow_strip_keeps_a_pixel_where_timm_fails() -> None:
     narrow = Preprocessing.of(config(input_size=(3, 8, 8), crop_mode="border"))
     assert narrow.cropped(noise((200, 10))).size == (8, 8)

@@ -1,4 +1,4 @@
-"""What a good bundle gives; the bad ones are in tests/hostile_bundles.py."""
+"""A good bundle, opened; the bad ones are in tests/helpers/hostile_bundles.py."""
 
 import hashlib
 import math
@@ -21,9 +21,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_manifest_lists_every_other_file(folder: Path) -> None:
-    manifest = read_json(folder / bundle.MANIFEST)
+    manifest = read_json(folder / bundle.BUNDLE_MANIFEST)
     assert manifest["format"] == 1
-    assert sorted(manifest["files"]) == sorted(path.name for path in folder.iterdir() if path.name != bundle.MANIFEST)
+    assert sorted(manifest["files"]) == sorted(
+        path.name for path in folder.iterdir() if path.name != bundle.BUNDLE_MANIFEST
+    )
     content = (folder / bundle.ONNX).read_bytes()
     assert manifest["files"][bundle.ONNX] == {
         "bytes": len(content),
@@ -38,9 +40,9 @@ def test_a_good_bundle(folder: Path) -> None:
     assert {key: list(value) if isinstance(value, tuple) else value for key, value in config.input.items()} == INPUT
     assert config.temperature == 1.5
     assert config.conformal[1] == ConformalLevel("LAC", 0.95, math.inf)
-    assert config.unusual == {0.95: 0.05, 0.99: 0.5}
+    assert config.ood_thresholds == {0.95: 0.05, 0.99: 0.5}
     assert opened.path(bundle.ONNX) == folder / bundle.ONNX
-    reference = opened.reference()
+    reference = opened.ood_reference()
     assert reference is not None
     np.testing.assert_array_equal(reference, np.load(folder / bundle.REFERENCE))
 
@@ -52,7 +54,7 @@ def test_what_need_not_be_there(folder: Path) -> None:
     (folder / bundle.REFERENCE).unlink()
     bundle.write_manifest(folder)
     opened = bundle.open_bundle(folder)
-    assert (opened.config.temperature, opened.config.conformal, opened.reference()) == (None, [], None)
+    assert (opened.config.temperature, opened.config.conformal, opened.ood_reference()) == (None, [], None)
     assert opened.config.descriptions == {"cat": "a small one"}
 
 

@@ -1,4 +1,4 @@
-"""What a predictor says is what torch and timm give for the same image."""
+"""A prediction is the one that torch and timm compute for the same image."""
 
 import io
 import math
@@ -22,7 +22,7 @@ from headstart.inference import bundle
 from headstart.inference.predictor import Predictor
 from headstart.inference.scores import distances
 from headstart.models.backbone import WithFeatures
-from helpers.bundles import CLASSES, INPUT, TOLD, copy_bundle, small_model
+from helpers.bundles import CALIBRATION, CLASSES, INPUT, copy_bundle, small_model
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def predictor(folder: Path) -> Predictor:
     return Predictor(folder, threads=2)
 
 
-def picture(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
+def noise_image(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
     """Noise around a colour, so that images differ."""
     generator = np.random.default_rng(seed)
     pixels = generator.integers(0, 120, (size[1], size[0], 3)) + generator.integers(0, 136, 3)
@@ -45,7 +45,7 @@ def picture(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
 def saved(folder: Path, count: int) -> list[Path]:
     paths = [folder / f"{i:03d}.png" for i in range(count)]
     for i, path in enumerate(paths):
-        picture(i, (30 + i % 7, 40)).save(path)
+        noise_image(i, (30 + i % 7, 40)).save(path)
     return paths
 
 
@@ -57,18 +57,18 @@ def expected(images: list[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def test_an_image_gets_what_timm_and_torch_give(folder: Path, predictor: Predictor) -> None:
-    logits, features = expected([picture(i) for i in range(8)])
+    logits, features = expected([noise_image(i) for i in range(8)])
     assert len(set(logits.argmax(1))) > 1
     far = distances(features, np.load(folder / bundle.REFERENCE))
     for i, probabilities in enumerate(softmax(logits.astype(np.float64), axis=1)):
-        found = predictor(picture(i))
+        found = predictor(noise_image(i))
         order = np.argsort(-probabilities)
         assert found.label == CLASSES[order[0]]
         assert found.probability == pytest.approx(probabilities[order[0]], abs=1e-5)
         assert [label for label, _ in found.top] == [CLASSES[each] for each in order]
         assert [p for _, p in found.top] == pytest.approx(probabilities[order], abs=1e-5)
-        assert found.set == [CLASSES[each] for each in order if 1 - probabilities[each] <= 0.7]
-        assert found.distance == pytest.approx(far[i], abs=1e-5)
+        assert found.prediction_set == [CLASSES[each] for each in order if 1 - probabilities[each] <= 0.7]
+        assert found.ood_distance == pytest.approx(far[i], abs=1e-5)
         assert found.error is None
 
 
@@ -83,16 +83,16 @@ def test_a_path_a_files_content_and_an_image_are_the_same_image(predictor: Predi
 def test_an_image_is_turned_as_its_file_would_be(predictor: Predictor, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(1).save(tmp_path / "turned.png", exif=exif)
+    noise_image(1).save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as image:
-        assert predictor(image).top == predictor(tmp_path / "turned.png").top != predictor(picture(1)).top
+        assert predictor(image).top == predictor(tmp_path / "turned.png").top != predictor(noise_image(1)).top
 
 
 def test_many_come_in_order_and_a_bad_one_is_a_row(predictor: Predictor, tmp_path: Path) -> None:
     paths = saved(tmp_path, 60)
     paths[7].write_bytes(b"no image")
     paths[40].unlink()
-    found = list(predictor.many(paths))
+    found = list(predictor.predict_many(paths))
     assert [each.image for each in found] == [str(path) for path in paths]
     assert {i: each.error for i, each in enumerate(found) if each.error} == {
         7: "not an image that Pillow can read",
@@ -114,7 +114,7 @@ def test_many_read_no_further_ahead_than_a_few_batches(predictor: Predictor, tmp
             taken += 1
             yield path
 
-    answers = predictor.many(endless())
+    answers = predictor.predict_many(endless())
     for _ in range(20):
         next(answers)
     answers.close()  # type: ignore[attr-defined]
@@ -122,7 +122,7 @@ def test_many_read_no_further_ahead_than_a_few_batches(predictor: Predictor, tmp
 
 
 def test_none_at_all(predictor: Predictor) -> None:
-    assert list(predictor.many([])) == []
+    assert list(predictor.predict_many([])) == []
 
 
 def test_a_bad_image_alone_is_an_exception(predictor: Predictor, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_many_threads_share_a_predictor(predictor: Predictor) -> None:
     contents = []
     for i in range(12):
         file = io.BytesIO()
-        picture(i).save(file, "PNG")
+        noise_image(i).save(file, "PNG")
         contents.append(file.getvalue())
     alone = [predictor(content) for content in contents]
     with ThreadPoolExecutor(8) as pool:
@@ -144,49 +144,59 @@ def test_many_threads_share_a_predictor(predictor: Predictor) -> None:
 
 
 def test_calibration_changes_probabilities_and_nothing_else(folder: Path, predictor: Predictor) -> None:
-    logits, _ = expected([picture(3)])
-    calibrated, plain = Predictor(folder, calibrated=True)(picture(3)), predictor(picture(3))
-    by_temperature = softmax(logits.astype(np.float64) / TOLD["temperature"], axis=1)
+    logits, _ = expected([noise_image(3)])
+    calibrated, plain = Predictor(folder, calibrated=True)(noise_image(3)), predictor(noise_image(3))
+    by_temperature = softmax(logits.astype(np.float64) / CALIBRATION["temperature"], axis=1)
     assert calibrated.probability == pytest.approx(by_temperature.max(), abs=1e-5)
-    assert (calibrated.label, calibrated.set, calibrated.distance) == (plain.label, plain.set, plain.distance)
+    assert (calibrated.label, calibrated.prediction_set) == (plain.label, plain.prediction_set)
+    assert calibrated.ood_distance == plain.ood_distance
 
 
 def test_the_sets_that_are_asked_for(folder: Path) -> None:
-    whole = Predictor(folder, conformal=0.95)(picture(0))
-    assert whole.set is not None
-    assert sorted(whole.set) == CLASSES  # its threshold is null
+    whole = Predictor(folder, conformal=0.95)(noise_image(0))
+    assert whole.prediction_set is not None
+    assert sorted(whole.prediction_set) == CLASSES  # its threshold is null
     probabilities = np.array([p for _, p in whole.top])
     likelier = np.cumsum(probabilities) - probabilities
-    by_aps = Predictor(folder, conformal=0.9, conformal_method="APS")(picture(0))
-    assert by_aps.set == [label for (label, _), before in zip(whole.top, likelier, strict=True) if before <= 0.6]
+    by_aps = Predictor(folder, conformal=0.9, conformal_method="APS")(noise_image(0))
+    assert by_aps.prediction_set == [
+        label for (label, _), before in zip(whole.top, likelier, strict=True) if before <= 0.6
+    ]
     with pytest.raises(UserError, match=r"no conformal sets of 0\.8: it has 0\.9 by LAC, 0\.95 by LAC, 0\.9 by APS"):
         Predictor(folder, conformal=0.8)
 
 
 def test_a_bundle_that_knows_nothing_of_its_answers(tmp_path: Path) -> None:
     folder = changed(tmp_path, temperature=None, conformal=[], out_of_distribution=None)
-    found = Predictor(folder)(picture(0))
+    found = Predictor(folder)(noise_image(0))
     assert found.label
-    assert (found.set, found.distance, found.unusual) == (None, None, None)
-    with pytest.raises(UserError, match="knows no temperature"):
+    assert (found.prediction_set, found.ood_distance, found.ood_level) == (None, None, None)
+    with pytest.raises(UserError, match="has no temperature"):
         Predictor(folder, calibrated=True)
     with pytest.raises(UserError, match="it has none"):
         Predictor(folder, conformal=0.9)
 
 
-@pytest.mark.parametrize(("limits", "share"), [((0, 0), 0.99), ((0, 2), 0.95), ((2, 2), None)])
-def test_the_share_of_usual_images_that_are_nearer(
-    tmp_path: Path, limits: tuple[float, float], share: float | None
+@pytest.mark.parametrize(("limits", "level"), [((0, 0), 0.99), ((0, 2), 0.95), ((2, 2), None)])
+def test_the_ood_level_is_the_largest_threshold_that_is_exceeded(
+    tmp_path: Path, limits: tuple[float, float], level: float | None
 ) -> None:
-    far = {"thresholds": dict(zip(("0.95", "0.99"), limits, strict=True))}
-    assert Predictor(changed(tmp_path, out_of_distribution=far))(picture(0)).unusual == share
+    ood = {"thresholds": dict(zip(("0.95", "0.99"), limits, strict=True))}
+    assert Predictor(changed(tmp_path, out_of_distribution=ood))(noise_image(0)).ood_level == level
+
+
+def test_the_former_names_are_still_read(predictor: Predictor, tmp_path: Path) -> None:
+    (found,) = predictor.many(saved(tmp_path, 1))
+    assert found.ood_distance is not None
+    former = (found.picture, found.set, found.distance, found.unusual)
+    assert former == (found.image, found.prediction_set, found.ood_distance, found.ood_level)
 
 
 def test_torch_gives_the_same(folder: Path, predictor: Predictor) -> None:
-    ours, by_torch = predictor(picture(5)), Predictor(folder, device="torch")(picture(5))
+    ours, by_torch = predictor(noise_image(5)), Predictor(folder, device="torch")(noise_image(5))
     assert by_torch.label == ours.label
     assert by_torch.probability == pytest.approx(ours.probability, abs=1e-5)
-    assert by_torch.distance == pytest.approx(ours.distance, abs=1e-5)
+    assert by_torch.ood_distance == pytest.approx(ours.ood_distance, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +218,7 @@ def test_what_torch_would_build_is_checked(tmp_path: Path, key: str, value: obje
 
 
 def test_outputs_that_are_no_numbers_are_an_error_of_the_image(predictor: Predictor) -> None:
-    inputs = np.stack([predictor.prepare(picture(0)), np.full((3, 32, 32), math.nan, np.float32)])
+    inputs = np.stack([predictor.prepare(noise_image(0)), np.full((3, 32, 32), math.nan, np.float32)])
     good, bad = predictor.predict(inputs)
     assert (good.error, bad.error) == (None, "the model's outputs are no finite numbers")
 
@@ -222,9 +232,9 @@ def test_devices_and_files_that_there_are_not(folder: Path) -> None:
         Predictor(folder, model=bundle.ONNX_INT8)
 
 
-def changed(tmp_path: Path, **told: object) -> Path:
+def changed(tmp_path: Path, **entries: object) -> Path:
     folder = copy_bundle(tmp_path / "export")
     config = read_json(folder / paths.MODEL_CONFIG)
-    write_json(folder / paths.MODEL_CONFIG, config | {"headstart": config["headstart"] | told})
+    write_json(folder / paths.MODEL_CONFIG, config | {"headstart": config["headstart"] | entries})
     bundle.write_manifest(folder)
     return folder

@@ -27,7 +27,7 @@ from headstart.models.backbone import (
     get_head,
     head_name,
     input_config,
-    input_config_of,
+    input_config_by_name,
     timm_name,
     weights_sha256,
 )
@@ -66,7 +66,7 @@ def test_the_classifier_of_the_features_is_the_model(name: str) -> None:
     assert model.get_submodule(head_name(model)) is head
 
 
-def test_drawn_weights_follow_from_the_seed_alone_and_the_global_generator_is_left_as_it_was() -> None:
+def test_initial_weights_depend_on_the_seed_alone_and_the_global_generator_keeps_its_state() -> None:
     before = torch.get_rng_state()
     first = build("test_resnet", seed=3).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
@@ -119,7 +119,7 @@ def test_the_bundled_backbone_loads_with_its_own_classifier() -> None:
 
 @pytest.mark.parametrize(("name", "size"), [*((name, None) for name in SMALL), ("test_vit", 64), ("bundled", 48)])
 def test_the_input_config_needs_no_weights_and_is_json(name: str, size: int | None) -> None:
-    config = input_config_of(name, size, {})
+    config = input_config_by_name(name, size, {})
     assert config == input_config(build(name, image_size=size), size)
     assert json.loads(json.dumps(config)) == config
     assert set(config) == {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
@@ -166,7 +166,7 @@ def test_the_hash_of_the_weights_ignores_the_classifier_and_nothing_else() -> No
 
 @pytest.fixture
 def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The hub at a loopback port where nobody listens, an empty cache, and no waiting between attempts."""
+    """A hub at a loopback port on which nothing listens, an empty cache, and no waiting between attempts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -178,7 +178,7 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 @pytest.fixture
 def hub(no_hub: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub on loopback that has one small model, under both names."""
+    """A hub on loopback with one small model, under both names."""
     assert no_hub
     save_for_hf(timm.create_model("test_resnet"), str(tmp_path / "served"), safe_serialization=True)
     with hub_server() as server:
@@ -241,7 +241,7 @@ def test_channels_last_changes_no_output() -> None:
 
 
 def test_repvggs_stem_trains_on_a_cpu_without_avx512() -> None:
-    """In a process whose torch sees no more than AVX2; without the way round it ends with a segmentation fault."""
+    """In a process of its own: torch reads the environment at import, and a crash would be a segmentation fault."""
     step = (
         "import timm, torch; from headstart.models.backbone import channels_last\n"
         "model = channels_last(timm.create_model('repvgg_a0', num_classes=3).train())\n"

@@ -13,6 +13,7 @@ from headstart.core.io import read_json, read_table, write_json, write_table
 from headstart.data.dataset import PreparedDataset
 from headstart.report.page import write_html_report
 from helpers import images
+from helpers.command import headstart
 from helpers.reported import EVALUATE, write_reported
 
 CLASSES = ("cat", "dog", "owl", "yak", "eel")
@@ -175,18 +176,18 @@ def test_noise_which_no_format_makes_small_stays_below_5_mb(monkeypatch: pytest.
 
 
 def test_without_a_model_or_params_or_torch(prepared: PreparedDataset) -> None:
-    code = "from headstart.report.__main__ import main; main(); import sys; print('torch' in sys.modules)"
+    code = "from headstart.cli import cli; cli(['report'], standalone_mode=False); "
+    code += "import sys; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout.splitlines() == ["reports/index.html", "False"]
     assert prepared.folder.exists()
 
 
-def test_the_door_says_what_is_missing(tmp_path: Path) -> None:
-    answer = subprocess.run(
-        [sys.executable, "-m", "headstart.report"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert answer.returncode == 1
+def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = headstart("report")
+    assert answer.exit_code == 1
     assert answer.stderr.startswith("error: data/prepared/dataset.json does not exist: run `dvc repro`")
 
 

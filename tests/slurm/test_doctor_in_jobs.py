@@ -24,7 +24,7 @@ SCRIPT = f"""#!/bin/sh
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=out
-exec {sys.executable} -m headstart.slurm.doctor.run "$0" --json
+exec {sys.executable} -m headstart doctor "$0" --json
 """
 
 
@@ -74,6 +74,7 @@ def _slurmd(cluster: SlurmCluster, node: str) -> str:
 
 def test_two_good_nodes(cluster: SlurmCluster, project: Path) -> None:
     assert findings(cluster, project) == []
+    assert [each["name"] for each in json.loads((project / "out").read_text())] == ["save", "network"]
 
 
 @pytest.mark.slow

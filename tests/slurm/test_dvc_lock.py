@@ -23,7 +23,7 @@ def named(*pids: int) -> str:
 
 
 def test_a_process_of_another_node_has_no_meaning_here() -> None:
-    """This very process has the number, but is no DVC: DVC itself would wait for it."""
+    """This process has that id, but is not DVC; DVC itself would wait for it."""
     DVC_RWLOCK.write_text(named(os.getpid(), os.getpid()))
     assert remove_stale_rwlock()
     assert not DVC_RWLOCK.exists()
@@ -31,7 +31,7 @@ def test_a_process_of_another_node_has_no_meaning_here() -> None:
 
 
 @pytest.mark.parametrize("content", ["", '{"write": {"data": {"pid": 1'])
-def test_what_a_kill_cut_off_is_removed(content: str) -> None:
+def test_a_truncated_file_is_removed(content: str) -> None:
     DVC_RWLOCK.write_text(content)
     assert remove_stale_rwlock()
 

@@ -127,7 +127,7 @@ def test_a_job_that_must_not_be_requeued_is_told_so(
     record = job.ended(record_property)
     assert (record["JobState"], record["ExitCode"], record["Restarts"]) == ("FAILED", "1:0", "0")
     assert f"error: job {job.job} is not queued again (" in job.output()
-    assert "submit it anew, best with #SBATCH --requeue" in job.output()
+    assert "submit it again, best with #SBATCH --requeue" in job.output()
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_starts_that_come_no_further_end(cluster: SlurmCluster, tmp_path: Path, 
         cluster.run("scancel", "--batch", "--signal=USR1", job.job)
     record = job.ended(record_property)
     assert (record["JobState"], record["ExitCode"], record["Restarts"]) == ("FAILED", "1:0", "3")
-    assert f"error: job {job.job} is not queued again: it came no further in 3 starts" in job.output()
+    assert f"error: job {job.job} is not queued again: its last 3 starts made no progress" in job.output()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What slurm/launch.sh starts where."""
+"""What slurm/launch.sh starts, within Slurm and without."""
 
 import os
 import re
@@ -12,8 +12,8 @@ import pytest
 from helpers.images import ROOT
 from helpers.slurm_cluster import SlurmCluster
 
-# Stands for the environment's Python: notes what a task was given. (What CPUs per task do is for Slurm's task plugins,
-# of which this cluster has none.)
+# Replaces the environment's Python, and records what a task was given. (CPUs per task are enforced by Slurm's task
+# plugins, of which this cluster has none.)
 PYTHON = """#!/bin/sh
 [ "$1 $2" = "-m headstart.stages.${2##*.}" ] || exit 1
 if [ -n "${SLURM_STEP_ID:-}" ]; then
@@ -91,7 +91,7 @@ def test_without_slurm_a_stage_is_one_process_of_the_environment_that_is_active(
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "slurm").glob("*.sbatch")), ids=lambda path: path.name)
-def test_the_batch_scripts_ask_for_what_going_on_needs(script: Path) -> None:
+def test_the_batch_scripts_ask_for_what_resuming_needs(script: Path) -> None:
     text = script.read_text()
     options = set(re.findall(r"^#SBATCH (\S+)$", text, re.MULTILINE))
     assert options >= {"--requeue", "--open-mode=append", "--signal=B:USR1@180"}

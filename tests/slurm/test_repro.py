@@ -1,4 +1,7 @@
-"""`headstart repro` as a program, with the true DVC, and stages that only count; with Slurm: tests/cluster."""
+"""`headstart repro` with the real DVC and stages that only count; test_jobs.py is the same in Slurm.
+
+Its signals, and those of DVC and of the stage below it, are what is tested, so all of them are real processes.
+"""
 
 import json
 import os
@@ -15,12 +18,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 
+from headstart.config.completion import complete_params
 from headstart.core.io import write_json
 from headstart.core.paths import STOPPED
 from helpers.fake_project import environment, fake_project, log
 
-REPRO = [sys.executable, "-m", "headstart.slurm.repro"]
+REPRO = [sys.executable, "-m", "headstart", "repro"]
 STEPS = 15
 
 
@@ -31,7 +36,7 @@ def project(tmp_path: Path) -> Path:
 
 @contextmanager
 def started(project: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A start of it, as soon as its stage counts."""
+    """Start it, and yield it as soon as its stage counts."""
     before = len(log(project))
     with (project / "out").open("a") as out:
         repro = subprocess.Popen(
@@ -63,14 +68,14 @@ def is_stage(process: psutil.Process) -> bool:
 
 
 def saved(project: Path) -> int:
-    """The step that the only save of the last start was at."""
+    """Return the step of the only save."""
     (line,) = (line for line in log(project) if "saved" in line)
     return int(line.split()[4])
 
 
 @pytest.fixture(params=["bash", "sh"])
 def shell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What DVC starts a stage with: bash becomes the stage, Debian's sh waits for it."""
+    """The shell by which DVC starts a stage: bash becomes the stage, Debian's sh waits for it."""
     monkeypatch.setenv("SHELL", shutil.which(request.param) or "")
     return str(request.param)
 
@@ -84,7 +89,7 @@ def shell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
         ([signal.SIGUSR1, signal.SIGTERM], 128 + signal.SIGTERM),
     ],
 )
-def test_the_stage_saves_and_the_next_start_goes_on(project: Path, numbers: list[signal.Signals], code: int) -> None:
+def test_the_stage_saves_and_the_next_start_resumes(project: Path, numbers: list[signal.Signals], code: int) -> None:
     """A second signal, while it saves, does no harm."""
     with started(project) as repro:
         for number in numbers:
@@ -108,15 +113,15 @@ def test_sigterm_to_dvc_itself_reaches_the_stage(tmp_path: Path) -> None:
     project = fake_project(tmp_path / "project", finetune=60)
     with started(project) as repro:
         (dvc,) = psutil.Process(repro.pid).children()
-        time.sleep(1.5)  # so that the stage is known
+        time.sleep(1.5)  # until the supervisor has seen the stage
         dvc.terminate()
         assert repro.wait(20) == 128 + signal.SIGTERM
     assert saved(project) < 60
 
 
-@pytest.mark.parametrize("shell", ["bash"], indirect=True)  # a shell that waits for the stage keeps DVC's end from it
+@pytest.mark.parametrize("shell", ["bash"], indirect=True)  # a shell that waits shields the stage from DVC's end
 @pytest.mark.usefixtures("shell")
-def test_a_kill_of_it_ends_dvc_and_the_stage_and_leaves_nothing_that_needs_a_hand(project: Path) -> None:
+def test_a_kill_of_it_ends_dvc_and_the_stage_and_leaves_nothing_to_repair(project: Path) -> None:
     with started(project) as repro:
         repro.kill()
         until(lambda: "saved" in log(project)[-1])
@@ -124,11 +129,11 @@ def test_a_kill_of_it_ends_dvc_and_the_stage_and_leaves_nothing_that_needs_a_han
     assert finish(project).returncode == 0
 
 
-def test_a_kill_of_everything_leaves_nothing_that_needs_a_hand(project: Path) -> None:
+def test_a_kill_of_everything_leaves_nothing_to_repair(project: Path) -> None:
     with started(project) as repro:
         for process in [psutil.Process(repro.pid), *psutil.Process(repro.pid).children(recursive=True)]:
             process.kill()
-    # As another node sees it, where a process of that number lives, but is no DVC: DVC itself is misled.
+    # As another node sees it, where a process has that id, but is not DVC: DVC itself is misled.
     rwlock = project / ".dvc" / "tmp" / "rwlock"
     rwlock.write_text(re.sub(r'"pid": \d+', f'"pid": {os.getpid()}', rwlock.read_text()))
     assert "is busy" in finish(project, [sys.executable, "-m", "dvc", "repro"]).stderr
@@ -157,7 +162,7 @@ def test_a_failure_is_a_failure_and_the_markers_of_earlier_ones_do_not_count(pro
     assert "old" not in failed.stdout
 
 
-def test_a_rank_that_outlived_an_earlier_start_is_not_heeded(project: Path) -> None:
+def test_the_marker_of_a_rank_that_outlived_an_earlier_start_is_ignored(project: Path) -> None:
     old = {"stage": "finetune", "reason": "SIGTERM", "progress": 1, "host": "", "message": "old", "start": "earlier"}
     with started(project) as repro:
         write_json(project / STOPPED, old)
@@ -167,7 +172,7 @@ def test_a_rank_that_outlived_an_earlier_start_is_not_heeded(project: Path) -> N
     assert "old" not in (project / "out").read_text()
 
 
-def test_the_loss_of_a_process_that_took_the_last_start_with_it_is_said(project: Path) -> None:
+def test_the_loss_of_a_process_that_ended_the_last_start_is_reported(project: Path) -> None:
     message = "rank 0 on node1: no sign of life"
     marker = {"stage": "", "reason": "lost", "progress": 1, "host": "node2", "message": message, "start": "earlier"}
     write_json(project / STOPPED, marker)
@@ -175,7 +180,19 @@ def test_the_loss_of_a_process_that_took_the_last_start_with_it_is_said(project:
     assert "the start before" not in finish(project).stdout
 
 
-def test_outside_of_a_project_it_says_so(tmp_path: Path) -> None:
+def test_outside_of_a_project_it_is_an_error(tmp_path: Path) -> None:
     done = subprocess.run(REPRO, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "error: .dvc does not exist: run this in the project's folder\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_params_file_stops_it_in_one_line_that_names_the_command(project: Path) -> None:
+    params = YAML(typ="safe").load(project / "params.yaml")
+    del params["finetune"]["ema"], params["evaluate"]
+    YAML().dump(params, project / "params.yaml")
+    done = finish(project)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == ("error: params.yaml:\n  finetune.ema, evaluate: missing; add them with `headstart params`\n")
+    assert log(project) == []
+    complete_params(project / "params.yaml")
+    assert finish(project).returncode == 0

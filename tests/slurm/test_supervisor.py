@@ -1,4 +1,4 @@
-"""What takes DVC long to show: a program of its name stands for it."""
+"""What takes long with the real DVC: a small program of its name replaces it, in real processes that get signals."""
 
 import json
 import signal
@@ -16,9 +16,9 @@ from helpers.fake_project import environment
 
 SUPERVISE = """
 import sys
-from headstart.slurm.repro import supervisor
-supervisor.BETWEEN_STAGES_S = supervisor.LOST_S = 1
-supervisor.PERIOD_S = supervisor.HEARTBEAT_S = 0.1
+from headstart.slurm import supervisor
+supervisor.BETWEEN_STAGES_S = supervisor.AFTER_LOSS_S = 1
+supervisor.POLL_S = supervisor.HEARTBEAT_S = 0.1
 print(supervisor.run_dvc(sys.argv[1:], 'this start'))
 """
 STAGE = """
@@ -63,8 +63,8 @@ def test_between_stages_dvc_itself_is_interrupted() -> None:
     assert time.monotonic() - start >= 1
 
 
-def test_a_stage_below_shells_that_wait_for_it_is_told_itself() -> None:
-    """A shell that is told dies, its stage goes on alone."""
+def test_a_stage_below_shells_that_wait_for_it_gets_the_signal_itself() -> None:
+    """A shell that got it would die and leave its stage running alone."""
     with supervise("sh", "-c", 'sh -c \'"$0" "$@"; true\' "$0" "$@"; echo the shell goes on', *COMMAND) as supervised:
         assert supervised.stdout is not None
         supervised.stdout.readline()
@@ -75,7 +75,7 @@ def test_a_stage_below_shells_that_wait_for_it_is_told_itself() -> None:
 
 
 def test_what_does_not_end_after_a_loss_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is half written, and what a rank of an earlier start says, is no such loss."""
+    """A truncated marker, and one of an earlier start, is no such loss."""
     monkeypatch.setenv(UNDER_LOCK, "an earlier start")
     with supervise(*COMMAND) as supervised:
         assert supervised.stdout is not None
@@ -91,7 +91,7 @@ def test_what_does_not_end_after_a_loss_is_killed(monkeypatch: pytest.MonkeyPatc
     assert not psutil.pid_exists(stage) or psutil.Process(stage).status() == psutil.STATUS_ZOMBIE
 
 
-def test_it_tells_other_nodes_that_it_lives_as_long_as_it_does() -> None:
+def test_it_writes_heartbeats_as_long_as_it_lives() -> None:
     with supervise(*COMMAND) as supervised:
         counts = []
         for _ in range(3):

@@ -19,7 +19,7 @@ STEPS = [10, 11, 12, 50]
 def test_a_sweep_is_run_in_clones_and_collected(
     cluster: SlurmCluster, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Its last task is stopped on the way, and goes on."""
+    """Its last task is stopped, requeued and resumes."""
     project = fake_project(tmp_path / "project", prepare=3)
     lines = [f"-S 'fake.json:finetune={steps}' -S fake.json:saving=0.1\n" for steps in STEPS]
     (project / "slurm" / "sweep.txt").write_text("".join(lines))

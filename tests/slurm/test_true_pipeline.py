@@ -1,6 +1,6 @@
-"""The true pipeline under a real Slurm, on two nodes: stopped in every way, it ends as if it had never been.
+"""The real pipeline in a real Slurm, on two nodes: stopped in every way, it ends as if it had not been stopped.
 
-Each test notes what Slurm's record said in the end: `pytest -m slow --junitxml=FILE -o junit_family=legacy`.
+Each test records the job's final state in Slurm: `pytest -m slow --junitxml=FILE -o junit_family=legacy`.
 """
 
 import csv
@@ -52,12 +52,12 @@ def project(first_job: Job, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def job(cluster: SlurmCluster, project: Path) -> Job:
-    """On its way through finetune."""
+    """A job in the middle of finetune."""
     return Job(cluster, project).until_epoch(5)
 
 
-def assert_goes_on(job: Job, expected: Result, record: Record, restarts: int) -> None:
-    """Wait until a job is done that had its finetune begun before, and ends with the same result."""
+def assert_resumes(job: Job, expected: Result, record: Record, restarts: int) -> None:
+    """Wait until a job is done that resumed its finetune, and compare its result."""
     job.completes(record, restarts)
     assert "finetune: resuming " in job.output
     assert result(job.project) == expected
@@ -79,10 +79,10 @@ def test_the_pipeline_runs_from_end_to_end_and_then_has_nothing_to_do(
 def test_sigusr1_as_before_the_time_limit(
     cluster: SlurmCluster, project: Path, expected: Result, record_property: Record, epoch: int
 ) -> None:
-    """Within the training, and just before the early stop, which then comes after the requeue."""
+    """Within training, and just before the early stop, which then comes after the requeue."""
     job = Job(cluster, project).until_epoch(epoch)
     cluster.run("scancel", "--batch", "--signal=USR1", job.id)
-    assert_goes_on(job, expected, record_property, restarts=1)
+    assert_resumes(job, expected, record_property, restarts=1)
 
 
 def test_sigusr1_just_after_the_early_stop(
@@ -95,7 +95,7 @@ def test_sigusr1_just_after_the_early_stop(
 
 
 def test_the_time_limit(cluster: SlurmCluster, project: Path, expected: Result, record_property: Record) -> None:
-    """Slurm looks every 30 s at what comes near its limit: 8 to 38 s after the start, or the next one, it signals."""
+    """Slurm checks time limits every 30 s, so it signals 8 to 38 s after the start, or in the next start."""
     found = Job(cluster, project, "--time=1", "--signal=B:USR1@22").ended(record_property)
     assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0")
     assert int(found["Restarts"]) >= 1
@@ -105,13 +105,13 @@ def test_the_time_limit(cluster: SlurmCluster, project: Path, expected: Result, 
 def test_a_preemption(cluster: SlurmCluster, job: Job, expected: Result, record_property: Record) -> None:
     urgent = ["-p", "urgent", "-N2", "--exclusive", "--wrap=sleep 1"]
     cluster.submit(*urgent, cwd=job.project, environment=environment())
-    assert_goes_on(job, expected, record_property, restarts=1)
+    assert_resumes(job, expected, record_property, restarts=1)
     assert "stopped by SIGTERM" in job.output
 
 
 def test_scontrol_requeue(cluster: SlurmCluster, job: Job, expected: Result, record_property: Record) -> None:
     cluster.run("scontrol", "requeue", job.id)
-    assert_goes_on(job, expected, record_property, restarts=1)
+    assert_resumes(job, expected, record_property, restarts=1)
     assert "stopped by SIGTERM" in job.output
 
 
@@ -126,19 +126,19 @@ def test_scancel_and_submitted_again(
     cluster: SlurmCluster, job: Job, expected: Result, record_property: Record
 ) -> None:
     cancelled(job, record_property)
-    assert_goes_on(Job(cluster, job.project), expected, record_property, restarts=0)
+    assert_resumes(Job(cluster, job.project), expected, record_property, restarts=0)
 
 
-def test_a_state_that_was_cut_off(cluster: SlurmCluster, job: Job, expected: Result, record_property: Record) -> None:
+def test_a_truncated_checkpoint(cluster: SlurmCluster, job: Job, expected: Result, record_property: Record) -> None:
     cancelled(job, record_property)
     (last,) = (job.project / "cache" / "runs").glob("*/last.ckpt")
     os.truncate(last, last.stat().st_size // 2)
     again = Job(cluster, job.project)
-    assert_goes_on(again, expected, record_property, restarts=0)
+    assert_resumes(again, expected, record_property, restarts=0)
     assert re.search(r"last\.ckpt is damaged .*: resuming from the checkpoint before it", again.output)
 
 
-def test_begun_on_two_nodes_and_gone_on_with_on_one(
+def test_begun_on_two_nodes_and_resumed_on_one(
     cluster: SlurmCluster, job: Job, expected: Result, record_property: Record
 ) -> None:
     cancelled(job, record_property)
@@ -165,7 +165,7 @@ def test_a_node_dies(job: Job, expected: Result, record_property: Record, rank: 
     if returns == "later":
         job.ended(record_property, "PENDING")
     job.cluster.start_node(node)
-    assert_goes_on(job, expected, record_property, restarts=1)
+    assert_resumes(job, expected, record_property, restarts=1)
     if (rank, returns) == (1, "at once"):
         assert f"rank {rank} on {node}: no sign of life" in job.output
 
@@ -175,11 +175,11 @@ def test_a_rank_is_killed(cluster: SlurmCluster, job: Job, expected: Result, rec
     found = job.ended(record_property, seconds=60)
     assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "1:0", "0")
     assert "srun: error: node2: task 1: Killed" in job.output
-    assert_goes_on(Job(cluster, job.project), expected, record_property, restarts=0)
+    assert_resumes(Job(cluster, job.project), expected, record_property, restarts=0)
 
 
 def test_a_rank_fails(cluster: SlurmCluster, project: Path, expected: Result, record_property: Record) -> None:
-    """Its node reads an image otherwise than it was written."""
+    """Its node reads an image that differs from what was written."""
     if not cluster.isolated:
         pytest.skip("nodes without namespaces of their own see the same files")
     (shard,) = (project / "data" / "prepared").glob("*.bin")
@@ -199,7 +199,7 @@ def test_a_rank_fails(cluster: SlurmCluster, project: Path, expected: Result, re
 
 @pytest.fixture
 def small_disk(cluster: SlurmCluster, project: Path) -> Iterator[Path]:
-    """16 MB for the states, on both nodes: what is mounted before they start they see."""
+    """16 MB for the checkpoints, on both nodes, which see what is mounted before they start."""
     disk = project / "cache" / "runs"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
@@ -219,11 +219,11 @@ def test_a_full_disk(
     assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "1:0", "0")
     assert re.search(r"error: the checkpoint after epoch \d+ can't be saved in .*: free some space there", job.output)
     (small_disk / "full").unlink()
-    assert_goes_on(Job(cluster, project), expected, record_property, restarts=0)
+    assert_resumes(Job(cluster, project), expected, record_property, restarts=0)
 
 
 def test_a_sweep(cluster: SlurmCluster, project: Path, record_property: Record) -> None:
-    """Four experiments, each in a clone, two at a time, and brought home."""
+    """Four experiments, each in a clone, two at a time, and collected."""
     lines = [f"-S finetune.epochs={epochs}\n" for epochs in range(1, 5)]
     (project / "slurm" / "sweep.txt").write_text("".join(lines))
     script = project / "slurm" / "sweep.sbatch"

@@ -26,7 +26,7 @@ from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.data.loader import evaluation_pixels
 from headstart.evaluation.ood import write_ood_reference
 from headstart.export import bundle_writer, parity
-from headstart.export.formats import Function, onnx_model
+from headstart.export.formats import ModelFunction, onnx_model
 from headstart.images.preprocess import Preprocessing
 from headstart.models.backbone import create_backbone, features_of, get_head, input_config
 from headstart.models.head import Head, write_heads
@@ -37,7 +37,7 @@ from helpers.images import CLASSES, INPUT, params, sources, write_finetune, writ
 FIGURES: dict[str, Any] = {"accuracy": 0.75, "balanced_accuracy": 0.5, "macro_f1": 0.25, "nll": 1.125, "ece": 0.0625}
 FIGURES |= {"intervals": {"accuracy": [0.5, 0.875]}}
 CALIBRATION = {"temperature": 1.25, "before": {"ece": 0.0625}, "after": {"ece": 0.03125}}
-TOLD = {
+CALIBRATION_ENTRIES = {
     "temperature": 1.25,
     "conformal": [{"method": "LAC", "level": 0.9, "threshold": 0.75}],
     "out_of_distribution": {"score": "a distance", "neighbour": 2, "references": 3, "thresholds": {"0.95": 0.5}},
@@ -53,7 +53,7 @@ def write_inputs() -> None:
     write_report("evaluate", EVALUATION)
     write_json(paths.TRUST, {"calibration": {"finetune": CALIBRATION, "probe": CALIBRATION}})
     write_json(paths.RUN_INFO, {"data_sha256": "d" * 64, "weights_sha256": "e" * 64})
-    write_ood_reference({name: (TOLD, np.eye(3, dtype=np.float32)) for name in ("finetune", "probe")})
+    write_ood_reference({name: (CALIBRATION_ENTRIES, np.eye(3, dtype=np.float32)) for name in ("finetune", "probe")})
     write_finetune()
 
 
@@ -75,12 +75,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Path) -> Path:
-    """Another project in which nothing was exported; its ONNX export is a copy of the good one, which is given."""
+    """Another project, without an export; its ONNX export is a copy of the good one, whose path is returned."""
     monkeypatch.chdir(tmp_path)
     write_inputs()
     good = exported / "export" / "model.onnx"
     monkeypatch.setattr(bundle_writer, "traced", lambda _model, _size: None)
-    monkeypatch.setattr(bundle_writer, "write_onnx", lambda _program, path, _told: shutil.copyfile(good, path))
+    monkeypatch.setattr(bundle_writer, "write_onnx", lambda _program, path, _metadata: shutil.copyfile(good, path))
     return good
 
 
@@ -131,8 +131,8 @@ def test_formats_take_any_batch(exported: Path, batch: int, name: str, monkeypat
 
 def test_an_onnx_file_alone_says_what_it_was_made_for(exported: Path) -> None:
     session = onnxruntime.InferenceSession(exported / "export" / "model.onnx")
-    told = json.loads(session.get_modelmeta().custom_metadata_map["headstart"])
-    assert told == {"label_names": list(CLASSES), "input": INPUT}
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["headstart"])
+    assert metadata == {"label_names": list(CLASSES), "input": INPUT}
 
 
 def test_report_says_what_was_compared(exported: Path) -> None:
@@ -154,9 +154,9 @@ def test_report_says_what_was_compared(exported: Path) -> None:
     assert sizes["model.int8.onnx"] < 0.5 * sizes["model.onnx"]
 
 
-def test_what_tells_how_sure_it_is_goes_with_the_model(exported: Path) -> None:
-    told = read_json(exported / "export" / "config.json")["headstart"]
-    assert told == {"format": 1, "input": INPUT, "features": 96} | TOLD
+def test_the_calibration_goes_with_the_model(exported: Path) -> None:
+    entries = read_json(exported / "export" / "config.json")["headstart"]
+    assert entries == {"format": 1, "input": INPUT, "features": 96} | CALIBRATION_ENTRIES
     np.testing.assert_array_equal(np.load(exported / "export" / "reference.npy"), np.eye(3))
 
 
@@ -180,7 +180,7 @@ def test_the_cards_examples_run(
     exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(exported)
-    Image.effect_noise((50, 40), 60).save("picture.jpg")
+    Image.effect_noise((50, 40), 60).save("image.jpg")
     examples = re.findall(r"```python\n(.+?)```", paths.EXPORT.joinpath("README.md").read_text(), re.DOTALL)
     assert len(examples) == 2
     names: dict[str, object] = {}
@@ -223,7 +223,7 @@ def test_a_broken_timm_export_is_caught(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def change_onnx(good: Path, change: Callable[[onnx.ModelProto], None]) -> Callable[..., None]:
-    def write(_program: Any, path: Path, _told: Any) -> None:
+    def write(_program: Any, path: Path, _metadata: Any) -> None:
         model = onnx.load(good)
         change(model)
         onnx.save(model, path)
@@ -264,7 +264,7 @@ def test_a_broken_onnx_export_is_caught(project: Path, how: str, monkeypatch: py
 def test_a_format_that_reads_its_input_otherwise_is_caught(
     broken: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(path: Path) -> Function:
+    def wrong(path: Path) -> ModelFunction:
         function = onnx_model(path)
         return lambda pixels: function(broken(pixels).contiguous())
 
@@ -284,7 +284,7 @@ def test_a_model_left_in_training_mode_is_caught(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("project")
 def test_the_error_names_the_first_image_that_differs_and_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    def third_is_off(path: Path) -> Function:
+    def third_is_off(path: Path) -> ModelFunction:
         function, calls = onnx_model(path), iter(range(1000))
 
         def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,7 +310,7 @@ def test_a_format_that_rounds_too_coarsely_is_caught(
 ) -> None:
     """Answers that differ in the top class of two of ten images, and so in the loss."""
 
-    def coarse(path: Path) -> Function:
+    def coarse(path: Path) -> ModelFunction:
         function = onnx_model(path)
 
         def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,7 +322,7 @@ def test_a_format_that_rounds_too_coarsely_is_caught(
         return run if "fp16" in path.name else function
 
     monkeypatch.setattr(bundle_writer, "onnx_model", coarse)
-    with pytest.raises(UserError, match=rf"onnx_fp16, batch 1: the answers are beyond export\.fp16: .*{moved}"):
+    with pytest.raises(UserError, match=rf"onnx_fp16, batch 1: the outputs are beyond export\.fp16: .*{moved}"):
         run({"export.formats": ["onnx", "onnx_fp16"], "export.fp16": bound})
     assert_nothing_was_written()
 
@@ -364,7 +364,7 @@ def test_stored_images_that_differ_are_caught(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("project")
-def test_an_image_that_changed_since_is_told() -> None:
+def test_an_image_that_changed_since_is_metadata() -> None:
     prepared = PreparedDataset.open()
     name = sources(prepared)[prepared.rows("validation")[0]]
     Image.new("RGB", (40, 40)).save(Path("data/raw", name))

@@ -1,4 +1,4 @@
-"""The features stage: equal to the model's own, cached by content, gone on with after a kill."""
+"""The features stage: equal to the model's own, cached by content, resumed after a kill."""
 
 import json
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from headstart.data import loader
 from headstart.data.dataset import PreparedDataset
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.transforms import evaluation_transform
+from headstart.features import extract
 from headstart.features.cache import read_features
-from headstart.features.extract import run_inference
 from headstart.models.backbone import BUNDLED, create_backbone, get_head
 from headstart.models.head import read_pretrained_head
 from headstart.stages import features
@@ -52,11 +52,11 @@ def test_logits_from_cached_features_are_the_models_own(prepared: PreparedDatase
     rows = np.arange(len(prepared.ids))
     with torch.inference_mode():
         expected = model(Normalize(prepared.input)(evaluation_pixels(prepared, rows)))
-        found = get_head(model)(torch.from_numpy(read_features(rows)))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        logits = get_head(model)(torch.from_numpy(read_features(rows)))
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_second_run_computes_nothing_and_gives_the_same_bytes(prepared: PreparedDataset) -> None:
+def test_a_second_run_computes_nothing_and_writes_the_same_bytes(prepared: PreparedDataset) -> None:
     run()
     first = stored()
     assert report()["computed"] == len(prepared.ids)
@@ -67,7 +67,7 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bytes(prepared: Prepar
 
 
 @pytest.mark.usefixtures("prepared")
-def test_other_weights_are_other_rows_and_going_back_computes_nothing() -> None:
+def test_other_weights_have_other_rows_and_going_back_computes_nothing() -> None:
     run()
     first = stored()
     run(**{"backbone.seed": 1})
@@ -78,8 +78,8 @@ def test_other_weights_are_other_rows_and_going_back_computes_nothing() -> None:
     assert stored() == first
 
 
-def test_a_killed_run_goes_on(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = run_inference
+def test_a_killed_run_is_resumed(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = extract.run_inference
 
     def killed_after_two_batches(*args: Any, **options: Any) -> Iterator[NDArray[np.float32]]:
         batches = real(*args, **options)
@@ -87,11 +87,11 @@ def test_a_killed_run_goes_on(prepared: PreparedDataset, monkeypatch: pytest.Mon
         yield next(batches)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(features, "infer", killed_after_two_batches)
+    monkeypatch.setattr(extract, "run_inference", killed_after_two_batches)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert not FEATURES.exists()
-    monkeypatch.setattr(features, "infer", real)
+    monkeypatch.setattr(extract, "run_inference", real)
     run()
     assert report()["reused"] == 8
     interrupted = stored()
@@ -110,7 +110,7 @@ def test_half_precision_rows_are_near(prepared: PreparedDataset) -> None:
     np.testing.assert_allclose(read_features(rows), full, rtol=1e-3, atol=1e-3)
 
 
-def test_the_pretrained_classifier_is_kept_and_reads_the_features(prepared: PreparedDataset) -> None:
+def test_the_pretrained_head_is_kept_and_fits_the_features(prepared: PreparedDataset) -> None:
     run(**{"backbone.name": BUNDLED, "backbone.pretrained": True})
     model = create_backbone(BUNDLED, pretrained=True, image_size=None, args={}).eval()
     own = read_pretrained_head()
@@ -124,7 +124,7 @@ def test_the_pretrained_classifier_is_kept_and_reads_the_features(prepared: Prep
 
 
 @pytest.mark.usefixtures("prepared")
-def test_drawn_weights_have_no_classifier_of_their_own_nor_keep_anothers() -> None:
+def test_random_weights_have_no_pretrained_head_and_remove_the_last_ones() -> None:
     run(**{"backbone.name": BUNDLED, "backbone.pretrained": True})
     run()
     assert read_pretrained_head() is None

@@ -1,4 +1,4 @@
-"""The stage on small folders: what it writes, that it writes the same again, and what stops it."""
+"""The prepare stage on small folders: its outputs, the same bytes on every way to them, and the errors."""
 
 import csv
 import logging
@@ -44,7 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def content(source: str, **prepare_keys: Any) -> dict[str, Any]:
     sections: dict[str, Any] = YAML(typ="safe").load(ROOT / "params.yaml")
-    sections["prepare"] |= {"source": source, "path": "pictures", "train_scale": 1.5, "store": "raw", **prepare_keys}
+    sections["prepare"] |= {"source": source, "path": "images", "train_scale": 1.5, "store": "raw", **prepare_keys}
     sections["backbone"] |= {"name": "test_resnet", "image_size": 16}
     sections["run"]["workers"] = 0
     return sections
@@ -60,7 +60,7 @@ def draw(path: str, seed: int, size: tuple[int, int] = (30, 20)) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def draw_classes(classes: str = "ab", each: int = 12, root: str = "pictures") -> None:
+def draw_classes(classes: str = "ab", each: int = 12, root: str = "images") -> None:
     for number, name in enumerate(classes):
         for i in range(each):
             draw(f"{root}/{name}/{i:03d}.png", 1000 * number + i)
@@ -75,8 +75,8 @@ def splits() -> dict[str, str]:
 
 
 def resized(prepared: PreparedDataset, source: str, split: str) -> NDArray[np.uint8]:
-    """What is to be stored of an image: for training, at most 24 = 1.5 x 16 pixels on the short side."""
-    image = Image.open(Path("pictures") / source).convert("RGB")
+    """Return the pixels to store of an image: for training, at most 24 = 1.5 x 16 on the short side."""
+    image = Image.open(Path("images") / source).convert("RGB")
     resize, _ = evaluation_transform(prepared.input)
     if split != "train" or min(image.size) < 18:
         return np.asarray(resize(image))
@@ -87,7 +87,7 @@ def resized(prepared: PreparedDataset, source: str, split: str) -> NDArray[np.ui
 
 
 def check_store() -> dict[str, str]:
-    """Every row is its image at its split's size, and the shards hold nothing else; give the splits."""
+    """Assert that every row is its image at its split's size, and shards hold nothing else; return the splits."""
     prepared, stored = PreparedDataset.open(), 0
     assert prepared.input["interpolation"] == "bilinear"
     for row, about in enumerate(manifest_rows()):
@@ -103,10 +103,9 @@ def check_store() -> dict[str, str]:
 def test_training_images_are_stored_for_crops_and_others_at_timms_evaluation_resize() -> None:
     draw_classes(each=10)
     for i, size in enumerate([(90, 60), (50, 70), (24, 99), (23, 99), (10, 8)] * 3):
-        draw(f"pictures/{'ab'[i % 2]}/large{i}.png", 3000 + i, size)
+        draw(f"images/{'ab'[i % 2]}/large{i}.png", 3000 + i, size)
     prepare.run(params())
-    found = check_store()
-    assert set(found.values()) == set(SPLITS)
+    assert set(check_store().values()) == set(SPLITS)
     manifest = list(manifest_rows())
     sizes = {(int(row["width"]), int(row["height"])) for row in manifest}
     assert sizes == {(30, 20), (90, 60), (50, 70), (24, 99), (23, 99), (10, 8)}
@@ -123,21 +122,21 @@ def test_training_images_are_stored_for_crops_and_others_at_timms_evaluation_res
     assert report["per_class"]["a"]["train"] + report["per_class"]["b"]["train"] == report["splits"]["train"]
 
 
-def test_every_row_has_its_splits_size_where_splits_come_out_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes of three lend; groups that share an image are joined, whatever their own numbers say."""
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 7)
+def test_every_row_has_its_splits_size_if_splits_differ_from_the_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In classes of three, images move to the split that is missing; groups that share an image are joined."""
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 7)
     rows = ["path,label,group"]
     for number in range(40):
         label = f"c{number % 13:02d}"
-        draw(f"pictures/{number}.png", number, (60, 40))
+        draw(f"images/{number}.png", number, (60, 40))
         rows.append(f"{number}.png,{label},{'' if number % 4 else f'group{number}'}")
     for number in range(0, 24, 4):  # the same image once more, in another group
-        Path(f"pictures/{number}again.png").write_bytes(Path(f"pictures/{number}.png").read_bytes())
+        Path(f"images/{number}again.png").write_bytes(Path(f"images/{number}.png").read_bytes())
         rows.append(f"{number}again.png,c{number % 13:02d},other{number}")
-    Path("pictures/list.csv").write_text("\n".join(rows))
+    Path("images/list.csv").write_text("\n".join(rows))
     prepare.run(params("csv:list.csv"))
-    found = check_store()
-    assert all(found[f"{number}.png"] == found[f"{number}again.png"] for number in range(0, 24, 4))
+    stored = check_store()
+    assert all(stored[f"{number}.png"] == stored[f"{number}again.png"] for number in range(0, 24, 4))
     assert read_json(Path("reports/prepare.json"))["decoded_again"] >= 5
     first = written()
     prepare.run(params("csv:list.csv"))
@@ -146,15 +145,15 @@ def test_every_row_has_its_splits_size_where_splits_come_out_otherwise(monkeypat
     assert (report["decoded"], report["reused"], report["decoded_again"]) == (0, 46, 0)
 
 
-def test_given_splits_are_foreseen() -> None:
+def test_given_splits_are_predicted() -> None:
     for split, each in {"train": 30, "val": 5}.items():
         for label in "ab":
             for i in range(each):
-                draw(f"pictures/{split}/{label}/{i}.png", hash_of(split, label, i), (60, 40))
+                draw(f"images/{split}/{label}/{i}.png", hash_of(split, label, i), (60, 40))
     prepare.run(params())
-    found = check_store()
-    assert {split for source, split in found.items() if source.startswith("val")} == {"test"}
-    assert "validation" in found.values()
+    stored = check_store()
+    assert {split for source, split in stored.items() if source.startswith("val")} == {"test"}
+    assert "validation" in stored.values()
     assert read_json(Path("reports/prepare.json"))["decoded_again"] == 0
 
 
@@ -166,7 +165,7 @@ def hash_of(*parts: object) -> int:
 def test_a_run_from_nothing_and_an_incremental_one_write_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 5)
     draw_classes(each=12)
     prepare.run(params(store=kind))
     first, before = written(), splits()
@@ -177,11 +176,11 @@ def test_a_run_from_nothing_and_an_incremental_one_write_the_same_bytes(
     assert written() == first
     assert read_json(Path("reports/prepare.json"))["decoded"] == 0
 
-    draw("pictures/a/0005.png", 77)
-    draw("pictures/c/1.png", 78)
-    draw("pictures/c/2.png", 79)
-    draw("pictures/c/3.png", 80)
-    Path("pictures/b/003.png").unlink()
+    draw("images/a/0005.png", 77)
+    draw("images/c/1.png", 78)
+    draw("images/c/2.png", 79)
+    draw("images/c/3.png", 80)
+    Path("images/b/003.png").unlink()
     prepare.run(params(store=kind))
     incremental = written()
     assert read_json(Path("reports/prepare.json"))["decoded"] == 4
@@ -195,7 +194,7 @@ def test_a_run_from_nothing_and_an_incremental_one_write_the_same_bytes(
 
 
 def test_other_workers_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 5)
     draw_classes("abc", each=20)
     alone = params()
     prepare.run(alone)
@@ -207,28 +206,29 @@ def test_other_workers_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> 
     assert read_json(Path("reports/prepare.json"))["decoded"] == 60
 
 
+# SIGKILL needs a process of its own.
 KILLED = """
 import os, signal, sys
-from headstart.data import packing as store
+from headstart.data import packing
 from headstart.config.loader import load_params
 from headstart.stages import prepare
 from pathlib import Path
 
-store.SHARD_PICTURES = 5
-hashed, left = store.content_sha256, iter(range({before_the_kill}))
+packing.SHARD_IMAGES = 5
+hashed, left = packing.content_sha256, iter(range({before_the_kill}))
 
 def hash_or_be_killed(content):
     if next(left, None) is None:
         os.kill(os.getpid(), signal.SIGKILL)
     return hashed(content)
 
-store.content_sha256 = hash_or_be_killed
+packing.content_sha256 = hash_or_be_killed
 prepare.run(load_params(Path("params.yaml")).declared(prepare.PARAMS))
 """
 
 
 def test_a_run_after_a_kill_decodes_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 5)
     draw_classes(each=12)
     with Path("params.yaml").open("w") as file:
         YAML().dump(content("imagefolder"), file)
@@ -263,9 +263,9 @@ def run_interrupted(before: int) -> None:
     assert not PREPARED.exists()
 
 
-def test_what_was_packed_before_an_error_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_packed_before_an_error_are_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     draw_classes()
-    Path("pictures/a/bad.png").write_bytes(b"")
+    Path("images/a/bad.png").write_bytes(b"")
     with pytest.raises(UserError, match="1 bad images"):
         prepare.run(params())
     prepare.run(params(on_bad_image="skip"))
@@ -277,8 +277,8 @@ def test_what_was_packed_before_an_error_is_used(monkeypatch: pytest.MonkeyPatch
     assert [path.name for path in Path("data").iterdir()] == ["prepared"]
 
 
-def test_damaged_rows_are_decoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 6)
+def test_damaged_rows_are_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 6)
     draw_classes(each=12)
     prepare.run(params())
     whole = written()
@@ -296,10 +296,10 @@ def test_damaged_rows_are_decoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decoded_after(Path.unlink, "index.npy") == 24
 
 
-def test_jpegs_of_the_resized_pixels_take_less_and_are_near_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
+def test_jpegs_are_smaller_than_the_pixels_and_near_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 5)
     for i in range(24):
-        draw_smooth(f"pictures/{'ab'[i % 2]}/{i}.png", i)
+        draw_smooth(f"images/{'ab'[i % 2]}/{i}.png", i)
     prepare.run(params(train_scale=6.0))
     raw, size = PreparedDataset.open(), read_json(Path("reports/prepare.json"))["bytes"]
     pixels = [raw.pixels(row).astype(int) for row in range(24)]
@@ -321,7 +321,7 @@ def draw_smooth(path: str, seed: int) -> None:
 
 def test_original_pixels_can_be_kept() -> None:
     for i in range(20):
-        draw(f"pictures/{'ab'[i % 2]}/{i}.png", i, (70, 50))
+        draw(f"images/{'ab'[i % 2]}/{i}.png", i, (70, 50))
     prepare.run(params(train_scale=None))
     prepared = PreparedDataset.open()
     assert {prepared.pixels(int(row)).shape for row in prepared.rows("train")} == {(50, 70, 3)}
@@ -330,23 +330,23 @@ def test_original_pixels_can_be_kept() -> None:
 
 def test_training_images_are_evaluated_at_timms_resize() -> None:
     for i in range(30):
-        draw(f"pictures/{'ab'[i % 2]}/{i}.png", i, [(70, 50), (20, 22), (24, 60)][i % 3])
+        draw(f"images/{'ab'[i % 2]}/{i}.png", i, [(70, 50), (20, 22), (24, 60)][i % 3])
     prepare.run(params())
     prepared = PreparedDataset.open()
     transform = create_transform(**prepared.input, is_training=False)
     pixels = evaluation_pixels(prepared, np.arange(30))
     for row, about in enumerate(manifest_rows()):
-        with Image.open(Path("pictures") / about["source"]) as image:
-            original = image.convert("RGB")
+        with Image.open(Path("images") / about["source"]) as file:
+            original = file.convert("RGB")
         larger = about["split"] == "train" and min(original.size) > 24
-        picture = Image.fromarray(prepared.pixels(row)) if larger else original
+        image = Image.fromarray(prepared.pixels(row)) if larger else original
         # torch's kernel, which resizes the training images, may be one level of 255 away from Pillow's.
         level = 1.01 / 255 / min(prepared.input["std"]) if about["split"] == "train" else 1e-5
-        difference = Normalize(prepared.input)(pixels[row : row + 1])[0] - transform(picture)
+        difference = Normalize(prepared.input)(pixels[row : row + 1])[0] - transform(image)
         assert difference.abs().max() <= level
 
 
-def test_another_input_decodes_anew() -> None:
+def test_another_input_size_decodes_again() -> None:
     draw_classes()
     prepare.run(params())
     other = params()
@@ -361,7 +361,7 @@ def test_another_input_decodes_anew() -> None:
 def test_every_damaged_file_is_named(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     draw_classes()
-    names = make_damaged(Path("pictures"))
+    names = make_damaged(Path("images"))
     assert len(names) == 200
     with pytest.raises(UserError) as error:
         prepare.run(params())
@@ -371,8 +371,8 @@ def test_every_damaged_file_is_named(caplog: pytest.LogCaptureFixture) -> None:
     assert not PREPARED.exists()
 
     for i in range(3):
-        draw(f"pictures/odd/good{i}.png", 5000 + i)
-        draw(f"pictures/damaged/good{i}.png", 6000 + i)
+        draw(f"images/odd/good{i}.png", 5000 + i)
+        draw(f"images/damaged/good{i}.png", 6000 + i)
     prepare.run(params(on_bad_image="skip"))
     report = read_json(Path("reports/prepare.json"))
     assert {bad["source"] for bad in report["bad"]} == names
@@ -380,14 +380,14 @@ def test_every_damaged_file_is_named(caplog: pytest.LogCaptureFixture) -> None:
     assert "200 bad images left out" in caplog.text
 
 
-def test_a_table_keeps_its_splits_groups_and_further_columns() -> None:
-    draw_classes(root="pictures")
+def test_a_table_keeps_its_splits_groups_and_metadata() -> None:
+    draw_classes(root="images")
     rows = [("camera", "path", "label", "split", "group")]
     for i in range(12):
         for label in "ab":
             split = "test" if i > 9 else "train"
             rows.append(("left, upper", f"{label}/{i:03d}.png", label, split, "" if i % 2 else f"{split}{i}"))
-    with Path("pictures/list.csv").open("w", newline="") as file:
+    with Path("images/list.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     prepare.run(params("csv:list.csv"))
     manifest = list(manifest_rows())
@@ -398,27 +398,27 @@ def test_a_table_keeps_its_splits_groups_and_further_columns() -> None:
     groups = {
         row["group"]: {other["split"] for other in manifest if other["group"] == row["group"]} for row in manifest
     }
-    assert all(len(found) == 1 for group, found in groups.items() if group)
+    assert all(len(of_group) == 1 for group, of_group in groups.items() if group)
 
 
 def test_a_group_in_two_given_splits_is_refused() -> None:
     draw_classes()
     rows = [f"{label}/{i:03d}.png,{label},{'test' if i > 9 else 'train'},{i // 4}" for label in "ab" for i in range(12)]
-    Path("pictures/list.csv").write_text("path,label,split,group\n" + "\n".join(rows))
+    Path("images/list.csv").write_text("path,label,split,group\n" + "\n".join(rows))
     with pytest.raises(UserError, match="group '2' is in two splits, test and train"):
         prepare.run(params("csv:list.csv"))
 
 
 def test_a_path_that_is_listed_twice_is_refused() -> None:
     draw_classes()
-    Path("pictures/list.csv").write_text("path,label\na/000.png,a\nb/000.png,b\n./a/000.png,a\n")
+    Path("images/list.csv").write_text("path,label\na/000.png,a\nb/000.png,b\n./a/000.png,a\n")
     with pytest.raises(UserError, match=r"a/000\.png is listed twice"):
         prepare.run(params("csv:list.csv"))
 
 
 def test_identical_images_of_given_splits_are_counted() -> None:
     for split in ("train", "val", "test"):
-        draw_classes(each=3, root=f"pictures/{split}")
+        draw_classes(each=3, root=f"images/{split}")
     prepare.run(params())
     assert read_json(Path("reports/prepare.json"))["duplicates"] == {"identical": 12, "across_splits": 6}
 
@@ -435,30 +435,30 @@ def test_classes_are_checked_before_anything_is_decoded(monkeypatch: pytest.Monk
 
 def test_a_class_of_bad_images_only_is_refused() -> None:
     draw_classes()
-    Path("pictures/c").mkdir()
+    Path("images/c").mkdir()
     for i in range(3):
-        Path(f"pictures/c/{i}.png").write_bytes(b"")
+        Path(f"images/c/{i}.png").write_bytes(b"")
     with pytest.raises(UserError, match="c: 0"):
         prepare.run(params(on_bad_image="skip"))
 
 
 def test_an_empty_folder_is_refused() -> None:
-    Path("pictures").mkdir()
+    Path("images").mkdir()
     with pytest.raises(UserError, match="no usable image"):
         prepare.run(params())
 
 
-def test_what_an_image_looks_like_is_noted_and_odd_ones_are_listed() -> None:
+def test_size_and_appearance_are_recorded_and_tiny_or_blank_images_listed() -> None:
     draw_classes(each=12)
-    Image.new("RGB", (300, 200), "grey").save("pictures/a/blank.png")
+    Image.new("RGB", (300, 200), "grey").save("images/a/blank.png")
     prepare.run(params())
     manifest = {row["source"]: row for row in manifest_rows()}
-    picture = Image.open("pictures/a/005.png").convert("RGB")
-    noted = info_of(picture)
+    image = Image.open("images/a/005.png").convert("RGB")
+    info = info_of(image)
     row = manifest["a/005.png"]
-    assert (row["width"], row["height"]) == tuple(map(str, picture.size))
-    assert (row["phash"], float(row["contrast"])) == (noted.phash, noted.contrast)
-    assert imagehash.hex_to_hash(row["phash"]) - imagehash.phash(picture) <= 8
+    assert (row["width"], row["height"]) == tuple(map(str, image.size))
+    assert (row["phash"], float(row["contrast"])) == (info.phash, info.contrast)
+    assert imagehash.hex_to_hash(row["phash"]) - imagehash.phash(image) <= 8
     assert [(odd["source"], odd["problem"]) for odd in read_table(paths.ODD_IMAGES)] == [("a/blank.png", "blank")]
     report = read_json(Path("reports/prepare.json"))
     assert report["odd_pictures"] == {"tiny": 0, "blank": 1}

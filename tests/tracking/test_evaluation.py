@@ -1,4 +1,4 @@
-"""What evaluate and export add to the fine-tuning's run, read where wandb's server gets it: online, or by a sync."""
+"""What evaluate and export add to the fine-tuning's run, as wandb's server receives it: online, or by a sync."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from helpers.wandb_server import WandbServer, wandb_server
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A fine-tuned model that was tracked, and a server; gives the server."""
+    """Make a fine-tuned model that was tracked; yield a server."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "write_html_report", lambda _: paths.REPORTS / "index.html")
     prepared = write_prepared(files=True)
@@ -64,7 +64,7 @@ def test_figures_tables_and_lineage_arrive(project: WandbServer, tracking: str) 
     run, features = project.runs[run_id], project.runs[f"{run_id}-features"]
     assert len(project.runs) == 2
 
-    # One run, gone on with: what the fine-tuning told is still there.
+    # One run, resumed: what the fine-tuning logged is still there.
     assert run.steps == [0, 1]
     assert run.config == {"finetune": {"epochs": 1}}
     assert {each.about["groupName"] for each in project.runs.values()} == {run_id}

@@ -1,4 +1,4 @@
-"""A tracked fine-tuning that is killed and gone on with is one wandb run, in which each row stands once."""
+"""A tracked fine-tuning that is killed and resumed is one wandb run, in which each row appears once."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from headstart.core.io import read_json, read_table
 from headstart.core.paths import FINETUNE, HISTORY
 from headstart.models.head import Head, write_heads
 from helpers.images import params, write_prepared
+from helpers.stage_server import StageServer, stage_server
 from helpers.wandb_server import WandbServer, wandb_server
 
 EPOCHS, STEPS = 6, 8
@@ -49,32 +50,36 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def train(tracking: str, variables: dict[str, str], kill_after: list[int], *, group: bool = False) -> None:
-    """Run the stage as its own program, killed once it has printed each of these epochs, then to its end.
+@pytest.fixture(scope="module")
+def finetune() -> Iterator[StageServer]:
+    """A server of real processes, since they are killed, and wandb's with them."""
+    with stage_server("finetune") as stages:
+        yield stages
+
+
+def train(
+    finetune: StageServer, tracking: str, variables: dict[str, str], kill_after: list[int], *, group: bool = False
+) -> None:
+    """Run the stage, killed once it has printed each of these epochs, then to its end.
 
     Args:
+        finetune: starts it.
         tracking: the key of params.
         variables: of the environment, beside this process's.
         kill_after: epochs.
         group: whether wandb's own process is killed with it, as by a node's death.
     """
     YAML().dump(params({**CHANGES, "run.tracking": tracking}).model_dump(), Path("params.yaml"))
+    os.mkfifo("output")
     for epoch in [*kill_after, None]:
-        with subprocess.Popen(
-            [sys.executable, "-m", "headstart.stages.finetune"],
-            env=os.environ | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as running:
-            assert running.stdout is not None
-            printed = []
-            for line in running.stdout:
+        process = finetune.start(Path.cwd(), os.environ | variables, Path("output"))
+        printed = []
+        with Path("output").open() as output:
+            for line in output:
                 printed.append(line)
                 if epoch is not None and f"epoch {epoch:3d} of" in line:
-                    os.killpg(running.pid, signal.SIGKILL) if group else running.kill()
-        assert running.returncode == (0 if epoch is None else -signal.SIGKILL), "".join(printed)
+                    (os.killpg if group else os.kill)(process, signal.SIGKILL)
+        assert finetune.wait() == (0 if epoch is None else -signal.SIGKILL), "".join(printed)
 
 
 def rows_in(file: Path) -> list[dict[str, Any]]:
@@ -85,22 +90,22 @@ def rows_in(file: Path) -> list[dict[str, Any]]:
 
 
 def assert_whole(rows: list[dict[str, Any]]) -> None:
-    """Each row once, and what is in it is what the training wrote."""
+    """Check that each row is there once, with what the training wrote."""
     assert [row["_step"] for row in rows] == ROWS
     steps = [row for row in rows if "step" in row]
     assert [row["step"] for row in steps] == list(range(1, EPOCHS * STEPS + 1))
     epochs = [row for row in rows if "val_loss" in row]
-    told = [row for row in read_table(HISTORY) if row["epoch"] != "0"]
+    written = [row for row in read_table(HISTORY) if row["epoch"] != "0"]
     assert [(row["epoch"], row["val_loss"]) for row in epochs] == [
-        (int(row["epoch"]), float(row["val_loss"])) for row in told
+        (int(row["epoch"]), float(row["val_loss"])) for row in written
     ]
     for row in epochs:
         losses = [each["step/loss"] for each in steps if each["epoch"] == row["epoch"]]
         assert np.mean(losses) == pytest.approx(row["train_loss"], rel=1e-5)
 
 
-def test_offline_it_is_one_run_and_so_is_what_a_later_sync_sends(server: WandbServer) -> None:
-    train("offline", {}, [1, 2, 4])
+def test_offline_it_is_one_run_and_so_is_what_a_later_sync_sends(server: WandbServer, finetune: StageServer) -> None:
+    train(finetune, "offline", {}, [1, 2, 4])
     run_id = read_json(FINETUNE / "tracking.json")["id"]
     files = sorted(Path("wandb").glob("offline-run-*/*.wandb"))
     assert {file.name for file in files} == {f"run-{run_id}.wandb"}
@@ -116,8 +121,8 @@ def test_offline_it_is_one_run_and_so_is_what_a_later_sync_sends(server: WandbSe
     assert server.runs[run_id].summary["finetune/epochs"] == EPOCHS
 
 
-def test_online_it_goes_on_behind_what_the_server_has(server: WandbServer) -> None:
-    train("online", server.environment, [1, 3], group=True)
+def test_online_it_resumes_after_the_last_row_of_the_server(server: WandbServer, finetune: StageServer) -> None:
+    train(finetune, "online", server.environment, [1, 3], group=True)
     assert set(server.runs) == {read_json(FINETUNE / "tracking.json")["id"]}
     (run,) = server.runs.values()
     assert_whole(run.lines)

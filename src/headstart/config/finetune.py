@@ -6,11 +6,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from headstart.config.section import ConfigSection, Count, NonNegative, Positive, Probability
+from headstart.config.section import BelowOne, ConfigSection, Count, NonNegative, Positive, Probability, Seed
 
 
 class GroupRule(ConfigSection):
-    """Parameters whose whole name matches are ``name``'s; the first rule that matches wins."""
+    """A parameter group: the parameters whose whole name matches and that no earlier rule took."""
 
     name: Annotated[str, Field(pattern=r"^\w+$")]
     match: str
@@ -27,12 +27,20 @@ class GroupRule(ConfigSection):
 
 
 class L2Config(ConfigSection):
-    """What keeps the weights small, and under each group's own name its λ."""
+    """The regulariser, and the λ of each group under the group's own name."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, NonNegative | None] = Field(init=False)
 
-    kind: Literal["l2", "l2_sp", "decoupled", "none"]
+    kind: Literal["l2", "l2_sp", "decoupled", "none"] = "l2"
+    """The regulariser:
+    - `l2`: Loss = CE + Σ λ ‖W‖², gradient 2λW: in the optimiser where that is exactly the same, otherwise in the loss
+    - `l2_sp`: Loss = CE + Σ λ ‖W − W₀‖² with the pretrained weights W₀; plain l2 for the head, which is new. A λ
+      below the ledger's equivalent_l2 does little
+    - `decoupled`: W ← (1 − lr · decay) W at each step, as in AdamW and SGDW: with `finetune.decay`, and every λ here
+      null
+    - `none`: no regulariser; the λ here are not read
+    """
 
     @property
     def by_group(self) -> dict[str, float]:
@@ -43,23 +51,38 @@ class L2Config(ConfigSection):
 class EarlyStoppingConfig(ConfigSection):
     """When to stop: no improvement of ``monitor`` by ``min_delta`` for ``patience`` epochs."""
 
-    monitor: Literal["val_loss", "val_accuracy"]
-    patience: Count
-    min_delta: NonNegative
+    monitor: Literal["val_loss", "val_accuracy"] = "val_loss"
+    """val_loss (without the penalty) or val_accuracy."""
+    patience: Count = 5
+    """Epochs without an improvement after which training stops."""
+    min_delta: NonNegative = 0.0
+    """Smallest change that counts as an improvement."""
 
 
 class AugmentConfig(ConfigSection):
-    """What happens to the training images at random."""
+    """Random changes of the training images."""
 
-    scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)]
-    ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)]
-    hflip: Annotated[float, Field(ge=0, le=1)]
-    vflip: Annotated[float, Field(ge=0, le=1)]
-    policy: Literal["none", "randaugment", "trivialaugment"]
-    color_jitter: Annotated[list[NonNegative], Field(min_length=4, max_length=4)] | None
-    erasing: Annotated[float, Field(ge=0, le=1)]
-    mixup: NonNegative
-    cutmix: NonNegative
+    scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)] = Field(
+        default=[0.6, 1.0]
+    )
+    """RandomResizedCrop: least and largest fraction of the image's area."""
+    ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field(default=[0.75, 1.3333])
+    """RandomResizedCrop: least and largest ratio of width to height."""
+    hflip: Probability = 0.0
+    """Probability of a flip from left to right."""
+    vflip: Probability = 0.0
+    """Probability of a flip from top to bottom."""
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """none, randaugment or trivialaugment, with torchvision's settings."""
+    color_jitter: Annotated[list[NonNegative], Field(min_length=4, max_length=4)] | None = None
+    """ColorJitter: range of brightness, contrast, saturation and hue, such as [0.4, 0.4, 0.4, 0.0]. null: none."""
+    erasing: Probability = 0.0
+    """Probability that a rectangle is erased."""
+    mixup: NonNegative = 0.0
+    """Mixup's α of the Beta distribution, such as 0.2; 0: none. With both mixup and cutmix, each mixes half
+    of the images."""
+    cutmix: NonNegative = 0.0
+    """CutMix's α of the Beta distribution, such as 1.0; 0: none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -75,30 +98,81 @@ class AugmentConfig(ConfigSection):
 class FinetuneConfig(ConfigSection):
     """The training of backbone and head together."""
 
-    recipe: Literal["lp_ft", "full", "head_first", "gradual"]
-    phase_epochs: Count
-    epochs: Count
-    batch_size: Count
-    optimizer: Literal["sgd", "adam", "adamw"]
-    momentum: Probability
-    nesterov: bool
-    groups: Annotated[list[GroupRule], Field(min_length=1)]
-    lr: dict[str, NonNegative]
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
-    l2: L2Config
-    decay: dict[str, NonNegative | None]
-    warmup_epochs: NonNegative
-    batch_norm: Literal["auto", "frozen", "train"]
-    early_stopping: EarlyStoppingConfig
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-    compile: bool
-    clip: Positive | None
-    accumulate: Count
-    label_smoothing: Probability
-    class_weights: Literal["none", "balanced"]
-    ema: Annotated[float, Field(gt=0, lt=1)] | None
-    augment: AugmentConfig
-    seed: Annotated[int, Field(ge=0)]
+    recipe: Literal["lp_ft", "full", "head_first", "gradual"] = "lp_ft"
+    """Where the head starts and what trains when:
+    - `lp_ft`: the head starts from the probe's (if that has a smaller λ than `l2.head`, from the head on the probe's
+      path with the λ nearest to `l2.head`), everything trains from the first step (Kumar et al. 2022)
+    - `full`: the head starts from zero, everything trains
+    - `head_first`: the head starts from zero and trains alone for `phase_epochs`, on a frozen backbone
+    - `gradual`: the head starts from the probe's and trains alone; after every `phase_epochs` one more stage of the
+      backbone joins it, from the top down. `epochs` must be more than these phases take
+
+    Early stopping applies to the last phase only.
+    """
+    phase_epochs: Count = 1
+    """Epochs of each phase but the last, for `head_first` and `gradual`."""
+    epochs: Count = 10
+    """Largest number of passes over the training images, all phases together. Images that fill no whole batch are left
+    out of a pass."""
+    batch_size: Count = 64
+    """Images in an optimiser step, over all devices and accumulation steps."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """sgd, adam, or adamw, which is the same as adam unless `l2.kind` is decoupled."""
+    momentum: BelowOne = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = True
+    """Nesterov's momentum, for sgd."""
+    groups: Annotated[list[GroupRule], Field(min_length=1)] = Field(
+        default=[
+            GroupRule(name="head", match=r"head\..*", biases_and_norms="out"),
+            GroupRule(name="backbone", match=".*", biases_and_norms="out"),
+        ]
+    )
+    r"""Parameter groups, each with its own learning rate and λ. A parameter belongs to the first group whose `match`, a
+    regular expression, matches its whole name: head.weight and head.bias for the classifier, whatever timm calls it,
+    and backbone. followed by timm's name for the others. `biases_and_norms` says whether biases, normalisation weights
+    and what timm itself leaves undecayed are in the group's penalty or out of it. A group of your own goes before '.*'
+    and needs its own `lr` and `l2`: {name: top, match: 'backbone\.layer4\..*', biases_and_norms: out}"""
+    lr: dict[str, NonNegative] = Field(default={"backbone": 0.01, "head": 0.01})
+    """Peak learning rate of each group: linear warm-up, then a cosine to zero."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor on the learning rate from each layer to the one below it, such as 0.75. null: none."""
+    l2: L2Config = L2Config.model_validate({"kind": "l2", "backbone": 1e-4, "head": 1e-3})
+    """What keeps the weights small: the kind of regulariser and the λ of each group."""
+    decay: dict[str, NonNegative | None] = Field(default={"backbone": None, "head": None})
+    """Decay of each group for `l2.kind: decoupled`; null for the other kinds."""
+    warmup_epochs: NonNegative = 1
+    """Epochs in which the learning rate rises from zero to its peak."""
+    batch_norm: Literal["auto", "frozen", "train"] = "train"
+    """BatchNorm's running statistics: train, frozen, or auto (frozen for pretrained weights, but train for random ones
+    and with `recipe: full`). train suits images unlike those of pretraining, such as the digits. frozen gives the same
+    weights on any number of processes and suits small batches, but needs lower learning rates (at 0.01 it diverged
+    here) or `clip`."""
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    """Stop when `monitor` has not improved by `min_delta` for `patience` epochs; the best epoch is kept."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """auto: 32-true or bf16-mixed, whichever takes the faster steps with this backbone on this machine, measured once
+    and remembered in `run.cache`; the report names it, and a resumed run keeps it. 32-true, bf16-mixed and 16-mixed
+    (GPUs only) are the same everywhere."""
+    compile: bool = False
+    """Whether to use torch.compile; refused where it would cost more time than it saves."""
+    clip: Positive | None = None
+    """Largest norm of the gradient; null: no clipping. A penalty in the loss is clipped with it, a decoupled decay is
+    not."""
+    accumulate: Count = 1
+    """Gradient accumulation steps per batch, to save memory. The result is the same except with training BatchNorm
+    (each step has its own statistics) and dropout. A GPU whose memory is too small takes more steps by itself."""
+    label_smoothing: BelowOne = 0.0
+    """Label smoothing of the cross-entropy, such as 0.1; 0: none."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """none, or balanced: images of rare classes weigh more in the loss (n / (classes · n_class), scikit-learn's)."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999; null: none. The averaged weights are then
+    validated and kept; the raw ones are saved beside them."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes of the training images, each drawn from (seed, epoch, image)."""
+    seed: Seed = 0
+    """Seed of the order of the images, their augmentation and dropout."""
 
     @property
     def decay_by_group(self) -> dict[str, float]:
@@ -118,13 +192,13 @@ class FinetuneConfig(ConfigSection):
         return self
 
     @model_validator(mode="after")
-    def _each_group_has_its_numbers(self) -> Self:
+    def _check_numbers_of_groups(self) -> Self:
         names = {rule.name for rule in self.groups}
         if reserved := [name for name in sorted(names) if name.endswith("_free")]:
-            raise ValueError(f"groups: {reserved[0]}: _free ends the names of what is outside a group's penalty")
+            raise ValueError(f"groups: {reserved[0]}: _free ends the names of parameters outside a group's penalty")
         if "kind" in names:
             raise ValueError("groups: kind is taken, since finetune.l2.kind says what the penalty is; choose another")
-        _one_a_group("lr", self.lr, names)
+        _check_one_per_group("lr", self.lr, names)
         kind, penalised, decayed = self.l2.kind, self.l2.by_group, self.decay_by_group
         if kind == "decoupled":
             if self.optimizer == "adam":
@@ -134,17 +208,17 @@ class FinetuneConfig(ConfigSection):
                     f"l2.{min(penalised)}: decoupled decay is no λ and has its own unit: give decay.{min(penalised)}, "
                     "and set this to null"
                 )
-            _one_a_group("decay", decayed, names)
+            _check_one_per_group("decay", decayed, names)
         elif decayed:
             raise ValueError(
                 f"decay.{min(decayed)}: only l2.kind: decoupled reads it, and that is {kind}: set it to null"
             )
         elif kind != "none":
-            _one_a_group("l2", penalised, names)
+            _check_one_per_group("l2", penalised, names)
         return self
 
 
-def _one_a_group(key: str, values: Iterable[str], names: set[str]) -> None:
+def _check_one_per_group(key: str, values: Iterable[str], names: set[str]) -> None:
     """Raise unless each group has one number under ``key``, and nothing else has."""
     if missing := sorted(names - set(values)):
         raise ValueError(f"{key}.{missing[0]}: missing; each of the groups ({', '.join(sorted(names))}) needs one")

@@ -1,71 +1,124 @@
-"""The typed schema of ``params.yaml``.
+"""The typed schema of ``params.yaml``: every key with its type, its default and its description.
 
-The file lists every key, so nothing here has a default: what is written there is what runs. ``params_file`` reads it.
+``config/loader.py`` reads the file, ``config/reference.py`` generates it and ``docs/params.md`` from here.
 """
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable, Set
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from headstart.config.finetune import FinetuneConfig
-from headstart.config.section import ConfigSection, Count, Fraction, Positive, Probability
+from headstart.config.section import BelowOne, ConfigSection, Count, Fraction, Positive, Seed
+
+Section = TypeVar("Section", bound=ConfigSection)
 
 
 class SplitConfig(ConfigSection):
-    """Shares of images drawn for splits that the source does not bring."""
+    """Fractions of the images drawn for the splits that the source does not bring."""
 
-    validation: Fraction
-    test: Fraction
+    validation: Fraction = 0.15
+    """For validation, on which everything is chosen and tuned."""
+    test: Fraction = 0.15
+    """For the test, which only `evaluate` reads."""
 
     @model_validator(mode="after")
-    def _leaves_some(self) -> Self:
+    def _leaves_some_to_train_on(self) -> Self:
         if self.validation + self.test >= 1:
-            raise ValueError("validation and test must leave a share to train on")
+            raise ValueError("validation and test must leave a fraction to train on")
         return self
 
 
 class PrepareConfig(ConfigSection):
     """Where the images come from, and how they are stored."""
 
-    source: Annotated[str, Field(pattern=r"^(digits|imagefolder|csv:.+|torchvision:\w+)$")]
-    path: Annotated[str, Field(min_length=1)]
-    on_bad_image: Literal["error", "skip"]
-    split: SplitConfig
-    train_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None
-    store: Literal["auto", "raw", "jpeg"]
+    source: Annotated[str, Field(pattern=r"^(digits|imagefolder|csv:.+|torchvision:\w+)$")] = "digits"
+    """The kind of source:
+    - `digits`: scikit-learn's 1,797 handwritten digits, offline; `prepare.path` is not read
+    - `imagefolder`: one folder per class, or train/, val/ and test/ of class folders (with train/ and val/ alone, val/
+      is the test split and validation is drawn from train, as for ImageNet)
+    - `csv:FILE`: a table with the columns path, label and optionally split (train, validation, test) and group (images
+      of one group stay in one split); FILE and the paths are relative to `prepare.path`
+    - `torchvision:NAME`: CIFAR10, Flowers102, OxfordIIITPet, Food101, EuroSAT ...; downloaded to `run.cache`
+    """
+    path: Annotated[str, Field(min_length=1)] = "data/raw"
+    """The folder with the images. DVC watches it: the next `dvc repro` notices images added, changed or removed."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """For files that cannot be read as images: `error` lists them all and stops, `skip` lists them in the report."""
+    split: SplitConfig = SplitConfig()
+    """Fractions of the splits that the source does not bring. An image's split follows from its content, so adding
+    images moves no other; the fractions are met approximately."""
+    train_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = 1.5
+    """Short side at which training images are stored, as a multiple of the model's input side; smaller images keep
+    their size (or the size that evaluation enlarges them to). null: all images keep their size. Less saves disk; below
+    about 1.14 random crops lose detail."""
+    store: Literal["auto", "raw", "jpeg"] = "auto"
+    """How images are stored:
+    - `raw`: as pixels
+    - `jpeg`: a sixth of the size or less, decoded at each use and not exactly the same (quality 95, 4:4:4: a root mean
+      square difference of 1.0 to 1.2 of 255)
+    - `auto`: `raw` where that fits into half of the free disk and half of the memory; an existing store keeps its
+      format
+    """
 
 
 class BackboneConfig(ConfigSection):
-    """The timm model whose features are transferred."""
+    """The timm model that is fine-tuned."""
 
-    name: Annotated[str, Field(min_length=1)]
-    pretrained: bool
-    image_size: Annotated[int, Field(ge=8)] | None
-    drop_rate: Probability
-    drop_path_rate: Probability
-    args: dict[str, Any]
-    seed: Annotated[int, Field(ge=0)]
+    name: Annotated[str, Field(min_length=1)] = "bundled"
+    """`bundled` (in this package, trained on 64 px images), any timm model (`resnet50.a1_in1k`), `hf-hub:owner/name` or
+    `local-dir:/a/folder/written/by/timm`."""
+    pretrained: bool = True
+    """false: random weights, the baseline that shows what transfer gives."""
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the model's square input in pixels. null: the backbone's own."""
+    drop_rate: BelowOne = 0.0
+    """Dropout before the classifier, timm's `drop_rate`."""
+    drop_path_rate: BelowOne = 0.0
+    """Stochastic depth, timm's `drop_path_rate`."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of `timm.create_model`."""
+    seed: Seed = 0
+    """Seed of weights drawn at random (`pretrained: false`, or layers that the pretrained weights lack)."""
 
 
 class FeaturesConfig(ConfigSection):
-    """How the frozen backbone's features are computed and kept."""
+    """How the frozen backbone's features are computed and cached."""
 
-    batch_size: Count
-    dtype: Literal["float32", "float16"]
+    batch_size: Count = 128
+    """Images in a forward pass."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Data type in which the features are stored: float32 or float16."""
 
 
 class ProbeConfig(ConfigSection):
-    """The linear head on the features, and what it is compared with."""
+    """The linear head on the features, and the other models of the leaderboard."""
 
-    l2: Annotated[list[Positive], Field(min_length=1)]
-    heads: list[Literal["ridge", "knn", "tree", "forest", "boosting"]]
-    class_map: dict[str, list[int | str] | Literal["rest"]] | None
+    l2: Annotated[list[Positive], Field(min_length=1)] = Field(
+        default=[1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6]
+    )
+    """The path of λ in CE + λ‖W‖²; the λ with the lowest validation loss is chosen. Ridge's is chosen from it too."""
+    heads: list[Literal["ridge", "knn", "tree", "forest", "boosting"]] = Field(
+        default=["ridge", "knn", "tree", "forest", "boosting"]
+    )
+    """Further models of the leaderboard, any of ridge, knn, tree, forest and boosting, each tuned on validation; [] for
+    the linear head alone, which is always there. With many classes tree, forest (above 100) and boosting (above 50)
+    are skipped."""
+    class_map: dict[str, list[int | str] | Literal["rest"]] | None = None
+    """Adds the row zero_shot to the leaderboard, which is fitted to nothing: each of your classes is a set of the
+    classes that the backbone was pretrained on, whose probabilities are summed. null, or for every class a list of
+    names (ImageNet's n02123045, a description or one of its synonyms; data/features/classifier.json lists them) or
+    indices. One class may be `rest`: all that the others leave. For example
+
+        class_map:
+          cat: [tabby, Egyptian cat, 283]
+          other: rest
+    """
 
     @field_validator("class_map", mode="before")
     @classmethod
-    def _sets(cls, class_map: Any) -> Any:
-        """Say what is wrong in fewer words than a union of types has."""
+    def _class_map_entries(cls, class_map: Any) -> Any:
+        """Refuse a wrong entry in fewer words than pydantic has for a union of types."""
         for name, entries in class_map.items() if isinstance(class_map, dict) else ():
             if not isinstance(name, str):
                 raise ValueError(f"write the class {name!r} in quotes")
@@ -78,32 +131,52 @@ class ProbeConfig(ConfigSection):
 class EvaluateConfig(ConfigSection):
     """How the models are compared on the test split."""
 
-    batch_size: Count
-    top_k: Annotated[int, Field(ge=2)]
+    batch_size: Count = 128
+    """Images in a forward pass."""
+    top_k: Annotated[int, Field(ge=2)] = 3
+    """The k of the top-k accuracy."""
 
 
 class RoundedConfig(ConfigSection):
-    """How far the answers of a format that rounds the weights may be from the trained model's."""
+    """How far the outputs of a format that rounds the weights may be from the trained model's."""
 
     agreement: Annotated[float, Field(gt=0, le=1)]
+    """Lowest fraction of images with the same top class."""
     nll: Positive
+    """Largest change of the validation loss."""
 
 
 class ExportConfig(ConfigSection):
-    """The model as others load it."""
+    """The model in formats that others load."""
 
-    from_: Annotated[Literal["finetune", "probe"], Field(alias="from")]
-    formats: list[Literal["onnx", "onnx_fp16", "onnx_int8", "pt2"]]
-    pictures: Count
-    tolerance: Positive
-    fp16: RoundedConfig
-    int8: RoundedConfig
-    license: str
-    data_license: str
+    from_: Annotated[Literal["finetune", "probe"], Field(alias="from")] = "finetune"
+    """The model to export: finetune, or probe, the frozen backbone with the linear head."""
+    formats: list[Literal["onnx", "onnx_fp16", "onnx_int8", "pt2"]] = Field(default=["onnx", "pt2"])
+    """Formats beside timm's own (model.safetensors, config.json), any of
+    - `onnx`: model.onnx for ONNX Runtime, on which `headstart predict` runs
+    - `onnx_fp16`: model.fp16.onnx, half the size
+    - `onnx_int8`: model.int8.onnx, a quarter of the size, its ranges measured on training images
+    - `pt2`: model.pt2 of torch.export
+    """
+    pictures: Count = 256
+    """Number of validation images for the parity check (all where there are fewer, training images where there are
+    none): on these every format must give the trained model's outputs, or nothing is written. Use 200 or more. The
+    preprocessing is compared on the same images, starting from their files."""
+    tolerance: Positive = 1e-3
+    """Largest difference of a logit for formats in fp32."""
+    fp16: RoundedConfig = RoundedConfig(agreement=0.99, nll=0.01)
+    """The parity check of `onnx_fp16`."""
+    int8: RoundedConfig = RoundedConfig(agreement=0.95, nll=0.05)
+    """The parity check of `onnx_int8`."""
+    license: str = "unknown"
+    """Licence of the exported model, for its model card. The Hugging Face hub knows identifiers such as apache-2.0 and
+    cc-by-4.0."""
+    data_license: str = "unknown"
+    """Licence of the images, for the model card."""
 
     @field_validator("formats")
     @classmethod
-    def _rounded_from_whole(cls, formats: list[str]) -> list[str]:
+    def _rounded_formats_need_onnx(cls, formats: list[str]) -> list[str]:
         if {"onnx_fp16", "onnx_int8"} & set(formats) and "onnx" not in formats:
             raise ValueError("onnx_fp16 and onnx_int8 are made from onnx: name it too")
         if len(set(formats)) < len(formats):
@@ -112,58 +185,83 @@ class ExportConfig(ConfigSection):
 
 
 class RunConfig(ConfigSection):
-    """Where and how fast: changes no result, so no DVC stage depends on it."""
+    """Where and how fast: no stage runs again because of these keys.
 
-    devices: Literal["auto"] | Count
-    accelerator: Literal["auto", "cpu", "gpu", "mps"]
-    workers: Literal["auto"] | Annotated[int, Field(ge=0)]
-    cache: str | None
-    resume: bool
-    save_minutes: Positive
-    timeout_minutes: Annotated[float, Field(ge=0.5, allow_inf_nan=False)]
-    tracking: Literal["offline", "online", "disabled"]
+    They do not change results, except training BatchNorm and dropout on several processes or on a GPU too small for a
+    batch, and `finetune.precision: auto`, which depends on the machine.
+    """
+
+    devices: Literal["auto"] | Count = "auto"
+    """Processes on this machine. auto: those that srun or torchrun started, on as many nodes as they were started on;
+    otherwise one per GPU, or one on the CPU."""
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    """auto, cpu, gpu or mps."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Processes that decode and load images; 0: only the main one. auto: one per core for prepare; otherwise up to
+    eight per GPU, and on a CPU one if it has four cores or more (in training as many again for validation)."""
+    cache: str | None = None
+    """Folder for cached features and for training runs that can be resumed. null: the user's cache folder."""
+    resume: bool = True
+    """Whether an interrupted fine-tuning is resumed. To train anew: false and `dvc repro -f finetune`."""
+    save_minutes: Positive = 10
+    """Minutes between two checkpoints: what a kill -9 or a power failure may lose (a signal loses no step). They are
+    further apart where saving takes more than a hundredth of the time."""
+    timeout_minutes: Annotated[float, Field(ge=0.5, allow_inf_nan=False)] = 10
+    """Minutes without a step, at least 0.5, after which several processes are taken to hang and are ended with a
+    message that names the one that stands still."""
+    tracking: Literal["offline", "online", "disabled"] = "offline"
+    """wandb's mode: offline (kept in wandb/, `wandb sync` sends it later), online or disabled."""
 
 
 class Params(ConfigSection):
-    """The whole of ``params.yaml``."""
+    """Everything that a run depends on. Change a value, run `dvc repro`, and the stages that use it run again.
 
-    prepare: PrepareConfig
-    backbone: BackboneConfig
-    features: FeaturesConfig
-    probe: ProbeConfig
-    finetune: FinetuneConfig
-    evaluate: EvaluateConfig
-    export: ExportConfig
-    run: RunConfig
+    Every key must be present: `headstart params` adds those that are missing, `headstart params FILE` takes over the
+    values of FILE, such as one of the recipes. A wrong key or value is refused before anything starts.
+    """
+
+    prepare: PrepareConfig = PrepareConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    probe: ProbeConfig = ProbeConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    run: RunConfig = RunConfig()
     _record: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
-    def _there_are_weights_to_stay_near(self) -> Self:
+    def _l2_sp_needs_pretrained_weights(self) -> Self:
         if self.finetune.l2.kind == "l2_sp" and not self.backbone.pretrained:
             raise ValueError("finetune.l2.kind: l2_sp stays near pretrained weights: set backbone.pretrained: true")
         return self
 
     def declared(self, keys: Iterable[str]) -> Self:
-        """Keep the declared keys and ``run``; using any other raises an AttributeError that says so.
+        """Keep the declared keys and ``run``; using any other raises an AttributeError that names it.
 
         Args:
             keys: dotted keys, a whole section (``"prepare"``) or one key of it (``"backbone.name"``), as a stage's
                 ``params`` in ``dvc.yaml`` lists them.
         """
-        sections: dict[str, Any] = {"run": self.run}
-        partial: dict[str, dict[str, Any]] = {}
+        names: dict[str, set[str]] = {"run": set(RunConfig.model_fields)}
         for key in keys:
             section, _, name = key.partition(".")
-            if name:
-                partial.setdefault(section, {})[name] = getattr(getattr(self, section), name)
-            else:
-                sections[section] = getattr(self, section)
-        for section, values in partial.items():
-            sections[section] = type(getattr(self, section)).model_construct(**values)
-        declared = self.model_construct(**sections)
+            names.setdefault(section, set()).update([name] if name else type(getattr(self, section)).model_fields)
+        sections = {section: _with_only(getattr(self, section), kept) for section, kept in names.items()}
+        declared = _with_only(self.model_copy(update=sections), set(sections))
         declared._record = self.record()  # noqa: SLF001  (its own class)
         return declared
 
     def record(self) -> dict[str, Any]:
         """Return all of ``params.yaml`` as plain values: to be written down, not to be used."""
         return self._record or self.model_dump()
+
+
+def _with_only(section: Section, names: Set[str]) -> Section:
+    """Return the section without the values of its other fields; raises an AttributeError for a name it lacks."""
+    if unknown := sorted(names - type(section).model_fields.keys()):
+        raise AttributeError(f"{type(section).__name__} has no key {unknown[0]!r}")
+    copy = section.model_copy()
+    for name in type(section).model_fields.keys() - names:
+        del copy.__dict__[name]
+    return copy

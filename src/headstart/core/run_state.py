@@ -1,4 +1,4 @@
-"""What a project's folder holds for running it, beside what DVC tracks: who works in it, why a stage stopped."""
+"""The state of a run outside of what DVC tracks: the marker of a stage that stopped, the Slurm job, the rank."""
 
 import os
 import socket
@@ -9,20 +9,20 @@ from headstart.core.io import read_json, write_json
 from headstart.core.paths import STOPPED
 
 UNDER_LOCK = "HEADSTART_UNDER_LOCK"
-"""Set in the environment of what works under the lock of the folder, to a token of that start of `headstart repro`."""
+"""Environment variable of what `headstart repro` starts while it holds the folder's lock: the token of that start."""
 
 
 class Stopped(TypedDict):
-    """Why a stage ended before it was done, and where the next start goes on.
+    """Why a stage ended before it was done, and where the next start resumes.
 
     Attributes:
-        stage: its name.
-        reason: the signal's name, such as SIGUSR1; or ``lost``, a process that died or hung.
-        progress: optimiser steps that the saved state contains.
-        host: where rank 0 ran, or for ``lost`` who noticed.
+        stage: the stage's name.
+        reason: the signal's name, such as SIGUSR1; or ``lost`` where a process died or hung.
+        progress: optimiser steps that the checkpoint contains.
+        host: the host of rank 0, or for ``lost`` of the process that noticed.
         message: one line for the user.
-        start: the token of the `headstart repro` that it ran under, empty where there was none: a rank that outlived
-            its start can speak in the next.
+        start: the token of the `headstart repro` that the stage ran under, empty where there was none; a rank that
+            outlives its start may still write the marker during the next one.
     """
 
     stage: str
@@ -34,15 +34,15 @@ class Stopped(TypedDict):
 
 
 def slurm_job() -> str | None:
-    """Name the Slurm job that this process runs in, None outside of one; a task of an array is a job of its own."""
+    """Return the id of the Slurm job that this process runs in, None outside of one; an array's task is its own job."""
     if "SLURM_ARRAY_TASK_ID" in os.environ:
-        # SLURM_JOB_ID is the whole array's in one of its tasks.
+        # SLURM_JOB_ID is the id of the whole array in one of its tasks.
         return "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format_map(os.environ)
     return os.environ.get("SLURM_JOB_ID")
 
 
 def write_stopped(stage: str, reason: str, progress: int, message: str) -> None:
-    """Leave the marker that ``headstart repro`` reads, since DVC makes 255 of every exit code."""
+    """Write the marker that `headstart repro` reads, since DVC turns every exit code into 255."""
     marker: Stopped = {
         "stage": stage,
         "reason": reason,
@@ -55,13 +55,10 @@ def write_stopped(stage: str, reason: str, progress: int, message: str) -> None:
 
 
 def read_stopped(start: str | None = None) -> Stopped | None:
-    """Return the marker.
+    """Return the marker, or None where there is none or it can't be read: a file server may be away for a while.
 
     Args:
         start: the token of the only start whose marker counts; None for any.
-
-    Returns:
-        None where there is none, or none that can be read: a file server may be away for a while.
     """
     try:
         marker: Stopped = read_json(STOPPED)
@@ -71,9 +68,9 @@ def read_stopped(start: str | None = None) -> Stopped | None:
 
 
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-"""Of torchrun, srun, and Lightning on one machine."""
+"""Set by torchrun, srun, and Lightning on one machine."""
 
 
 def rank_of_process() -> int:
-    """Return this process's rank before it is connected, as its launcher's environment has it; 0 where it is alone."""
+    """Return this process's rank from its launcher's environment, before any connection; 0 where it is alone."""
     return int(next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), 0))

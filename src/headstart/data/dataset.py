@@ -1,8 +1,4 @@
-"""Every name on disk through which the stages meet, with its reader and its writer.
-
-Names are relative to the project's folder, in which every stage runs. A file or folder appears under its final name
-only when it is whole (``replacing``).
-"""
+"""The prepared data set, ``data/prepared``: packed images, their splits and labels, and the manifest."""
 
 import csv
 import hashlib
@@ -30,16 +26,16 @@ MANIFEST_COLUMNS = ("id", "source", "label", "split", "group", "sha256", "width"
 class PreparedDataset:
     """The packed images that ``prepare`` wrote, memory-mapped, without their labels.
 
-    Rows stand in the manifest's order. Images of validation and test are at the backbone's evaluation resize, before
-    its crop; training images are larger, for random crops. A row is checked against its checksum when this process
-    first reads it; about 50 bytes an image are held in memory, most of them the memory-mapped index.
+    Rows are in the manifest's order. Images of validation and test are stored at the backbone's evaluation resize,
+    before its crop; training images are larger, for random crops. An image's checksum is verified when this process
+    first reads it. Memory: about 50 bytes an image, most of them the memory-mapped index.
 
     Attributes:
-        folder: where the images are.
+        folder: that holds the shards, their index and the manifest.
         classes: the names of the classes, in the order of the classifier's outputs.
         input: timm's data config for the backbone: ``input_size`` (3, height, width), ``interpolation``, ``mean``,
             ``std``, ``crop_pct``, ``crop_mode``.
-        store: how rows are packed.
+        store: how images are packed.
     """
 
     folder: Path
@@ -49,19 +45,19 @@ class PreparedDataset:
 
     @classmethod
     def open(cls, folder: Path = PREPARED) -> "PreparedDataset":
-        """Open the folder that ``prepare`` wrote; raises UserError where a file is missing, cut off or unreadable."""
+        """Open the folder that ``prepare`` wrote; raises UserError if a file is missing, truncated or damaged."""
         dataset = read_json(folder / "dataset.json")
         for i, size in enumerate(dataset["shard_bytes"]):
             path = shard_path(folder, i)
             if not path.is_file() or path.stat().st_size != size:
-                raise _damaged(path, f"is missing, or not of the {size} bytes that it had")
+                raise _damaged(path, f"is missing, or not of the {size} bytes that were written")
         if checksum(folder / "index.npy") != dataset["crc32"]["index.npy"]:
             raise _damaged(folder / "index.npy", "is missing or damaged")
         return cls(folder, dataset["classes"], dataset["input"], dataset["store"])
 
     @cached_property
     def ids(self) -> NDArray[np.uint64]:
-        """uint64 (n,), an image's name for the random numbers of its augmentation."""
+        """uint64 (n,), the image ids, which seed the augmentations."""
         return self._shards.index["id"]
 
     @cached_property
@@ -74,7 +70,7 @@ class PreparedDataset:
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
-        """Return one image, uint8 (height, width, 3), read-only; raises UserError where it is damaged."""
+        """Return one image, uint8 (height, width, 3), read-only; raises UserError if it is damaged."""
         try:
             return self._shards.pixels(row)
         except (DamagedRowError, OSError, ValueError) as error:
@@ -87,21 +83,21 @@ class PreparedDataset:
         return Shards(self.folder, self.store, read_index(self.folder))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the open files out: a worker process opens its own."""
+        """Leave out the open files: a worker process opens its own."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def _damaged(path: Path, what: str) -> UserError:
-    """Say what gets a file back; without the first step DVC trusts it, and its cache, unseen."""
+    """Return an error that explains how to restore a file; without ``touch`` DVC would not look at its content."""
     return UserError(
         f"{path} {what}. `chmod u+w {path}; touch {path}` makes DVC look at it again, then `dvc checkout --force "
         f"{path.parent}` gets it back from DVC's cache. If it is damaged there too, `rm -f {path}` and then `dvc repro "
-        "-f prepare` decode anew what was in it"
+        "-f prepare` decode its images again"
     )
 
 
 def manifest_rows(folder: Path = PREPARED) -> Iterator[dict[str, str]]:
-    """Stream the manifest, the only truth on which images there are and on splits and labels."""
+    """Stream the manifest, the single source of truth on images, splits and labels."""
     with existing(folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
         yield from csv.DictReader(file)
 
@@ -115,15 +111,15 @@ def read_labels(split: Split, folder: Path = PREPARED) -> NDArray[np.int64]:
     return np.asarray(index["label"][index["split"] == SPLITS.index(split)], np.int64)
 
 
-Kind = TypeVar("Kind", bound=np.generic)
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-def evenly(rows: NDArray[Kind], most: int) -> NDArray[Kind]:
-    """Choose at most so many of (n, ...), evenly from the first to the last; the same places for the same n."""
+def evenly(rows: NDArray[Scalar], most: int) -> NDArray[Scalar]:
+    """Return at most ``most`` of the rows (n, ...), evenly spaced from the first to the last."""
     return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
 
 
 def data_sha256(prepared: PreparedDataset) -> str:
-    """Hash the manifest: it names every image by its content, with its label and its split."""
+    """Hash the manifest, which has the content hash, label and split of every image."""
     with (prepared.folder / "manifest.csv").open("rb") as manifest:
         return hashlib.file_digest(manifest, "sha256").hexdigest()

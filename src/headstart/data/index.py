@@ -1,4 +1,4 @@
-"""The working list of images while they are prepared, on disk, so that memory stays flat however many there are."""
+"""The working catalog of the images while they are prepared: on disk, so that memory stays flat at any number."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from headstart.data.image_info import PackedImage
 from headstart.data.sources import SourceItem
 from headstart.data.splits import NOT_GIVEN, TRAIN, group_number
 
-SCHEMA = """
+CATALOG_TABLE = """
 CREATE TABLE pictures (
     source TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE, label TEXT, given TEXT, grp TEXT, further TEXT NOT NULL,
     problem TEXT, sha256 BLOB, training INTEGER,
@@ -26,32 +27,46 @@ CREATE TABLE pictures (
 """
 
 
+class SplitInputs(NamedTuple):
+    """What the splits are drawn from: one entry for each good image, in the order of source names.
+
+    Attributes:
+        given: int8 (n,), the splits that the source assigns, indices into ``SPLITS``, or ``NOT_GIVEN``.
+        labels: int32 (n,), indices into the classes.
+        group_ids: uint64 (n,), of ``group_number``.
+        contents: uint64 (n,), the first 8 bytes of the image's sha256.
+    """
+
+    given: NDArray[np.int8]
+    labels: NDArray[np.int32]
+    group_ids: NDArray[np.uint64]
+    contents: NDArray[np.uint64]
+
+
 class Catalog:
-    """A table of images, in the order of their source names."""
+    """A table of images, in the order of their source names. Good images are those not known to be bad.
+
+    The argument ``splits`` is int8 (n,), indices into ``SPLITS``, one for each good image in that order.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Make the table in a new file, which is of no use after a crash."""
+        """Create the table in a new file. It does not survive a crash, and need not."""
         self._database = sqlite3.connect(path, isolation_level=None)
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-32768"):
             self._database.execute(f"PRAGMA {pragma}")
-        self._database.execute(SCHEMA)
+        self._database.execute(CATALOG_TABLE)
         self._database.execute("BEGIN")
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
 
-    def add(self, images: Iterable[SourceItem]) -> None:
-        """Take a source's images; raises UserError where one is listed twice."""
-        for image in images:
+    def add(self, items: Iterable[SourceItem]) -> None:
+        """Add a source's images; raises UserError if one is listed twice."""
+        for item in items:
             row = (
-                image.source,
-                image_id(image.source),
-                image.label,
-                image.split,
-                image.group,
-                json.dumps(image.further),
-                image.problem,
+                *(item.source, image_id(item.source), item.label, item.split, item.group),
+                *(json.dumps(item.metadata), item.problem),
             )
             try:
                 self._database.execute(
@@ -60,14 +75,12 @@ class Catalog:
                     row,
                 )
             except sqlite3.IntegrityError as error:
-                if "pictures.id" in str(error) and not self._value(
-                    "SELECT count(*) FROM pictures WHERE source = ?", image.source
-                ):
-                    raise UserError(f"prepare: {image.source} and another image have the same id: rename it") from None
-                raise UserError(f"prepare: {image.source} is listed twice in the source") from None
+                if "pictures.id" in str(error) and not self._count_where("source = ?", item.source):
+                    raise UserError(f"prepare: {item.source} and another image have the same id: rename it") from None
+                raise UserError(f"prepare: {item.source} is listed twice in the source") from None
 
-    def runs(self, size: int) -> Iterator[list[SourceItem]]:
-        """List the images that are not known to be bad, some at a time, without labels."""
+    def batches(self, size: int) -> Iterator[list[SourceItem]]:
+        """Yield the good images, ``size`` at a time, without their labels."""
         last = ""
         while True:
             rows = self._database.execute(
@@ -81,48 +94,47 @@ class Catalog:
             last = rows[-1][0]
 
     def sample(self, size: int) -> list[str]:
-        """Return some sources by chance, the same ones every time."""
+        """Return the source names of a random sample of good images, the same one every time."""
         rows = self._database.execute("SELECT source FROM pictures WHERE problem IS NULL ORDER BY id LIMIT ?", (size,))
         return [source for (source,) in rows]
 
-    def record_bad(self, source: str, problem: str) -> None:
-        """Note that an image is bad."""
-        self._database.execute("UPDATE pictures SET problem = ? WHERE source = ?", (problem, source))
-
-    def record_good(self, outcome: PackedImage) -> None:
-        """Note an image's content and where it is stored."""
-        assert outcome.look is not None
-        assert outcome.row is not None
+    def record(self, image: PackedImage) -> None:
+        """Record why an image is bad, or its content and where it is stored."""
+        if image.problem is not None:
+            self._record_problem(image.source, image.problem)
+            return
+        assert image.info is not None
+        assert image.entry is not None
         self._database.execute(
             "UPDATE pictures SET label = coalesce(label, ?), sha256 = ?, training = ?, width = ?, height = ?, "
             "phash = ?, contrast = ?, shard = ?, offset = ?, bytes = ?, crc32 = ?, stored_height = ?, stored_width = ? "
             "WHERE source = ?",
-            (outcome.label, outcome.sha256, outcome.training, *outcome.look, *outcome.row, outcome.source),
+            (image.label, image.sha256, image.for_training, *image.info, *image.entry, image.source),
         )
 
-    def to_pack_again(self, splits: NDArray[np.int8]) -> Iterator[tuple[int, list[SourceItem]]]:
-        """List the shards that hold an image at another split's size, or one that is bad after all.
+    def _record_problem(self, source: str, problem: str) -> None:
+        self._database.execute("UPDATE pictures SET problem = ? WHERE source = ?", (problem, source))
 
-        Args:
-            splits: int8 (n,), indices into ``SPLITS``, in the order of ``arrays``.
+    def shards_to_repack(self, splits: NDArray[np.int8]) -> Iterator[tuple[int, list[SourceItem]]]:
+        """Yield the shards with an image at another split's size, or with one that turned out to be bad.
 
         Yields:
-            A shard's number, and its good images with their splits.
+            The shard's number, and its good images with their splits.
         """
-        again = {shard for (shard,) in self._database.execute(
+        stale = {shard for (shard,) in self._database.execute(
             "SELECT DISTINCT shard FROM pictures WHERE problem IS NOT NULL AND shard IS NOT NULL"
         )}  # fmt: skip
-        places = "SELECT source, shard, training FROM pictures WHERE problem IS NULL ORDER BY source"
-        for split, (_, shard, training) in zip(splits, self._database.execute(places), strict=True):
+        query = "SELECT source, shard, training FROM pictures WHERE problem IS NULL ORDER BY source"
+        for split, (_, shard, training) in zip(splits, self._database.execute(query), strict=True):
             if training != (split == TRAIN):
-                again.add(shard)
-        rows = zip(splits, self._database.execute(places), strict=True)
+                stale.add(shard)
+        rows = zip(splits, self._database.execute(query), strict=True)
         for shard, members in groupby(rows, key=lambda row: row[1][1]):
-            if shard in again:
+            if shard in stale:
                 yield shard, [SourceItem(source, None, SPLITS[split]) for split, (source, *_) in members]
 
-    def refuse_conflicts(self) -> None:
-        """Note as bad, all of them, images with the same bytes under different labels."""
+    def reject_conflicting_labels(self) -> None:
+        """Mark as bad all images with the same bytes under different labels."""
         self._database.execute("CREATE INDEX by_content ON pictures (sha256)")
         conflicts = self._database.execute(
             "SELECT a.source, b.label, min(b.source) FROM pictures a JOIN pictures b "
@@ -130,31 +142,33 @@ class Catalog:
             "WHERE a.problem IS NULL AND b.problem IS NULL GROUP BY a.source"
         ).fetchall()
         for source, label, other in conflicts:
-            self.record_bad(source, f"the same bytes as {other}, but that is labelled {label!r}")
+            self._record_problem(source, f"the same bytes as {other}, but that is labelled {label!r}")
 
     def check_groups(self) -> None:
-        """Raise UserError where a group is in two of the splits that the source gives."""
+        """Raise UserError if a group is in two of the splits that the source assigns."""
         torn = self._database.execute(
             "SELECT grp, min(given), max(given) FROM pictures WHERE grp IS NOT NULL AND problem IS NULL "
             "GROUP BY grp HAVING min(given) <> max(given) LIMIT 1"
         ).fetchone()
         if torn:
-            raise UserError(f"prepare: the group {torn[0]!r} is in two splits, {torn[1]} and {torn[2]}: correct either")
+            raise UserError(
+                f"prepare: the group {torn[0]!r} is in two splits, {torn[1]} and {torn[2]}: correct one of them"
+            )
 
     def bad(self) -> list[tuple[str, str]]:
-        """List bad images, each with its problem."""
+        """Return the bad images, each with its problem."""
         return self._database.execute(
             "SELECT source, problem FROM pictures WHERE problem IS NOT NULL ORDER BY source"
         ).fetchall()
 
     def count(self) -> int:
-        """Count the images that are not known to be bad."""
-        return int(self._value("SELECT count(*) FROM pictures WHERE problem IS NULL"))
+        """Count the good images."""
+        return self._count_where("problem IS NULL")
 
     def class_counts(self) -> dict[str, int]:
-        """Count the usable images of each class, in the order of names; a class with bad ones only has 0.
+        """Count the good images of each class, in the order of names; a class with only bad ones has 0.
 
-        Before reading, a source that tells labels only then has no class here.
+        Before the images are read, a source whose labels come with the pixels has no class here.
         """
         rows = self._database.execute(
             "SELECT label, sum(problem IS NULL) FROM pictures WHERE label IS NOT NULL GROUP BY label ORDER BY label"
@@ -162,52 +176,38 @@ class Catalog:
         return dict(rows.fetchall())
 
     def given_counts(self) -> dict[int, int]:
-        """Count the usable images of each split that the source gives: by the index into ``SPLITS``."""
+        """Count the good images of each split that the source assigns, by index into ``SPLITS`` or ``NOT_GIVEN``."""
         rows = self._database.execute("SELECT given, count(*) FROM pictures WHERE problem IS NULL GROUP BY given")
         return {SPLITS.index(split) if split else NOT_GIVEN: count for split, count in rows}
 
-    def arrays(
-        self, classes: list[str]
-    ) -> tuple[NDArray[np.int8], NDArray[np.int32], NDArray[np.uint64], NDArray[np.uint64]]:
-        """Return what splits are made from, for the usable images, in the order of source names.
-
-        Returns:
-            The given splits, int8 (n,); the labels, int32 (n,), indices into ``classes``; the units, uint64 (n,), from
-            the group's name where there is a group, else from the content; the contents, uint64 (n,).
-        """
+    def split_inputs(self, classes: list[str]) -> SplitInputs:
+        """Return what the splits are drawn from; labels are numbered by ``classes``."""
         number, n = {name: i for i, name in enumerate(classes)}, self.count()
-        given, labels = np.empty(n, np.int8), np.empty(n, np.int32)
-        units, contents = np.empty(n, np.uint64), np.empty(n, np.uint64)
+        inputs = SplitInputs(
+            np.empty(n, np.int8), np.empty(n, np.int32), np.empty(n, np.uint64), np.empty(n, np.uint64)
+        )
         rows = self._database.execute(
             "SELECT given, label, grp, sha256 FROM pictures WHERE problem IS NULL ORDER BY source"
         )
         for i, (split, label, group, sha256) in enumerate(rows):
-            given[i], labels[i] = SPLITS.index(split) if split else NOT_GIVEN, number[label]
-            contents[i] = int.from_bytes(sha256[:8])
-            units[i] = group_number(group, sha256)
-        return given, labels, units, contents
+            inputs.given[i] = SPLITS.index(split) if split else NOT_GIVEN
+            inputs.labels[i] = number[label]
+            inputs.group_ids[i] = group_number(group, sha256)
+            inputs.contents[i] = int.from_bytes(sha256[:8])
+        return inputs
 
     def manifest(self, splits: NDArray[np.int8]) -> Iterator[list[str | int | float]]:
-        """List the manifest's rows: ``MANIFEST_COLUMNS``, then the source's further columns.
-
-        Args:
-            splits: int8 (n,), indices into ``SPLITS``, in the order of ``arrays``.
-        """
+        """Yield the manifest's rows: ``MANIFEST_COLUMNS``, then the source's metadata."""
         rows = self._database.execute(
             "SELECT id, source, label, coalesce(grp, ''), lower(hex(sha256)), width, height, phash, contrast, "
             "further "
-            "FROM images WHERE problem IS NULL ORDER BY source"
+            "FROM pictures WHERE problem IS NULL ORDER BY source"
         )
-        for split, (name, source, label, *values, further) in zip(splits, rows, strict=True):
-            yield [name, source, label, SPLITS[split], *values, *json.loads(further)]
+        for split, (name, source, label, *values, metadata) in zip(splits, rows, strict=True):
+            yield [name, source, label, SPLITS[split], *values, *json.loads(metadata)]
 
-    def index(self, classes: list[str], splits: NDArray[np.int8]) -> Iterator[tuple[int, ...]]:
-        """List the index's rows, in the order of ``INDEX``.
-
-        Args:
-            classes: names, in the order of the labels' numbers.
-            splits: int8 (n,), indices into ``SPLITS``, in the order of ``arrays``.
-        """
+    def index_rows(self, classes: list[str], splits: NDArray[np.int8]) -> Iterator[tuple[int, ...]]:
+        """Yield the rows of the shards' index, in the order of ``INDEX_DTYPE``; labels are numbered by ``classes``."""
         number = {name: i for i, name in enumerate(classes)}
         rows = self._database.execute(
             "SELECT id, offset, bytes, crc32, shard, label, stored_height, stored_width FROM pictures "
@@ -216,11 +216,11 @@ class Catalog:
         for split, (name, offset, size, crc32, shard, label, *stored) in zip(splits, rows, strict=True):
             yield int(name, 16), offset, size, crc32, shard, number[label], *stored, int(split)
 
-    def _value(self, query: str, *values: str) -> int:
-        value: int = self._database.execute(query, values).fetchone()[0]
-        return value
+    def _count_where(self, condition: str, *values: str) -> int:
+        query = f"SELECT count(*) FROM pictures WHERE {condition}"  # noqa: S608  (a condition of this class)
+        return int(self._database.execute(query, values).fetchone()[0])
 
 
 def image_id(source: str) -> str:
-    """Name an image: the first 16 hex digits of its source name's sha256."""
+    """Return an image's id: the first 16 hex digits of the sha256 of its source name."""
     return hashlib.sha256(source.encode()).hexdigest()[:16]

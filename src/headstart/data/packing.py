@@ -1,29 +1,26 @@
-"""The rows that earlier runs packed, by the sha256 of their sources, so that nothing is decoded twice.
-
-They lie in the store that is there and in the shards that killed runs finished.
-"""
+"""Packing: every image is decoded, resized and appended to a shard, unless an earlier run has done so already."""
 
 import logging
 import math
 import os
 import shutil
-import sqlite3
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 from zlib import crc32
 
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 from PIL import Image
 
-from headstart.core.io import atomic_write, read_json, write_json
-from headstart.data.dataset import SPLITS, manifest_rows
+from headstart.core.errors import UserError
+from headstart.core.io import atomic_write
+from headstart.core.progress import Progress
 from headstart.data.image_info import (
-    ImageInfo,
     LabelledImage,
     PackedImage,
     TrainingResize,
@@ -32,309 +29,156 @@ from headstart.data.image_info import (
     size_of,
     to_image,
 )
-from headstart.data.shards import ShardEntry, Store, checksum, packed, read_index, shard_path
+from headstart.data.index import Catalog
+from headstart.data.parallel import map_in_order
+from headstart.data.reuse import PackedRow, ReusableRows, remove_shard_rows, write_shard_rows
+from headstart.data.shards import ShardEntry, Store, pack_image, shard_path
 from headstart.data.sources import SourceItem
 from headstart.data.splits import NOT_GIVEN, TRAIN, assign_by_hash, group_number
 from headstart.images.decode import BadImageError
 
-# What made a killed run's shards, and beside each finished one its rows; in the folder `work` beside the shards.
-MADE = Path("work/made.json")
-ROWS = np.dtype(
-    [
-        ("sha256", "V32"),
-        ("training", "?"),
-        ("width", "<u4"),
-        ("height", "<u4"),
-        ("phash", "U16"),
-        ("contrast", "<f8"),
-        ("shard", "<u4"),
-        ("offset", "<u8"),
-        ("bytes", "<u4"),
-        ("crc32", "<u4"),
-        ("stored_height", "<u2"),
-        ("stored_width", "<u2"),
-    ]
-)
-SCHEMA = """
-CREATE TABLE rows (
-    sha256 BLOB, training, width, height, phash, contrast,
-    shard, offset, bytes, crc32, stored_height, stored_width, folder,
-    PRIMARY KEY (sha256, training)
-) WITHOUT ROWID
-"""
-
-
-class EarlierRow(NamedTuple):
-    """A row as it was packed, for training or not, what its image looks like, and its size in pixels as stored."""
-
-    packed: bytes
-    training: bool
-    look: ImageInfo
-    stored_height: int
-    stored_width: int
-
-
-class EarlierRows:
-    """Rows that are there already; a row whose bytes are damaged is as if it were not.
-
-    Worker processes can have a copy, which opens the index by itself.
-    """
-
-    def __init__(self, index: Path, made: dict[str, Any]) -> None:
-        """Begin an index.
-
-        Args:
-            index: a new file.
-            made: what the pixels follow from beside the images; rows of other ones are not taken.
-        """
-        self._index, self._made = index, made
-        self._folders: list[Path] = []
-        self._database: sqlite3.Connection | None = None
-        with sqlite3.connect(index) as database:
-            database.execute(SCHEMA)
-        database.close()
-
-    def add(self, folder: Path) -> int:
-        """Take the rows of a store, or of what a killed run left, that are not known yet; give their number."""
-        number = len(self._folders)
-        self._folders.append(folder)
-        rows = ((*row, number) for row in (_finished(folder, self._made) or _left(folder, self._made)))
-        with sqlite3.connect(self._index) as database:
-            database.execute("PRAGMA synchronous=OFF")
-            added = database.executemany(
-                "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
-            )
-        database.close()
-        return added.rowcount
-
-    def find(self, sha256: bytes, *, training: bool, certain: bool) -> EarlierRow | None:
-        """Return an image's row.
-
-        Args:
-            sha256: of the image's source.
-            training: the row that is wanted: the one for training, or the one for evaluation.
-            certain: whether the other one is of no use.
-        """
-        rows = self._connected().execute(
-            "SELECT folder, shard, offset, bytes, crc32, training, stored_height, stored_width, "
-            "width, height, phash, contrast "
-            "FROM rows WHERE sha256 = ? AND (training = ? OR NOT ?) ORDER BY training = ? DESC",
-            (sha256, training, certain, training),
-        )
-        for folder, shard, offset, size, expected, of_training, height, width, *look in rows:
-            packed = _read(shard_path(self._folders[folder], shard), offset, size)
-            if zlib.crc32(packed) == expected:
-                return EarlierRow(packed, bool(of_training), ImageInfo(*look), height, width)
-        return None
-
-    def close(self) -> None:
-        """Close the index."""
-        if self._database is not None:
-            self._database.close()
-            self._database = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_database": None}
-
-    def _connected(self) -> sqlite3.Connection:
-        if self._database is None:
-            self._database = sqlite3.connect(f"{self._index.resolve().as_uri()}?mode=ro", uri=True)
-        return self._database
-
-
-def write_rows(folder: Path, shard: int, outcomes: list[PackedImage]) -> None:
-    """Say which rows a finished shard has, for a run that comes after a kill."""
-    rows = [
-        (outcome.sha256, outcome.training, *outcome.look, *outcome.row)
-        for outcome in outcomes
-        if outcome.look is not None and outcome.row is not None
-    ]
-    with atomic_write(_rows_path(folder, shard)) as aside, aside.open("wb") as file:
-        np.save(file, np.array(rows, ROWS))
-
-
-def forget_rows(folder: Path, shard: int) -> None:
-    """Take back what ``write_rows`` said."""
-    _rows_path(folder, shard).unlink(missing_ok=True)
-
-
-def is_made(about: Path, made: dict[str, Any]) -> bool:
-    """Tell whether a JSON file is there and says, perhaps among other things, how rows were made."""
-    return about.exists() and made == {key: value for key, value in read_json(about).items() if key in made}
-
-
-def _rows_path(folder: Path, shard: int) -> Path:
-    return folder / "work" / f"rows-{shard:05d}.npy"
-
-
-def _left(folder: Path, made: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """List the rows of a killed run's finished shards."""
-    if is_made(folder / MADE, made):
-        for path in sorted((folder / "work").glob("rows-*.npy")):
-            yield from map(tuple, np.load(path).tolist())
-
-
-def _finished(folder: Path, made: dict[str, Any]) -> Iterator[tuple[Any, ...]] | None:
-    """List the rows of a whole store; None where there is none that is of use."""
-    if not is_made(folder / "dataset.json", made):
-        return None
-    checksums = read_json(folder / "dataset.json")["crc32"]
-    if any(checksum(folder / name) != crc32 for name, crc32 in checksums.items()):
-        return None
-    return _of_store(folder)
-
-
-def _of_store(folder: Path) -> Iterator[tuple[Any, ...]]:
-    train = SPLITS.index("train")
-    for row, place in zip(manifest_rows(folder), read_index(folder), strict=True):
-        _, offset, size, crc32, shard, _, height, width, split = place.item()
-        look = ImageInfo(int(row["width"]), int(row["height"]), row["phash"], float(row["contrast"]))
-        yield bytes.fromhex(row["sha256"]), split == train, *look, shard, offset, size, crc32, height, width
-
-
-def _read(path: Path, offset: int, size: int) -> bytes:
-    """Read a part of a file; what is not there is left out."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-    except FileNotFoundError:
-        return b""
-
-
 SHARD_IMAGES = 1024
 SHARD_BYTES = 128 * 2**20
-JPEG_SHARE = 1 / 6  # of the pixels' bytes, at most, for most photographs
-# To be raised when the pixels of an image, or what is noted of it, change for another reason than ``made_by`` names.
+# A JPEG's bytes over its pixels' bytes, at most, for most photographs.
+JPEG_FRACTION = 1 / 6
+# Increase it when the stored pixels, or ``ImageInfo``, change for a reason that ``store_spec`` does not contain.
 PIXELS_VERSION = 3
+# Imported once for all worker processes.
+PRELOAD = ("headstart.data.packing", "headstart.models.backbone", "headstart.data.sources")
 
 logger = logging.getLogger(__name__)
 
 
-def made_by(config: dict[str, Any], train_scale: float | None, store: Store) -> dict[str, Any]:
-    """Tell what the stored bytes follow from, beside the images and their splits."""
+def store_spec(config: dict[str, Any], train_scale: float | None, store: Store) -> dict[str, Any]:
+    """Return what determines the stored bytes beside the images and their splits: packed images are reused if equal."""
     side = None if train_scale is None else math.ceil(train_scale * max(config["input_size"][1:]))
-    about = {"input": config, "train_side": side, "store": store}
-    return {**about, "pillow": PIL.__version__, "pixels_version": PIXELS_VERSION}
+    spec = {"input": config, "train_side": side, "store": store}
+    return {**spec, "pillow": PIL.__version__, "pixels_version": PIXELS_VERSION}
 
 
 class Resizes(NamedTuple):
-    """How training images are resized, and how those of validation and test."""
+    """The resize of training images, and that of validation and test images."""
 
     training: TrainingResize
     evaluation: Callable[[Image.Image], Image.Image]
 
-    def of(self, image: Image.Image, *, training: bool) -> Image.Image:
-        """Resize an RGB image; one smaller than evaluation's is enlarged as for evaluation.
+    def apply(self, image: Image.Image, *, for_training: bool) -> Image.Image:
+        """Resize an RGB image; for training, one smaller than evaluation's size is enlarged to that.
 
-        Random crops have whole pixels for edges, and of an 8 x 8 digit's there are few.
+        Random crops have whole pixels for edges, and an 8 x 8 digit leaves few to choose from.
         """
-        resized = self.training(image) if training else self.evaluation(image)
+        resized = self.training(image) if for_training else self.evaluation(image)
         return max(image, self.evaluation(image), key=lambda each: each.height) if resized is image else resized
 
 
 @dataclass(frozen=True)
 class Packer:
-    """Decodes images into one shard a call; picklable, so that worker processes can have it.
+    """Writes one shard per call; picklable, for worker processes.
 
     Attributes:
         folder: of the shards.
-        read: gives a file's bytes, or a labelled image, by its source name; raises BadImageError.
-        resizes: of an RGB image.
-        shares: of the splits that are drawn, by which a training image's split is foreseen.
-        store: how rows are packed.
-        earlier: rows that need no decoding.
+        read: returns a file's bytes, or a labelled image, by its source name; raises BadImageError.
+        resizes: for training and evaluation.
+        fractions: of the splits that are drawn, to predict whether an image will be trained on; empty once the splits
+            are decided.
+        store: how images are packed.
+        reusable: packed images that need no decoding.
     """
 
     folder: Path
     read: Callable[[str], bytes | LabelledImage]
     resizes: Resizes
-    shares: Mapping[int, float]
+    fractions: Mapping[int, float]
     store: Store
-    earlier: EarlierRows
+    reusable: ReusableRows
 
     def __call__(self, task: tuple[int, list[SourceItem]]) -> list[PackedImage]:
-        """Write a shard, given its number and images; a bad one is an outcome with a problem, never an exception."""
-        shard, pictures = task
-        with atomic_write(shard_path(self.folder, shard)) as aside, aside.open("xb") as file:
-            outcomes = [self._pack(picture, shard, file) for picture in pictures]
-            forget_rows(self.folder, shard)
-        write_rows(self.folder, shard, outcomes)
-        return outcomes
+        """Write a shard, given its number and images; a bad image yields a result with a problem, no exception."""
+        shard, items = task
+        with atomic_write(shard_path(self.folder, shard)) as temporary, temporary.open("xb") as file:
+            images = [self._pack(item, shard, file) for item in items]
+            remove_shard_rows(self.folder, shard)
+        write_shard_rows(self.folder, shard, images)
+        return images
 
-    def _pack(self, picture: SourceItem, shard: int, file: BinaryIO) -> PackedImage:
+    def _pack(self, item: SourceItem, shard: int, file: BinaryIO) -> PackedImage:
         try:
-            content = self.read(picture.source)
+            content = self.read(item.source)
             sha256 = content_sha256(content)
-            training, certain = self._foreseen(picture, sha256)
-            found = self.earlier.find(sha256, training=training, certain=certain)
-            row = found or self._decoded(content, training=training)
+            for_training, certain = self._predict_use(item, sha256)
+            reused = self.reusable.find(sha256, for_training=for_training, exact=certain)
+            row = reused or self._decode(content, for_training=for_training)
         except BadImageError as bad:
-            return PackedImage(picture.source, problem=str(bad))
-        place = ShardEntry(shard, file.tell(), len(row.packed), crc32(row.packed), row.stored_height, row.stored_width)
+            return PackedImage(item.source, problem=str(bad))
+        entry = ShardEntry(shard, file.tell(), len(row.packed), crc32(row.packed), row.stored_height, row.stored_width)
         file.write(row.packed)
-        label = content.label if isinstance(content, LabelledImage) else None
         return PackedImage(
-            picture.source, None, label, sha256, row.look, row.training, decoded=found is None, row=place
+            source=item.source,
+            label=content.label if isinstance(content, LabelledImage) else None,
+            sha256=sha256,
+            info=row.info,
+            for_training=row.for_training,
+            decoded=reused is None,
+            entry=entry,
         )
 
-    def _foreseen(self, picture: SourceItem, sha256: bytes) -> tuple[bool, bool]:
-        """Tell whether an image will be trained on, and whether that is certain."""
-        if picture.split not in (None, "train"):
+    def _predict_use(self, item: SourceItem, sha256: bytes) -> tuple[bool, bool]:
+        """Return whether an image will be trained on, and whether that is certain."""
+        if item.split not in (None, "train"):
             return False, True
-        unit = np.array([group_number(picture.group, sha256)], np.uint64)
-        return bool(assign_by_hash(unit, self.shares)[0] == TRAIN), not self.shares
+        group_ids = np.array([group_number(item.group, sha256)], np.uint64)
+        return bool(assign_by_hash(group_ids, self.fractions)[0] == TRAIN), not self.fractions
 
-    def _decoded(self, content: bytes | LabelledImage, *, training: bool) -> EarlierRow:
+    def _decode(self, content: bytes | LabelledImage, *, for_training: bool) -> PackedRow:
         image = to_image(content)
-        resized = self.resizes.of(image, training=training)
-        return EarlierRow(packed(resized, self.store), training, info_of(image), resized.height, resized.width)
+        resized = self.resizes.apply(image, for_training=for_training)
+        packed = pack_image(resized, self.store)
+        return PackedRow(packed, for_training, info_of(image), resized.height, resized.width)
 
 
-@contextmanager
-def resuming(final: Path) -> Iterator[Path]:
-    """Return a folder to write aside, with ``work`` in it for what shall not stay.
+def pack_all(packer: Packer, catalog: Catalog, shard_images: int, workers: int) -> dict[str, Any]:
+    """Pack every good image, in the order of source names; return figures for the report."""
+    counts: Counter[str] = Counter(decoded=0, reused=0)
+    with Progress("prepare", catalog.count()) as progress:
+        tasks = enumerate(catalog.batches(shard_images))
+        for images in map_in_order(packer, tasks, workers=workers, preload=PRELOAD):
+            counts.update(_record(catalog, images))
+            progress.advance(len(images))
+        return {**counts, "images_per_second": round(progress.close(), 1)}
 
-    What runs that failed or were killed left of it is in its folder ``left``, each run's in a folder of its own.
+
+def repack(packer: Packer, catalog: Catalog, splits: NDArray[np.int8], workers: int) -> dict[str, Any]:
+    """Rewrite the shards with an image whose split was not as predicted; return figures for the report.
+
+    Raises:
+        UserError: an image changed after it was packed.
     """
-    with atomic_write(final, resumable=True) as aside:
-        work, left = aside / "work", aside / "left"
-        left.mkdir(parents=True, exist_ok=True)
-        generation = left / f"{max((int(each.name) for each in left.iterdir()), default=0) + 1:05d}"
-        generation.mkdir()
-        for path in aside.iterdir():
-            if path != left:
-                path.rename(generation / path.name)
-        work.mkdir()
-        try:
-            yield aside
-        except BaseException:
-            if not any(aside.rglob("rows-*.npy")):  # nothing to go on with
-                shutil.rmtree(aside)
-            raise
-        shutil.rmtree(left)
-        shutil.rmtree(work)
+    tasks = catalog.shards_to_repack(splits)
+    first = list(islice(tasks, 1))
+    if first:
+        packer.reusable.close()
+        packer.reusable.add(packer.folder)
+    decided, decoded = replace(packer, fractions={}), 0
+    for images in map_in_order(decided, chain(first, tasks), workers=workers, preload=PRELOAD):
+        decoded += _record(catalog, images)["decoded"]
+    if catalog.count() != len(splits):
+        raise UserError("prepare: images were changed while they were read: run it again")
+    return {"decoded_again": decoded}
 
 
-def earlier_rows(folder: Path, final: Path, made: dict[str, Any]) -> EarlierRows:
-    """Index the rows of the store that is there and of what ``resuming`` set aside; note what makes the new ones."""
-    earlier = EarlierRows(folder / "work" / "earlier.sqlite", made)
-    earlier.add(final)
-    for generation in sorted((folder / "left").iterdir(), reverse=True):
-        if not earlier.add(generation):
-            shutil.rmtree(generation)
-    write_json(folder / MADE, made)
-    return earlier
-
-
-def is_there(folder: Path, final: Path, made: dict[str, Any]) -> bool:
-    """Tell whether the store that is there, or one that ``resuming`` set aside, was made in a way."""
-    return any(is_made(path, made) for path in (final / "dataset.json", *(folder / "left").glob(f"*/{MADE}")))
+def _record(catalog: Catalog, images: Iterable[PackedImage]) -> Counter[str]:
+    """Record a shard's images in the catalog; count those that were decoded and those that were reused."""
+    counts: Counter[str] = Counter()
+    for image in images:
+        catalog.record(image)
+        if image.problem is None:
+            counts["decoded" if image.decoded else "reused"] += 1
+    return counts
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """How large the store will be as pixels.
+class SizeEstimate:
+    """An estimate of the store's size if images are stored as pixels.
 
     Attributes:
         training: mean bytes of a training image.
@@ -345,49 +189,52 @@ class Estimate:
     evaluation: float
 
     @classmethod
-    def of(cls, sources: Iterable[str], read: Callable[[str], bytes | LabelledImage], resizes: Resizes) -> "Estimate":
-        """Resize blank images of the sizes that some sources have."""
+    def of(
+        cls, sources: Iterable[str], read: Callable[[str], bytes | LabelledImage], resizes: Resizes
+    ) -> "SizeEstimate":
+        """Estimate from a sample of images, of which only the sizes are read."""
         sizes = [[1.0, 1.0]]
         for source in sources:
             try:
                 blank = Image.new("L", size_of(read(source)))
             except BadImageError:
                 continue
-            sizes.append([3.0 * math.prod(resizes.of(blank, training=training).size) for training in (True, False)])
+            sizes.append([3.0 * math.prod(resizes.apply(blank, for_training=use).size) for use in (True, False)])
         return cls(*np.mean(sizes[1:] or sizes, axis=0).tolist())
 
     def total(self, given: Mapping[int, int], drawn: float) -> float:
         """Return the bytes of all images.
 
         Args:
-            given: how many there are of each split that the source gives.
-            drawn: share of the others that validation and test are drawn from.
+            given: number of images of each split that the source assigns.
+            drawn: fraction of the other images that goes to validation and test.
         """
         evaluated = sum(count for split, count in given.items() if split not in (NOT_GIVEN, TRAIN))
         others = sum(given.values()) - evaluated
         return (evaluated + others * drawn) * self.evaluation + others * (1 - drawn) * self.training
 
     def shard_images(self, store: Store) -> int:
-        """Return the images of a shard: 128 MiB, and 1,024 at most."""
-        mean = max(self.training, self.evaluation) * (1 if store == "raw" else JPEG_SHARE)
+        """Return the number of images in a shard: as many as 128 MiB hold, and at most 1,024."""
+        mean = max(self.training, self.evaluation) * (1 if store == "raw" else JPEG_FRACTION)
         return max(1, min(SHARD_IMAGES, int(SHARD_BYTES / mean)))
 
 
-def choose_store(wanted: Literal["auto"] | Store, size: float, folder: Path, *, was: Store | None) -> Store:
-    """Choose how rows are packed, and say why where nobody asked for one.
+def choose_store(wanted: Literal["auto"] | Store, size: float, folder: Path, *, previous: Store | None) -> Store:
+    """Choose how images are packed, and log the reason if it was left open.
 
     Args:
         wanted: ``prepare.store``.
         size: of all pixels, in bytes.
         folder: on the disk that is written to.
-        was: how a store that is there is packed. JPEGs stay so; of pixels, free disk is all that a new one needs.
+        previous: how the store that can be reused is packed. JPEGs stay JPEGs; pixels stay pixels as long as the new
+            store fits on the disk.
     """
     if wanted != "auto":
         return wanted
-    if was == "jpeg":
+    if previous == "jpeg":
         return "jpeg"
     disk, memory = shutil.disk_usage(folder).free, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    fits = size <= min(disk if was else disk / 2, memory / 2)
+    fits = size <= min(disk if previous else disk / 2, memory / 2)
     logger.info(
         "stored as %s: the pixels take about %.2f GB; free disk is %.1f GB, memory %.1f GB",
         *("pixels" if fits else "JPEGs", size / 1e9, disk / 1e9, memory / 1e9),

@@ -1,4 +1,4 @@
-"""Shards: files of packed images, one row after the other; what a row is, and how it is read back undamaged."""
+"""Shards: files of packed images, one after the other, with an index that says where each one is."""
 
 import io
 import zlib
@@ -14,8 +14,8 @@ from PIL import Image
 
 Store = Literal["raw", "jpeg"]
 STORES: tuple[Store, ...] = get_args(Store)
-# One image of index.npy, 40 bytes: where its row is, what the row's bytes must be, and what training asks of it.
-INDEX = np.dtype(
+# One image of index.npy, 40 bytes: where its bytes are and their checksum, then what training needs to know of it.
+INDEX_DTYPE = np.dtype(
     [
         ("id", "<u8"),
         ("offset", "<u8"),
@@ -32,7 +32,7 @@ INDEX = np.dtype(
 
 
 class ShardEntry(NamedTuple):
-    """A row of a shard: where it is, in bytes, and the stored image's size, in pixels."""
+    """A packed image of a shard: the position, size and checksum of its bytes, and its height and width in pixels."""
 
     shard: int
     offset: int
@@ -43,17 +43,17 @@ class ShardEntry(NamedTuple):
 
 
 class DamagedRowError(Exception):
-    """A row whose bytes are not those that were written."""
+    """The bytes of a packed image are not those that were written."""
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of a folder, each memory-mapped when its first row is read, each row checked when it is first read.
+    """The shards of a folder. A shard is memory-mapped, and an image's checksum verified, at the first read.
 
     Attributes:
-        folder: where they are.
-        store: how their rows are packed.
-        index: ``INDEX`` (n,), the images whose rows they hold.
+        folder: that holds the shards.
+        store: how the images are packed.
+        index: ``INDEX_DTYPE`` (n,), the images in the shards.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ class Shards:
         return {}
 
     @cached_property
-    def _checked(self) -> NDArray[np.bool_]:
+    def _verified(self) -> NDArray[np.bool_]:
         return np.zeros(len(self.index), bool)
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
@@ -74,49 +74,50 @@ class Shards:
         if shard not in self._mapped:
             self._mapped[shard] = np.memmap(shard_path(self.folder, shard), np.uint8, "r").view(np.ndarray)
         stored = self._mapped[shard][offset : offset + size]
-        if not self._checked[row]:
+        if not self._verified[row]:
             if zlib.crc32(stored.data) != crc32:
                 raise DamagedRowError
-            self._checked[row] = True
+            self._verified[row] = True
         if self.store == "raw":
             return stored.reshape(height, width, 3)
         return np.asarray(Image.open(io.BytesIO(stored.data)))
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """Name a file of packed images."""
+    """Return the path of a shard."""
     return folder / f"pixels-{shard:05d}.bin"
 
 
 def checksum(path: Path) -> int | None:
-    """Return the crc32 of a file's bytes; None where there is no file."""
+    """Return the crc32 of a file's bytes; None if there is no such file."""
     if not path.is_file():
         return None
     crc32 = 0
     with path.open("rb") as file:
-        while part := file.read(2**20):
-            crc32 = zlib.crc32(part, crc32)
+        while chunk := file.read(2**20):
+            crc32 = zlib.crc32(chunk, crc32)
     return crc32
 
 
 def read_index(folder: Path) -> NDArray[np.void]:
-    """Memory-map a folder's index, ``INDEX`` (n,), in the manifest's order."""
+    """Memory-map a folder's index, ``INDEX_DTYPE`` (n,), in the manifest's order."""
     return np.asarray(np.load(folder / "index.npy", mmap_mode="r"))
 
 
 def write_index(folder: Path, rows: Iterable[tuple[Any, ...]], count: int) -> None:
-    """Write the index from tuples in the order of ``INDEX``; one is in memory at a time."""
-    index = np.lib.format.open_memmap(folder / "index.npy", mode="w+", dtype=INDEX, shape=(count,))
+    """Write the index from tuples in the order of ``INDEX_DTYPE``, one in memory at a time."""
+    index = np.lib.format.open_memmap(folder / "index.npy", mode="w+", dtype=INDEX_DTYPE, shape=(count,))
     for i, row in enumerate(rows):
         index[i] = row
     index.flush()
 
 
-def packed(image: Image.Image, store: Store) -> bytes:
-    """Return the row of an RGB image.
+def pack_image(image: Image.Image, store: Store) -> bytes:
+    """Return the bytes that are stored of an RGB image.
 
-    A photograph's JPEG of quality 95 with whole colours is 6 (224 px) to 8 times (336 px) smaller than its pixels and
-    1.0 to 1.2 of 255 away from them, root mean square; of quality 92 with halved ones, 10 to 13 times and 1.4 to 1.6.
+    A photograph's JPEG of quality 95 without chroma subsampling is 6 (224 px) to 8 times (336 px) smaller than its
+    pixels, and its root mean square error is 1.0 to 1.2 of 255. With quality 92 and 4:2:0 it would be 10 to 13 times
+    smaller, with an error of 1.4 to 1.6.
     """
     if store == "raw":
         return image.tobytes()

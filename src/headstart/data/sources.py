@@ -1,7 +1,7 @@
-"""Where images come from: what a source is, and the folders of classes.
+"""Sources of images: folders of classes, CSV tables, scikit-learn's digits, and torchvision's data sets.
 
-An image's source name is its posix path relative to the source's folder. Hidden files, Thumbs.db and desktop.ini are
-ignored; whatever else lies in a class folder is taken for an image.
+A new source is a class with what ``Source`` lists, and a case in ``open_source`` and in the pattern of
+``prepare.source`` in ``config.schema``. scikit-learn and torchvision are imported only by the sources that use them.
 """
 
 import csv
@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from torchvision import datasets
 
 from headstart.config.schema import PrepareConfig, RunConfig
 from headstart.core.errors import UserError
@@ -25,13 +24,13 @@ from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Split
 from headstart.data.image_info import LabelledImage
 from headstart.images.decode import BadImageError
 from headstart.images.files import (
-    identity,
+    folder_id,
     is_folder,
     is_ignored,
     is_image_name,
     name_problem,
     read_file,
-    shown,
+    utf8_name,
     walk,
 )
 
@@ -46,59 +45,68 @@ SPLIT_NAMES: dict[str, Split] = {
 
 @dataclass(frozen=True, slots=True)
 class SourceItem:
-    """An image as its source lists it.
+    """An image as its source lists it, before it is read.
 
     Attributes:
-        source: its name, unique in the source.
-        label: its class; None where only reading tells it, or where there is none and ``problem`` says so.
-        split: as the source gives it, or None.
-        group: images of one group stay in one split; or None.
-        further: the values of the source's ``further_columns``.
-        problem: why it is bad without its being read, or None.
+        source: its name, unique in the source; of a file, its posix path relative to the source's folder.
+        label: its class; None if only reading the image reveals it, or if it has none, as ``problem`` says.
+        split: as the source assigns it, or None.
+        group: images of one group stay in one split; None if it is in no group.
+        metadata: the values of the source's ``metadata_columns``.
+        problem: why it is bad, if the listing already shows that, else None.
     """
 
     source: str
     label: str | None
     split: Split | None = None
     group: str | None = None
-    further: tuple[str, ...] = ()
+    metadata: tuple[str, ...] = ()
     problem: str | None = None
 
 
 class Source(Protocol):
-    """Lists its images, then reads each by name, in other processes too if they are not in memory anyhow."""
+    """Lists images, then reads each one by its name. It is pickled to worker processes unless ``in_memory``.
 
-    further_columns: Sequence[str] = ()
+    Attributes:
+        metadata_columns: names of further values that each image has, which the manifest keeps.
+        in_memory: whether all pixels are in memory, so that sending them to other processes would cost more than it
+            saves.
+    """
+
+    metadata_columns: Sequence[str] = ()
     in_memory: bool
 
     def images(self) -> Iterator[SourceItem]:
-        """List the images in any order, holding none; raises UserError."""
+        """Yield the images in any order, without reading them; raises UserError."""
 
     def read(self, source: str) -> bytes | LabelledImage:
         """Read one image; raises BadImageError."""
 
 
-class Files(Source):
-    """Reads images that are files below a folder."""
+class FileSource(Source):
+    """Images that are files below a folder."""
 
     in_memory = False
 
     def __init__(self, root: Path) -> None:
-        """Keep the folder; raises UserError where it is none."""
+        """Raise UserError if ``root`` is not a folder."""
         if not root.is_dir():
             raise UserError(f"prepare.path: {root} is not a folder: put your images there, or name another folder")
         self.root = root
 
     def read(self, source: str) -> bytes:
-        """Read a file's bytes; raises BadImageError for what is no file. A pipe or a device is never opened."""
+        """Return a file's bytes; raises BadImageError if it is not a regular file. Pipes and devices are not opened."""
         return read_file(self.root / source)
 
 
-class ImageFolder(Files):
-    """One folder a class, or ``train``, ``val`` and ``test`` of class folders."""
+class ImageFolder(FileSource):
+    """One folder per class, or the folders ``train``, ``val`` and ``test`` with one folder per class.
+
+    Hidden files, Thumbs.db and desktop.ini are ignored; every other file in a class folder is taken for an image.
+    """
 
     def images(self) -> Iterator[SourceItem]:
-        """List the images; raises UserError where the folders can't be understood."""
+        """Yield the images; raises UserError if the layout of the folders is ambiguous."""
         with os.scandir(self.root) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry))
         given = [name for name in names if name in SPLIT_NAMES]
@@ -108,8 +116,8 @@ class ImageFolder(Files):
         others = [name for name in names if name not in SPLIT_NAMES]
         if others:
             raise UserError(
-                f"{self.root}: {', '.join(given)} look like splits, but beside them lies {others[0]!r}, which is none "
-                f"(of {len(others)} such): keep either split folders or class folders there"
+                f"{self.root}: {', '.join(given)} look like splits, but beside them lies {others[0]!r}, which does not "
+                f"({len(others)} such folders): keep either split folders or class folders there"
             )
         splits = [SPLIT_NAMES[name] for name in given]
         if len(set(splits)) < len(splits) or "train" not in splits:
@@ -121,36 +129,36 @@ class ImageFolder(Files):
             yield from self._classes(name, SPLIT_NAMES[name])
 
     def _classes(self, inside: str, split: Split | None) -> Iterator[SourceItem]:
-        """List the images of all class folders in a folder."""
+        """Yield the images of all class folders in the folder ``inside``."""
         with os.scandir(self.root / inside) as entries:
             for entry in entries:
-                name, problem = shown(entry.name), name_problem(entry)
+                name, problem = utf8_name(entry.name), name_problem(entry)
                 source = posixpath.join(inside, name)
                 if is_ignored(entry.name):
                     continue
                 if problem:
                     yield SourceItem(source, None, split, problem=problem)
                 elif not is_folder(entry):
-                    # Notes and lists beside the class folders are common, and are nobody's images.
+                    # Other files beside the class folders, such as notes and lists, are common and no problem.
                     if is_image_name(name) or entry.is_symlink():
                         yield SourceItem(source, None, split, problem="lies in no class folder")
                 else:
                     empty = True
-                    for below, trouble in walk(self.root, source, frozenset({identity(self.root)})):
+                    for file, file_problem in walk(self.root, source, frozenset({folder_id(self.root)})):
                         empty = False
-                        yield SourceItem(below, name, split, problem=trouble)
+                        yield SourceItem(file, name, split, problem=file_problem)
                     if empty and split in (None, "train"):
                         raise UserError(f"{self.root / source}: the class folder holds no image: fill it or remove it")
 
 
-class CsvTable(Files):
-    """A table with the columns path and label, and if there are any split, group and others, which are kept.
+class CsvTable(FileSource):
+    """A CSV table with the columns path and label, optionally split and group; the manifest keeps all other columns.
 
-    Paths are relative to the folder and stay inside it: DVC watches that folder, and no other.
+    Paths are relative to the folder and must stay inside it, since DVC watches that folder only.
     """
 
     def __init__(self, root: Path, name: str) -> None:
-        """Read the header; raises UserError where the file or a column is missing."""
+        """Read the header; raises UserError if the file or a column is missing."""
         super().__init__(root)
         self.name = name
         self.header = next(self._lines(), (0, []))[1]
@@ -161,34 +169,34 @@ class CsvTable(Files):
             )
         if len(set(self.header)) < len(self.header):
             raise UserError(f"{root / name}: two columns have one name")
-        self.further_columns = [column for column in self.header if column not in ("path", "label", "split", "group")]
-        clash = [column for column in self.further_columns if column in MANIFEST_COLUMNS]
+        self.metadata_columns = [column for column in self.header if column not in ("path", "label", "split", "group")]
+        clash = [column for column in self.metadata_columns if column in MANIFEST_COLUMNS]
         if clash:
             raise UserError(
-                f"{root / name}: rename the column {clash[0]!r}: the manifest has one of its own with this name"
+                f"{root / name}: rename the column {clash[0]!r}: the manifest has its own column of this name"
             )
 
     def images(self) -> Iterator[SourceItem]:
-        """List the images; raises UserError naming the line that is wrong."""
+        """Yield the images; raises UserError that names the line that is wrong."""
         lines = self._lines()
         next(lines)
-        whether_split: bool | None = None
+        has_splits: bool | None = None
         for number, values in lines:
             where = f"{self.root / self.name}, line {number}"
             if len(values) != len(self.header):
                 raise UserError(f"{where}: {len(values)} values for {len(self.header)} columns")
             row = dict(zip(self.header, values, strict=True))
-            picture = self._image(row, where)
-            if whether_split is None:
-                whether_split = picture.split is not None
-            elif whether_split != (picture.split is not None):
+            item = self._item(row, where)
+            if has_splits is None:
+                has_splits = item.split is not None
+            elif has_splits != (item.split is not None):
                 raise UserError(
-                    f"{where}: the split is {'missing' if whether_split else 'given'}, unlike before: "
+                    f"{where}: the split is {'missing' if has_splits else 'given'}, unlike in the lines before: "
                     "give it everywhere or nowhere"
                 )
-            yield picture
+            yield item
 
-    def _image(self, row: dict[str, str], where: str) -> SourceItem:
+    def _item(self, row: dict[str, str], where: str) -> SourceItem:
         path, split = posixpath.normpath(row["path"]), row.get("split", "")
         if not row["path"] or not row["label"]:
             raise UserError(f"{where}: the {'label' if row['path'] else 'path'} is empty")
@@ -199,11 +207,11 @@ class CsvTable(Files):
             )
         if split and split not in SPLIT_NAMES:
             raise UserError(f"{where}: unknown split {split!r}; known: {', '.join(SPLITS)}")
-        further = tuple(row[column] for column in self.further_columns)
-        return SourceItem(path, row["label"], SPLIT_NAMES.get(split), row.get("group") or None, further)
+        metadata = tuple(row[column] for column in self.metadata_columns)
+        return SourceItem(path, row["label"], SPLIT_NAMES.get(split), row.get("group") or None, metadata)
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        """Read the table's rows, each with the number of its line; empty lines are passed over."""
+        """Yield the table's rows with their line numbers; empty lines are skipped."""
         path = self.root / self.name
         try:
             with path.open(newline="", encoding="utf-8-sig") as file:
@@ -220,19 +228,19 @@ class CsvTable(Files):
 
 
 class Digits(Source):
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey values 0..16, which become uint8 0..255."""
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey levels 0..16, scaled to uint8 0..255."""
 
     in_memory = True
 
     def __init__(self) -> None:
         """Load them from the installed package."""
-        from sklearn.datasets import load_digits  # noqa: PLC0415  (slow to import, and only this source needs it)
+        from sklearn.datasets import load_digits  # noqa: PLC0415  (slow to import, and only this source uses it)
 
         digits = load_digits()
         self._images, self._labels = np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
     def images(self) -> Iterator[SourceItem]:
-        """List the digits, ``digits/0000`` and on."""
+        """Yield the digits, named ``digits/0000`` and so on."""
         for i, label in enumerate(self._labels):
             yield SourceItem(f"digits/{i:04d}", str(label))
 
@@ -243,29 +251,27 @@ class Digits(Source):
 
 
 class Torchvision(Source):
-    """A classification data set of torchvision; an image's source name is ``NAME/split/number``."""
+    """A classification data set of torchvision; its images are named ``NAME/split/number``."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        """Download the data set where it is not in the folder yet.
+        """Download the data set unless it is in the folder.
 
         Args:
             name: of a class in torchvision.datasets.
-            folder: for the downloads of all data sets.
+            folder: that holds the downloads of all data sets.
 
         Raises:
-            UserError: no such data set, one that is not for classification, or a download that failed.
+            UserError: no such data set, it is not for classification, or its download failed.
         """
         self.name = name
-        self._splits = _official_splits(_class_named(name), name, folder)
-        some = next(iter(self._splits.values()))
-        # CIFAR10 and its like hold all pixels: sending them to worker processes would cost more than the work.
-        self.in_memory = isinstance(getattr(some, "data", None), np.ndarray) or hasattr(
-            getattr(some, "data", None), "numpy"
-        )
-        self._names = _class_names(getattr(some, "classes", None))
+        self._splits = _official_splits(_dataset_class(name), name, folder)
+        dataset = next(iter(self._splits.values()))
+        data = getattr(dataset, "data", None)
+        self.in_memory = isinstance(data, np.ndarray) or hasattr(data, "numpy")  # as CIFAR10 and MNIST are
+        self._names = _class_names(getattr(dataset, "classes", None))
 
     def images(self) -> Iterator[SourceItem]:
-        """List the images, without labels: to ask for one is to decode its image."""
+        """Yield the images without labels: torchvision returns a label only with the decoded image."""
         for split, dataset in self._splits.items():
             given = SPLIT_NAMES["train" if split == "trainval" else split] if split != "all" else None
             for i in range(len(dataset)):
@@ -276,14 +282,17 @@ class Torchvision(Source):
         _, split, number = source.split("/")
         try:
             image, target = self._splits[split][int(number)]
-        except Exception as error:  # noqa: BLE001  (a data set's own code, on files that may be damaged)
+        except Exception as error:  # noqa: BLE001  (torchvision's code, on files that may be damaged, raises anything)
             raise BadImageError(f"damaged: {error or type(error).__name__}") from None
         if not isinstance(image, Image.Image) or isinstance(target, tuple | list | dict):
-            raise BadImageError(f"torchvision:{self.name} is no classification of images")
+            raise BadImageError(f"torchvision:{self.name} is not for image classification")
         return LabelledImage(image, self._names[int(target)] if self._names else str(int(target)))
 
 
-def _class_named(name: str) -> Any:
+def _dataset_class(name: str) -> Any:
+    """Return the class of torchvision.datasets; raises UserError if there is none of this name."""
+    from torchvision import datasets  # noqa: PLC0415  (slow to import, and only this source uses it)
+
     known = [
         each for each in datasets.__all__ if each not in ("FakeData", "ImageFolder", "DatasetFolder", "VisionDataset")
     ]
@@ -295,7 +304,7 @@ def _class_named(name: str) -> Any:
 
 
 def _official_splits(kind: Any, name: str, folder: Path) -> dict[str, Any]:
-    """Build every official split; ``all`` where there are none."""
+    """Create the data set of class ``kind`` for each of its official splits, or as ``all`` if it has none."""
     takes = inspect.signature(kind).parameters
     download = {"download": True} if "download" in takes else {}
     try:
@@ -312,11 +321,11 @@ def _official_splits(kind: Any, name: str, folder: Path) -> dict[str, Any]:
                     raise
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"torchvision:{name} can't be had ({error}). Run this once where the network is in reach and copy "
+            f"torchvision:{name} can't be downloaded ({error}). Run this once where the network is in reach and copy "
             f"{folder}, or put the files there as torchvision lays them out"
         ) from error
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"torchvision:{name} can't be read as a classification of images: {error}") from error
+        raise UserError(f"torchvision:{name} can't be read as an image classification data set: {error}") from error
     if "train" in splits:
         splits.pop("trainval", None)
     if not {"train", "trainval"} & set(splits):
@@ -325,13 +334,13 @@ def _official_splits(kind: Any, name: str, folder: Path) -> dict[str, Any]:
 
 
 def _class_names(classes: Any) -> list[str]:
-    """Write the classes' names as strings, none twice; nothing where the data set has none."""
-    names = [each if isinstance(each, str) else ", ".join(each) for each in classes or ()]
+    """Return the class names as distinct strings; empty if the data set has none."""
+    names = [name if isinstance(name, str) else ", ".join(name) for name in classes or ()]
     return names if len(set(names)) == len(names) else [f"{i} {name}" for i, name in enumerate(names)]
 
 
 def open_source(prepare: PrepareConfig, run: RunConfig) -> Source:
-    """Open ``prepare.source``; raises UserError where it can't be had."""
+    """Open ``prepare.source``; raises UserError if it is missing or can't be read."""
     kind, _, name = prepare.source.partition(":")
     match kind:
         case "digits":

@@ -1,8 +1,4 @@
-"""The timm backbone: built, loaded, split into features and classifier, and how it wants its images.
-
-Features are what the classifier reads, ``forward_head(forward_features(x), pre_logits=True)`` (for MobileNetV3, 1,024
-wide and not the 576 of the last map); the classifier is timm's own.
-"""
+"""timm's evaluation transform in two parts: the resize before images are stored, and the crop when they are read."""
 
 from typing import Any
 
@@ -11,15 +7,15 @@ from torchvision.transforms import Compose, PILToTensor, ToPILImage
 
 
 def evaluation_transform(config: dict[str, Any]) -> tuple[Compose, Any]:
-    """Split timm's own evaluation transform into the resize, which is stored, and the crop, which is done on reading.
+    """Split timm's own evaluation transform into its resize and its crop.
 
     Args:
-        config: ``input_config``'s.
+        config: timm's data config, see ``models.backbone.input_config``.
 
     Returns:
-        The resize of a PIL image, and the crop of a tensor, uint8 (3, height, width).
+        The resize, of a PIL image, and the crop, of a uint8 tensor (3, height, width).
     """
     *resize, crop, _to_tensor, _normalize = create_transform(**config, is_training=False).transforms
-    if config["crop_mode"] == "border":  # it pads with a colour, which torchvision does for PIL images alone
+    if config["crop_mode"] == "border":  # pads with a colour, which torchvision supports for PIL images only
         crop = Compose([ToPILImage(), crop, PILToTensor()])
     return Compose(resize), crop

@@ -1,7 +1,7 @@
-"""The processes that work on one stage together: found, started and connected.
+"""The processes that work on one stage together: how many there are, how they start and how they are connected.
 
-Slurm's srun and torchrun start a process for each rank and say so in the environment; without them ``run.devices``
-says how many Lightning is to start on this machine.
+Slurm's srun and torchrun start a process for each rank and describe it in the environment; without them
+``run.devices`` sets how many processes Lightning starts on this machine.
 """
 
 import logging
@@ -29,27 +29,28 @@ from headstart.core.run_state import rank_of_process
 from headstart.distributed.heartbeat import watch_heartbeats
 
 Result = TypeVar("Result")
-MINUTES_AFTER_THE_WATCHDOG = 2
+MINUTES_AFTER_WATCHDOG = 2
+"""Collectives time out later than the watchdog, which names the rank to blame."""
 
 
 def device_of(run: RunConfig) -> torch.device:
-    """Choose the kind of device of a stage that uses one; raises UserError where ``run.accelerator`` isn't there."""
-    found = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Choose the kind of device; raises UserError where this machine lacks ``run.accelerator``."""
+    available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if run.accelerator == "auto":
-        chosen = next(name for name, there in found.items() if there)
-    elif found[run.accelerator]:
-        chosen = run.accelerator
+        accelerator = next(name for name, is_available in available.items() if is_available)
+    elif available[run.accelerator]:
+        accelerator = run.accelerator
     else:
         raise UserError(f"run.accelerator: no {run.accelerator} on this machine; use auto or cpu")
-    return torch.device("cuda" if chosen == "gpu" else chosen)
+    return torch.device("cuda" if accelerator == "gpu" else accelerator)
 
 
 class SlurmTasks(SLURMEnvironment):
     """srun's tasks, whatever the job is called, and whether each sees all GPUs of its node or one of its own."""
 
     def __init__(self) -> None:
-        """Do without Lightning's own requeueing, which saves within a signal handler and can deadlock there."""
-        self.auto_requeue, self.requeue_signal = False, signal.SIGUSR1  # it wants one even so
+        """Turn off Lightning's own requeueing, which saves inside a signal handler and can deadlock there."""
+        self.auto_requeue, self.requeue_signal = False, signal.SIGUSR1  # Lightning reads the signal even so
 
     @property
     def main_address(self) -> str:
@@ -66,23 +67,23 @@ class SlurmTasks(SLURMEnvironment):
 
     def local_rank(self) -> int:
         """Return the index of this task's GPU among those that it sees."""
-        own_gpu = torch.cuda.device_count() == 1
-        return 0 if own_gpu else super().local_rank()
+        has_own_gpu = torch.cuda.device_count() == 1
+        return 0 if has_own_gpu else super().local_rank()
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
-        """Leave the numbers to ``layout``, which takes them from srun."""
+        """Accept any numbers: ``layout`` takes them from srun."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many processes there are, as Lightning's Trainer and Fabric are told.
+    """How many processes there are, in the form that Lightning's Trainer and Fabric take.
 
     Attributes:
         accelerator: Lightning's name of it.
-        devices: that a process may see, which is the processes of a node where each sees all.
-        nodes: machines.
-        environment: who started the processes.
-        local_world: processes of this machine.
+        devices: how many a process may see; the number of processes per node where each sees all.
+        nodes: number of machines.
+        environment: the launcher of the processes.
+        local_world: processes on this machine.
         world: processes in all.
     """
 
@@ -95,47 +96,47 @@ class Layout:
 
 
 def layout(run: RunConfig) -> Layout:
-    """Say how many processes there are, by srun, by torchrun or by ``run.devices``.
+    """Return how many processes srun or torchrun started, else how many ``run.devices`` asks for.
 
     Raises:
-        UserError: ``run.devices`` says otherwise than srun or torchrun, or srun's tasks and the GPUs don't fit.
+        UserError: ``run.devices`` contradicts srun or torchrun, or the number of tasks and of GPUs don't fit.
     """
     kind = device_of(run).type
     accelerator, gpus = {"cuda": "gpu"}.get(kind, kind), torch.cuda.device_count() if kind == "cuda" else 0
-    if TorchElasticEnvironment.detect():  # which srun may have started
+    if TorchElasticEnvironment.detect():  # first, since srun may have started torchrun
         environment: Any = TorchElasticEnvironment()
         world = int(os.environ["WORLD_SIZE"])
         nodes = world // int(os.environ["LOCAL_WORLD_SIZE"])
     elif "SLURM_STEP_ID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
         environment = SlurmTasks()
-        world, nodes = (int(os.environ[f"SLURM_STEP_NUM_{what}"]) for what in ("TASKS", "NODES"))
+        world, nodes = int(os.environ["SLURM_STEP_NUM_TASKS"]), int(os.environ["SLURM_STEP_NUM_NODES"])
     else:
         environment = LightningEnvironment()
         world, nodes = max(1, gpus) if run.devices == "auto" else run.devices, 1
     if world % nodes:
-        raise UserError(f"{world} tasks can't be shared equally by {nodes} nodes: ask Slurm for --ntasks-per-node")
-    local = world // nodes
-    if run.devices not in ("auto", local):
-        raise UserError(f"run.devices: {run.devices}, but {local} processes a node were started; use auto")
-    own_gpus = gpus == 1 and isinstance(environment, SlurmTasks)  # as --gpus-per-task binds them
-    if gpus and local > gpus and not own_gpus:
+        raise UserError(f"{world} tasks can't be divided equally among {nodes} nodes: use Slurm's --ntasks-per-node")
+    local_world = world // nodes
+    if run.devices not in ("auto", local_world):
+        raise UserError(f"run.devices: {run.devices}, but {local_world} processes a node were started; use auto")
+    has_own_gpu = gpus == 1 and isinstance(environment, SlurmTasks)  # as --gpus-per-task binds them
+    if gpus and local_world > gpus and not has_own_gpu:
         raise UserError(
-            f"{local} processes on {socket.gethostname()}, which has {gpus} GPUs for them: start one a GPU "
+            f"{local_world} processes on {socket.gethostname()}, which has {gpus} GPUs for them: start one a GPU "
             "(#SBATCH --ntasks-per-node)"
         )
-    return Layout(accelerator, 1 if own_gpus else local, nodes, environment, local, world)
+    return Layout(accelerator, 1 if has_own_gpu else local_world, nodes, environment, local_world, world)
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that work on a stage.
+    """This process and the others that work on the same stage.
 
     Attributes:
-        rank: its number.
-        world: how many there are.
-        local_world: how many of them are on this machine.
-        device: its own.
-        group: what connects them for CPU tensors; None where there is one alone.
+        rank: the number of this process.
+        world: number of processes.
+        local_world: number of processes on this machine.
+        device: of this process.
+        group: torch's process group for CPU tensors; None for a single process.
     """
 
     rank: int = 0
@@ -145,18 +146,18 @@ class ProcessGroup:
     group: Any = None
 
     def run_on_rank_zero(self, function: Callable[[], Result]) -> Result | None:
-        """Let rank 0 do something that the others wait for; a UserError is raised on all.
+        """Call the function on rank 0 while the others wait; a UserError is raised on all ranks.
 
         Returns:
-            What it gave, on rank 0; None on the others.
+            Its result on rank 0, None on the others.
         """
         result: Result | None = None
         error: list[UserError | None] = [None]
         if self.rank == 0:
             try:
                 result = function()
-            except UserError as its:
-                error[0] = its
+            except UserError as raised:
+                error[0] = raised
         if self.group is not None:
             dist.broadcast_object_list(error, src=0, group=self.group)
         if error[0] is not None:
@@ -164,15 +165,15 @@ class ProcessGroup:
         return result
 
     def broadcast_from_rank_zero(self, function: Callable[[], Result]) -> Result:
-        """Let rank 0 find something out and tell all; a UserError is raised on all."""
-        answer: list[Any] = [self.run_on_rank_zero(function)]
+        """Call the function on rank 0 and return its result on all ranks; a UserError is raised on all ranks."""
+        results: list[Any] = [self.run_on_rank_zero(function)]
         if self.group is not None:
-            dist.broadcast_object_list(answer, src=0, group=self.group)
-        result: Result = answer[0]
+            dist.broadcast_object_list(results, src=0, group=self.group)
+        result: Result = results[0]
         return result
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Return every rank's CPU tensor, of one shape and dtype, to all."""
+        """Return the CPU tensors of all ranks, which must have one shape and dtype, on every rank."""
         if self.group is None:
             return [tensor]
         gathered = [torch.empty_like(tensor) for _ in range(self.world)]
@@ -181,51 +182,49 @@ class ProcessGroup:
 
 
 def connect(run: RunConfig) -> ProcessGroup:
-    """Start the processes that nobody has started yet, and connect all; share this machine's cores among its own.
+    """Start the processes that no launcher has started, connect all, and divide this machine's cores among its own.
 
     Raises:
         UserError: see ``layout``.
-        RuntimeError: not all came within ``run.timeout_minutes``.
+        RuntimeError: not all processes connected within ``run.timeout_minutes``.
     """
-    found = layout(run)
-    if found.world == 1:
+    processes = layout(run)
+    if processes.world == 1:
         use_cores(1)
         return ProcessGroup(device=device_of(run))
-    # Lightning's process group would be of the device's backend alone; what ranks agree on is on the CPU.
-    backend = "cpu:gloo,cuda:nccl" if found.accelerator == "gpu" else "gloo"
-    # Later than the watchdog, which names who is to blame.
-    timeout = timedelta(minutes=run.timeout_minutes + MINUTES_AFTER_THE_WATCHDOG)
+    # Lightning's default would be the device's backend alone, but the ranks also exchange CPU tensors.
+    backend = "cpu:gloo,cuda:nccl" if processes.accelerator == "gpu" else "gloo"
+    timeout = timedelta(minutes=run.timeout_minutes + MINUTES_AFTER_WATCHDOG)
     fabric = Fabric(
-        accelerator=found.accelerator,
-        devices=found.devices,
-        num_nodes=found.nodes,
+        accelerator=processes.accelerator,
+        devices=processes.devices,
+        num_nodes=processes.nodes,
         strategy=DDPStrategy(process_group_backend=backend, timeout=timeout),
-        plugins=[found.environment],
+        plugins=[processes.environment],
     )
-    # That the processes are connected; not that one of them has died, which Lightning says on info level too.
+    # Hides the news that processes are connected, not the death of one, which Lightning also logs as info elsewhere.
     for name in ("lightning.fabric.utilities.distributed", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Ctrl-C ends each rank as SIGTERM does: those whose partner only raises would wait for it.
+    # Ctrl-C ends each rank as SIGTERM does: a rank that only raised would wait for its partners.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with watch_heartbeats(rank_of_process(), found.world, run.timeout_minutes):
+    with watch_heartbeats(rank_of_process(), processes.world, run.timeout_minutes):
         fabric.launch()
-    use_cores(found.local_world)
+    use_cores(processes.local_world)
     group = dist.new_group(backend="gloo", timeout=timeout)
     if fabric.global_rank:
         logging.getLogger("headstart").setLevel(logging.ERROR)
-    return ProcessGroup(fabric.global_rank, fabric.world_size, found.local_world, fabric.device, group)
+    return ProcessGroup(fabric.global_rank, fabric.world_size, processes.local_world, fabric.device, group)
 
 
 def use_cores(processes: int) -> None:
-    """Take no more threads than this process's share of its machine's cores; ``processes`` share them."""
+    """Limit torch's threads to this process's part of the cores, which so many processes of this machine divide."""
     torch.set_num_threads(min(torch.get_num_threads(), cores_of_process(processes)))
 
 
 def cores_of_process(processes: int) -> int:
-    """Return the cores that each of this machine's processes may use: srun says it, else they share them equally.
+    """Return how many cores each of this machine's processes may use: srun's number, else an equal part.
 
-    A container's quota of CPU time counts, of which torch knows nothing.
+    A container's quota of CPU time is respected, which torch ignores.
     """
     cores: int = joblib.cpu_count()
-    share = int(os.environ.get("SLURM_CPUS_PER_TASK", cores // processes))
-    return max(1, min(cores, share))
+    return max(1, min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", cores // processes))))

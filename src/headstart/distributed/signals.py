@@ -1,7 +1,8 @@
-"""Stopping at a step that all ranks agree on.
+"""Stopping at a step on which all ranks agree.
 
-A signal's handler only sets a flag: to save there, as Lightning does, deadlocks when the ranks stand at different
-places. The flags go round by an all-reduce that is started at one step's end and read at the next's, so no step waits.
+The signal handler only sets a flag: saving inside it, as Lightning does, deadlocks when the ranks are at different
+places. The flags are exchanged by an all-reduce that starts at the end of one step and is read at the end of the next,
+so no step waits for it.
 """
 
 import contextlib
@@ -16,76 +17,78 @@ from torch import Tensor
 from headstart.distributed.process_group import ProcessGroup
 
 SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
-"""Those that ask for a stop: Ctrl-C, Slurm's ``--signal`` before the time limit, scancel or a preemption."""
+"""Requests to stop: Ctrl-C, Slurm's ``--signal`` before the time limit, scancel or a preemption."""
 
 
 class StopRequested(BaseException):
-    """Ends a training on all ranks at once, its state saved."""
+    """Ends a training on all ranks at the same step, after its checkpoint is saved.
+
+    Attributes:
+        signal: the one that was received.
+        steps: optimiser steps that the saved checkpoint contains.
+    """
 
     def __init__(self, number: int, steps: int) -> None:
-        """Keep the signal's number, and how many optimiser steps the saved state contains."""
         super().__init__(number, steps)
         self.signal, self.steps = signal.Signals(number), steps
 
 
 class StopFlag:
-    """The signal that has come to this process: its number, 0 for none; of several the largest."""
+    """The number of the signal that this process has received, 0 for none; the largest of several."""
 
     def __init__(self) -> None:
-        """Begin without one."""
         self.number = 0
 
-    def note(self, number: int, _: Any) -> None:
-        """Be the handler of a signal."""
+    def handle(self, number: int, _: Any) -> None:
+        """Record a signal; this is the handler."""
         self.number = max(self.number, number)
 
 
 @contextlib.contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Listen to the signals for a while."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    """Yield a flag that ``SIGNALS`` set; the previous handlers are restored at the end."""
     flag = StopFlag()
-    for number in SIGNALS:
-        signal.signal(number, flag.note)
+    previous = {number: signal.signal(number, flag.handle) for number in SIGNALS}
     try:
         yield flag
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 class SignalSync:
-    """What the ranks tell each other at each step."""
+    """Exchanges a few integers among all ranks at each step, one step late."""
 
     def __init__(self, process_group: ProcessGroup, width: int) -> None:
-        """Begin with zeros.
+        """Start with zeros.
 
         Args:
-            process_group: who agrees.
-            width: how many integers they exchange.
+            process_group: the ranks.
+            width: how many integers are exchanged.
         """
-        self._group, self._nothing = process_group.group, [0] * width
+        self._group, self._zeros = process_group.group, [0] * width
         self._pending: tuple[Any, Tensor] | None = None
 
     def exchange(self, values: Sequence[int]) -> list[int]:
-        """Tell this rank's values, and give the largest of all ranks': of the step before, or alone of this one.
+        """Send this rank's values, and return the maximum over all ranks of the values of the step before.
 
-        Every rank must call it equally often.
+        A single process gets its own values back at once. Every rank must call this equally often.
         """
         if self._group is None:
             return list(values)
-        agreed = self._nothing if self._pending is None else self._received(*self._pending)
-        told = torch.tensor(values)
-        self._pending = dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group, async_op=True), told
+        agreed = self._wait()
+        tensor = torch.tensor(values)
+        self._pending = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True), tensor
         return agreed
 
-    @staticmethod
-    def _received(work: Any, told: Tensor) -> list[int]:
-        work.wait()
-        values: list[int] = told.tolist()
-        return values
-
     def close(self) -> None:
-        """Wait for what is still going round."""
-        if self._pending is not None:
-            self._received(*self._pending)
+        """Wait for the exchange that is still running; may be called more than once."""
+        self._wait()
+
+    def _wait(self) -> list[int]:
+        if self._pending is None:
+            return self._zeros
+        work, tensor = self._pending
+        work.wait()
+        maximum: list[int] = tensor.tolist()
+        return maximum

@@ -1,4 +1,4 @@
-"""The model as one traced program, torch.export's, from which its other formats are written."""
+"""The formats of an exported model: torch.export's program, and ONNX in 32, 16 and 8 bits, made from it."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +18,12 @@ from torch.export import Dim, ExportedProgram
 
 from headstart.models.backbone import WithFeatures
 
-Function = Callable[[Tensor], tuple[Tensor, Tensor]]
+ModelFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From pixels, float32 (batch, 3, height, width), to logits (batch, classes) and features (batch, width)."""
 
 
 def traced(model: nn.Module, input_size: tuple[int, int, int]) -> ExportedProgram:
-    """Trace a timm model on the CPU, as it is (that is in evaluation mode), with a free batch size."""
+    """Trace a timm model on the CPU, in the mode that it is in, with a free batch size."""
     # Two images: a trace of one would fix the batch size at 1.
     pixels = torch.zeros(2, *input_size)
     return torch.export.export(WithFeatures(model), (pixels,), dynamic_shapes=({0: Dim("batch")},))
@@ -34,33 +34,33 @@ def write_program(program: ExportedProgram, path: Path) -> None:
     torch.export.save(program, path)
 
 
-def load_program(path: Path) -> Function:
-    """Load what ``write_program`` wrote, to run on the CPU."""
-    with warnings.catch_warnings():  # torch 2.11 warns of how it reads the file itself
+def load_program(path: Path) -> ModelFunction:
+    """Load the file of ``write_program``, to run on the CPU."""
+    with warnings.catch_warnings():  # torch 2.11 warns about its own reading of the file
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
-        function: Function = torch.export.load(path).module()
+        function: ModelFunction = torch.export.load(path).module()
     return function
 
 
 OUTPUTS = ["logits", "features"]
-ONE_FILE_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; the graph itself needs some of it
+MAX_WEIGHTS_IN_FILE = 2**31 - 2**24  # protobuf ends at 2 GiB, and the graph needs some of it
 
 
 def write_onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
     """Write a traced program as ONNX with a free batch size.
 
-    The weights are in the file itself, or beside it as ``<name>.data`` where they exceed what one file holds.
+    The weights are in the file itself, or beside it as ``<name>.data`` where they are too large for one file.
 
     Args:
-        program: as ``exported.traced`` gives it.
+        program: a program of ``traced``.
         path: of the file.
-        metadata: what a reader of the file alone is to know.
+        metadata: texts by name, for readers of the file alone.
 
     Raises:
-        onnx.checker.ValidationError: what was written is not valid ONNX.
+        onnx.checker.ValidationError: the file is not valid ONNX.
     """
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch 2.11 gives them of its own code
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch 2.11 warns about its own code
         torch.onnx.export(
             program,
             (),
@@ -69,7 +69,7 @@ def write_onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) -
             output_names=OUTPUTS,
             dynamic_shapes=({0: "batch"},),
             dynamo=True,
-            external_data=weights > ONE_FILE_BYTES,
+            external_data=weights > MAX_WEIGHTS_IN_FILE,
             verbose=False,
         )
     written = onnx.load(path, load_external_data=False)
@@ -79,7 +79,7 @@ def write_onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) -
 
 
 def write_fp16(path: Path, target: Path) -> None:
-    """Write an ONNX file with its weights and its arithmetic in float16; input and outputs stay float32."""
+    """Write an ONNX file anew with weights and arithmetic in float16; input and outputs stay float32."""
     model = OnnxModel(onnx.load(path))
     model.convert_float_to_float16(keep_io_types=True)
     model.topological_sort()
@@ -97,19 +97,20 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 
 
 def write_int8(path: Path, target: Path, batches: Iterable[NDArray[np.float32]]) -> None:
-    """Write an ONNX file with weights and activations in 8 bits, weights by output channel.
+    """Write an ONNX file anew with weights and activations in 8 bits, weights by output channel.
 
-    The first and the last layer stay in float32, as is usual: they have few of the weights and most of the loss
-    (Imagenette with the bundled backbone: 99.2 % of the top classes stayed the same, 89.8 % with both in 8 bits).
+    The first and the last layer stay in float32, as is usual: they have few of the weights and cost most of the
+    accuracy (Imagenette with the bundled backbone: 99.2 % of the top classes stayed the same, 89.8 % with both in
+    8 bits).
 
     Args:
         path: of the file in float32.
         target: of the new one.
-        batches: pixels, float32 (n, 3, height, width), from which the range of every activation is measured.
+        batches: pixels, float32 (n, 3, height, width), on which the range of every activation is measured.
     """
     with TemporaryDirectory() as folder:
         ready = Path(folder) / path.name
-        # Symbolic shapes fail on what torch 2.11 exports, and what comes out is the same without them.
+        # Symbolic shapes fail on the graphs of torch 2.11, and the result is the same without them.
         quant_pre_process(path, ready, skip_symbolic_shape=True)
         layers = [node.name for node in onnx.load(ready).graph.node if node.op_type in {"Conv", "Gemm", "MatMul"}]
         ends = [layers[0], layers[-1]]
@@ -117,7 +118,7 @@ def write_int8(path: Path, target: Path, batches: Iterable[NDArray[np.float32]])
     onnx.checker.check_model(str(target), full_check=True)
 
 
-def onnx_model(path: Path) -> Function:
+def onnx_model(path: Path) -> ModelFunction:
     """Load an ONNX file to run on the CPU."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 

@@ -1,4 +1,8 @@
-"""A bundle on the Hugging Face hub: checked, then one commit of the files that its manifest lists."""
+"""Pushes a bundle to the Hugging Face hub: checked, then one commit of the files that its manifest lists.
+
+``HfApi.upload_folder`` would be shorter, but with hf_xet it splits large folders into several commits
+(huggingface_hub 2.4), so that the repository would have one model's weights beside another's config for a while.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,19 +24,19 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from headstart.core.errors import UserError
 from headstart.inference import bundle
 
-PATIENCE = 120.0
-"""Seconds that the hub may say nothing; huggingface_hub itself would wait for ever."""
-OPTIONAL = {bundle.ONNX_FP16, bundle.ONNX_INT8, bundle.ONNX_DATA, bundle.EXPORTED_PROGRAM, bundle.REFERENCE}
-HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of whichever client huggingface_hub is built on
+HUB_TIMEOUT = 120.0
+"""Seconds to wait for the hub; huggingface_hub itself waits for ever."""
+OPTIONAL_FILES = {bundle.ONNX_FP16, bundle.ONNX_INT8, bundle.ONNX_DATA, bundle.EXPORTED_PROGRAM, bundle.REFERENCE}
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of the HTTP client that huggingface_hub is built on
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where a bundle went.
+    """A pushed bundle.
 
     Attributes:
-        commit: the commit's address.
-        name: by which timm loads the model: ``hf-hub:owner/name``, with ``@revision`` where it is not ``main``.
+        commit: the commit's URL.
+        name: timm loads the model by it: ``hf-hub:owner/name``, with ``@revision`` where it is not ``main``.
     """
 
     commit: str
@@ -40,32 +44,34 @@ class Pushed:
 
 
 def push_bundle(folder: Path, repository: str, *, private: bool, revision: str | None) -> Pushed:
-    """Commit the bundle's files to a repository, which is made where it is missing.
+    """Commit the bundle's files to a repository, which is created where it is missing.
 
-    What an earlier push left there of the optional files, and this bundle lacks, goes with the same commit: it would be
-    another model's. Other files of the repository stay.
+    Optional files of an earlier push that this bundle lacks are deleted in the same commit: they are another model's.
+    Other files of the repository stay.
 
     Args:
         folder: the bundle.
         repository: ``owner/name``, or ``name`` for one of the token's user.
         private: whether only its owner shall see the repository.
-        revision: the branch, made where it is missing; None for ``main``.
+        revision: the branch, created where it is missing; None for ``main``.
 
     Raises:
-        UserError: a damaged bundle, no token, a name that can't be one, a repository that is public and should be
-            private, a hub that refuses or can't be reached.
+        UserError: a damaged bundle, no token, an invalid name, a repository that is public and should be private, a
+            hub that refuses or can't be reached.
     """
     opened = bundle.open_bundle(folder)
-    paths = [*(opened.path(name) for name in opened.files), folder / bundle.MANIFEST]
-    with _explaining(repository):
+    paths = [*(opened.path(name) for name in opened.files), folder / bundle.BUNDLE_MANIFEST]
+    with _as_user_errors(repository):
         api = _api()
         name = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
-        if private and not api.model_info(name, timeout=PATIENCE).private:
+        if private and not api.model_info(name, timeout=HUB_TIMEOUT).private:
             raise UserError(f"{name} is there already and is public, so nothing was pushed: choose another name")
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        there = {file.rfilename for file in api.model_info(name, revision=revision, timeout=PATIENCE).siblings or []}
-        stale = sorted((there & OPTIONAL) - set(opened.files))
+        present = {
+            file.rfilename for file in api.model_info(name, revision=revision, timeout=HUB_TIMEOUT).siblings or []
+        }
+        stale = sorted((present & OPTIONAL_FILES) - set(opened.files))
         commit = api.create_commit(
             name,
             [
@@ -79,33 +85,34 @@ def push_bundle(folder: Path, repository: str, *, private: bool, revision: str |
 
 
 def stated_license(folder: Path) -> str | None:
-    """Return the licence that the bundle's model card states to the hub."""
-    found = (metadata_load(folder / bundle.CARD) or {}).get("license")
-    return None if found in (None, "unknown") else str(found)
+    """Return the licence in the front matter of the bundle's model card; None where it is missing or unknown."""
+    stated = (metadata_load(folder / bundle.CARD) or {}).get("license")
+    return None if stated in (None, "unknown") else str(stated)
 
 
 def _api() -> HfApi:
-    """Return the hub's client, which waits no longer than ``PATIENCE``; raises UserError where there is no token."""
+    """Return a client for the hub that waits at most ``HUB_TIMEOUT``; raises UserError where there is no token."""
     if get_token() is None:
         raise UserError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN to one that may write")
     session = get_session()
-    client = partial(type(session), event_hooks=session.event_hooks, follow_redirects=True, timeout=PATIENCE)
-    set_client_factory(client)
+    set_client_factory(
+        partial(type(session), event_hooks=session.event_hooks, follow_redirects=True, timeout=HUB_TIMEOUT)
+    )
     return HfApi(library_name="headstart")
 
 
 @contextmanager
-def _explaining(repository: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into what a user can do."""
+def _as_user_errors(repository: str) -> Iterator[None]:
+    """Turn the errors of huggingface_hub into UserErrors that say what to do."""
     try:
         yield
     except HFValidationError as error:
-        raise UserError(f"{repository} can't be a repository's name: {error} Give it as owner/name") from error
+        raise UserError(f"{repository} can't be a repository's name: {error} Name it owner/name") from error
     except HfHubHTTPError as error:
         hint = ""
         if error.response.status_code in (401, 403):
             hint = f". The token must be one that may write to {repository}: `hf auth login`, or HF_TOKEN"
         raise UserError(f"the hub refuses: {str(error).strip()}{hint}") from error
-    except (OSError, HTTP_ERROR, RuntimeError, ValueError) as error:  # RuntimeError: of the threads that upload
-        why = error.__cause__ or error
-        raise UserError(f"the push to {repository} broke off ({type(why).__name__}: {why}). Try again") from error
+    except (OSError, HTTP_ERROR, RuntimeError, ValueError) as error:  # RuntimeError: from the threads that upload
+        cause = error.__cause__ or error
+        raise UserError(f"the push to {repository} broke off ({type(cause).__name__}: {cause}). Try again") from error

@@ -1,9 +1,10 @@
-"""The inference loop that features, evaluate and export share.
+"""Inference over the prepared images on all ranks, which features, evaluate and export share; cached features.
 
-Batches are full and of one size, the last one padded: with most libraries an image's last bits depend on the size of
-the batch that it is in, and here equal images give equal bytes.
+All batches have one size, the last one is padded: with most libraries the last bits of an image's output depend on the
+size of its batch, and here equal images must give equal bytes.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,16 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from headstart.config.schema import RunConfig
+from headstart.config.schema import Params, RunConfig
+from headstart.core.errors import UserError
 from headstart.core.progress import Progress
-from headstart.data.dataset import PreparedDataset
+from headstart.data.dataset import SPLITS, PreparedDataset
 from headstart.data.loader import Normalize, evaluation_pixels, loader_arguments
 from headstart.distributed.heartbeat import watch_heartbeats
 from headstart.distributed.process_group import ProcessGroup
+from headstart.features.cache import FeatureCache, image_key
 
 
-class _Inputs(Dataset[Tensor]):
-    """Evaluation's pixels of a batch of rows."""
+class _EvaluationBatches(Dataset[Tensor]):
+    """The evaluation pixels of a batch of rows."""
 
     def __init__(self, prepared: PreparedDataset) -> None:
         self._prepared = prepared
@@ -42,17 +45,17 @@ def run_inference(
     process_group: ProcessGroup,
     label: str,
 ) -> Iterator[NDArray[np.float32]]:
-    """Apply a function to images, batch after batch, showing progress; all ranks take their share, and get all.
+    """Apply a function to images, batch by batch. The ranks share the work, and every rank yields all outputs.
 
     Args:
-        function: from float32 (batch_size, 3, height, width), normalised, in channels_last, on the ranks' device, to
+        function: from float32 (batch_size, 3, height, width), normalized, channels_last, on the rank's device, to
             (batch_size, width).
         prepared: the packed images.
         rows: which of them, in which order; the same on every rank.
-        batch_size: images a call; the last call is padded with the last image.
+        batch_size: images per call; the last call is padded with the last image.
         run: the section of params.
-        process_group: who works; batches go round among them.
-        label: what is being done, for the progress.
+        process_group: the ranks; batch i is computed by rank i modulo their number.
+        label: what is being done, for the progress bar.
 
     Yields:
         float32 (n, width): the outputs of the next ``n <= batch_size`` rows.
@@ -62,18 +65,83 @@ def run_inference(
     batches: Any = list(padded.reshape(-1, batch_size))
     # In the last round some ranks repeat the last batch.
     mine = [batches[min(i + process_group.rank, len(batches) - 1)] for i in range(0, len(batches), process_group.world)]
-    loader = DataLoader(_Inputs(prepared), sampler=mine, **loader_arguments(run, process_group))
+    loader = DataLoader(_EvaluationBatches(prepared), sampler=mine, **loader_arguments(run, process_group))
     left = len(rows)
     with (
         Progress(label, len(rows)) as progress,
         watch_heartbeats(process_group.rank, process_group.world, run.timeout_minutes) as watchdog,
     ):
-        for turn, pixels in enumerate(loader):
-            watchdog.beat(f"{label}, batch {turn + 1}")
+        for number, pixels in enumerate(loader, start=1):
+            watchdog.beat(f"{label}, batch {number}")
             outputs = function(normalize(pixels.to(process_group.device, non_blocking=True)))
-            for everyones in process_group.gather(outputs.float().cpu()):
+            for of_rank in process_group.gather(outputs.float().cpu()):
                 if left:
                     count = min(batch_size, left)
                     left -= count
-                    yield everyones[:count].numpy()
+                    yield of_rank[:count].numpy()
                     progress.advance(count)
+
+
+def image_keys(prepared: PreparedDataset, process_group: ProcessGroup) -> list[bytes]:
+    """Compute ``image_key`` of every image, in the order of rows; each rank reads a part of the images."""
+    training = (prepared.splits == SPLITS.index("train")).tolist()
+    count = len(training)
+    # The same number on each rank: some compute the keys of the first images a second time.
+    mine = [row % count for row in range(process_group.rank, count + -count % process_group.world, process_group.world)]
+    keys = b"".join(image_key(prepared.pixels(row), training=training[row]) for row in mine)
+    gathered = process_group.gather(torch.frombuffer(bytearray(keys), dtype=torch.uint8).view(len(mine), -1))
+    in_order = torch.stack(gathered, dim=1).flatten(0, 1)[:count]
+    return [key.tobytes() for key in in_order.numpy()]
+
+
+def compute_missing_features(
+    function: Callable[[Tensor], Tensor],
+    prepared: PreparedDataset,
+    keys: list[bytes],
+    cache: FeatureCache | None,
+    *,
+    params: Params,
+    process_group: ProcessGroup,
+) -> tuple[int, float | None]:
+    """Compute the features that the cache lacks, equal images once, and add them to it batch by batch.
+
+    Args:
+        function: computes the features of a batch, as ``run_inference`` calls it.
+        prepared: the packed images.
+        keys: of ``image_keys``.
+        cache: rank 0's; None on the other ranks.
+        params: the sections ``features`` and ``run`` are used.
+        process_group: the ranks.
+
+    Returns:
+        The number of features computed, and how many a second; None if there were none.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
+    rows = process_group.broadcast_from_rank_zero(lambda: _first_rows(keys, list(cache.missing(keys)) if cache else []))
+    began, done = time.perf_counter(), 0
+    for features in run_inference(
+        function,
+        prepared,
+        rows,
+        batch_size=params.features.batch_size,
+        run=params.run,
+        process_group=process_group,
+        label="features",
+    ):
+        if not np.isfinite(features).all():
+            raise UserError("backbone.name: this backbone gives features that are not finite; its weights are damaged")
+        if cache is not None:
+            cache.add([keys[row] for row in rows[done : done + len(features)]], features)
+        done += len(features)
+    return done, round(done / (time.perf_counter() - began), 1) if done else None
+
+
+def _first_rows(keys: list[bytes], missing: list[bool]) -> NDArray[np.int64]:
+    """Return the rows whose features are missing, of equal images the first one only."""
+    first: dict[bytes, int] = {}
+    for row, (key, is_missing) in enumerate(zip(keys, missing, strict=True)):
+        if is_missing:
+            first.setdefault(key, row)
+    return np.fromiter(first.values(), np.int64, len(first))

@@ -1,4 +1,4 @@
-"""Image files: found below folders, and read without opening what is no file."""
+"""Image files: found below folders, and read without ever opening a pipe or a device."""
 
 import glob
 import itertools
@@ -26,19 +26,19 @@ SPECIAL_FILES = {
 
 
 class ImageFile(NamedTuple):
-    """An image that was found, and what showed to be wrong with it."""
+    """The path of an image file, and the problem that its name or place already shows, or None."""
 
     path: Path
     problem: str | None
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file's bytes; raises BadImageError for what is no file. A pipe or a device is never opened."""
+    """Return a file's bytes; raises BadImageError if it is not a regular file. Pipes and devices are not opened."""
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise BadImageError(f"{SPECIAL_FILES.get(stat.S_IFMT(about.st_mode), 'a special file')}, not a file")
-        if about.st_size > LARGEST_FILE:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImageError(f"{SPECIAL_FILES.get(stat.S_IFMT(status.st_mode), 'a special file')}, not a file")
+        if status.st_size > LARGEST_FILE:
             raise BadImageError("larger than 1 GiB")
         return path.read_bytes()
     except FileNotFoundError:
@@ -48,24 +48,24 @@ def read_file(path: Path) -> bytes:
 
 
 def find_images(arguments: Sequence[str]) -> Iterator[ImageFile]:
-    """Find the images that a command's arguments mean, one after the other; those of a folder come by their names.
+    """Yield the images that a command's arguments name, in their order; a folder's images are sorted by name.
 
     Args:
-        arguments: files, which need not be there; folders, searched for images by their names; and patterns with
-            ``*``, ``?``, ``[...]`` and ``**``, where the shell has left them.
+        arguments: files, which need not exist; folders, searched for files with an image's suffix; and patterns with
+            ``*``, ``?``, ``[...]`` and ``**`` that the shell has not expanded.
 
     Raises:
-        UserError: at once, a folder or a pattern without any image.
+        UserError: immediately, if a folder or a pattern has no image.
     """
     for argument in arguments:
-        if next(_meant(argument), None) is None:
+        if next(_images_of(argument), None) is None:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(f"{argument}: no image is there; in folders those count whose names end in {suffixes}")
-    return itertools.chain.from_iterable(map(_meant, arguments))
+            raise UserError(f"{argument}: no image is there; in folders, files with these suffixes count: {suffixes}")
+    return itertools.chain.from_iterable(map(_images_of, arguments))
 
 
-def _meant(argument: str) -> Iterator[ImageFile]:
-    """Find the images that one argument means."""
+def _images_of(argument: str) -> Iterator[ImageFile]:
+    """Yield the images that one argument names."""
     if Path(argument).is_dir():
         for name, problem in walk(Path(argument), ""):
             if problem or is_image_name(name):
@@ -78,23 +78,23 @@ def _meant(argument: str) -> Iterator[ImageFile]:
 
 
 def walk(root: Path, inside: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, str | None]]:
-    """Name every file below a folder, and what shows to be wrong with it; links are followed, but no loops.
+    """Yield the path of every file below a folder, with the problem that its name or place already shows, or None.
 
-    A folder's files come in the order of their names, of which one folder's are in memory.
+    Links are followed, except into a loop. A folder's entries are sorted by name; only one folder's are in memory.
 
     Args:
-        root: what names are relative to.
-        inside: the folder, relative to the root, posix.
-        above: the identities of folders that it must not lead back to.
+        root: paths are relative to it, posix.
+        inside: the folder, relative to ``root``.
+        above: ids of the folders that a link must not lead back to.
     """
-    at = identity(root / inside)
+    at = folder_id(root / inside)
     if at in above:
         yield inside, "a link to a folder that it lies in"
         return
     try:
         with os.scandir(root / inside) as entries:
             for entry in sorted(entries, key=attrgetter("name")):
-                below, problem = posixpath.join(inside, shown(entry.name)), name_problem(entry)
+                below, problem = posixpath.join(inside, utf8_name(entry.name)), name_problem(entry)
                 if is_ignored(entry.name):
                     continue
                 if problem or not is_folder(entry):
@@ -106,38 +106,38 @@ def walk(root: Path, inside: str, above: frozenset[tuple[int, int]] = frozenset(
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file is hidden or a file browser's own."""
+    """Return whether a file is hidden or belongs to a file browser."""
     return name.startswith(".") or name.lower() in IGNORED
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a name ends as images' names do."""
+    """Return whether a name has an image's suffix."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def name_problem(entry: os.DirEntry[str]) -> str | None:
-    """Say what is wrong with an entry's name, None where nothing is."""
-    if shown(entry.name) != entry.name:
+    """Return what is wrong with an entry's name, or None."""
+    if utf8_name(entry.name) != entry.name:
         return "its name is not UTF-8"
     if is_image_name(entry.name) and is_folder(entry):
         return "a folder with an image's name"
     return None
 
 
-def shown(name: str) -> str:
-    """Write a file name that is not UTF-8 with escapes."""
+def utf8_name(name: str) -> str:
+    """Return a file name with escapes for the bytes that are not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one."""
+    """Return whether an entry is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link that leads to itself
         return False
 
 
-def identity(folder: Path) -> tuple[int, int]:
-    """Tell a folder from all others, under whatever name."""
-    about = folder.stat()
-    return about.st_dev, about.st_ino
+def folder_id(folder: Path) -> tuple[int, int]:
+    """Return a folder's device and inode: the same for all its names."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino

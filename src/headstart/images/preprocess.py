@@ -1,4 +1,4 @@
-"""timm's evaluation transform with numpy and Pillow alone, equal to timm's own to the last bit.
+"""timm's evaluation transform with numpy and Pillow only, bit for bit equal to timm's own.
 
 It follows ``timm.data.transforms_factory.transforms_imagenet_eval`` and the roundings of torchvision's ``Resize`` and
 ``CenterCrop``.
@@ -27,11 +27,11 @@ class Preprocessing:
         height: of the input, in pixels.
         width: of the input, in pixels.
         interpolation: a name of ``INTERPOLATIONS``.
-        mean: of each channel, where white is 1; subtracted.
-        std: of each channel; what is then divided by.
-        crop_pct: the input's side over the side that images are resized to.
-        crop_mode: ``center`` keeps the aspect and cuts off what is too long; ``squash`` does not keep it; ``border``
-            keeps it and fills up what is too short with the mean colour.
+        mean: of each channel, for pixels in [0, 1]; subtracted.
+        std: of each channel; divided by.
+        crop_pct: side of the input divided by the side that images are resized to before the crop.
+        crop_mode: ``center`` keeps the aspect and crops the longer side; ``squash`` does not keep the aspect;
+            ``border`` keeps it and pads the shorter side with the mean colour.
     """
 
     height: int
@@ -44,7 +44,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Preprocessing":
-        """Take it from timm's data config: ``input_size`` (3, height, width), ``interpolation``, ``mean`` and so on."""
+        """Read timm's data config: ``input_size`` (3, height, width), ``interpolation``, ``mean`` and so on."""
         _, height, width = config["input_size"]
         mean, std = tuple(config["mean"]), tuple(config["std"])
         return cls(height, width, config["interpolation"], mean, std, config["crop_pct"], config["crop_mode"])
@@ -79,10 +79,10 @@ class Preprocessing:
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def _fill(self) -> tuple[int, ...]:
-        """Return the colour beside an image that is too small."""
+        """Return the colour that pads an image smaller than the input."""
         return tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0, 0, 0)
 
 
-def _offset(wanted: int, has: int) -> int:
-    """Say where an image's edge comes to lie on the input: before its own edge where something is cut off."""
-    return (wanted - has) // 2 if has <= wanted else -round((has - wanted) / 2)
+def _offset(input_side: int, image_side: int) -> int:
+    """Return where the image's edge lies on the input; negative if the image is cropped."""
+    return (input_side - image_side) // 2 if image_side <= input_side else -round((image_side - input_side) / 2)

@@ -1,4 +1,4 @@
-"""A bundle's ONNX file, checked and loaded by ONNX Runtime; no torch."""
+"""A bundle's ONNX file, checked, then loaded into ONNX Runtime; no torch."""
 
 import functools
 import os
@@ -9,20 +9,20 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from headstart.core.errors import UserError
+from headstart.core.errors import UserError, first_line
 from headstart.inference.bundle import ONNX_DATA, Bundle
 from headstart.inference.onnx_check import check_onnx
 
 InferenceFn = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""From float32 (n, 3, height, width) to logits, float32 (n, classes), and features, float32 (n, width); many threads
-may call it at once."""
+"""From pixels, float32 (n, 3, height, width), to logits, float32 (n, classes), and features, float32 (n, width); many
+threads may call it at once."""
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-MOST_MEMORY = 0.75
-"""Share of the machine's memory that ONNX Runtime may take: a model that asks for more fails, and not the machine."""
+MEMORY_FRACTION = 0.75
+"""Of the machine's memory, for ONNX Runtime: a model that asks for more fails, instead of the machine."""
 
 
 def cuda_available() -> bool:
-    """Whether this onnxruntime is one for Nvidia's GPUs (the package onnxruntime-gpu)."""
+    """Return whether this onnxruntime is the one for Nvidia's GPUs (the package onnxruntime-gpu)."""
     return CUDA in onnxruntime.get_available_providers()
 
 
@@ -30,14 +30,14 @@ def open_session(bundle: Bundle, name: str, *, device: str, threads: int) -> Inf
     """Load an ONNX file of a bundle.
 
     Args:
-        bundle: what the file belongs to.
-        name: the file's.
+        bundle: the one that has the file.
+        name: of the file.
         device: ``cpu``, or ``cuda`` where ``cuda_available``.
-        threads: that compute, also where several threads of ours call.
+        threads: that compute, however many threads call.
 
     Raises:
-        UserError: the file is not the manifest's, asks for more than arithmetic, can't be loaded, or has other inputs
-            or outputs than the bundle's config says.
+        UserError: the file is not the manifest's, fails ``check_onnx``, can't be loaded, or has other inputs or outputs
+            than the bundle's config says.
     """
     path = bundle.path(name)
     data_files = [data for data in (ONNX_DATA,) if data in bundle.files]
@@ -49,23 +49,23 @@ def open_session(bundle: Bundle, name: str, *, device: str, threads: int) -> Inf
     try:
         session = onnxruntime.InferenceSession(str(path), _options(threads), providers=providers)
     except Exception as error:  # noqa: BLE001  (onnxruntime's exceptions have no common base but this)
-        raise UserError(f"{path}: ONNX Runtime can't load it: {_first_line(error)}") from None
+        raise UserError(f"{path}: ONNX Runtime can't load it: {first_line(error)}") from None
     if device == "cuda" and CUDA not in session.get_providers():
         raise UserError("--device cuda: ONNX Runtime found no GPU that it can use; leave --device away")
     _check_signature(session, bundle, str(path))
-    return functools.partial(_run, session, bundle, str(path))
+    return functools.partial(_run_session, session, bundle, str(path))
 
 
-def _run(
+def _run_session(
     session: onnxruntime.InferenceSession, bundle: Bundle, path: str, inputs: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     try:
         logits, features = session.run(["logits", "features"], {"pixels": inputs})
     except Exception as error:  # noqa: BLE001
-        raise UserError(f"{path}: ONNX Runtime can't run it: {_first_line(error)}") from None
+        raise UserError(f"{path}: ONNX Runtime can't run it: {first_line(error)}") from None
     expected = (len(inputs), len(bundle.config.classes)), (len(inputs), bundle.config.features)
     if (logits.shape, features.shape) != expected:
-        raise UserError(f"{path}: gave logits and features of {logits.shape} and {features.shape}, not of {expected}")
+        raise UserError(f"{path}: its logits and features are {logits.shape} and {features.shape}, not {expected}")
     return logits, features
 
 
@@ -75,51 +75,48 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     # Threads that wait busily take the cores from those that decode the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # and not its own, which nothing checked
-    options.log_severity_level = 4  # what goes wrong is raised, too
+    # Never its own format, which check_onnx can't read.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.log_severity_level = 4  # errors are raised, too
     return options
 
 
 @functools.cache
 def _limit_memory() -> None:
-    """Return all sessions of this process one arena of limited size."""
-    most = int(MOST_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    """Register one memory arena of limited size for all sessions of this process."""
+    limit = int(MEMORY_FRACTION * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
-    # Extended by what is asked for (1), not by doubling; -1 is ONNX Runtime's own choice.
-    sizes = {"max_mem": most, "arena_extend_strategy": 1, "initial_chunk_size_bytes": -1}
+    # It grows by the size of each request (1), not by doubling; -1 is ONNX Runtime's default.
+    sizes = {"max_mem": limit, "arena_extend_strategy": 1, "initial_chunk_size_bytes": -1}
     arena = onnxruntime.OrtArenaCfg(sizes | {"max_dead_bytes_per_chunk": -1})
     onnxruntime.create_and_register_allocator(memory, arena)
 
 
 def _check_signature(session: onnxruntime.InferenceSession, bundle: Bundle, path: str) -> None:
     """Raise UserError where inputs or outputs are not those that ``config.json`` promises."""
-    found = {"inputs": _described(session.get_inputs()), "outputs": _described(session.get_outputs())}
+    actual = {"inputs": _types_and_shapes(session.get_inputs()), "outputs": _types_and_shapes(session.get_outputs())}
     config = bundle.config
-    wanted = {
+    expected = {
         "inputs": {"pixels": config.input["input_size"]},
         "outputs": {"logits": (len(config.classes),), "features": (config.features,)},
     }
-    for side, tensors in wanted.items():
-        if found[side].keys() != tensors.keys():
-            raise UserError(f"{path}: its {side} are {', '.join(found[side])}, not {', '.join(tensors)}")
+    for side, tensors in expected.items():
+        if actual[side].keys() != tensors.keys():
+            raise UserError(f"{path}: its {side} are {', '.join(actual[side])}, not {', '.join(tensors)}")
         for name, shape in tensors.items():
-            if found[side][name] != ("tensor(float)", shape):
-                kind, other = found[side][name]
+            if actual[side][name] != ("tensor(float)", shape):
+                kind, other = actual[side][name]
                 raise UserError(
                     f"{path}: {name} must be float32 of (batch, {', '.join(map(str, shape))}) with a free batch, as "
                     f"config.json says, but is {kind} of {other}"
                 )
 
 
-def _described(tensors: Any) -> dict[str, tuple[str, Any]]:
-    """Return type and shape by name, the batch's free dimension left out of the shape."""
+def _types_and_shapes(tensors: Any) -> dict[str, tuple[str, Any]]:
+    """Return type and shape by name, the shape without the batch's free dimension."""
     return {
         each.name: (each.type, tuple(each.shape[1:]) if each.shape and not isinstance(each.shape[0], int) else "?")
         for each in tensors
     }
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

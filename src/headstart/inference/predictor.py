@@ -1,4 +1,4 @@
-"""Images to predictions, from a bundle alone: many at once on all cores, or one."""
+"""Images to predictions, by a bundle alone: one image, or many on all cores."""
 
 import itertools
 import os
@@ -14,34 +14,36 @@ from PIL import Image
 
 from headstart.core.errors import UserError
 from headstart.images.decode import BadImageError, decode, to_upright_rgb
-from headstart.images.files import ImageFile, read_file, shown
+from headstart.images.files import ImageFile, read_file, utf8_name
 from headstart.images.preprocess import Preprocessing
 from headstart.inference.bundle import ONNX, Bundle, open_bundle
 from headstart.inference.onnx_runtime import InferenceFn, cuda_available, open_session
 from headstart.inference.postprocess import Postprocessor, Prediction
 
-BATCH = 16
-"""Images that a thread decodes and gives to the model together: more was no faster, and takes more memory."""
+BATCH_SIZE = 16
+"""Images that a thread decodes and runs the model on together: more was no faster, and takes more memory."""
 BATCH_BYTES = 64 * 2**20
-"""What they may take as the model's input: of large images there are fewer in a batch."""
+"""Of a batch as the model's input: with large inputs a batch has fewer images."""
+
+NO_MEMORY = "there is not enough memory to decode it"
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | ImageFile
-"""An image: the path of a file, a file's content, Pillow's image of it, or what was found in a folder."""
+"""An image: the path of a file, a file's content, Pillow's image of it, or an entry of ``find_images``."""
 
 
 class Predictor:
-    """A bundle's model, ready to say what is on images.
+    """A bundle's model, ready to predict.
 
     Many threads may use one predictor at once: nothing in it changes after it was made.
 
     Example:
         >>> prediction = Predictor("export")("cat.jpg")
-        >>> prediction.label, prediction.probability, prediction.set, prediction.distance
+        >>> prediction.label, prediction.probability, prediction.prediction_set, prediction.ood_distance
         ('cat', 0.98, ['cat'], 0.12)
 
     Attributes:
-        bundle: what it was made from.
-        preprocessing: how an image becomes the model's input.
+        bundle: with the model's files and config.
+        preprocessing: from an image to the model's input.
     """
 
     def __init__(
@@ -62,21 +64,23 @@ class Predictor:
             folder: the bundle.
             device: ``cpu``, ``cuda`` (by onnxruntime-gpu or else torch), or ``torch`` (torch on the CPU).
             model: the bundle's ONNX file to run.
-            calibrated: give probabilities after the bundle's temperature; conformal sets stay as they were measured.
-            conformal: level of the sets of classes, one that the bundle has; None takes its first, if any.
+            calibrated: divide the logits by the bundle's temperature; prediction sets stay as they were measured.
+            conformal: level of the prediction sets, one that the bundle has; None takes its first, if any.
             conformal_method: ``LAC`` or ``APS``; None takes the first that the bundle has of that level.
             top: how many of the likeliest classes ``Prediction.top`` lists.
             threads: that decode and compute; None is one for each core that this process may use.
 
         Raises:
-            UserError: the bundle is refused, or has no such level, temperature or file.
+            UserError: the bundle fails a check, or has no such level, temperature or file.
         """
         self.bundle: Bundle = open_bundle(Path(folder))
         self.preprocessing = Preprocessing.of(self.bundle.config.input)
         self._threads = cores() if threads is None else threads
         if self._threads < 1:
             raise UserError(f"threads must be at least 1, not {threads}")
-        self._judge = Postprocessor.of(self.bundle, calibrated, conformal, conformal_method, top)
+        self._postprocess = Postprocessor.of(
+            self.bundle, calibrated=calibrated, level=conformal, method=conformal_method, top=top
+        )
         self._run = _runtime(self.bundle, model, device, self._threads)
 
     def __call__(self, image: ImageInput) -> Prediction:
@@ -86,40 +90,42 @@ class Predictor:
             BadImageError: it can't be read, or is no usable image.
             UserError: the model can't be run.
         """
-        (found,) = self.predict(self.prepare(image)[None])
-        if found.error:
-            raise BadImageError(found.error)
-        return replace(found, image=_name(image))
+        (prediction,) = self.predict(self.prepare(image)[None])
+        if prediction.error:
+            raise BadImageError(prediction.error)
+        return replace(prediction, image=_name(image))
 
-    def many(self, pictures: Iterable[ImageInput]) -> Iterator[Prediction]:
-        """Predict images one after the other as they come, on all threads, in their order.
+    def predict_many(self, images: Iterable[ImageInput]) -> Iterator[Prediction]:
+        """Predict images on all threads and yield the predictions in the images' order.
 
-        An image that can't be read is a prediction with its ``error``. However many there are, only a few batches are
-        in memory.
+        An image that can't be read yields a prediction with its ``error``. However many there are, only a few batches
+        are in memory.
 
         Raises:
             UserError: the model can't be run.
         """
-        left = iter(pictures)
-        most = BATCH_BYTES // (12 * self.preprocessing.height * self.preprocessing.width)
+        remaining = iter(images)
+        fitting = BATCH_BYTES // (12 * self.preprocessing.height * self.preprocessing.width)
         # The first batch is of one image, so that the first answer comes at once.
-        batches = itertools.chain([1], itertools.repeat(max(1, min(BATCH, most))))
-        waiting: deque[Future[list[Prediction]]] = deque()
+        batch_sizes = itertools.chain([1], itertools.repeat(max(1, min(BATCH_SIZE, fitting))))
+        pending: deque[Future[list[Prediction]]] = deque()
         pool = ThreadPoolExecutor(self._threads, "predict")
         try:
-            for size in batches:
-                batch = list(itertools.islice(left, size))
+            for size in batch_sizes:
+                batch = list(itertools.islice(remaining, size))
                 if batch:
-                    waiting.append(pool.submit(self._batch, batch))
-                while waiting and (not batch or len(waiting) > 2 * self._threads or waiting[0].done()):
-                    yield from waiting.popleft().result()
+                    pending.append(pool.submit(self._predict_batch, batch))
+                while pending and (not batch or len(pending) > 2 * self._threads or pending[0].done()):
+                    yield from pending.popleft().result()
                 if not batch:
                     return
         finally:
             pool.shutdown(cancel_futures=True)
 
+    many = predict_many  # its former name
+
     def prepare(self, image: ImageInput) -> NDArray[np.float32]:
-        """Read an image and make it the model's input, float32 (3, height, width); raises BadImageError."""
+        """Read an image and return it as the model's input, float32 (3, height, width); raises BadImageError."""
         if isinstance(image, ImageFile):
             if image.problem:
                 raise BadImageError(image.problem)
@@ -130,28 +136,28 @@ class Predictor:
         return self.preprocessing(decode(content))
 
     def predict(self, inputs: NDArray[np.float32]) -> list[Prediction]:
-        """Run the model on prepared images, float32 (n, 3, height, width), and judge what it gives.
+        """Run the model on prepared images, float32 (n, 3, height, width).
 
-        Where its outputs are no finite numbers, a prediction has an ``error``.
+        A prediction whose outputs are no finite numbers has an ``error``.
 
         Raises:
             UserError: the model can't be run.
         """
-        return self._judge(*self._run(inputs))
+        return self._postprocess(*self._run(inputs))
 
-    def _batch(self, pictures: list[ImageInput]) -> list[Prediction]:
-        inputs, problems = [], {}
-        for i, image in enumerate(pictures):
+    def _predict_batch(self, images: list[ImageInput]) -> list[Prediction]:
+        inputs, errors = [], {}
+        for i, image in enumerate(images):
             try:
                 inputs.append(self.prepare(image))
             except BadImageError as error:
-                problems[i] = str(error)
+                errors[i] = str(error)
             except MemoryError:
-                problems[i] = "there is not the memory to decode it"
-        good = iter(self.predict(np.stack(inputs)) if inputs else [])
+                errors[i] = NO_MEMORY
+        predictions = iter(self.predict(np.stack(inputs)) if inputs else [])
         return [
-            Prediction(_name(image), error=problems[i]) if i in problems else replace(next(good), image=_name(image))
-            for i, image in enumerate(pictures)
+            Prediction(_name(image), error=errors[i]) if i in errors else replace(next(predictions), image=_name(image))
+            for i, image in enumerate(images)
         ]
 
 
@@ -177,4 +183,4 @@ def cores() -> int:
 def _name(image: ImageInput) -> str:
     if isinstance(image, bytes | Image.Image):
         return ""
-    return shown(os.fspath(image.path if isinstance(image, ImageFile) else image))
+    return utf8_name(os.fspath(image.path if isinstance(image, ImageFile) else image))

@@ -1,4 +1,4 @@
-"""How badly each class fits an image, and the threshold below which classes enter its set; with numpy alone."""
+"""The scores that evaluation and predict share: of prediction sets and of out-of-distribution images; numpy alone."""
 
 import math
 from typing import Literal, get_args
@@ -7,24 +7,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 NEIGHBOUR = 10
-"""Which of the nearest training images counts for the distance to them."""
+"""The distance of an image is that to this nearest of the training images."""
 Method = Literal["LAC", "APS"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return probabilities, float64 (n, classes), of logits (n, classes)."""
+    """Return the probabilities, float64 (n, classes), of logits, float32 (n, classes)."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     exponentials = np.exp(shifted)
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 def nonconformity(logits: NDArray[np.float32], method: Method) -> NDArray[np.float64]:
-    """Score every class of every image, float64 (n, classes); a low score means that it may well be the right one.
+    """Compute every class's nonconformity score, float64 (n, classes); the right class tends to have a low one.
 
-    LAC (Sadinle et al. 2019) is 1 − p, which gives the smallest sets. APS (Romano et al. 2020) is the probability of
-    all classes that are likelier, which covers hard images better; without its draws, so that the same image gives
-    the same set, never an empty one, and covers no less than asked, maybe more.
+    LAC (Sadinle et al. 2019) is 1 − p, whose sets are the smallest. APS (Romano et al. 2020) is the probability of all
+    classes that are likelier, whose sets cover hard images better; here without its random draws, so an image has
+    always the same set, never an empty one, and coverage is at least the level, maybe above it.
     """
     probabilities = softmax(logits)
     if method == "LAC":
@@ -37,17 +37,17 @@ def nonconformity(logits: NDArray[np.float32], method: Method) -> NDArray[np.flo
 
 
 def threshold(scores: NDArray[np.float64], level: float) -> float:
-    """Return the ⌈(n + 1) · level⌉-th smallest of n scores, infinity where there are too few for the level."""
+    """Return the ⌈(n + 1) · level⌉-th smallest of n scores; infinity where there are too few for the level."""
     rank = math.ceil((len(scores) + 1) * level)
     return float(np.partition(scores, rank - 1)[rank - 1]) if rank <= len(scores) else math.inf
 
 
 def distances(features: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return 1 − cosine to the tenth nearest of the reference, float32 (n,), in [0, 2].
+    """Return each row's distance, 1 − cosine, to the tenth nearest row of the reference, float32 (n,), in [0, 2].
 
     Args:
         features: float32 (n, width).
-        reference: float32 (m, width), of training images, m at least 1; with fewer than ten it is the farthest.
+        reference: features of training images, float32 (m, width), m at least 1; of fewer than ten the farthest counts.
     """
     first, second = (
         each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in (features, reference)

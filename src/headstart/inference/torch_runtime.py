@@ -1,4 +1,4 @@
-"""A bundle's weights in timm's own model, for who has torch: on a GPU without onnxruntime-gpu, or to compare with."""
+"""A bundle's weights in timm's own model, where torch is installed: for GPUs without onnxruntime-gpu, or to compare."""
 
 import re
 import shlex
@@ -12,16 +12,16 @@ from headstart.core.paths import MODEL_CONFIG, MODEL_WEIGHTS
 from headstart.inference.bundle import Bundle
 from headstart.inference.onnx_runtime import InferenceFn
 
-# Of timm.create_model: these load other weights than the bundle's, from wherever they say.
-OTHER_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-LARGEST_ARGUMENT = 16384
+# These arguments of timm.create_model load other weights than the bundle's, from anywhere.
+WEIGHT_ARGUMENTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+MAX_ARGUMENT = 16384
 
 
 def open_torch(bundle: Bundle, device: str) -> InferenceFn:
     """Build the architecture that ``config.json`` names and load the bundle's weights into it.
 
     Args:
-        bundle: whose weights.
+        bundle: the one that has the weights.
         device: ``cpu`` or ``cuda``.
 
     Raises:
@@ -31,10 +31,10 @@ def open_torch(bundle: Bundle, device: str) -> InferenceFn:
     if not re.fullmatch(r"[a-z0-9_]+", bundle.config.architecture):  # no scheme, no path, no hub
         raise UserError(f"{path}: architecture is no name of timm's")
     for name, value in bundle.config.model_args.items():
-        if name in OTHER_WEIGHTS or not _is_plain(value):
-            raise UserError(f"{path}: model_args.{name} is none that an exported model has")
+        if name in WEIGHT_ARGUMENTS or not _is_plain(value):
+            raise UserError(f"{path}: model_args.{name} is no argument that an exported model has")
     try:
-        import timm  # noqa: PLC0415  (only whoever asks for torch has it)
+        import timm  # noqa: PLC0415  (predict's base install has no torch)
         import torch  # noqa: PLC0415
         from safetensors.torch import load_file  # noqa: PLC0415
 
@@ -62,9 +62,9 @@ def open_torch(bundle: Bundle, device: str) -> InferenceFn:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether an argument is a number of no absurd size, a short text, or a list of such."""
+    """Return whether an argument is a number up to ``MAX_ARGUMENT``, a short text, or a list of such."""
     if isinstance(value, list):
         return len(value) <= 100 and all(_is_plain(each) for each in value)
     if isinstance(value, int | float):
-        return abs(value) <= LARGEST_ARGUMENT
+        return abs(value) <= MAX_ARGUMENT
     return value is None or (isinstance(value, str) and len(value) <= 100)

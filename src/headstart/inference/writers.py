@@ -1,4 +1,4 @@
-"""Predictions written as they come: to a terminal, or into a file of CSV, JSON lines or Parquet."""
+"""Predictions written as they come: to a terminal, or to a file of CSV, JSON lines or Parquet."""
 
 import csv
 import json
@@ -13,17 +13,34 @@ from headstart.core.errors import UserError, requirement
 from headstart.core.io import atomic_write
 from headstart.inference.postprocess import Prediction
 
-ROWS = 10_000
-"""Of one row group of a Parquet file: what is held in memory."""
+OUTPUT_NAMES = {
+    "image": "picture",
+    "label": "label",
+    "probability": "probability",
+    "top": "top",
+    "prediction_set": "set",
+    "ood_distance": "distance",
+    "ood_level": "unusual",
+    "error": "error",
+}
+"""The name of each field of ``Prediction`` in CSV, JSON, Parquet and the answers of ``headstart serve``."""
+
+ROW_GROUP = 10_000
+"""Rows of a Parquet file that are held in memory."""
 
 Write = Callable[[Prediction], None]
-FORMATS = (".csv", ".jsonl", ".parquet")
+OUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+def output_record(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction under the names that all outputs have."""
+    return {OUTPUT_NAMES[name]: value for name, value in asdict(prediction).items()}
 
 
 def check_out(out: Path) -> None:
     """Raise UserError where predictions can't be written to a file of this name."""
-    if out.suffix.lower() not in FORMATS:
-        raise UserError(f"--out {out}: its name must end in one of {', '.join(FORMATS)}, which says what is written")
+    if out.suffix.lower() not in OUT_SUFFIXES:
+        raise UserError(f"--out {out}: its name must end in one of {', '.join(OUT_SUFFIXES)}, which sets the format")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file")
     if out.suffix.lower() == ".parquet":
@@ -36,75 +53,87 @@ def check_out(out: Path) -> None:
 
 @contextmanager
 def writing(out: Path, top: int) -> Iterator[Write]:
-    """Return what writes a prediction; the file takes its name when all went well.
+    """Yield a function that writes a prediction; the file takes its name once all are written.
 
     Args:
         out: a name that ``check_out`` passed.
         top: how many classes a row of CSV has.
     """
-    with atomic_write(out) as aside:
+    with atomic_write(out) as partial:
         if out.suffix.lower() == ".parquet":
-            with _parquet(aside) as write:
+            with _parquet_writer(partial) as write:
                 yield write
             return
-        with aside.open("w", newline="", encoding="utf-8") as file:
-            yield csv_rows(file, top) if out.suffix.lower() == ".csv" else _json_lines(file)
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            yield csv_rows(file, top) if out.suffix.lower() == ".csv" else _json_lines_writer(file)
 
 
 def csv_rows(file: TextIO, top: int) -> Write:
-    """Write CSV with a header; ``set`` is a JSON list, and each class after the first has two columns of its own."""
-    writer = csv.writer(file, lineterminator="\n")
-    further = [f"{column}_{i}" for i in range(2, top + 1) for column in ("label", "probability")]
-    writer.writerow(["picture", "label", "probability", *further, "set", "distance", "unusual", "error"])
+    """Return a function that writes a row of CSV, once the header is written.
 
-    def write(found: Prediction) -> None:
-        others: list[Any] = [each for pair in found.top[1:] for each in pair]
-        others += [""] * (len(further) - len(others))
-        members = None if found.set is None else json.dumps(found.set, ensure_ascii=False)
-        rest = (members, found.distance, found.unusual, found.error)
-        writer.writerow([found.image, found.label, found.probability, *others, *rest])
+    The prediction set is a JSON list; each class of the first ``top`` has two columns of its own.
+    """
+    writer = csv.writer(file, lineterminator="\n")
+    columns = [name for name in OUTPUT_NAMES.values() if name != "top"]
+    after_first = columns.index("probability") + 1
+    columns[after_first:after_first] = [f"{name}_{i}" for i in range(2, top + 1) for name in ("label", "probability")]
+    writer.writerow(columns)
+
+    def write(prediction: Prediction) -> None:
+        record = output_record(prediction)
+        if record["set"] is not None:
+            record["set"] = json.dumps(record["set"], ensure_ascii=False)
+        for i, (label, probability) in enumerate(prediction.top[1:], 2):
+            record |= {f"label_{i}": label, f"probability_{i}": probability}
+        writer.writerow([record.get(name) for name in columns])
 
     return write
 
 
 def text_writer(file: TextIO, descriptions: Mapping[str, str]) -> Write:
-    """Write a line for people to read; what could steer a terminal is shown as its code."""
+    """Return a function that writes a line for people to read; control characters are written as their codes."""
 
-    def named(label: str) -> str:
+    def described(label: str) -> str:
         return f"{label} ({descriptions[label]})" if descriptions.get(label, label) != label else label
 
-    def write(found: Prediction) -> None:
-        if found.error is not None:
-            parts = [f"error: {found.error}"]
+    def write(prediction: Prediction) -> None:
+        if prediction.error is not None:
+            parts = [f"error: {prediction.error}"]
         else:
-            parts = [", ".join(f"{named(label)} {probability:.1%}" for label, probability in found.top)]
-            if found.set is not None:
-                parts.append(f"set: {', '.join(map(named, found.set)) or 'empty'}")
-            if found.unusual is not None:
-                parts.append(f"unusual: farther from the training images than {found.unusual:.0%} of usual ones")
-        text = "  |  ".join([found.image, *parts])
+            parts = [", ".join(f"{described(label)} {probability:.1%}" for label, probability in prediction.top)]
+            if prediction.prediction_set is not None:
+                parts.append(f"set: {', '.join(map(described, prediction.prediction_set)) or 'empty'}")
+            if prediction.ood_level is not None:
+                parts.append(f"unusual: farther from the training images than {prediction.ood_level:.0%} of usual ones")
+        text = "  |  ".join([prediction.image, *parts])
         file.write("".join(each if each.isprintable() else ascii(each)[1:-1] for each in text) + "\n")
         file.flush()
 
     return write
 
 
-def _json_lines(file: TextIO) -> Write:
-    def write(found: Prediction) -> None:
-        file.write(json.dumps(asdict(found), ensure_ascii=False, allow_nan=False) + "\n")
+def _json_lines_writer(file: TextIO) -> Write:
+    def write(prediction: Prediction) -> None:
+        file.write(json.dumps(output_record(prediction), ensure_ascii=False, allow_nan=False) + "\n")
 
     return write
 
 
 @contextmanager
-def _parquet(path: Path) -> Iterator[Write]:
+def _parquet_writer(path: Path) -> Iterator[Write]:
     import pyarrow as pa  # noqa: PLC0415  (an extra of its own)
     from pyarrow.parquet import ParquetWriter  # noqa: PLC0415
 
-    classes = pa.list_(pa.struct({"label": pa.string(), "probability": pa.float64()}))
-    columns = {"picture": pa.string(), "label": pa.string(), "probability": pa.float64(), "top": classes}
-    columns |= {"set": pa.list_(pa.string()), "distance": pa.float64(), "unusual": pa.float64(), "error": pa.string()}
-    schema = pa.schema(columns)
+    text, number = pa.string(), pa.float64()
+    types = {
+        "label": text,
+        "probability": number,
+        "top": pa.list_(pa.struct({"label": text, "probability": number})),
+        "set": pa.list_(text),
+        "distance": number,
+        "unusual": number,
+    }
+    schema = pa.schema({name: types.get(name, text) for name in OUTPUT_NAMES.values()})
     rows: list[dict[str, Any]] = []
     with ParquetWriter(path, schema) as writer:
 
@@ -112,10 +141,10 @@ def _parquet(path: Path) -> Iterator[Write]:
             writer.write_table(pa.Table.from_pylist(rows, schema))
             rows.clear()
 
-        def write(found: Prediction) -> None:
-            top = [{"label": label, "probability": probability} for label, probability in found.top]
-            rows.append(asdict(found) | {"top": top})
-            if len(rows) == ROWS:
+        def write(prediction: Prediction) -> None:
+            top = [{"label": label, "probability": probability} for label, probability in prediction.top]
+            rows.append(output_record(prediction) | {"top": top})
+            if len(rows) == ROW_GROUP:
                 flush()
 
         yield write

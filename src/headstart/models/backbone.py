@@ -1,7 +1,7 @@
-"""The timm backbone: built, loaded, split into features and classifier, and how it wants its images.
+"""timm backbones: creation, the data config of their inputs, and their split into features and head.
 
-Features are what the classifier reads, ``forward_head(forward_features(x), pre_logits=True)`` (for MobileNetV3, 1,024
-wide and not the 576 of the last map); the classifier is timm's own.
+Features are the inputs of the classifier, ``forward_head(forward_features(x), pre_logits=True)`` (of MobileNetV3, 1,024
+values and not the last feature map's 576). The head is timm's own classifier.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from headstart.models.head import Head
 
 BUNDLED = "bundled"
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  (torch's only common base)
-# httpx2's, httpx's or requests', whichever the installed huggingface_hub is built on.
+# Of httpx2, httpx or requests, whichever the installed huggingface_hub uses.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
@@ -36,21 +36,21 @@ def create_backbone(
     seed: int = 0,
     num_classes: int | None = None,
 ) -> nn.Module:
-    """Make the timm model; with ``num_classes`` its classifier is a new one that starts at zero.
+    """Create a timm model; with ``num_classes`` it gets a new head of zeros.
 
     Args:
-        name: ``bundled``, or any name that timm.create_model takes.
-        pretrained: load weights; else they are drawn from ``seed``, the same ones every time.
+        name: ``bundled``, or any name that timm.create_model accepts.
+        pretrained: whether to load weights; otherwise they are initialized from ``seed``.
         image_size: side of the input in pixels, None for the backbone's own.
         args: further arguments of timm.create_model (``drop_rate``, ``drop_path_rate`` ...).
-        seed: for the weights that are drawn; torch's global generator is left as it was.
-        num_classes: None keeps the pretrained classifier.
+        seed: of the initial weights; torch's global generator keeps its state.
+        num_classes: outputs of the new head; None keeps the pretrained one.
 
     Raises:
-        UserError: no such model, arguments that it does not take, weights that can't be had, or a classifier that is
-            not one linear layer.
+        UserError: no such model, arguments that it does not accept, weights that can't be fetched, or a classifier
+            that is not one linear layer.
     """
-    with torch.random.fork_rng(), _explaining(name):
+    with torch.random.fork_rng(), _user_errors(name):
         torch.manual_seed(seed)
         model: nn.Module = timm.create_model(timm_name(name), pretrained=pretrained, **args)
         if image_size is not None and hasattr(model, "set_input_size"):
@@ -64,12 +64,12 @@ def create_backbone(
 
 
 def timm_name(name: str) -> str:
-    """Return the name that timm knows: ``bundled`` is a folder of this package, in timm's ``local-dir`` format."""
+    """Return the name for timm; that of ``bundled`` is a folder of this package, in timm's ``local-dir`` format."""
     return f"local-dir:{resources.files('headstart') / 'pretrained' / 'resnet18d_64'}" if name == BUNDLED else name
 
 
 def get_head(model: nn.Module) -> nn.Linear:
-    """Return timm's classifier; raises UserError where it is not one linear layer with a bias."""
+    """Return the model's classifier; raises UserError if it is not one linear layer with a bias."""
     head = model.get_classifier()  # type: ignore[operator]
     if isinstance(head, tuple | list | nn.ModuleList):
         raise UserError(
@@ -84,21 +84,25 @@ def get_head(model: nn.Module) -> nn.Linear:
 
 
 def head_name(model: nn.Module) -> str:
-    """Return the classifier's module name, such as ``fc`` or ``head.fc``."""
+    """Return the name of the head's module, such as ``fc`` or ``head.fc``."""
     head = get_head(model)
     modules: Iterator[tuple[str, nn.Module]] = model.named_modules()
     return next(name for name, module in modules if module is head)
 
 
 def features_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Compute what the classifier reads: (batch, 3, height, width) to (batch, width)."""
+    """Compute the inputs of the head, (batch, width), of images (batch, 3, height, width)."""
     maps = model.forward_features(inputs)  # type: ignore[operator]
     features: Tensor = model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
     return features
 
 
 def input_config(model: nn.Module, image_size: int | None = None) -> dict[str, Any]:
-    """Return timm's data config, which evaluation's preprocessing follows from, as plain JSON values.
+    """Return timm's data config of a model, which determines the evaluation transform, as plain JSON values.
+
+    Args:
+        model: of timm.
+        image_size: side of the input in pixels, None for the model's own.
 
     Returns:
         ``input_size`` [3, height, width], ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
@@ -107,18 +111,21 @@ def input_config(model: nn.Module, image_size: int | None = None) -> dict[str, A
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
 
 
-def input_config_of(name: str, image_size: int | None, args: dict[str, Any]) -> dict[str, Any]:
-    """Return ``input_config`` of a model by its name, without its weights: only a hub's config is fetched, if any."""
+def input_config_by_name(name: str, image_size: int | None, args: dict[str, Any]) -> dict[str, Any]:
+    """Return ``input_config`` of the model that ``create_backbone`` would create.
+
+    Neither weights are loaded nor memory allocated; of a hub's model only the config is fetched.
+    """
     with torch.device("meta"):
         model = create_backbone(name, pretrained=False, image_size=None, args=args)
     return input_config(model, image_size)
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """Put a model's weights into channels_last, in which convolutions on CPUs and GPUs are fastest; give it back.
+    """Convert a model's weights to channels_last, in which convolutions are fastest on CPUs and GPUs, and return it.
 
-    All but those of strided 1 x 1 convolutions of the image itself (RepVGG's stems): in channels_last their backward
-    crashes on CPUs whose widest vectors are AVX2 (torch 2.15), so they read a contiguous copy.
+    Strided 1 x 1 convolutions of the image itself (RepVGG's stems) stay contiguous and read a contiguous copy: in
+    channels_last their backward pass crashes on CPUs without AVX-512 (torch 2.15).
     """
     model = model.to(memory_format=torch.channels_last)
     for module in model.modules():
@@ -133,19 +140,19 @@ def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hash the backbone's weights and buffers, names included, without the classifier's."""
-    skip = head_name(model) + "."
+    """Hash the names and values of the backbone's weights and buffers, without the head's."""
+    prefix = head_name(model) + "."
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(skip):
+        if not name.startswith(prefix):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 @contextmanager
-def _explaining(name: str) -> Iterator[None]:
-    """Turn what timm and the hub raise into what a user can do."""
+def _user_errors(name: str) -> Iterator[None]:
+    """Turn the exceptions of timm and the hub into a UserError that says what to do."""
     try:
         yield
     except (OSError, HTTP_ERROR) as error:
@@ -166,11 +173,11 @@ def _explaining(name: str) -> Iterator[None]:
 
 
 def freeze_(model: nn.Module, *, statistics: bool) -> None:
-    """Set what is frozen to evaluation mode: modules none of whose parameters trains, so dropout is off there.
+    """Set modules to evaluation mode if none of their parameters is trained, which turns off their dropout too.
 
     Args:
         model: in training mode.
-        statistics: whether BatchNorm's running statistics stay as they are everywhere.
+        statistics: whether to freeze the running statistics of all BatchNorm layers as well.
     """
     for module in model.modules():
         parameters = list(module.parameters())
@@ -180,9 +187,9 @@ def freeze_(model: nn.Module, *, statistics: bool) -> None:
 
 
 def backbone_for(backbone: BackboneConfig, classes: int) -> nn.Module:
-    """Build the backbone with a head of zeros."""
+    """Create the backbone of ``params.yaml`` with a head of zeros."""
     args: dict[str, Any] = {**backbone.args}
-    # Only where asked: not every timm model takes them.
+    # Only if they are not 0: not every timm model accepts them.
     args |= {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(backbone, name))}
     return create_backbone(
         backbone.name,
@@ -195,7 +202,7 @@ def backbone_for(backbone: BackboneConfig, classes: int) -> nn.Module:
 
 
 def set_head(model: nn.Module, head: Head) -> None:
-    """Return a model the probe's head."""
+    """Copy the probe's head into the model's."""
     linear = get_head(model)
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(head.weight))
@@ -203,14 +210,14 @@ def set_head(model: nn.Module, head: Head) -> None:
 
 
 class WithFeatures(nn.Module):
-    """A timm model that gives its features beside its logits: whoever predicts compares them with those of training."""
+    """A timm model that returns its features beside its logits, since out-of-distribution scores need them."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the model."""
+        """Wrap ``model``."""
         super().__init__()
         self.model = model
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (batch, classes) and what the classifier reads, (batch, width)."""
+        """Return logits (batch, classes) and features (batch, width)."""
         features = features_of(self.model, pixels)
         return get_head(self.model)(features), features

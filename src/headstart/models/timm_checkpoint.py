@@ -1,4 +1,4 @@
-"""A model's weights on disk: in timm's ``local-dir`` format, or as a training left them."""
+"""Model weights on disk: in timm's ``local-dir`` format, or as a checkpoint of a training."""
 
 import stat
 from collections.abc import Mapping
@@ -12,27 +12,27 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from headstart.core.errors import UserError
+from headstart.core.errors import UserError, first_line
 from headstart.core.paths import MODEL_CONFIG, MODEL_WEIGHTS
 from headstart.data.dataset import PreparedDataset
 
 Weights = Mapping[str, Tensor]
-OF_MODULE = "model."
-"""What the names of a model's weights begin with in the state of the LightningModule that trains it."""
-LISTED = 5
+MODULE_PREFIX = "model."
+"""Prefix of the model's weights in the state dict of the LightningModule that trains it."""
+MOST_LISTED = 5
 
 
 def save_timm(model: nn.Module, weights: Weights, prepared: PreparedDataset, folder: Path) -> None:
-    """Write the model with these weights as ``timm.create_model("local-dir:folder", pretrained=True)`` loads it."""
+    """Write a model with the given weights as ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it."""
     config = {
         "label_names": prepared.classes,
-        # A source with as many classes would leave its own names here.
+        # The pretrained config's own label names would stay here if the number of classes is the same.
         "pretrained_cfg": {"label_names": prepared.classes, "label_descriptions": None},
     }
     model.load_state_dict(weights)
-    model = model.to(memory_format=torch.contiguous_format)  # safetensors takes no other
+    model = model.to(memory_format=torch.contiguous_format)  # safetensors accepts no other
     save_for_hf(model, str(folder), model_config=config, safe_serialization=True, data_config=prepared.input)
-    # safetensors lets nobody else read what it writes.
+    # safetensors writes files that only their owner can read.
     (folder / MODEL_WEIGHTS).chmod(stat.S_IMODE((folder / MODEL_CONFIG).stat().st_mode))
 
 
@@ -43,15 +43,15 @@ def load_timm(folder: Path) -> nn.Module:
 
 
 def weights_of_module(state: Weights) -> Weights:
-    """Take the backbone's and head's weights out of the LightningModule's."""
-    return {name.removeprefix(OF_MODULE): value for name, value in state.items() if name.startswith(OF_MODULE)}
+    """Return the model's weights from the state dict of its LightningModule."""
+    return {name.removeprefix(MODULE_PREFIX): value for name, value in state.items() if name.startswith(MODULE_PREFIX)}
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load what a training left into a model: a Lightning checkpoint, or a state dict as torch or safetensors save it.
+    """Load a checkpoint into a model: one of Lightning, or a state dict saved by torch or safetensors.
 
     Raises:
-        UserError: it can't be read without running what it holds, or its weights are not the model's.
+        UserError: it can't be read without running code that it contains, or its weights don't match the model.
     """
     try:
         content: Any = (
@@ -60,30 +60,26 @@ def load_weights(model: nn.Module, path: Path) -> None:
             else torch.load(path, weights_only=True, mmap=True, map_location="cpu")
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError, LookupError) as error:
-        raise UserError(f"{path} can't be read: {_first_line(error)}") from error
-    except Exception as error:  # torch's unpickler has an error of its own for what it refuses
-        raise UserError(f"{path} is no checkpoint of tensors and plain values: {_first_line(error)}") from error
-    found = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{path} can't be read: {first_line(error)}") from error
+    except Exception as error:  # torch's unpickler raises an error of its own for code that it refuses to run
+        raise UserError(f"{path} is no checkpoint of tensors and plain values: {first_line(error)}") from error
+    weights = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} holds no state dict: no tensors by name, nor below `state_dict`")
-    if any(name.startswith(OF_MODULE) for name in found):
-        found = weights_of_module(found)
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own.keys() - found.keys()]
-    wrong += [f"{name} is not the model's" for name in found.keys() - own.keys()]
+    if any(name.startswith(MODULE_PREFIX) for name in weights):
+        weights = weights_of_module(weights)
+    expected = model.state_dict()
+    wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
+    wrong += [f"{name} is not the model's" for name in weights.keys() - expected.keys()]
     wrong += [
-        f"{name} is {tuple(found[name].shape)}, the model's {tuple(own[name].shape)}"
-        for name in own.keys() & found.keys()
-        if own[name].shape != found[name].shape
+        f"{name} is {tuple(weights[name].shape)}, the model's {tuple(expected[name].shape)}"
+        for name in expected.keys() & weights.keys()
+        if expected[name].shape != weights[name].shape
     ]
     if wrong:
-        listed = "; ".join(sorted(wrong)[:LISTED])
+        listed = "; ".join(sorted(wrong)[:MOST_LISTED])
         raise UserError(
             f"{path} has other weights than the backbone of params.yaml with the classes of data/prepared "
             f"({len(wrong)} differ): {listed}"
         )
-    model.load_state_dict(found)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    model.load_state_dict(weights)

@@ -12,7 +12,7 @@ of every class, so that they are compared by one loss, the mean negative log-lik
 Boosting is scikit-learn's histogram one, with a tenth of the features a split: it pays at every size. 50 iterations at
 depth 3 for 10 classes took 0.6, 0.9, 1.5 and 3.9 s with 250 x 184, 250 x 512, 3,000 x 184 and 3,000 x 512 features, the
 exact one with √width features a split 0.8, 1.4, 7.7 and 15.9 s, to higher losses on other rows each time
-(``python benchmarks/boosting.py``, one thread of an AMD EPYC that others used too).
+(``python benchmarks/studies/boosting.py``, one thread of an AMD EPYC that others used too).
 """
 
 from collections.abc import Callable, Iterator, Sequence

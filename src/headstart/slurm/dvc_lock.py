@@ -1,7 +1,7 @@
-"""DVC's own lock file, where a killed DVC or one on another node has left its name in it.
+"""DVC's own lock file, after a DVC that was killed or that ran on another node left its entry in it.
 
-It holds bare process ids, which mean nothing on another node of a shared file system: DVC takes any process that has
-such an id for the one that it waits for. DVC's other lock, ``.dvc/tmp/lock``, is the kernel's and ends with its holder.
+The file holds bare process ids, which mean nothing on another node of a shared file system: DVC waits for any process
+that has such an id. DVC's other lock, ``.dvc/tmp/lock``, belongs to the kernel and ends with its holder.
 """
 
 import itertools
@@ -14,10 +14,10 @@ from headstart.core.paths import DVC_RWLOCK
 
 
 def remove_stale_rwlock() -> bool:
-    """Remove the file unless a DVC of this machine is named in it; say whether it was removed.
+    """Remove the file unless it names a DVC process of this machine; return whether it was removed.
 
-    To be called by who holds the lock of the project's folder: then no `headstart repro` and no stage runs on any node.
-    A plain `dvc repro` on another one may still hash files; it loses its name, fails, and can be run again.
+    The caller must hold the lock of the project's folder, so that no `headstart repro` and no stage runs on any node.
+    A plain `dvc repro` on another node may still be hashing files; it loses its entry, fails, and can be run again.
     """
     try:
         content = json.loads(DVC_RWLOCK.read_text(encoding="utf-8"))
@@ -25,7 +25,7 @@ def remove_stale_rwlock() -> bool:
     except FileNotFoundError:
         return False
     except ValueError:
-        # Cut off by a kill; DVC would refuse to read it.
+        # Truncated by a kill; DVC would refuse to read it.
         holders = [{"pid": -1}]
     if not holders or any(_is_dvc(holder["pid"]) for holder in holders):
         return False
@@ -34,7 +34,7 @@ def remove_stale_rwlock() -> bool:
 
 
 def _is_dvc(pid: int) -> bool:
-    """Say whether the process lives here, and runs DVC."""
+    """Return whether the process runs on this machine and is DVC."""
     try:
         return any(Path(word).name == "dvc" for word in psutil.Process(pid).cmdline())
     except (psutil.Error, ValueError):

@@ -1,20 +1,10 @@
-"""Run `dvc repro` to its end, in a Slurm job as often as Slurm takes the job to start anew.
-
-usage: headstart repro [ARGUMENTS OF DVC REPRO]
-       headstart repro -S KEY=VALUE [ARGUMENTS OF DVC EXP RUN]
-
-It works in the project's folder, one start at a time. SIGUSR1, SIGTERM and SIGINT go to the stage that runs, which
-saves where it is. After SIGUSR1, which Slurm sends before the time limit, or the loss of a process, the Slurm job is
-queued again; never after SIGTERM: that is scancel, or a preemption, after which Slurm itself queues it again.
-
-exit code: 0 done; 1 failed; 75 queued again; 128 + number: stopped by that signal
-"""
+"""DVC under the lock of the project's folder, and the Slurm job queued again where needed: `headstart repro`."""
 
 import secrets
 import signal
-import sys
 from pathlib import Path
 
+from headstart.config.loader import load_params
 from headstart.core.errors import UserError
 from headstart.core.lock import locked
 from headstart.core.paths import DVC_RWLOCK, LOCK, STOPPED
@@ -26,52 +16,52 @@ from headstart.slurm.supervisor import run_dvc
 QUEUED_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
-def main() -> None:
-    """Run DVC with the program's arguments."""
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    try:
-        if not Path(".dvc").is_dir():
-            raise UserError(".dvc does not exist: run this in the project's folder")
-        with locked(LOCK, "the pipeline of this folder already runs"):
-            code = _run(arguments)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    sys.exit(code)
+def repro(arguments: list[str]) -> int:
+    """Run DVC in the working directory, one start at a time.
+
+    Args:
+        arguments: of `dvc repro`, or of `dvc exp run` where one of them is ``-S`` or ``--set-param``.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 75 queued again, 128 + number: stopped by that signal.
+
+    Raises:
+        UserError: this is no project's folder, it is in use, params.yaml is incomplete or wrong, or the job can't be
+            queued again.
+    """
+    if not Path(".dvc").is_dir():
+        raise UserError(".dvc does not exist: run this in the project's folder")
+    load_params(Path("params.yaml"))  # names every missing key, and the command that adds them; DVC does not
+    with locked(LOCK, "the pipeline of this folder already runs"):
+        return _run(arguments)
 
 
 def _run(arguments: list[str]) -> int:
-    """Run DVC under the folder's lock, and give the exit code; raises UserError where the job can't be queued again."""
+    """Run DVC under the folder's lock and return the exit code; raises UserError where the job can't be requeued."""
     if remove_stale_rwlock():
-        _say(f"{DVC_RWLOCK} named no DVC that runs here, and is removed")
-    before = read_stopped()
-    if before is not None and before["reason"] == "lost":  # whoever would have said so may be what was lost
-        _say(f"the start before this one ended: {before['message']}")
+        _print(f"{DVC_RWLOCK} named no DVC that runs here, and is removed")
+    previous = read_stopped()
+    if previous is not None and previous["reason"] == "lost":  # that start may have been lost before it could print it
+        _print(f"the start before this one ended: {previous['message']}")
     STOPPED.unlink(missing_ok=True)
-    changes = [argument for argument in arguments if argument.startswith(("-S", "--set-param"))]
+    is_experiment = any(argument.startswith(("-S", "--set-param")) for argument in arguments)
     start = secrets.token_hex(8)
-    code, received = run_dvc([*(["exp", "run"] if changes else ["repro"]), *arguments], start)
+    code, received = run_dvc([*(["exp", "run"] if is_experiment else ["repro"]), *arguments], start)
     if code == 0:
         return 0
     marker = read_stopped(start)
     if marker is not None:
-        _say(marker["message"])
+        _print(marker["message"])
     reasons = {signal.Signals(number).name for number in received} | ({marker["reason"]} if marker else set())
     for stop in (signal.SIGTERM, signal.SIGINT):
         if stop.name in reasons or code == -stop:
             return 128 + stop
     if reasons & {"SIGUSR1", "lost"} and (job := slurm_job()):
         requeue(job, marker["progress"] if marker else None)
-        _say(f"job {job} is queued again")
+        _print(f"job {job} is queued again")
         return QUEUED_AGAIN
     return 128 + signal.SIGUSR1 if "SIGUSR1" in reasons else 1
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(f"headstart repro: {line}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

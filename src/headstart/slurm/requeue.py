@@ -1,4 +1,4 @@
-"""Putting a Slurm job back into the queue, as often as that gets the pipeline on."""
+"""Requeues a Slurm job as long as its starts make progress."""
 
 import hashlib
 import subprocess
@@ -9,41 +9,40 @@ from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json
 from headstart.core.paths import PREPARED, REQUEUES, cache_folder
 
-IN_VAIN = 3
-"""Requeues in a row that may get the pipeline no further."""
+MAX_STARTS_WITHOUT_PROGRESS = 3
 
 
 def requeue(job: str, steps: int | None) -> None:
-    """Put the Slurm job that this process runs in back into the queue.
+    """Requeue the Slurm job that this process runs in.
 
     Args:
-        job: its name, as ``slurm_job`` gives it.
-        steps: optimiser steps that are saved; None where no training stopped.
+        job: its id, as ``slurm_job`` returns it.
+        steps: optimiser steps that the saved checkpoint contains; None where no training stopped.
 
     Raises:
-        UserError: it came no further the last times, or Slurm refuses.
+        UserError: the last starts made no progress, or Slurm refuses.
     """
-    now = {"job": job, "progress": _progress(steps)}
-    before = read_json(REQUEUES) if REQUEUES.exists() else {"count": 0}
-    count = before["count"] if before == {**now, "count": before["count"]} else 0
-    if count == IN_VAIN:
+    current = {"job": job, "progress": _progress(steps)}
+    previous = read_json(REQUEUES) if REQUEUES.exists() else {"count": 0}
+    count = previous["count"] if previous == {**current, "count": previous["count"]} else 0
+    if count == MAX_STARTS_WITHOUT_PROGRESS:
         raise UserError(
-            f"job {job} is not queued again: it came no further in {IN_VAIN} starts; mend what stops it, then "
+            f"job {job} is not queued again: its last {count} starts made no progress; repair what stops it, then "
             "sbatch again"
         )
-    write_json(REQUEUES, {**now, "count": count + 1})
+    write_json(REQUEUES, {**current, "count": count + 1})
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)  # noqa: S607
     except (OSError, subprocess.CalledProcessError) as error:
-        said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
         raise UserError(
-            f"job {job} is not queued again ({said}): submit it anew, best with #SBATCH --requeue; it goes on "
+            f"job {job} is not queued again ({reason}): submit it again, best with #SBATCH --requeue; it resumes "
             "where it stopped"
         ) from error
 
 
 def _progress(steps: int | None) -> str:
-    """Hash what changes as any stage gets on: ended stages, optimiser steps, images packed, features cached."""
+    """Hash what any stage's progress changes: finished stages, optimiser steps, packed images, cached features."""
     lock = Path("dvc.lock")
     digest = hashlib.sha256(lock.read_bytes() if lock.exists() else b"")
     digest.update(str(steps).encode())

@@ -1,14 +1,14 @@
-"""Write the model as others load it, once every format has been shown to compute what was trained.
+"""Write the model as a bundle, once every format was shown to compute what was trained.
 
 reads:   data/prepared and the files of its validation images (prepare.path), models/probe, models/finetune; for the
-         model card reports/evaluate.json, reports/evaluate/trust.json and reports/evaluate/run.json; and what tells how
-         sure the model is, models/reference
+         model card reports/evaluate.json, reports/evaluate/trust.json and reports/evaluate/run.json; temperature,
+         conformal levels and features of training images in models/reference
 writes:  export (the bundle: model.safetensors and config.json for timm, model.onnx and the other formats of
          export.formats, reference.npy, README.md, LICENSE, manifest.json), reports/export.json
 params:  export, backbone, prepare.source, prepare.path
 
-Each format's answers to real images are compared with the trained model's first, all on the CPU and so with the same
-arithmetic, and so is what becomes of an image's file on its way to each of them. Where they differ by more than the
+Each format's outputs on real images are compared with the trained model's, all on the CPU and so with the same
+arithmetic, and so are the ways in which an image's file becomes the model's input. Where they differ by more than the
 bounds allow, nothing is written. `headstart export CHECKPOINT` does the same with the weights of any checkpoint
 (`headstart export CHECKPOINT --help`).
 """
@@ -22,7 +22,6 @@ from torch import nn
 from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.io import atomic_write, existing, read_json, write_report
-from headstart.core.paths import MODEL_CONFIG
 from headstart.data.dataset import SPLITS, PreparedDataset
 from headstart.data.sources import open_source
 from headstart.distributed.process_group import use_cores
@@ -52,52 +51,58 @@ logger = logging.getLogger(__name__)
 
 
 def run(params: Params) -> None:
-    """Write each format aside and compare it; the folder takes its final name when all agree."""
+    """Write the bundle and ``reports/export.json``; the folder takes its final name when all formats agree."""
     began = time.perf_counter()
     use_cores(1)
-    prepared, name = PreparedDataset.open(), params.export.from_
-    source, told = open_source(params.prepare, params.run), _told(params, prepared)
-    model = _chosen(params, prepared)
-    with atomic_write(paths.EXPORT) as aside:
-        aside.mkdir()
-        formats, preparation = write_bundle(
-            aside, model, prepared, source, params, told=told, sure=read_ood_reference(name)
+    prepared = PreparedDataset.open()
+    source = open_source(params.prepare, params.run)
+    model = _load_model(params, prepared)
+    with atomic_write(paths.EXPORT) as partial:
+        partial.mkdir()
+        formats, preprocessing = write_bundle(
+            partial,
+            model,
+            prepared,
+            source,
+            params,
+            card=_card_info(params, prepared),
+            calibration=read_ood_reference(params.export.from_),
         )
-    worst = max(figures["max_difference"] for form, figures in formats.items() if "_" not in form)
+    max_difference = max(figures["max_difference"] for name, figures in formats.items() if "_" not in name)
     report = {
-        "model": name,
+        "model": params.export.from_,
         "tolerance": params.export.tolerance,
-        "max_difference": worst,
+        "max_difference": max_difference,
         "formats": formats,
-        "preparation": preparation,
+        "preparation": preprocessing,
         "files": {path.name: path.stat().st_size for path in sorted(paths.EXPORT.iterdir())},
         "seconds": round(time.perf_counter() - began, 2),
     }
     write_report("export", report)
     track_model(params.run, prepared)
-    images = preparation["pictures"]
-    logger.info("export: %s; logits of %d images differ by %.1e at most", paths.EXPORT, images, worst)
+    images = preprocessing["pictures"]
+    logger.info("export: %s; logits of %d images differ by %.1e at most", paths.EXPORT, images, max_difference)
 
 
-def _chosen(params: Params, prepared: PreparedDataset) -> nn.Module:
-    """Load the model that export.from names."""
+def _load_model(params: Params, prepared: PreparedDataset) -> nn.Module:
+    """Load the model of export.from, in evaluation mode; raises UserError where its config is not data/prepared's."""
     if params.export.from_ == "probe":
         model = backbone_for(params.backbone, len(prepared.classes))
         set_head(model, read_head())
         return model.eval()
     model = load_timm(existing(paths.FINETUNE))
-    check_config(paths.FINETUNE / MODEL_CONFIG, model, prepared)
+    check_config(paths.FINETUNE / paths.MODEL_CONFIG, model, prepared)
     return model
 
 
-def _told(params: Params, prepared: PreparedDataset) -> ModelCardInfo:
-    run = read_json(paths.RUN_INFO)
+def _card_info(params: Params, prepared: PreparedDataset) -> ModelCardInfo:
+    run_info = read_json(paths.RUN_INFO)
     return ModelCardInfo(
         model=params.export.from_,
         license=params.export.license,
         data_license=params.export.data_license,
         images={split: len(prepared.rows(split)) for split in SPLITS},
-        hashes={"data and splits": run["data_sha256"], "pretrained weights": run["weights_sha256"]},
+        hashes={"data and splits": run_info["data_sha256"], "pretrained weights": run_info["weights_sha256"]},
         formats={},
         evaluation=read_json(paths.report_of("evaluate")),
         calibration=read_json(paths.TRUST)["calibration"][params.export.from_],

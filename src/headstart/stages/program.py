@@ -1,57 +1,56 @@
-"""What every stage's program does around its ``run``: arguments, params, one clear error, the exit code."""
+"""How a stage runs as a program: its command, its parameters, the lock of the project's folder."""
 
-import argparse
 import ctypes
 import inspect
-import logging
 import os
 import platform
-import signal
-import socket
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import click
+
 from headstart.config.loader import load_params
 from headstart.config.schema import Params
-from headstart.core.errors import UserError
+from headstart.core.command import SETTINGS, Command, log_to_stdout, params_option
 from headstart.core.lock import locked
 from headstart.core.paths import LOCK
 from headstart.core.run_state import UNDER_LOCK, rank_of_process
 
-SECONDS_FOR_RANK_0 = 3
-
 
 def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
-    """Run a stage as a program: exit code 0 on success, 1 with one message on stderr where the user can mend it.
+    """Run a stage as ``python -m headstart.stages.STAGE``, which does what ``headstart STAGE`` does.
 
     Args:
         run: the stage; it sees only the params that it declares, and ``run``.
         declared: the keys of ``params.yaml`` that the stage uses, as ``dvc.yaml`` lists them.
     """
     module = inspect.getmodule(run)
-    parser = argparse.ArgumentParser(
-        prog=f"headstart {Path(sys.argv[0]).stem}",
-        description=module.__doc__ if module else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
-    args = parser.parse_args()
-    logging.basicConfig(format="%(message)s", stream=sys.stdout)
-    for ours in ("headstart", "__main__"):
-        logging.getLogger(ours).setLevel(logging.INFO)
+
+    @click.command(cls=Command, context_settings=SETTINGS, help=module and module.__doc__)
+    @params_option
+    def stage(params: Path) -> None:
+        run_stage(run, declared, params)
+
+    stage(prog_name=f"headstart {Path(sys.argv[0]).stem}")
+
+
+def run_stage(run: Callable[[Params], None], declared: Sequence[str], params_file: Path) -> None:
+    """Run a stage in this process, alone in the project's folder.
+
+    Raises:
+        UserError: the parameters are wrong, another process runs a stage here, or the stage raised it.
+    """
+    log_to_stdout()
     _keep_memory()
-    try:
-        params = load_params(args.params).declared(declared)
-        with _alone_in_folder():
+    params = load_params(params_file).declared(declared)
+    with _alone_in_folder():
+        try:
             run(params)
-    except UserError as error:
-        # One that a DataLoader's worker raised comes with the worker's traceback before it.
-        sys.exit(f"{_who_speaks()}error: {str(error).rpartition('UserError: ')[2]}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        except (BrokenPipeError, EOFError) as error:
+            # Click would take them for the end of whoever reads stdout or types on stdin, and hide the traceback.
+            raise RuntimeError("a process or a file that this stage uses ended too early") from error
 
 
 def _alone_in_folder() -> AbstractContextManager[None]:
@@ -64,16 +63,8 @@ def _alone_in_folder() -> AbstractContextManager[None]:
     return locked(LOCK, "the pipeline of this folder already runs")
 
 
-def _who_speaks() -> str:
-    """Let rank 0 speak first: most errors are those of all, and its end ends the others. They then say who they are."""
-    if not rank_of_process():
-        return ""
-    time.sleep(SECONDS_FOR_RANK_0)
-    return f"rank {rank_of_process()} on {socket.gethostname()}: "
-
-
 def _keep_memory() -> None:
-    """Let glibc keep what is freed: a large tensor's pages, given back and asked for anew, cost up to half of a step.
+    """Stop glibc from returning freed memory: to get a large tensor's pages anew costs up to half of a step.
 
     As MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=-1 would; a user's own MALLOC_ variables win.
     """

@@ -1,7 +1,6 @@
-"""What evaluate found, in the wandb run of the fine-tuning: figures in the summary, tables, the confident mistakes.
+"""The results of evaluate in the wandb run of the fine-tuning: figures, tables, the most confident mistakes.
 
-All of it goes into the run's summary, none into its history: told again after another evaluate, it replaces what stood
-there.
+All of it goes into the run's summary and nothing into its history, so a second evaluate replaces what the first logged.
 """
 
 from collections import Counter
@@ -17,9 +16,9 @@ from headstart.core.paths import PREDICTIONS
 from headstart.data.dataset import PreparedDataset
 from headstart.tracking.wandb_run import resume_run
 
-MISTAKES = 64
-SIDE = 128
-"""Of a thumbnail, in pixels, at most."""
+MAX_MISTAKES = 64
+THUMBNAIL_SIZE = 128
+"""Longest side in pixels."""
 
 
 def track_evaluation(
@@ -33,36 +32,34 @@ def track_evaluation(
         rows: those of the test split, in the order of reports/evaluate/predictions.csv.
         report: the content of reports/evaluate.json.
     """
-    with resume_run(run, "evaluate") as tracked:
-        if tracked is None:
+    with resume_run(run, "evaluate") as resumed:
+        if resumed is None:
             return
         predictions = read_table(PREDICTIONS)
-        tracked.summary.update(
-            {
-                "verdict": report["verdict"],
-                **{
-                    f"test/{name}/{key}": value
-                    for name, figures in report["models"].items()
-                    for key, value in figures.items()
-                    if isinstance(value, float)
-                },
-                "leaderboard": _leaderboard(report),
-                "confusion": _confusion(predictions),
-                "mistakes": _mistakes(prepared, rows, predictions),
-            }
-        )
+        figures = {
+            f"test/{model}/{name}": value for model, of in report["models"].items() for name, value in _floats(of)
+        }
+        tables = {
+            "leaderboard": _leaderboard(report["models"]),
+            "confusion": _confusion(predictions),
+            "mistakes": _mistakes(prepared, rows, predictions),
+        }
+        resumed.summary.update({"verdict": report["verdict"], **figures, **tables})
 
 
-def _leaderboard(report: dict[str, Any]) -> Any:
-    from wandb import Table  # noqa: PLC0415  (as everywhere in this package)
+def _floats(figures: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in figures.items() if isinstance(value, float)]
 
-    figures = report["models"]
-    keys = [key for key, value in figures["finetune"].items() if isinstance(value, float)]
+
+def _leaderboard(models: dict[str, dict[str, Any]]) -> Any:
+    from wandb import Table  # noqa: PLC0415
+
+    names = [name for name, _ in _floats(models["finetune"])]
     rows = [
-        [name, *(each[key] for key in keys), *each["intervals"]["accuracy"]]
-        for name, each in sorted(figures.items(), key=lambda model: -model[1]["accuracy"])
+        [model, *(figures[name] for name in names), *figures["intervals"]["accuracy"]]
+        for model, figures in sorted(models.items(), key=lambda item: -item[1]["accuracy"])
     ]
-    return Table(columns=["model", *keys, "accuracy_low", "accuracy_high"], data=rows)
+    return Table(columns=["model", *names, "accuracy_low", "accuracy_high"], data=rows)
 
 
 def _confusion(predictions: list[dict[str, str]]) -> Any:
@@ -73,17 +70,17 @@ def _confusion(predictions: list[dict[str, str]]) -> Any:
 
 
 def _mistakes(prepared: PreparedDataset, rows: NDArray[np.int64], predictions: list[dict[str, str]]) -> Any:
-    from wandb import Image as Picture  # noqa: PLC0415
-    from wandb import Table  # noqa: PLC0415
+    import wandb  # noqa: PLC0415
 
     wrong = [
-        (float(told["finetune_probability"]), int(row), told)
-        for row, told in zip(rows, predictions, strict=True)
-        if told["finetune"] != told["label"]
+        (float(prediction["finetune_probability"]), int(row), prediction)
+        for row, prediction in zip(rows, predictions, strict=True)
+        if prediction["finetune"] != prediction["label"]
     ]
-    table = Table(columns=["picture", "source", "label", "predicted", "probability"])
-    for probability, row, told in sorted(wrong, key=lambda each: -each[0])[:MISTAKES]:
+    table = wandb.Table(columns=["picture", "source", "label", "predicted", "probability"])
+    for probability, row, prediction in sorted(wrong, key=lambda each: -each[0])[:MAX_MISTAKES]:
         image = Image.fromarray(prepared.pixels(row))
-        image.thumbnail((SIDE, SIDE))
-        table.add_data(Picture(image), told["source"], told["label"], told["finetune"], probability)
+        image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+        shown = wandb.Image(image)
+        table.add_data(shown, prediction["source"], prediction["label"], prediction["finetune"], probability)
     return table

@@ -1,4 +1,4 @@
-"""What a run was made with: data, versions, machine, git."""
+"""What a run was made with: versions, machine, git."""
 
 import platform
 import subprocess
@@ -12,7 +12,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "sciki
 
 
 def provenance() -> dict[str, Any]:
-    """Describe what runs now, in plain JSON values.
+    """Describe software and machine in plain JSON values.
 
     Returns:
         ``headstart``, its version; ``versions`` of libraries; ``python``; ``machine``; ``gpu``, its name or None;
@@ -25,26 +25,26 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{_processor()}, {torch.get_num_threads()} threads",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "git": _git(),
+        "git": _git_state(),
     }
 
 
 def _processor() -> str:
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _git() -> dict[str, Any] | None:
+def _git_state() -> dict[str, Any] | None:
     try:
-        commit = _answer("rev-parse", "HEAD")
-        # DVC is writing its lock while a stage runs.
-        changed = _answer("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+        commit = _git("rev-parse", "HEAD")
+        # DVC writes its lock while a stage runs.
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": commit, "dirty": bool(changed)}
 
 
-def _answer(*arguments: str) -> str:
+def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True)  # noqa: S607  (the user's git)
     return done.stdout.strip()

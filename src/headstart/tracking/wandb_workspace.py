@@ -1,4 +1,4 @@
-"""The project's workspace in wandb, from code: curves, ledger, leaderboard and mistakes of all runs, side by side."""
+"""The project's workspace in wandb: curves, ledger, leaderboard and mistakes of all runs, side by side."""
 
 import warnings
 from pathlib import Path
@@ -10,66 +10,65 @@ from headstart.core.paths import DASHBOARD
 from headstart.tracking.wandb_run import PROJECT
 
 TITLE = "Headstart"
+EPOCH_CURVES = {
+    "Loss": {"y": ["train_loss", "val_loss"]},
+    "Validation accuracy": {"y": ["val_accuracy"]},
+}
+LEDGER_CURVES = {
+    "Norm of each group's weights": {"metric_regex": ".*/norm"},
+    "Distance of each group from its start": {"metric_regex": ".*/distance"},
+    "Fraction of the weights removed by the regulariser so far": {"metric_regex": ".*/total_shrink"},
+    "Distance by which the data moved each group in the epoch": {"metric_regex": ".*/data_movement"},
+}
+STEP_CURVES = {
+    "Training loss": {"y": ["step/loss"]},
+    "Learning rates": {"metric_regex": "step/lr/.*"},
+    "Norm of the gradient": {"y": ["step/gradient_norm"]},
+}
 
 
 def save_workspace() -> str | Path:
     """Save the workspace with the user's key.
 
     Returns:
-        Its URL; without a key reports/dashboard.json, which has what would have been sent.
+        Its URL; without a key the path of reports/dashboard.json, which contains what would have been sent.
 
     Raises:
         UserError: the server refuses it or can't be reached.
     """
-    import wandb  # noqa: PLC0415  (as everywhere in this package)
+    import wandb  # noqa: PLC0415
 
     wandb.setup(wandb.Settings(silent=True))
     try:
-        known = wandb.login(prompt=False)
-        view = workspace(wandb.Api().default_entity or "" if known else "")
-        if known:
-            return str(view.save().url)
+        has_key = wandb.login(prompt=False)
+        workspace = build_workspace(wandb.Api().default_entity or "" if has_key else "")
+        if has_key:
+            return str(workspace.save().url)
     except (wandb.errors.Error, OSError, ValueError) as error:
         raise UserError(f"dashboard: wandb did not take the workspace: {error}") from error
-    model = view._to_model()  # noqa: SLF001  (what save() sends; it has no public name)
-    sent = {"project": PROJECT, "name": TITLE, "spec": model.spec.model_dump(by_alias=True, exclude_none=True)}
-    write_json(DASHBOARD, sent)
+    # save() sends this; wandb_workspaces has no public name for it (0.4.13).
+    view = workspace._to_model()  # noqa: SLF001
+    spec = view.spec.model_dump(by_alias=True, exclude_none=True)
+    write_json(DASHBOARD, {"project": PROJECT, "name": TITLE, "spec": spec})
     return DASHBOARD
 
 
-def workspace(entity: str) -> Any:
+def build_workspace(entity: str) -> Any:
     """Build the workspace of a user or team."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, of how they are written
         from wandb_workspaces import workspaces  # noqa: PLC0415
         from wandb_workspaces.reports.v2 import interface as reports  # noqa: PLC0415
 
-    def curve(title: str, x: str, **which: Any) -> Any:
-        return reports.LinePlot(title=title, x=x, title_x=x, **which)
+    def curves(axis: str, metrics: dict[str, Any]) -> list[Any]:
+        return [reports.LinePlot(title=title, x=axis, title_x=axis, **which) for title, which in metrics.items()]
 
-    def ledger(title: str, column: str) -> Any:
-        return curve(title, "epoch", metric_regex=f".*/{column}")
-
-    def table(name: str) -> Any:
-        return reports.WeavePanelSummaryTable(table_name=name)
-
-    sections = {
-        "Results": [table("leaderboard"), table("confusion"), table("mistakes")],
-        "Epochs": [
-            curve("Loss", "epoch", y=["train_loss", "val_loss"]),
-            curve("Validation accuracy", "epoch", y=["val_accuracy"]),
-        ],
-        "Ledger": [
-            ledger("Norm of each group's weights", "norm"),
-            ledger("Distance of each group from its start", "distance"),
-            ledger("Share of the weights that the regulariser took so far", "total_shrink"),
-            ledger("How far the data moved each group in the epoch", "data_movement"),
-        ],
-        "Steps": [
-            curve("Training loss", "step", y=["step/loss"]),
-            curve("Learning rates", "step", metric_regex="step/lr/.*"),
-            curve("Norm of the gradient", "step", y=["step/gradient_norm"]),
-        ],
+    tables = [reports.WeavePanelSummaryTable(table_name=name) for name in ("leaderboard", "confusion", "mistakes")]
+    panels = {
+        "Results": tables,
+        "Epochs": curves("epoch", EPOCH_CURVES),
+        "Ledger": curves("epoch", LEDGER_CURVES),
+        "Steps": curves("step", STEP_CURVES),
     }
-    shown = [workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()]
-    return workspaces.Workspace(entity=entity, project=PROJECT, name=TITLE, sections=shown)
+    sections = [workspaces.Section(name=name, panels=of, is_open=True) for name, of in panels.items()]
+    return workspaces.Workspace(entity=entity, project=PROJECT, name=TITLE, sections=sections)

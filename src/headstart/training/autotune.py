@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from headstart.config.finetune import FinetuneConfig
 from headstart.config.schema import RunConfig
-from headstart.core.errors import UserError
+from headstart.core.errors import UserError, first_line
 from headstart.core.io import read_json, write_json
 from headstart.core.paths import cache_folder
 from headstart.data.loader import Normalize
@@ -179,7 +179,7 @@ def check_compiling(
     try:
         (fast,) = seconds_a_step(compiled, config, device, size, bf16)
     except Exception as error:  # a compiler's errors are of any kind
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"finetune.compile: torch.compile fails here ({reason}); set it to false") from error
     compiling = time.perf_counter() - began - (1 + ROUNDS) * fast
     saved = (plain - fast) * finetune.accumulate * steps

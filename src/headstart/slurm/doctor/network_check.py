@@ -1,6 +1,6 @@
-"""What the doctor has each task of an allocation do, started by srun: it prints what it saw, one JSON object a line.
+"""What the doctor runs on each task of an allocation, started by srun; it prints its reports, one JSON object a line.
 
-The ranks meet by plain sockets, so that a slow import of torch is not taken for a rank that is missing.
+The ranks connect by plain sockets first, so that a slow import of torch is not mistaken for a missing rank.
 """
 
 import json
@@ -15,38 +15,38 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from headstart.slurm.doctor.finding import Finding
+from headstart.slurm.doctor.batch_checks import Finding
 
-RENDEZVOUS_S = 20
-COLLECTIVE_S = 60
+CONNECT_TIMEOUT_S = 20
+COLLECTIVE_TIMEOUT_S = 60
 MEGABYTES = 64
 
 
 def main(plan: dict[str, Any]) -> None:
     """Carry out the plan of ``headstart.slurm.doctor.allocation_checks``."""
     rank, world = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-    _say(started=True)
+    _report(started=True)
     if os.environ["SLURM_LOCALID"] == "0":
-        for finding in (*_names(plan["hosts"]), *_folders(plan["folders"], plan["token"])):
-            _say(finding=finding)
+        for finding in (*_check_host_names(plan["hosts"]), *_check_folders(plan["folders"], plan["token"])):
+            _report(finding=finding)
     try:
-        missing = meet(rank, world, plan["address"], plan["port"])
+        missing = connect_ranks(rank, world, plan["address"], plan["port"])
     except OSError as error:
         what = f"{socket.gethostname()}: port {plan['port']} can't be opened ({error}): set MASTER_PORT to a free one"
-        _say(finding=Finding("error", "port-taken", what))
+        _report(finding=Finding("error", "port-taken", what))
         return
-    _say(missing=missing)
+    _report(missing=missing)
     if not missing:
-        _compute(rank, world, plan)
-    _say(done=True)
+        _check_torch(rank, world, plan)
+    _report(done=True)
 
 
-def _say(**what: Any) -> None:
-    about = {"rank": int(os.environ["SLURM_PROCID"]), "host": socket.gethostname()}
-    print(json.dumps(about | what), flush=True)
+def _report(**content: Any) -> None:
+    sender = {"rank": int(os.environ["SLURM_PROCID"]), "host": socket.gethostname()}
+    print(json.dumps(sender | content), flush=True)
 
 
-def _names(hosts: list[str]) -> Iterator[Finding]:
+def _check_host_names(hosts: list[str]) -> Iterator[Finding]:
     for host in hosts:
         try:
             socket.getaddrinfo(host, None)
@@ -55,16 +55,16 @@ def _names(hosts: list[str]) -> Iterator[Finding]:
             yield Finding("error", "host-unresolved", f"{what}, or leave the node out with #SBATCH --exclude={host}")
 
 
-def _folders(folders: dict[str, str], token: str) -> Iterator[Finding]:
-    """Check that each folder is the one in which the doctor left a token, may be written to, and can be locked."""
+def _check_folders(folders: dict[str, str], token: str) -> Iterator[Finding]:
+    """Check that each folder is the one in which the doctor left a token, can be written to, and can be locked."""
     host = socket.gethostname()
     for name, folder in folders.items():
         path = Path(folder)
         try:
-            seen = (path / "token").read_text() == token
+            is_same = (path / "token").read_text() == token
         except OSError:
-            seen = False
-        if not seen:
+            is_same = False
+        if not is_same:
             what = f"{host} does not see {path.parent} as the first node does: put {name} on a shared file system"
             yield Finding("error", "folder-not-shared", what)
             continue
@@ -76,102 +76,103 @@ def _folders(folders: dict[str, str], token: str) -> Iterator[Finding]:
         except Timeout:  # as it should be: the doctor holds it
             pass
         except (OSError, NotImplementedError) as error:
-            what = f"{host} can't write or lock in {path.parent} ({error}): mend that, or move {name}"
+            what = f"{host} can't write or lock in {path.parent} ({error}): repair that, or move {name}"
             yield Finding("error", "folder-not-writable", what)
 
 
-def meet(rank: int, world: int, address: str, port: int) -> list[int]:
-    """Meet at rank 0.
+def connect_ranks(rank: int, world: int, address: str, port: int) -> list[int]:
+    """Connect every rank to rank 0.
 
     Returns:
-        On rank 0 the ranks that did not come, else the own one where rank 0 can't be reached or misses some.
+        On rank 0 the ranks that did not connect; on another its own rank where it can't reach rank 0, or where rank 0
+        misses any; empty where all connected.
 
     Raises:
         OSError: rank 0 can't listen at the port.
     """
-    until = time.monotonic() + RENDEZVOUS_S
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
     if rank:
-        return [] if _join(rank, address, port, until) else [rank]
-    came: dict[int, socket.socket] = {}
+        return [] if _connect_to_rank_zero(rank, address, port, deadline) else [rank]
+    connected: dict[int, socket.socket] = {}
     with socket.create_server(("", port)) as server:
-        while len(came) < world - 1 and (left := until - time.monotonic()) > 0:
+        while len(connected) < world - 1 and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
             try:
                 connection, _ = server.accept()
                 connection.settimeout(left)
-                came[int(connection.recv(16))] = connection
+                connected[int(connection.recv(16))] = connection
             except (OSError, ValueError):
                 continue
-        for connection in came.values():
+        for connection in connected.values():
             with connection:
-                connection.sendall(b"go" if len(came) == world - 1 else b"no")
-    return sorted(set(range(1, world)) - set(came))
+                connection.sendall(b"go" if len(connected) == world - 1 else b"no")
+    return sorted(set(range(1, world)) - set(connected))
 
 
-def _join(rank: int, address: str, port: int, until: float) -> bool:
-    while time.monotonic() < until:
+def _connect_to_rank_zero(rank: int, address: str, port: int, deadline: float) -> bool:
+    while time.monotonic() < deadline:
         try:
-            with socket.create_connection((address, port), timeout=until - time.monotonic()) as connection:
+            with socket.create_connection((address, port), timeout=deadline - time.monotonic()) as connection:
                 connection.sendall(str(rank).encode())
-                connection.settimeout(RENDEZVOUS_S)
+                connection.settimeout(CONNECT_TIMEOUT_S)
                 return connection.recv(2) == b"go"
         except OSError:
             time.sleep(0.1)
     return False
 
 
-def _compute(rank: int, world: int, plan: dict[str, Any]) -> None:
-    """Check the device and an all-reduce among all, and measure a step on all at once."""
+def _check_torch(rank: int, world: int, plan: dict[str, Any]) -> None:
+    """Check the device and an all-reduce over all ranks, and time a training step on all ranks at once."""
     import torch  # noqa: PLC0415  (see the module's docstring)
 
     from headstart.config.loader import parse_params  # noqa: PLC0415
-    from headstart.slurm.doctor.machine_checks import check_device, seconds_an_image, use_own_gpu  # noqa: PLC0415
+    from headstart.slurm.doctor.machine_checks import check_device, seconds_per_image, use_own_gpu  # noqa: PLC0415
 
     torch.set_num_threads(max(1, min(torch.get_num_threads(), int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))))
     params, host = parse_params(plan["params"]), socket.gethostname()
     use_own_gpu()
-    troubles = list(check_device(params))
-    for finding in troubles:
-        _say(finding=finding._replace(message=f"{host}: {finding.message}"))
+    device_findings = list(check_device(params))
+    for finding in device_findings:
+        _report(finding=finding._replace(message=f"{host}: {finding.message}"))
     try:
-        _say(all_reduce=_all_reduce(rank, world, f"tcp://{plan['address']}:{plan['port']}"))
+        _report(all_reduce=_time_all_reduce(rank, world, f"tcp://{plan['address']}:{plan['port']}"))
     except (RuntimeError, ValueError) as error:
         what = f"rank {rank} on {host}: {str(error).splitlines()[0]}: see whether GLOO_SOCKET_IFNAME or "
-        _say(finding=Finding("error", "all-reduce-failed", f"{what}NCCL_SOCKET_IFNAME must name the nodes' network"))
-    if not troubles:
-        _say(image=seconds_an_image(params))
+        _report(finding=Finding("error", "all-reduce-failed", f"{what}NCCL_SOCKET_IFNAME must name the nodes' network"))
+    if not device_findings:
+        _report(seconds_per_image=seconds_per_image(params))
 
 
-def _all_reduce(rank: int, world: int, address: str) -> dict[str, Any]:
+def _time_all_reduce(rank: int, world: int, address: str) -> dict[str, Any]:
     """Sum 64 MB over all ranks by gloo, then by NCCL where all have a GPU.
 
     Returns:
-        The last one's name and the seconds that it took.
+        ``backend``, the last one's name, and ``seconds``, the time that it took.
 
     Raises:
-        RuntimeError: it failed, took too long or gave a wrong sum.
+        RuntimeError: it failed, took too long or returned a wrong sum.
     """
     import torch  # noqa: PLC0415
     import torch.distributed as dist  # noqa: PLC0415
 
-    limit = timedelta(seconds=COLLECTIVE_S)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world, timeout=limit)
+    timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world, timeout=timeout)
     try:
         gpus = torch.tensor([torch.cuda.device_count()])
         dist.all_reduce(gpus, dist.ReduceOp.MIN)
         result: dict[str, Any] = {}
         for backend in ("gloo", "nccl") if gpus.item() else ("gloo",):
             device = torch.device("cuda" if backend == "nccl" else "cpu")
-            group: Any = dist.new_group(backend=backend, timeout=limit)
+            group: Any = dist.new_group(backend=backend, timeout=timeout)
             dist.all_reduce(torch.ones(1, device=device), group=group)  # connects
             tensor = torch.full((MEGABYTES * 250_000,), rank + 1.0, device=device)
             dist.barrier(group)
-            began = time.perf_counter()
+            start = time.perf_counter()
             dist.all_reduce(tensor, group=group)
-            right = bool((tensor == world * (world + 1) / 2).all())
-            result = {"backend": backend, "seconds": time.perf_counter() - began}
-            if not right:
-                raise RuntimeError(f"an all-reduce by {backend} gave a wrong sum")
+            correct = bool((tensor == world * (world + 1) / 2).all())
+            result = {"backend": backend, "seconds": time.perf_counter() - start}
+            if not correct:
+                raise RuntimeError(f"an all-reduce by {backend} returned a wrong sum")
         return result
     finally:
         dist.destroy_process_group()

@@ -1,17 +1,7 @@
-"""Say what would cost hours before any is spent: a batch script, params.yaml, this machine, an allocation's nodes.
+"""What `headstart doctor` looks at: a batch script, params.yaml, this machine, an allocation's nodes."""
 
-reads:   params.yaml, data/prepared where it is there, and the batch script
-writes:  nothing that stays
-
-By hand before a job is submitted, `headstart doctor slurm/repro.sbatch`; in the job the batch script calls it first,
-and it starts all of the job's tasks once. Without a script it checks this machine. Each finding is one line that says
-what to do. Exit code 1 where there is an error, else 0.
-"""
-
-import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,38 +9,40 @@ from pathlib import Path
 from headstart.config.loader import load_params
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
-from headstart.slurm.doctor.batch_checks import check_params, check_script, check_tracking, resources_of
-from headstart.slurm.doctor.batch_script import BatchScript, read_batch_script
-from headstart.slurm.doctor.finding import Finding
-from headstart.slurm.doctor.slurm_commands import allocated, check_by_sbatch, settings
+from headstart.slurm.doctor.batch_checks import (
+    BatchScript,
+    Finding,
+    allocated_options,
+    check_by_sbatch,
+    check_params,
+    check_script,
+    check_tracking,
+    cluster_settings,
+    read_batch_script,
+    resources_of,
+)
 
 
-def main() -> None:
-    """Print the findings."""
-    parser = argparse.ArgumentParser(
-        prog="headstart doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("script", type=Path, nargs="?", help="a batch script for sbatch")
-    parser.add_argument("--json", action="store_true", help="print a list of {severity, name, message}")
-    args = parser.parse_args()
-    findings = list(examine(args.script))
-    if args.json:
+def print_findings(script: Path | None, *, as_json: bool) -> int:
+    """Print what ``examine`` finds, a line each or as JSON; return the exit code, 1 where there is an error."""
+    findings = list(examine(script))
+    if as_json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2, ensure_ascii=False))
     else:
         for severity, name, message in findings:
             print(f"{severity}: {message} [{name}]")
         if all(finding.severity == "info" for finding in findings):
             print("doctor: nothing wrong was found")
-    sys.exit(any(finding.severity == "error" for finding in findings))
+    return int(any(finding.severity == "error" for finding in findings))
 
 
 def examine(path: Path | None) -> Iterator[Finding]:
-    """Check a batch script, ``params.yaml``, and what this process runs on.
+    """Check a batch script, ``params.yaml``, and the machine that this process runs on.
 
     Args:
         path: of the script; None for none.
     """
-    in_job, script, cluster = "SLURM_JOB_ID" in os.environ, BatchScript(), settings()
+    in_job, script, cluster = "SLURM_JOB_ID" in os.environ, BatchScript(), cluster_settings()
     if path is not None:
         try:
             script = read_batch_script(path.read_text(encoding="utf-8"))
@@ -59,9 +51,9 @@ def examine(path: Path | None) -> Iterator[Finding]:
             return
         if cluster and not in_job:
             yield from check_by_sbatch(path)
-    if in_job:  # sbatch knew every option
-        troubles = [trouble for trouble in script.troubles if not trouble.name.startswith("option")]
-        script = replace(script, options=allocated(script.options), troubles=troubles)
+    if in_job:  # sbatch accepted every option
+        findings = [finding for finding in script.findings if not finding.name.startswith("option")]
+        script = replace(script, options=allocated_options(script.options), findings=findings)
     if path is not None:
         yield from check_script(script, cluster)
     try:
@@ -77,7 +69,7 @@ def examine(path: Path | None) -> Iterator[Finding]:
 
 
 def _examine_machine(script: BatchScript, params: Params, *, in_job: bool, by_hand: bool) -> Iterator[Finding]:
-    """Check what needs torch; a login node's own device says nothing of the job's."""
+    """Run the checks that need torch; the device of a login node, where scripts are checked, does not matter."""
     from headstart.slurm.doctor import machine_checks  # noqa: PLC0415  (--help and a broken params.yaml do not need torch)
 
     try:
@@ -85,23 +77,19 @@ def _examine_machine(script: BatchScript, params: Params, *, in_job: bool, by_ha
     except UserError as error:
         yield Finding("error", "backbone-unavailable", str(error))
         return
-    image, resources = None, resources_of(script.options)
+    image_seconds, resources = None, resources_of(script.options)
     try:
         yield from machine_checks.check_disk(params, script.options, sizes)
         if in_job:
-            from headstart.slurm.doctor.allocation_checks import check_tasks  # noqa: PLC0415
+            from headstart.slurm.doctor.allocation_checks import check_allocation  # noqa: PLC0415
 
-            findings, image = check_tasks(params, resources, sizes.weights)
+            findings, image_seconds = check_allocation(params, resources, sizes.weights)
             yield from findings
     except (OSError, NotImplementedError) as error:
-        yield Finding("error", "folder-not-writable", f"{error}: mend that, or set run.cache to another folder")
+        yield Finding("error", "folder-not-writable", f"{error}: repair that, or set run.cache to another folder")
     if by_hand and not in_job:
-        troubles = list(machine_checks.check_device(params))
-        yield from troubles
-        image = None if troubles else machine_checks.seconds_an_image(params)
-    if image is not None:
-        yield from machine_checks.check_time(params, script.options, resources, image)
-
-
-if __name__ == "__main__":
-    main()
+        device_findings = list(machine_checks.check_device(params))
+        yield from device_findings
+        image_seconds = None if device_findings else machine_checks.seconds_per_image(params)
+    if image_seconds is not None:
+        yield from machine_checks.check_time(params, script.options, resources, image_seconds)

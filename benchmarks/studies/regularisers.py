@@ -1,6 +1,6 @@
 """Compare the regularisers of fine-tuning, and the heads on frozen features, on few images a class, over seeds.
 
-    python benchmarks/regularisers.py --pictures FOLDER --per-class 25 250 --work FOLDER
+    python -m benchmarks.studies.regularisers --pictures FOLDER --per-class 25 250 --work FOLDER
 
 FOLDER holds train/ and val/ with one folder a class. A seed draws the training images and everything in fine-tuning;
 all of val/ is the test split. `decoupled` has the decay that shrinks the weights as much as λ does, 2λ/(1 - momentum).
@@ -25,7 +25,7 @@ from headstart.config.loader import parse_params
 from headstart.config.schema import Params
 from headstart.stages import evaluate, features, finetune, prepare, probe
 
-PARAMS = Path(__file__).parents[1] / "params.yaml"
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 NONE = {"backbone": None, "head": None}
 KINDS: dict[str, dict[str, Any]] = {
     "l2": {"l2": {"kind": "l2", "backbone": 1e-4, "head": 1e-3}},

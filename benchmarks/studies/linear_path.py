@@ -1,7 +1,7 @@
 """Measure the probe's solver against scikit-learn's LogisticRegression (lbfgs, tol=1e-8) on invented features.
 
-    python benchmarks/linear_path.py
-    python benchmarks/linear_path.py --width 2048 --classes 1000 --l2 1e-2 1e-3 1e-4 --only-ours
+    python benchmarks/studies/linear_path.py
+    python benchmarks/studies/linear_path.py --width 2048 --classes 1000 --l2 1e-2 1e-3 1e-4 --only-ours
 
 Both go from the largest λ to the smallest, each from the solution before it, and both get the same float64 features.
 A line a λ: the objectives (CE + λ‖W‖², in float64), their relative difference (ours - theirs), and the seconds; a star

@@ -1,6 +1,6 @@
 """Plant faults in a copy of a folder of photographs, and count what the data checks find of them.
 
-    python -m benchmarks.planted FOLDER
+    python -m benchmarks.studies.planted FOLDER
 
 FOLDER holds one folder a class, somewhere below it, such as Imagenette's train/ and val/. Its images are dealt to
 train, validation and test (70, 15, 15 %). Planted: 50 altered copies of training images, in validation and test, five

@@ -1,6 +1,6 @@
 """Compare scores that tell images unlike the training ones, on a folder of photographs with one folder a class.
 
-    python -m benchmarks.novelty FOLDER
+    python -m benchmarks.studies.novelty FOLDER
 
 The features are the bundled backbone's. Two classes in turn are left out; a linear head is fitted to half of the
 others' images, and each score has to tell the other half from the classes left out, from scikit-learn's digits and

@@ -1,6 +1,6 @@
 """Which gradient boosting the probe uses, and with how many threads: fitting times on invented features of 10 classes.
 
-python benchmarks/boosting.py
+python benchmarks/studies/boosting.py
 """
 
 import time

@@ -1,6 +1,6 @@
 """Measure whether the intervals, tests and sets of the evaluation hold what they promise.
 
-    python -m benchmarks.trust
+    python -m benchmarks.studies.trust
 
 500 simulated test sets a row, of 10 classes of which the most frequent is four times as frequent as the rarest. The
 truth is the figure on 400,000 images. A model's logits are the label's signal, noise that all models share (an image

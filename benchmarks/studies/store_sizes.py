@@ -1,10 +1,10 @@
-"""Compare accuracies by the size at which training images are stored, with that on the images as they are.
+"""Compare test accuracies by the size at which training images are stored, and with images of their original size.
 
-    python -m benchmarks.store_sizes --pictures FOLDER --work FOLDER
+    python -m benchmarks.studies.store_sizes --pictures FOLDER --work FOLDER
 
-FOLDER holds train/ and val/ with one folder a class. A seed draws the training images and everything in fine-tuning,
-the same for every size; all of val/ is the test split. Each figure is a test accuracy in percent: the mean over seeds
-and its range. What is there already is not run again.
+FOLDER has train/ and val/ with one folder per class. A seed selects the training images and seeds fine-tuning, the same
+for every size; all of val/ is the test split. Each figure is a test accuracy in percent: the mean over seeds and its
+range. Runs that are complete are not repeated.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.regularisers import draw, params_of
+from benchmarks.studies.regularisers import draw, params_of
 from headstart.stages import evaluate, features, finetune, prepare, probe
 
 MODELS = ("finetune", "probe")
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="+", default=[1.15, 1.5], help="values of prepare.train_scale")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--work", type=Path, required=True, help="where projects are made; kept")
+    parser.add_argument("--work", type=Path, required=True, help="where projects are created; kept")
     args = parser.parse_args()
     images, work = args.pictures.resolve(), args.work.resolve()
     print("| input | training images stored at | " + " | ".join(MODELS) + " |\n|---|---|---|---|")

@@ -12,14 +12,13 @@ import torch
 from headstart.core.paths import FEATURES
 from headstart.models.backbone import create_backbone
 from headstart.models.head import Head, write_heads
-from headstart.slurm.doctor.batch_checks import Resources
-from headstart.slurm.doctor.finding import Finding
+from headstart.slurm.doctor.batch_checks import Finding, Resources
 from headstart.slurm.doctor.machine_checks import (
     Sizes,
     check_device,
     check_disk,
     check_time,
-    seconds_an_image,
+    seconds_per_image,
     sizes_of,
     use_own_gpu,
 )
@@ -27,7 +26,7 @@ from headstart.stages import finetune
 from headstart.training.module import FineTuner
 from helpers.images import params, write_prepared
 
-SMALL = Sizes(weights=10**6, state=2 * 10**6, width=8)
+SMALL = Sizes(weights=10**6, checkpoint=2 * 10**6, width=8)
 ADAMW = {
     "finetune.optimizer": "adamw",
     "finetune.l2": {"kind": "decoupled", "backbone": None, "head": None},
@@ -56,7 +55,7 @@ def names(findings: Iterator[Finding]) -> list[tuple[str, str]]:
         (ADAMW, 4),
     ],
 )
-def test_a_states_size_is_that_of_the_weights_the_moments_the_average_and_the_ledger(
+def test_a_checkpoints_size_is_that_of_the_weights_the_moments_the_average_and_the_ledger(
     changes: dict[str, Any], copies: int
 ) -> None:
     model = create_backbone("bundled", pretrained=False, image_size=None, args={})
@@ -65,10 +64,10 @@ def test_a_states_size_is_that_of_the_weights_the_moments_the_average_and_the_le
 
 
 @pytest.mark.parametrize("changes", [{}, {"finetune.optimizer": "adam", "finetune.ema": 0.9}, ADAMW])
-def test_a_state_that_is_saved_within_an_epoch_has_that_size(
+def test_a_checkpoint_that_is_saved_within_an_epoch_has_that_size(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the second, since Adam has no moments before its first step."""
+    """In the second epoch, since Adam has no moments before its first step."""
     given = params({"backbone.name": "test_resnet", "backbone.pretrained": False, "run.cache": "cache", **changes})
     write_prepared()
     write_heads([Head(np.zeros((4, 96), np.float32), np.zeros(4, np.float32), 1e-3)], 0)
@@ -86,20 +85,20 @@ def test_a_state_that_is_saved_within_an_epoch_has_that_size(
     model = create_backbone("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4)
     weights = sum(each.nbytes for each in model.parameters())
     sizes = sizes_of(given)
-    assert last.stat().st_size / weights == pytest.approx(sizes.state / sizes.weights, rel=0.05)
+    assert last.stat().st_size / weights == pytest.approx(sizes.checkpoint / sizes.weights, rel=0.05)
 
 
-def test_a_disk_that_is_too_full_is_an_error_and_the_numbers_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_full_is_an_error_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     given, rows = params({"run.cache": "cache"}), 31 * 8 * 4
     write_prepared()
-    need = 2 * rows + 4 * SMALL.state + 2 * SMALL.weights  # on one disk here
+    need = 2 * rows + 4 * SMALL.checkpoint + 2 * SMALL.weights  # on one disk here
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(need))
     assert names(check_disk(given, {}, SMALL)) == [("info", "save")]
     assert list(Path("cache").iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(need - 1))
     (finding,) = check_disk(given, {}, SMALL)
     assert finding[:2] == ("error", "disk-full")
-    assert "4 states of 0.00 GB" in finding.message
+    assert "4 checkpoints of 0.00 GB" in finding.message
     assert not FEATURES.exists()
 
 
@@ -134,7 +133,7 @@ def test_a_precision_that_the_device_lacks_is_an_error() -> None:
 
 def test_the_time_limit_is_compared_with_all_epochs() -> None:
     given, two = params({"finetune.epochs": 10}), Resources(1, 2, None)
-    assert list(check_time(given, {"time": "1"}, two, 1.0)) == []  # nobody knows yet how many images there are
+    assert list(check_time(given, {"time": "1"}, two, 1.0)) == []  # the number of images is not known yet
     write_prepared()
     # 10 epochs of 12 images on 2 tasks take 60 s.
     assert names(check_time(given, {"time": "1:00"}, two, 1.0)) == [("info", "time")]
@@ -145,4 +144,4 @@ def test_the_time_limit_is_compared_with_all_epochs() -> None:
 
 
 def test_a_step_is_measured() -> None:
-    assert 0 < seconds_an_image(params()) < 10
+    assert 0 < seconds_per_image(params()) < 10

@@ -1,16 +1,13 @@
-"""The command, and its tasks' rendezvous by processes of this machine."""
+"""The command; that it runs as a program of its own is in test_doctor_in_jobs.py."""
 
 import json
-import socket
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from ruamel.yaml import YAML
 
-from headstart.slurm.doctor import network_check
+from helpers.command import headstart
 from helpers.images import ROOT, params
 
 
@@ -22,18 +19,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "headstart.slurm.doctor.run", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+def doctor(*arguments: str) -> Result:
+    return headstart("doctor", *arguments)
 
 
 def test_a_good_script_on_a_good_machine(project: Path) -> None:
     changed = params({"run.cache": "cache", "run.accelerator": "auto"})
     YAML().dump(changed.model_dump(), project / "params.yaml")
     answer = doctor(str(ROOT / "slurm" / "finetune.sbatch"))
-    assert (answer.returncode, answer.stderr) == (0, "")
+    assert (answer.exit_code, answer.stderr) == (0, "")
     first, last = answer.stdout.splitlines()
-    assert first.startswith("info: a state of ")
+    assert first.startswith("info: a checkpoint of ")
     assert last == "doctor: nothing wrong was found"
 
 
@@ -43,7 +39,7 @@ def test_json_is_a_list_and_an_error_is_exit_code_1() -> None:
     Path("params.yaml").write_text("run: 1\n")
     answer = doctor("job.sbatch", "--json")
     findings = json.loads(answer.stdout)
-    assert (answer.returncode, answer.stderr) == (1, "")
+    assert (answer.exit_code, answer.stderr) == (1, "")
     assert all(set(finding) == {"severity", "name", "message"} for finding in findings)
     by_name = {finding["name"]: finding for finding in findings}
     assert by_name["ntasks-per-node-missing"]["message"].startswith("line 2: #SBATCH --ntasks=4: ")
@@ -54,20 +50,5 @@ def test_json_is_a_list_and_an_error_is_exit_code_1() -> None:
 @pytest.mark.usefixtures("project")
 def test_a_script_that_is_not_there_is_an_error() -> None:
     answer = doctor("gone.sbatch")
-    assert answer.returncode == 1
+    assert answer.exit_code == 1
     assert answer.stdout.startswith("error: gone.sbatch can't be read")
-
-
-def test_all_ranks_meet_or_the_missing_one_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as one:
-        one.bind(("", 0))
-        port = one.getsockname()[1]
-    monkeypatch.setattr(network_check, "RENDEZVOUS_S", 5)
-    with ThreadPoolExecutor() as ranks:
-        assert list(ranks.map(lambda rank: network_check.meet(rank, 3, "127.0.0.1", port), range(3))) == [[], [], []]
-        monkeypatch.setattr(network_check, "RENDEZVOUS_S", 1)
-        assert list(ranks.map(lambda rank: network_check.meet(rank, 4, "127.0.0.1", port), [0, 1, 3])) == [
-            [2],
-            [1],
-            [3],
-        ]
