@@ -99,7 +99,7 @@ def slow_down(step: float) -> None:
         (FineTuner, "validation_step", validation_step),
         (checkpoint.CheckpointManager, "on_train_batch_end", on_train_batch_end),
         (torch, "save", save),
-        (checkpoint, "LARGEST_SHARE", 1.0),
+        (checkpoint, "LARGEST_FRACTION", 1.0),
     ]
     for owner, name, value in patches:
         setattr(owner, name, value)
@@ -217,7 +217,7 @@ class Training:
         return codes
 
     def _lost(self, number: signal.Signals, when: float, begun_at: int, codes: list[int | None]) -> bool:
-        """Say whether more was lost than allowed."""
+        """Return whether more was lost than allowed."""
         noted = [line.split() for line in STEPS.read_text().splitlines()] if STEPS.exists() else []
         steps = {int(count): float(time) for count, time in noted}
         kept, last = saved_step(self._cache), max(steps, default=begun_at)

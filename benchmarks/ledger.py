@@ -32,7 +32,7 @@ def main() -> None:
         for section in sections:
             place = place[section]
         place[name] = yaml.load(value)
-    spent = [timed("open_epoch"), timed("step"), timed("close_epoch")]
+    spent = [timed("start_epoch"), timed("step"), timed("end_epoch")]
     finetune.run(parse_params(content).declared(finetune.PARAMS))
     report = json.loads(Path("reports/finetune.json").read_text())
     seconds = sum(sum(each) for each in spent)

@@ -84,7 +84,7 @@ def time_saves(params: Params) -> None:
         return saved
 
     setattr(CheckpointManager, "_save", save)  # noqa: B010  (mypy forbids the assignment)
-    checkpoint.LARGEST_SHARE = 1.0
+    checkpoint.LARGEST_FRACTION = 1.0
     finetune.run(params.declared(finetune.PARAMS))
     FIGURES.write_text(json.dumps([statistics.median(seconds), max(sizes)]))
 

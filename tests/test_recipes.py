@@ -25,7 +25,7 @@ from headstart.core.io import read_table
 from headstart.data.dataset import manifest_rows
 from headstart.models.backbone import create_backbone
 from headstart.stages import evaluate, features, finetune, prepare, probe
-from headstart.training.phases import describe, groups_of, phases_of
+from headstart.training.phases import describe, make_plan
 from helpers.images import ROOT
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
@@ -142,10 +142,9 @@ def test_its_penalty_is_felt_by_the_true_backbone_on_as_many_images(
         model.reset_classifier(10)  # type: ignore[operator]
     images = re.search(r"([\d,]+) to train on", comment(name)["data"])
     assert images
-    steps = int(images[1].replace(",", "")) // params.finetune.batch_size
+    count = int(images[1].replace(",", ""))
     with caplog.at_level(logging.WARNING):
-        groups = groups_of(model, params.finetune)
-        rows = describe(groups, phases_of(model, params.finetune), params.finetune, steps)
+        rows = describe(make_plan(model, params.finetune, train_images=count, pretrained=True))
     assert caplog.messages == []
     assert {row["group"] for row in rows} == {"head", "head_free", "backbone", "backbone_free"}
 

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.contestants import plain
+from benchmarks.contestants import lightning, plain
 from benchmarks.task import HFLIP, LR, MOMENTUM, RATIO, SCALE, WEIGHT_DECAY, Task
 from headstart.config.loader import load_params
 from headstart.core import paths
@@ -55,14 +55,19 @@ def batches(task: Task) -> plain.Batches:
 
 
 def train(task: Task) -> list[float]:
-    """Run ``finetune`` from its start; give images/s of each epoch, from its history."""
+    """Run ``finetune`` from its start; return images/s of each epoch, from its history."""
     write_params(task)
     stage(task, "finetune")
     return _rates(task)
 
 
+def train_bare_lightning(task: Task) -> list[float]:
+    """Train bare Lightning on this data path, to tell the step's cost from the data path's."""
+    return lightning.fit(task, batches(task))
+
+
 def train_apart(task: Task) -> list[float]:
-    """Run ``finetune`` in each process by itself, at the same time, on its part of a batch; give the sums of rates."""
+    """Run ``finetune`` in each process by itself at the same time, on its part of a batch; return sums of rates."""
     parts = [
         replace(task, work=f"{task.work}/apart-{i}", batch_size=task.batch_size // task.processes, processes=1)
         for i in range(task.processes)
@@ -81,21 +86,21 @@ def _rates(task: Task) -> list[float]:
 
 
 def prepare(task: Task) -> list[float]:
-    """Run ``prepare`` from nothing; give images/s of the whole stage, its imports left out."""
+    """Run ``prepare`` from nothing; return images/s of the whole stage, its imports left out."""
     make_project(task, "prepare", workers=task.workers)
     report = json.loads((project(task) / "reports/prepare.json").read_text())
     return [report["pictures"] / report["seconds"]]
 
 
 def infer(task: Task) -> list[float]:
-    """Run ``features`` without what it has cached; give images/s, from its report."""
+    """Run ``features`` without its cache; return images/s, from its report."""
     shutil.rmtree(project(task) / "cache", ignore_errors=True)
     stage(task, "features")
     return [json.loads((project(task) / "reports/features.json").read_text())["images_per_second"]]
 
 
 def make_project(task: Task, *stages: str, workers: int | str = "auto") -> None:
-    """Start a project's folder anew and run some of its stages."""
+    """Make a new project's folder and run some of its stages."""
     shutil.rmtree(project(task), ignore_errors=True)
     project(task).mkdir(parents=True)
     write_params(task, workers)
@@ -104,7 +109,7 @@ def make_project(task: Task, *stages: str, workers: int | str = "auto") -> None:
 
 
 def project(task: Task) -> Path:
-    """Name the project's folder."""
+    """Return the project's folder."""
     return Path(task.work) / "project"
 
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from headstart.training.datamodule import Batch
 from headstart.training.losses import warmup_cosine
 from headstart.training.module import FineTuner
+from headstart.training.phases import TrainingPlan
 from headstart.training.regularization.param_groups import Group
 from headstart.training.regularization.penalty import penalty_location
 from helpers.images import params
@@ -145,18 +146,16 @@ def product(setting: Setting) -> dict[str, Tensor]:
         logging.getLogger(library).setLevel(logging.ERROR)
     model, finetune = Model().to(dtype_of(setting)), settings_of(setting)
     names = {name for name, _ in model.named_parameters()}
-    module = FineTuner(
-        model,
-        groups_of(model, setting.kind),
+    plan = TrainingPlan(
         finetune,
+        groups_of(model, setting.kind),
         phases=[names],
         anchored={"layer.weight", "layer.bias"} if setting.kind == "l2_sp" else set(),
-        config=CONFIG,
-        class_weights=None,
         batch_size=BATCH,
         steps_per_epoch=STEPS,
         freeze_statistics=False,
     )
+    module = FineTuner(model, plan, image_config=CONFIG)
     batches = Batches(setting.accumulate * setting.ranks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -59,7 +59,7 @@ def job(cluster: SlurmCluster, project: Path) -> Job:
 def assert_resumes(job: Job, expected: Result, record: Record, restarts: int) -> None:
     """Wait until a job is done that resumed its finetune, and compare its result."""
     job.completes(record, restarts)
-    assert "finetune: going on " in job.output
+    assert "finetune: resuming " in job.output
     assert result(job.project) == expected
 
 
@@ -135,7 +135,7 @@ def test_a_truncated_checkpoint(cluster: SlurmCluster, job: Job, expected: Resul
     os.truncate(last, last.stat().st_size // 2)
     again = Job(cluster, job.project)
     assert_resumes(again, expected, record_property, restarts=0)
-    assert re.search(r"last\.ckpt is damaged .*: going on from the state before it", again.output)
+    assert re.search(r"last\.ckpt is damaged .*: resuming from the checkpoint before it", again.output)
 
 
 def test_begun_on_two_nodes_and_resumed_on_one(
@@ -144,7 +144,7 @@ def test_begun_on_two_nodes_and_resumed_on_one(
     cancelled(job, record_property)
     again = Job(cluster, job.project, "--nodes=1")
     again.completes(record_property, restarts=0)
-    assert "finetune: going on " in again.output
+    assert "finetune: resuming " in again.output
     weights, history, report = result(job.project)
     assert len(history) == len(expected[1])
     assert report["models"]["finetune"]["accuracy"] == expected[2]["models"]["finetune"]["accuracy"]
@@ -217,7 +217,7 @@ def test_a_full_disk(
     subprocess.run(["dd", "if=/dev/zero", f"of={small_disk / 'full'}"], check=False, capture_output=True)
     found = job.ended(record_property)
     assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "1:0", "0")
-    assert re.search(r"error: the state after epoch \d+ can't be saved in .*: free some space there", job.output)
+    assert re.search(r"error: the checkpoint after epoch \d+ can't be saved in .*: free some space there", job.output)
     (small_disk / "full").unlink()
     assert_resumes(Job(cluster, project), expected, record_property, restarts=0)
 

@@ -25,7 +25,7 @@ from headstart.models.backbone import create_backbone
 from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
 from headstart.training.autotune import check_precision
-from headstart.training.batch_size import AccumulationFinder
+from headstart.training.callbacks import EpochReport
 from headstart.training.datamodule import Batch, BatchSpec, TrainDataset
 from headstart.training.module import FineTuner
 from helpers.images import INPUT, params, write_prepared
@@ -92,11 +92,12 @@ def test_the_penalty_in_the_loss_and_in_the_optimiser_are_the_same() -> None:
 
 
 def test_parts_that_a_gpu_needs_give_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def three(_: AccumulationFinder, trainer: Trainer, __: LightningModule) -> None:
+    def three(_: EpochReport, trainer: Trainer, __: LightningModule) -> None:
+        """As AccumulationFinder does on a GPU."""
         trainer.accumulate_grad_batches = 3
 
     whole = run()
-    monkeypatch.setattr(AccumulationFinder, "on_fit_start", three)
+    monkeypatch.setattr(EpochReport, "on_fit_start", three)
     assert largest_difference(whole, run({"run.cache": "another"})) < 1e-5
 
 
@@ -321,9 +322,9 @@ def test_mixtures_train_on_both_labels_by_their_shares(monkeypatch: pytest.Monke
     assert min(losses[1:]) < losses[0]
 
     # With its own label as the partner's, whatever the share, a mixture's loss is the plain one.
-    def own_partners(self: TrainDataset, part: BatchSpec) -> Batch:
-        labels = torch.from_numpy(self.labels[part.places])
-        return Batch(self._pixels(part.epoch, part.places), labels, labels, torch.linspace(0, 1, len(labels)))
+    def own_partners(self: TrainDataset, spec: BatchSpec) -> Batch:
+        labels = torch.from_numpy(self.labels[spec.indices])
+        return Batch(self._pixels(spec.epoch, spec.indices), labels, labels, torch.linspace(0, 1, len(labels)))
 
     monkeypatch.setattr(TrainDataset, "__getitem__", own_partners)
     assert largest_difference(plain, run({"run.cache": "third"})) < 1e-5

@@ -71,7 +71,7 @@ def assert_same(a: Result, b: Result) -> None:
 
 
 def signal_at(method: str, places: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Have a signal come within a step at each of these (epoch, batch) once; undone by the function that is given."""
+    """Raise a signal within a step at each of these (epoch, batch) once; the function that is returned undoes it."""
     real, left = getattr(FineTuner, method), set(places)
 
     def interrupted(self: Any, batch: Any, batch_idx: int) -> Any:
@@ -94,7 +94,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_gone_on_at_any_step_is_the_same_as_never_interrupted(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_at_any_step_is_the_same_as_never_interrupted(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within an epoch, at its last step, in validation, twice in one epoch, in the first and in the last one."""
     changes = VARIANTS[variant]
     expected = run({**changes, "run.cache": "whole"})
@@ -164,7 +164,7 @@ def test_a_signal_to_the_program_saves_and_gives_its_exit_code(number: signal.Si
     assert not FINETUNE.exists()
 
 
-def test_after_a_kill_it_goes_on_from_the_last_saved_state() -> None:
+def test_after_a_kill_it_resumes_from_the_last_checkpoint() -> None:
     changes = {**LONG, "run.cache": "cache", "run.workers": 1}
     with program(changes) as running:
         until(running, "epoch   5")
@@ -172,12 +172,12 @@ def test_after_a_kill_it_goes_on_from_the_last_saved_state() -> None:
     with program(changes) as running:
         rest, _ = running.communicate(timeout=120)
     assert running.returncode == 0, rest
-    assert "finetune: going on after epoch" in rest
+    assert "finetune: resuming after epoch" in rest
     found = result()
     assert_same(run({**LONG, "run.cache": "whole"}), found)
 
 
-def test_a_state_is_saved_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_saved_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     real = CheckpointFiles.save_checkpoint
 
@@ -196,7 +196,7 @@ def test_a_state_is_saved_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> 
     assert [step for step in saved if step % STEPS] == []
 
 
-def test_a_damaged_state_is_said_and_the_one_before_it_taken(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_taken(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = run({"run.cache": "whole"})
@@ -217,7 +217,7 @@ def test_a_damaged_state_is_said_and_the_one_before_it_taken(
     assert caplog.text.count("is damaged") == 2
 
 
-def test_a_full_disk_is_said_and_loses_nothing(
+def test_a_full_disk_is_reported_and_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = run({"run.cache": "whole"})
@@ -231,7 +231,7 @@ def test_a_full_disk_is_said_and_loses_nothing(
 
     full_after = 2 * STEPS
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"the state after epoch 2 can't be saved in .*: free some space there"):
+    with pytest.raises(UserError, match=r"the checkpoint after epoch 2 can't be saved in .*: free some space there"):
         run({"run.cache": "cache"})
     assert "was not saved" in caplog.text
     assert not list(Path("cache").rglob("*.partial"))
@@ -239,7 +239,7 @@ def test_a_full_disk_is_said_and_loses_nothing(
     assert_same(run({"run.cache": "cache"}), expected)
 
 
-def test_nothing_that_runs_is_read_from_a_state() -> None:
+def test_nothing_that_runs_is_read_from_a_checkpoint() -> None:
     run({"run.cache": "cache"})
     (last,) = Path("cache/runs").glob("*/last.ckpt")
     state = torch.load(last, weights_only=True)

@@ -11,7 +11,7 @@ import wandb
 
 from headstart.core.io import read_json
 from headstart.core.paths import DASHBOARD
-from headstart.training.module import curve
+from headstart.training.history import curve_rows
 from headstart.training.regularization.ledger import COLUMNS
 from headstart.training.regularization.param_groups import Group
 from helpers.command import headstart
@@ -34,7 +34,7 @@ def shown(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 def tracked() -> dict[str, str]:
     """Return the columns of the rows that a fine-tuning logs, each with its axis."""
-    (step,) = curve(1, 0, [0.5], [1.0], groups=[Group("head", 0.0, 0.0, 0.1)], factors=[1.0])
+    (step,) = curve_rows(1, 0, [0.5], [1.0], groups=[Group("head", 0.0, 0.0, 0.1)], lr_factors=[1.0])
     epoch = ["train_loss", "val_loss", "val_accuracy", *(f"head/{name}" for name in COLUMNS[2:])]
     return {name: "step" for name in step if name not in ("epoch", "step")} | dict.fromkeys(epoch, "epoch")
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torchvision.transforms import RandomResizedCrop, v2
 
-from headstart.training.augment import DRAWS, MIX_DRAWS, Augment, crop_boxes, further_transforms, mix, uniform
+from headstart.training.augment import DRAWS, MIX_DRAWS, Augment, crop_boxes, mix, torchvision_transforms, uniform
 
 SCALE, RATIO, MEAN = (0.2, 0.8), (0.6, 1.5), (0.5, 0.4, 0.3)
 
@@ -18,7 +18,7 @@ def boxes(height: int, width: int, count: int) -> NDArray[np.int64]:
     return crop_boxes(np.array([[height, width]] * count), draws(count), SCALE, RATIO)
 
 
-def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+def random_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -42,9 +42,9 @@ def test_area_and_ratio_are_in_their_ranges_within_rounding_and_reach_their_ends
     assert ((h - 0.5) * (w - 0.5) <= SCALE[1] * height * width).all()
     assert ((w + 0.5) / (h - 0.5) >= RATIO[0]).all()
     assert ((w - 0.5) / (h + 0.5) <= RATIO[1]).all()
-    share, ratio = h * w / (height * width), w / h
-    assert share.min() < 0.25
-    assert share.max() > 0.75
+    fraction, ratio = h * w / (height * width), w / h
+    assert fraction.min() < 0.25
+    assert fraction.max() > 0.75
     assert ratio.min() < 0.65
     assert ratio.max() > 1.4
     assert {0} < set(top)
@@ -82,19 +82,19 @@ def test_where_nothing_fits_it_is_the_middle_at_an_allowed_ratio(height: int, wi
     assert box == {(10, 100): (0, 43, 10, 13), (100, 10): (43, 0, 13, 10)}.get((height, width), (0, 0, height, width))
 
 
-FURTHER = {
+TRANSFORMS = {
     "none": None,
-    "randaugment": further_transforms("randaugment", None, 0.0, MEAN),
-    "trivialaugment": further_transforms("trivialaugment", None, 0.0, MEAN),
-    "jitter": further_transforms("none", [0.4, 0.4, 0.4, 0.1], 0.0, MEAN),
-    "erasing": further_transforms("none", None, 1.0, MEAN),
+    "randaugment": torchvision_transforms("randaugment", None, 0.0, MEAN),
+    "trivialaugment": torchvision_transforms("trivialaugment", None, 0.0, MEAN),
+    "jitter": torchvision_transforms("none", [0.4, 0.4, 0.4, 0.1], 0.0, MEAN),
+    "erasing": torchvision_transforms("none", None, 1.0, MEAN),
 }
 
 
-@pytest.mark.parametrize("further", FURTHER)
-def test_an_image_is_a_pure_function_of_its_draws(further: str) -> None:
-    augment = Augment((16, 24), SCALE, RATIO, 0.5, 0.5, "bicubic", FURTHER[further])
-    images = [picture(40, 64, seed) for seed in range(12)]
+@pytest.mark.parametrize("transforms", TRANSFORMS)
+def test_an_image_is_a_pure_function_of_its_draws(transforms: str) -> None:
+    augment = Augment((16, 24), SCALE, RATIO, 0.5, 0.5, "bicubic", TRANSFORMS[transforms])
+    images = [random_image(40, 64, seed) for seed in range(12)]
     kept = [each.copy() for each in images]
     for each in images:
         each.setflags(write=False)
@@ -114,19 +114,19 @@ def test_an_image_is_a_pure_function_of_its_draws(further: str) -> None:
     assert not (others == made).flatten(1).all(1).any()
     assert all(np.array_equal(*pair) for pair in zip(images, kept, strict=True))
     plain = Augment((16, 24), SCALE, RATIO, 0.5, 0.5, "bicubic")(images, rows)
-    assert torch.equal(plain, made) == (further == "none")
+    assert torch.equal(plain, made) == (transforms == "none")
 
 
 def test_the_seed_alone_changes_what_torchvision_draws() -> None:
-    augment = Augment((16, 16), SCALE, RATIO, 0.0, 0.0, "bicubic", FURTHER["jitter"])
+    augment = Augment((16, 16), SCALE, RATIO, 0.0, 0.0, "bicubic", TRANSFORMS["jitter"])
     rows = np.repeat(draws(1), 2, axis=0)
     rows[1, -1] = 0.123
-    one, other = augment([picture(40, 64)] * 2, rows)
+    one, other = augment([random_image(40, 64)] * 2, rows)
     assert not torch.equal(one, other)
 
 
 def test_what_is_erased_has_the_mean_colour() -> None:
-    whole = Augment((32, 32), (1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "bicubic", FURTHER["erasing"])
+    whole = Augment((32, 32), (1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "bicubic", TRANSFORMS["erasing"])
     black = np.zeros((32, 32, 3), np.uint8)
     (made,) = whole([black], draws(1)).numpy()
     erased = made.any(axis=-1)
@@ -138,7 +138,7 @@ def test_what_is_erased_has_the_mean_colour() -> None:
 def test_a_flip_is_exact_and_as_probable_as_asked(flip: int, axis: int) -> None:
     def made(probability: float, row: NDArray[np.float64]) -> torch.Tensor:
         hflip, vflip = (probability * (kind == flip) for kind in (0, 1))
-        return Augment((16, 24), SCALE, RATIO, hflip, vflip, "bilinear")([picture(40, 64)], row)
+        return Augment((16, 24), SCALE, RATIO, hflip, vflip, "bilinear")([random_image(40, 64)], row)
 
     row = draws(1)
     straight, flipped = made(0.0, row), made(1.0, row)
@@ -151,13 +151,13 @@ def test_a_flip_is_exact_and_as_probable_as_asked(flip: int, axis: int) -> None:
 
 def test_both_flips_are_a_half_turn() -> None:
     turned, straight = (
-        Augment((16, 16), SCALE, RATIO, p, p, "bilinear")([picture(40, 64)], draws(1))[0] for p in (1.0, 0.0)
+        Augment((16, 16), SCALE, RATIO, p, p, "bilinear")([random_image(40, 64)], draws(1))[0] for p in (1.0, 0.0)
     )
     assert torch.equal(turned, straight.flip(0, 1))
 
 
 def test_the_resize_is_torchvisions() -> None:
-    pixels, row = picture(50, 70), draws(1)
+    pixels, row = random_image(50, 70), draws(1)
     ((top, left, h, w),) = crop_boxes(np.array([[50, 70]]), row, SCALE, RATIO)
     crop = torch.from_numpy(pixels).permute(2, 0, 1)
     for name, mode in (("bicubic", "bicubic"), ("bilinear", "bilinear"), ("lanczos", "bicubic")):
@@ -168,29 +168,29 @@ def test_the_resize_is_torchvisions() -> None:
 
 
 def test_the_whole_image_at_its_own_size_is_unchanged() -> None:
-    pixels = picture(20, 20)
+    pixels = random_image(20, 20)
     whole = Augment((20, 20), (1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "bicubic")
     assert np.array_equal(whole([pixels], draws(1))[0].numpy(), pixels)
 
 
 def images_and_partners(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """White images and black partners: what shows is the share."""
+    """White images and black partners: what shows is the fraction."""
     return torch.full((count, 32, 32, 3), 255, dtype=torch.uint8), torch.zeros(count, 32, 32, 3, dtype=torch.uint8)
 
 
-def test_mixup_blends_by_a_beta_distributed_share() -> None:
-    mixed, shares = mix(*images_and_partners(2000), uniform(MIX_DRAWS, 0, np.arange(2000)), mixup=0.4, cutmix=0.0)
-    assert torch.equal(mixed[:, 0, 0, 0], (255 * shares).round().to(torch.uint8))
+def test_mixup_blends_by_a_beta_distributed_fraction() -> None:
+    mixed, fractions = mix(*images_and_partners(2000), uniform(MIX_DRAWS, 0, np.arange(2000)), mixup=0.4, cutmix=0.0)
+    assert torch.equal(mixed[:, 0, 0, 0], (255 * fractions).round().to(torch.uint8))
     assert (mixed == mixed[:, :1, :1, :1]).all()
-    assert stats.kstest(shares.numpy(), stats.beta(0.4, 0.4).cdf).pvalue > 0.01
+    assert stats.kstest(fractions.numpy(), stats.beta(0.4, 0.4).cdf).pvalue > 0.01
 
 
 def test_cutmix_shows_a_box_of_the_partner_and_counts_what_shows() -> None:
     rows = uniform(MIX_DRAWS, 0, np.arange(500))
-    mixed, shares = mix(*images_and_partners(500), rows, mixup=0.0, cutmix=1.0)
+    mixed, fractions = mix(*images_and_partners(500), rows, mixup=0.0, cutmix=1.0)
     shown = mixed[..., 0] == 255
     assert set(mixed.flatten().tolist()) == {0, 255}
-    assert torch.equal(shares, shown.float().mean(dim=(1, 2)))
+    assert torch.equal(fractions, shown.float().mean(dim=(1, 2)))
     hidden = ~shown
     height, width = hidden.any(2).sum(1), hidden.any(1).sum(1)
     assert torch.equal(height * width, hidden.sum(dim=(1, 2)))  # a rectangle without holes
@@ -198,16 +198,16 @@ def test_cutmix_shows_a_box_of_the_partner_and_counts_what_shows() -> None:
     half = np.sqrt(1 - rows[:, 1]) / 2
     inside = (np.abs(rows[:, 2:] - 0.5).max(axis=1) + half) < 0.5
     assert inside.sum() > 30
-    np.testing.assert_allclose(shares[inside], rows[inside, 1], atol=0.04)
+    np.testing.assert_allclose(fractions[inside], rows[inside, 1], atol=0.04)
 
 
 def test_each_mixture_follows_from_its_own_draws_and_both_kinds_come_by_halves() -> None:
     rows = uniform(MIX_DRAWS, 0, np.arange(400))
     images, partners = images_and_partners(400)
-    mixed, shares = mix(images, partners, rows, mixup=0.4, cutmix=1.0)
-    alone, share = mix(images[7:8], partners[7:8], rows[7:8], mixup=0.4, cutmix=1.0)
+    mixed, fractions = mix(images, partners, rows, mixup=0.4, cutmix=1.0)
+    alone, fraction = mix(images[7:8], partners[7:8], rows[7:8], mixup=0.4, cutmix=1.0)
     assert torch.equal(alone[0], mixed[7])
-    assert share[0] == shares[7]
+    assert fraction[0] == fractions[7]
     cut = rows[:, 0] < 0.5
     assert 150 < cut.sum() < 250
     for part, settings in ((cut, {"mixup": 0.0, "cutmix": 1.0}), (~cut, {"mixup": 0.4, "cutmix": 0.0})):

@@ -28,7 +28,7 @@ def model() -> nn.Module:
 
 
 def invented(plain: float, bf16: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Have steps in fp32 and bf16 take so many seconds; the list grows with every measurement."""
+    """Make steps in fp32 and bf16 take so many seconds; the list grows with every measurement."""
     measured: list[int] = []
 
     def measure(*_: Any) -> tuple[float, float]:

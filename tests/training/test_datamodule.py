@@ -27,7 +27,7 @@ def finetune(batch_size: int, accumulate: int = 1, seed: int = 0, **changes: Any
 
 def places(section: FinetuneConfig, rank: int, world: int, epoch: int = 0, count: int = COUNT) -> list[list[int]]:
     """What a rank gets: the places in each of its micro-batches."""
-    return [part.places.tolist() for part in parts_of(section, rank, world, epoch, count)]
+    return [part.indices.tolist() for part in parts_of(section, rank, world, epoch, count)]
 
 
 def parts_of(section: FinetuneConfig, rank: int, world: int, epoch: int = 0, count: int = COUNT) -> list[BatchSpec]:
@@ -144,25 +144,25 @@ def test_training_batches_are_the_same_bytes_whoever_loads_them(
                 assert same == [None] * len(shares)
             else:
                 assert torch.equal(torch.cat(same), value)
-        assert (batch.shares is not None) == bool(changes)
+        assert (batch.fractions is not None) == bool(changes)
 
 
 def test_a_mixture_is_of_two_images_of_the_global_batch(prepared: PreparedDataset) -> None:
     section = finetune(5)
     every = {part.epoch: part for part in parts_of(section, 0, 1, count=5)}[0]
-    assert sorted(every.places) == list(range(5))
-    assert every.partners.tolist() == every.places[[1, 0, 3, 2, 4]].tolist()  # the odd one is its own
+    assert sorted(every.indices) == list(range(5))
+    assert every.partners.tolist() == every.indices[[1, 0, 3, 2, 4]].tolist()  # the odd one is its own
     plain, mixed = images_of(prepared).train[every], images_of(prepared, **MIXUP).train[every]
-    assert mixed.shares is not None
-    shares = mixed.shares[:, None, None, None]
+    assert mixed.fractions is not None
+    shares = mixed.fractions[:, None, None, None]
     expected = shares * plain.pixels + (1 - shares) * plain.pixels[[1, 0, 3, 2, 4]]
     assert (mixed.pixels - expected).abs().max() <= 0.501
     assert mixed.partners is not None
     assert mixed.partners.tolist() == plain.labels[[1, 0, 3, 2, 4]].tolist()
     assert torch.equal(mixed.labels, plain.labels)
-    other = images_of(prepared, **MIXUP).train[every._replace(order=every.order + 5)]
-    assert other.shares is not None
-    assert not (other.shares == mixed.shares).any()
+    other = images_of(prepared, **MIXUP).train[every._replace(positions=every.positions + 5)]
+    assert other.fractions is not None
+    assert not (other.fractions == mixed.fractions).any()
 
 
 def test_an_image_is_augmented_anew_in_each_epoch_and_keeps_its_label(prepared: PreparedDataset) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
-from headstart.config.schema import Params
 from headstart.core.errors import UserError
 from headstart.models.backbone import get_head
 from headstart.models.head import Head, write_heads
-from headstart.training.phases import describe, groups_of, phases_of, pretrained_parameters, starting_model
+from headstart.training.phases import TrainingPlan, describe, starting_model
 from helpers.images import params
 
 SMALL = {"backbone.name": "test_resnet", "backbone.pretrained": False}
@@ -31,8 +31,15 @@ def heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Head]:
     return made
 
 
-def settings(changes: dict[str, Any]) -> Params:
-    return params({**SMALL, **{f"finetune.{key}": value for key, value in changes.items()}})
+def start(
+    changes: dict[str, Any], steps_per_epoch: int = 20, l2: dict[str, Any] | None = None
+) -> tuple[nn.Module, TrainingPlan]:
+    wanted = params({**SMALL, **{f"finetune.{key}": value for key, value in changes.items()}})
+    finetune = wanted.finetune
+    if l2 is not None:  # which params refuse without pretrained weights
+        finetune = finetune.model_copy(update={"l2": type(finetune.l2).model_validate(l2)})
+    images = steps_per_epoch * finetune.batch_size
+    return starting_model(wanted.backbone, finetune, classes=CLASSES, train_images=images)
 
 
 @pytest.mark.parametrize(
@@ -45,15 +52,13 @@ def settings(changes: dict[str, Any]) -> Params:
     ],
 )
 def test_the_head_starts_where_the_recipe_says(changes: dict[str, Any], expected: float) -> None:
-    wanted = settings(changes)
-    head = get_head(starting_model(wanted.backbone, wanted.finetune, CLASSES))
+    head = get_head(start(changes)[0])
     assert set(head.weight.flatten().tolist()) == {expected}
     assert set(head.bias.flatten().tolist()) == {expected}
 
 
 def phases(changes: dict[str, Any]) -> list[set[str]]:
-    wanted = settings(changes)
-    return phases_of(starting_model(wanted.backbone, wanted.finetune, CLASSES), wanted.finetune)
+    return start(changes)[1].phases
 
 
 def test_the_phases_are_the_recipes() -> None:
@@ -77,18 +82,14 @@ def test_too_few_epochs_for_the_phases_are_refused() -> None:
 
 
 def test_the_anchored_are_all_but_the_head() -> None:
-    wanted = settings({})
-    model = starting_model(wanted.backbone, wanted.finetune, CLASSES)
+    model, plan = start({"recipe": "full"}, l2={"kind": "l2_sp", "backbone": 0.1, "head": 0.1})
     names = {name for name, _ in model.named_parameters()}
-    assert names - pretrained_parameters(model) == {"fc.weight", "fc.bias"}
+    assert names - plan.anchored == {"fc.weight", "fc.bias"}
+    assert start({})[1].anchored == set()
 
 
 def described(changes: dict[str, Any], steps_per_epoch: int = 20) -> list[dict[str, Any]]:
-    wanted = settings(changes)
-    model = starting_model(wanted.backbone, wanted.finetune, CLASSES)
-    return describe(
-        groups_of(model, wanted.finetune), phases_of(model, wanted.finetune), wanted.finetune, steps_per_epoch
-    )
+    return describe(start(changes, steps_per_epoch)[1])
 
 
 def test_an_inert_decay_is_told_with_what_would_matter(caplog: pytest.LogCaptureFixture) -> None:
@@ -142,11 +143,7 @@ def test_a_group_whose_parameters_are_all_free_needs_no_warning() -> None:
 
 
 def test_l2_sp_warns_of_the_distance(caplog: pytest.LogCaptureFixture) -> None:
-    wanted = settings({})
-    weak = type(wanted.finetune.l2).model_validate({"kind": "l2_sp", "backbone": 1e-7, "head": 0.0})
-    finetune = wanted.finetune.model_copy(update={"l2": weak})
-    model = starting_model(wanted.backbone, finetune, CLASSES)
     with caplog.at_level(logging.WARNING):
-        describe(groups_of(model, finetune), phases_of(model, finetune), finetune, 20)
+        describe(start({"recipe": "full"}, l2={"kind": "l2_sp", "backbone": 1e-7, "head": 0.0})[1])
     (record,) = caplog.records
     assert "off the distance from the pretrained weights" in record.getMessage()

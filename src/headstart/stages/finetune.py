@@ -6,9 +6,9 @@ writes:  models/finetune (the model in timm's local-dir format; with finetune.em
          regulariser and the data did to each group's weights)
 params:  backbone, finetune
 
-Stopped by Ctrl-C, SIGUSR1 or SIGTERM and started again, it goes on at that very step, after a crash at the last state
-that was saved (run.save_minutes): to the same weights as if it had not been stopped (run.resume). The start counts as
-epoch 0: the result is never worse than it on validation.
+Stopped by Ctrl-C, SIGUSR1 or SIGTERM and started again, it resumes at that very step, after a crash at the last
+checkpoint (run.save_minutes): to the same weights as if it had not been stopped (run.resume). The start counts as epoch
+0: on validation the result is never worse than the start.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from typing import Any
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
-from headstart.config.schema import Params
+from headstart.config.schema import Params, RunConfig
 from headstart.core import paths
 from headstart.core.io import atomic_write, write_json, write_report, write_table
-from headstart.data.dataset import PreparedDataset, data_sha256
+from headstart.data.dataset import PreparedDataset, data_sha256, read_labels
 from headstart.distributed.process_group import ProcessGroup, connect, device_of
 from headstart.models.backbone import BATCH_NORM, weights_sha256
 from headstart.models.timm_checkpoint import save_timm
@@ -32,10 +32,11 @@ from headstart.tracking.provenance import provenance
 from headstart.tracking.wandb_run import Tracker
 from headstart.training.autotune import check_compiling, check_precision, precision_of_run
 from headstart.training.checkpoint import RunDir, open_run_dir, run_key
-from headstart.training.datamodule import FineTuneDataModule, global_batch_size
+from headstart.training.datamodule import FineTuneDataModule
+from headstart.training.history import HistoryRow
 from headstart.training.losses import balanced_weights
-from headstart.training.module import FineTuner, HistoryRow
-from headstart.training.phases import describe, groups_of, phases_of, pretrained_parameters, starting_model
+from headstart.training.module import FineTuner
+from headstart.training.phases import TrainingPlan, describe, starting_model
 from headstart.training.regularization.ledger import COLUMNS, LedgerRow, ledger_table, with_curves
 from headstart.training.trainer import best_epoch, fit, load_history
 
@@ -57,63 +58,75 @@ def run(params: Params) -> None:
     )
     cache = paths.cache_folder(params.run.cache)
     with contextlib.ExitStack() as opened:
-        folder = process_group.broadcast_from_rank_zero(
+        run_dir = process_group.broadcast_from_rank_zero(
             lambda: opened.enter_context(open_run_dir(cache, key, resume=params.run.resume))
         )
-        _train(params, prepared, folder, process_group)
+        _train(params, prepared, run_dir, process_group)
 
 
-def _train(params: Params, prepared: PreparedDataset, folder: RunDir, process_group: ProcessGroup) -> None:
+def _train(params: Params, prepared: PreparedDataset, run_dir: RunDir, process_group: ProcessGroup) -> None:
     began = time.perf_counter()
-    model = starting_model(params.backbone, params.finetune, len(prepared.classes))
+    images = FineTuneDataModule(prepared, params.finetune, params.run, process_group)
+    model, plan = starting_model(
+        params.backbone, params.finetune, classes=len(prepared.classes), train_images=len(images.train)
+    )
     initial = copy.deepcopy(model.state_dict())
     precision = process_group.broadcast_from_rank_zero(
-        lambda: precision_of_run(model, prepared.input, params.finetune, params.run, folder)
+        lambda: precision_of_run(model, prepared.input, params.finetune, params.run, run_dir)
     )
-    params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"precision": precision})})
-    images = FineTuneDataModule(prepared, params.finetune, params.run, process_group)
-    module = _module(params, prepared, images, model, process_group)
-    groups = describe(module.groups, module.phases, params.finetune, module.steps_per_epoch)
-    _say_what_depends_on_ranks(module, params, process_group)
+    plan = plan.with_precision(precision)
+    module = _module(model, plan, prepared, params.run, process_group)
+    groups = describe(plan)
+    _warn_what_depends_on_processes(module, params, process_group)
     tracker = None
     if params.run.tracking != "disabled" and process_group.rank == 0:
-        tracker = Tracker(params.run, folder.tracking, _config(params, prepared, model, groups))
+        tracker = Tracker(params.run, run_dir.tracking, _config(params, prepared, model, groups))
     log_history = tracker.log if tracker else lambda _history, _curve: None
-    start = fit(
-        module,
-        images,
-        finetune=params.finetune,
-        run=params.run,
-        process_group=process_group,
-        folder=folder,
-        log_history=log_history,
-    )
+    start = fit(module, images, run=params.run, process_group=process_group, run_dir=run_dir, log_history=log_history)
     if process_group.rank:
         return
 
-    best, weights, raw = best_epoch(folder, start, params.finetune.early_stopping.monitor)
-    with atomic_write(paths.FINETUNE) as aside:
-        save_timm(module.model, initial if weights is None else weights, prepared, aside)
+    best, weights, raw = best_epoch(run_dir, start, params.finetune.early_stopping.monitor)
+    with atomic_write(paths.FINETUNE) as partial:
+        save_timm(module.model, initial if weights is None else weights, prepared, partial)
         if raw is not None:
-            save_timm(module.model, raw, prepared, aside / paths.RAW_MODEL.name)
+            save_timm(module.model, raw, prepared, partial / paths.RAW_MODEL.name)
         if tracker:
-            write_json(aside / paths.TRACKED_RUN.name, {"id": tracker.id})
-    epochs, ledger, steps = load_history(folder)
+            write_json(partial / paths.TRACKED_RUN.name, {"id": tracker.id})
+    epochs, ledger, steps = load_history(run_dir)
     log_history(with_curves(epochs, ledger), steps)
     _write_tables(history := [start, *epochs], ledger)
     shown = best["epoch"] or len(epochs)  # the start has no row
     last_rows = [row for row in ledger if row["epoch"] == shown]
-    report: dict[str, Any] = _figures(history, best, images_an_epoch=module.steps_per_epoch * module.batch_size)
+    report: dict[str, Any] = _figures(history, best, images_an_epoch=plan.steps_per_epoch * plan.batch_size)
     report |= {"processes": process_group.world, "device": process_group.device.type}
     seconds = round(time.perf_counter() - began, 2)
     report |= {"stopped_early": len(history) - 1 < params.finetune.epochs, "seconds": seconds}
     write_report("finetune", {**report, "precision": precision, "groups": groups, "ledger": last_rows})
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})
-    _say_result(report, shown, last_rows)
+    _log_result(report, shown, last_rows)
 
 
-def _say_result(report: dict[str, Any], shown: float, rows: list[LedgerRow]) -> None:
+def _module(
+    model: nn.Module, plan: TrainingPlan, prepared: PreparedDataset, run_config: RunConfig, process_group: ProcessGroup
+) -> FineTuner:
+    """Build the module as it is before the first step."""
+    on_gpu, finetune = process_group.device.type == "cuda", plan.finetune
+    if process_group.world > 1 and on_gpu and not plan.freeze_statistics:
+        # Not Lightning's sync_batchnorm: torch's conversion loses the activations within timm's BatchNormAct2d.
+        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    class_weights = None
+    if finetune.class_weights == "balanced":
+        class_weights = balanced_weights(read_labels("train", prepared.folder), len(prepared.classes))
+    module = FineTuner(model, plan, image_config=prepared.input, class_weights=class_weights)
+    if finetune.compile:
+        process_group.run_on_rank_zero(lambda: check_compiling(model, prepared.input, finetune, run_config, plan.steps))
+        model.compile()
+    return module
+
+
+def _log_result(report: dict[str, Any], shown: float, rows: list[LedgerRow]) -> None:
     which = "best" if report["best_epoch"] else "last"
     logger.info("the trained weights after epoch %d, the %s:\n%s", shown, which, ledger_table(rows))
     logger.info(
@@ -123,19 +136,22 @@ def _say_result(report: dict[str, Any], shown: float, rows: list[LedgerRow]) -> 
 
 
 def _config(params: Params, prepared: PreparedDataset, model: nn.Module, groups: Any) -> dict[str, Any]:
-    """Return what the tracked run shows as its config: all of params.yaml, and what it was made with."""
+    """Return the tracked run's config: all of params.yaml, and what it was made with."""
     hashes = {"data_sha256": data_sha256(prepared), "weights_sha256": weights_sha256(model)}
     return {**params.record(), "groups": groups, **hashes, **provenance()}
 
 
-def _say_what_depends_on_ranks(module: FineTuner, params: Params, process_group: ProcessGroup) -> None:
+def _warn_what_depends_on_processes(module: FineTuner, params: Params, process_group: ProcessGroup) -> None:
     """Warn where several processes train to other weights than one, by more than the order of sums."""
-    trains_statistics = not module.freeze_statistics and any(isinstance(part, BATCH_NORM) for part in module.modules())
+    trains_statistics = not module.plan.freeze_statistics and any(
+        isinstance(part, BATCH_NORM) for part in module.modules()
+    )
+    precision = module.plan.finetune.precision
     reasons = {
         "each process has its own BatchNorm statistics (finetune.batch_norm: frozen)": trains_statistics
         and process_group.device.type == "cpu",
         "what drops out follows from the process": params.backbone.drop_rate or params.backbone.drop_path_rate,
-        f"{params.finetune.precision} rounds coarsely": params.finetune.precision != "32-true",
+        f"{precision} rounds coarsely": precision != "32-true",
     }
     if process_group.world > 1 and any(reasons.values()):
         given = "; ".join(reason for reason, holds in reasons.items() if holds)
@@ -150,7 +166,7 @@ def _write_tables(history: list[HistoryRow], ledger: list[LedgerRow]) -> None:
 
 
 def _figures(history: list[HistoryRow], best: HistoryRow, *, images_an_epoch: int) -> dict[str, int | float]:
-    """Sum a history up for the report."""
+    """Return the report's figures of a history."""
     seconds, training = (sum(row[name] for row in history[1:]) for name in ("seconds", "train_seconds"))
     return {
         "best_epoch": best["epoch"],
@@ -162,39 +178,6 @@ def _figures(history: list[HistoryRow], best: HistoryRow, *, images_an_epoch: in
         "images_per_second": round((len(history) - 1) * images_an_epoch / training, 1),
         "training_seconds": round(seconds, 2),
     }
-
-
-def _module(
-    params: Params, prepared: PreparedDataset, images: FineTuneDataModule, model: nn.Module, process_group: ProcessGroup
-) -> FineTuner:
-    """Build what is trained, as it is before the first step."""
-    finetune = params.finetune
-    weights = None
-    if finetune.class_weights == "balanced":
-        weights = balanced_weights(images.train.labels, len(prepared.classes))
-    batch_size = global_batch_size(len(images.train), finetune)
-    by_default = finetune.batch_norm == "auto" and params.backbone.pretrained and finetune.recipe != "full"
-    frozen = finetune.batch_norm == "frozen" or by_default
-    if process_group.world > 1 and process_group.device.type == "cuda" and not frozen:
-        # Not Lightning's sync_batchnorm: torch's conversion loses the activations within timm's BatchNormAct2d.
-        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    classifier = FineTuner(
-        model,
-        groups_of(model, finetune),
-        finetune,
-        phases=phases_of(model, finetune),
-        anchored=pretrained_parameters(model) if finetune.l2.kind == "l2_sp" else set(),
-        config=prepared.input,
-        class_weights=weights,
-        batch_size=batch_size,
-        steps_per_epoch=len(images.train) // batch_size,
-        freeze_statistics=frozen,
-    )
-    if finetune.compile:
-        steps = finetune.epochs * classifier.steps_per_epoch
-        process_group.run_on_rank_zero(lambda: check_compiling(model, prepared.input, finetune, params.run, steps))
-        model.compile()
-    return classifier
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is faster on this machine, measured on a few training steps: which precision, and whether to compile."""
+"""Choices by speed, measured on a few training steps on this hardware: the precision, and whether to compile."""
 
 import copy
 import hashlib
@@ -37,10 +37,10 @@ HOPELESS = 4
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that the hardware lacks, before Lightning silently takes another.
+    """Refuse a precision that the hardware lacks, which Lightning would replace without asking.
 
     Raises:
-        UserError: with what to use instead.
+        UserError: the message says what to use instead.
     """
     if precision == "16-mixed" and device.type != "cuda":
         raise UserError(
@@ -55,74 +55,77 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def precision_of_run(
-    model: nn.Module, config: dict[str, Any], finetune: FinetuneConfig, run: RunConfig, folder: RunDir
+    model: nn.Module, config: dict[str, Any], finetune: FinetuneConfig, run: RunConfig, run_dir: RunDir
 ) -> Precision:
-    """Return ``finetune.precision``, for ``auto`` the faster one, which the run then keeps.
+    """Return ``finetune.precision``; for ``auto`` the faster one, which the run then keeps.
 
     Args:
         model: what will be trained; it stays as it is.
         config: timm's data config.
         finetune: the section of params.
         run: the section of params.
-        folder: where the run's choice is kept.
+        run_dir: where the run's choice is kept.
 
     Raises:
         UserError: the run began in a precision that the hardware here lacks.
     """
     if finetune.precision != "auto":
         return finetune.precision
-    if folder.precision.exists():
-        kept: dict[str, Precision] = read_json(folder.precision)
+    if run_dir.precision.exists():
+        kept: dict[str, Precision] = read_json(run_dir.precision)
         check_precision(kept["precision"], device_of(run))
         logger.info("precision: %(precision)s, in which this fine-tuning began on %(host)s", kept)
         return kept["precision"]
-    chosen = _faster(model, config, device_of(run), finetune.batch_size, cache_folder(run.cache) / "precision.json")
-    write_json(folder.precision, {"precision": chosen, "host": socket.gethostname()})
+    cache = cache_folder(run.cache) / "precision.json"
+    chosen = _faster_precision(model, config, device_of(run), finetune.batch_size, cache)
+    write_json(run_dir.precision, {"precision": chosen, "host": socket.gethostname()})
     return chosen
 
 
-def _faster(model: nn.Module, config: dict[str, Any], device: torch.device, batch_size: int, memory: Path) -> Precision:
-    """Measure steps in fp32 and bf16, or remember what was measured for this hardware, model and size."""
+def _faster_precision(
+    model: nn.Module, config: dict[str, Any], device: torch.device, batch_size: int, cache: Path
+) -> Precision:
+    """Measure steps in fp32 and bf16, unless ``cache`` has the figures for this hardware, model and size."""
     size = max(2, min(batch_size, LARGEST_BATCH))
-    about = [_hardware(device), torch.__version__, torch.get_num_threads(), config["input_size"], size, repr(model)]
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
-    remembered = read_json(memory) if memory.exists() else {}
-    if key not in remembered:
+    setup = [_hardware(device), torch.__version__, torch.get_num_threads(), config["input_size"], size, repr(model)]
+    key = hashlib.sha256(json.dumps(setup).encode()).hexdigest()[:24]
+    measured = read_json(cache) if cache.exists() else {}
+    if key not in measured:
         ratio = 0.0
         if _has_bf16(device):
             plain, bf16 = seconds_a_step(copy.deepcopy(model), config, device, size, (False, True))
             ratio = plain / bf16
         precision = "bf16-mixed" if ratio > CLEARLY else "32-true"
-        remembered[key] = {"precision": precision, "bf16_speed": round(ratio, 3)}
-        write_json(memory, remembered)
-    logger.info("precision: %(precision)s; bf16 steps are %(bf16_speed).2f times as fast as fp32", remembered[key])
-    chosen: Precision = remembered[key]["precision"]
+        measured[key] = {"precision": precision, "bf16_speed": round(ratio, 3)}
+        write_json(cache, measured)
+    logger.info("precision: %(precision)s; bf16 steps are %(bf16_speed).2f times as fast as fp32", measured[key])
+    chosen: Precision = measured[key]["precision"]
     return chosen
 
 
 def _hardware(device: torch.device) -> str:
-    """Name what computes; a CPU also by its features, since virtual ones share a name."""
+    """Return the device's name; a CPU's with its features, since virtual ones share a name."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else [platform.processor()]
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     return f"{device.type} " + " ".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
 
 
 def seconds_a_step(
     model: nn.Module, config: dict[str, Any], device: torch.device, size: int, bf16: Sequence[bool]
 ) -> list[float]:
-    """Measure forward and backward on grey images: medians of several rounds, after a warm-up.
+    """Time forward and backward passes on grey images: medians of several rounds, after a warm-up.
 
     Args:
         model: a copy of what will be trained; it is moved, and its gradients and BatchNorm's statistics change.
         config: timm's data config.
         device: where to.
         size: images a step; halved while a GPU's memory is too small for them.
-        bf16: whether under autocast, for each kind of step; they take turns.
+        bf16: whether under autocast, for each kind of step; the kinds take turns.
 
     Returns:
-        Seconds of each kind.
+        Seconds for each kind.
     """
     model, normalize = model.to(device).train(), Normalize(config).to(device)
     _, height, width = config["input_size"]
@@ -155,14 +158,14 @@ def _seconds(model: nn.Module, normalize: Normalize, pixels: Tensor, *, bf16: bo
 def check_compiling(
     model: nn.Module, config: dict[str, Any], finetune: FinetuneConfig, run: RunConfig, steps: int
 ) -> None:
-    """Refuse ``finetune.compile`` where it does not pay.
+    """Refuse ``finetune.compile`` where it takes longer than it saves.
 
     Args:
         model: what will be trained; it stays as it is.
         config: timm's data config.
         finetune: the section of params, its precision known.
         run: the section of params.
-        steps: optimiser steps that are planned.
+        steps: optimiser steps of the training.
 
     Raises:
         UserError: it can't be compiled here, or the time to compile is more than the steps would save.
@@ -170,11 +173,11 @@ def check_compiling(
     size = -(-finetune.batch_size // finetune.accumulate)
     device, bf16 = device_of(run), (finetune.precision == "bf16-mixed",)
     (plain,) = seconds_a_step(copy.deepcopy(model), config, device, size, bf16)
-    tried = copy.deepcopy(model)
-    tried.compile()
+    compiled = copy.deepcopy(model)
+    compiled.compile()
     began = time.perf_counter()
     try:
-        (fast,) = seconds_a_step(tried, config, device, size, bf16)
+        (fast,) = seconds_a_step(compiled, config, device, size, bf16)
     except Exception as error:  # a compiler's errors are of any kind
         reason = first_line(error)
         raise UserError(f"finetune.compile: torch.compile fails here ({reason}); set it to false") from error

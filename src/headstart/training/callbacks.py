@@ -1,4 +1,4 @@
-"""What is done beside the steps: to report epochs, to notice a loss that is not finite, to fit into a GPU's memory."""
+"""What happens beside the steps: epochs are reported, a loss that is not finite ends the training."""
 
 import logging
 from collections.abc import Callable
@@ -12,28 +12,28 @@ from torch.nn.parallel import DistributedDataParallel
 from headstart.core.errors import UserError
 from headstart.core.progress import Progress
 from headstart.training.datamodule import Batch
-from headstart.training.module import FineTuner, HistoryRow
+from headstart.training.history import HistoryRow
+from headstart.training.module import FineTuner
 from headstart.training.regularization.ledger import with_curves
 
 logger = logging.getLogger(__name__)
 
 LogHistory = Callable[[list[HistoryRow], list[HistoryRow]], None]
-"""Gets the history that is saved, the ledger's figures in it, and the curve of the steps, which may go further."""
-BATCHES_BETWEEN_CHECKS = 50
+"""Is called with the history rows that are saved, the ledger's figures in them, and the curve, which may go further."""
 
 
 class EpochReport(Callback):
-    """Shows how far an epoch is, prints each, and hands its history row over once the saved state contains it."""
+    """Shows a progress bar, logs each epoch, and passes its row to ``log_history`` once a checkpoint contains it."""
 
     def __init__(self, log_history: LogHistory, epochs: int) -> None:
         """Keep where the rows go and how many epochs there are."""
-        self._log_history, self._epochs, self._printed = log_history, epochs, 0
+        self._log_history, self._epochs, self._logged = log_history, epochs, 0
         self._progress: Progress | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
-        """Leave out what an earlier start printed."""
+        """Leave out the epochs that an earlier start has logged."""
         assert isinstance(pl_module, FineTuner)
-        self._printed = len(pl_module.history)
+        self._logged = len(pl_module.history.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the epochs that are over."""
@@ -42,12 +42,12 @@ class EpochReport(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int  # noqa: ARG002  (Lightning's)
     ) -> None:  # fmt: skip
-        """Show a bar, in an epoch that is gone on with for the rest of it."""
-        assert isinstance(pl_module, FineTuner)
+        """Show a bar; for the rest of the epoch where it is resumed."""
         if trainer.is_global_zero and self._progress is None:
-            left = pl_module.steps_per_epoch - batch_idx // trainer.accumulate_grad_batches
+            assert isinstance(pl_module, FineTuner)
+            steps_left = pl_module.plan.steps_per_epoch - batch_idx // trainer.accumulate_grad_batches
             label = f"epoch {trainer.current_epoch + 1} of {self._epochs}"
-            self._progress = Progress(label, left * pl_module.batch_size)
+            self._progress = Progress(label, steps_left * pl_module.plan.batch_size)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int  # noqa: ARG002
@@ -57,7 +57,7 @@ class EpochReport(Callback):
             self._progress.advance(len(batch.labels) * trainer.world_size)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
-        """Take the bar away."""
+        """Remove the bar."""
         if self._progress is not None:
             self._progress.close()
             self._progress = None
@@ -70,65 +70,68 @@ class EpochReport(Callback):
         assert isinstance(pl_module, FineTuner)
         if not trainer.is_global_zero:
             return
-        for row in pl_module.history[self._printed :]:
+        history = pl_module.history
+        for row in history.rows[self._logged :]:
             logger.info(
                 "epoch %3d of %d  loss %.4f  penalty %.4f  validation %.4f  accuracy %.4f  %.1f s",
                 row["epoch"],
                 self._epochs,
                 *(row[name] for name in ("train_loss", "penalty", "val_loss", "val_accuracy", "seconds")),
             )
-        self._printed = len(pl_module.history)
-        saved = pl_module.saved_epochs
-        ledger = [row for row in pl_module.ledger if int(row["epoch"] or 0) <= saved]
-        self._log_history(with_curves(pl_module.history[:saved], ledger), pl_module.curve)
+        self._logged = len(history.rows)
+        saved = [row for row in history.ledger_rows if int(row["epoch"] or 0) <= history.saved_epochs]
+        self._log_history(with_curves(history.rows[: history.saved_epochs], saved), history.curve)
 
 
-class FiniteLoss(Callback):
-    """Ends the training when a loss was not finite, before a validation, and so before a state is kept.
+class FiniteLossCheck:
+    """Ends the training when a loss was not finite. It looks now and then: to read a loss is to wait for the device."""
 
-    It looks now and then, since to ask the device for a number is to wait for it.
-    """
+    BATCHES_BETWEEN_CHECKS = 50
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
-        """Begin with no bad batch; a training that has one ends."""
-        self._first_bad = torch.tensor(-1, device=pl_module.device)
+    def __init__(self) -> None:
+        """Begin without losses."""
+        self._losses, self._batches = list[Tensor](), 0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
-    ) -> None:  # fmt: skip
-        """Note the first batch whose loss is not finite; look whether there was one."""
-        bad = (self._first_bad < 0) & ~torch.isfinite(outputs["loss"])
-        self._first_bad = torch.where(bad, batch_idx, self._first_bad)
-        if (batch_idx + 1) % BATCHES_BETWEEN_CHECKS == 0 or batch_idx + 1 == trainer.num_training_batches:
-            self.check(trainer, pl_module)
+    def add(self, trainer: Trainer, loss: Tensor, batch_idx: int) -> None:
+        """Note a batch's loss; check after every 50 batches, and after the epoch's last one, before its validation."""
+        self._losses.append(loss)
+        self._batches = batch_idx + 1
+        if self._batches % self.BATCHES_BETWEEN_CHECKS == 0 or self._batches == trainer.num_training_batches:
+            self.check(trainer)
 
-    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise UserError on all ranks if one has had a bad batch."""
-        latest: Tensor = trainer.strategy.reduce(self._first_bad.clone(), reduce_op="max")
-        first = int(latest)
-        if first >= 0:
-            assert isinstance(pl_module, FineTuner)
-            step = first // trainer.accumulate_grad_batches
-            lr = trainer.optimizers[0].param_groups[0]["initial_lr"]
-            lr *= pl_module.schedule(trainer.current_epoch * pl_module.steps_per_epoch + step)
-            raise UserError(
-                f"the loss is not finite in epoch {trainer.current_epoch + 1}, step {step + 1}, at learning rate "
-                f"{lr:.3g}: lower finetune.lr, set finetune.clip, or use 32-true"
-            )
+    def check(self, trainer: Trainer) -> None:
+        """Raise UserError on all ranks if one has had a loss that is not finite since the last check."""
+        if not self._losses:
+            return
+        finite = torch.stack(self._losses).isfinite().tolist()
+        first_bad = -1 if all(finite) else self._batches - len(finite) + finite.index(False)
+        self._losses = []
+        on_device = torch.tensor(first_bad, device=trainer.strategy.root_device)
+        batch_idx = int(trainer.strategy.reduce(on_device, reduce_op="max"))
+        if batch_idx < 0:
+            return
+        module = trainer.lightning_module
+        assert isinstance(module, FineTuner)
+        step = batch_idx // trainer.accumulate_grad_batches
+        lr = trainer.optimizers[0].param_groups[0]["initial_lr"]
+        lr *= module.plan.lr_factor(trainer.current_epoch * module.plan.steps_per_epoch + step)
+        raise UserError(
+            f"the loss is not finite in epoch {trainer.current_epoch + 1}, step {step + 1}, at learning rate "
+            f"{lr:.3g}: lower finetune.lr, set finetune.clip, or use 32-true"
+        )
 
 
 class SettledBuckets(Callback):
-    """Has DDP lay its buckets of gradients out before the first step, where it would do so after it.
+    """Makes DDP arrange its buckets of gradients before the first step; else it would after it.
 
-    In which order several ranks' numbers are summed follows from their place in a bucket, so a training that is gone
-    on with would differ in the last bits from one that was not interrupted.
+    The order in which the ranks' gradients are summed follows from their position in a bucket, so a resumed training
+    would differ in the last bits from one that was not interrupted.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take a forward and a backward that leave no trace."""
+        """Run a forward and a backward pass that leave no trace."""
         wrapped = trainer.strategy.model
-        if not isinstance(wrapped, DistributedDataParallel):
-            return
+        assert isinstance(wrapped, DistributedDataParallel)
         assert isinstance(pl_module, FineTuner)
         pl_module.eval()
         wrapped(torch.zeros(1, *pl_module.image_size, 3, dtype=torch.uint8, device=pl_module.device)).sum().backward()

@@ -1,7 +1,7 @@
-"""The folder of one fine-tuning, in which it goes on after an interruption.
+"""Checkpoints of a fine-tuning, from which it resumes after an interruption at the very step.
 
-It lies under ``run.cache``, not among DVC's outputs, which DVC deletes before a stage runs, and is named by a hash of
-what the run depends on: other params or other images have another folder.
+They lie in a folder under ``run.cache``, not among DVC's outputs, which DVC deletes before a stage runs. The folder is
+named by a hash of what the run depends on: other params or other images have another one.
 """
 
 import contextlib
@@ -25,30 +25,33 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
-from headstart.config.finetune import FinetuneConfig
 from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
 from headstart.core.lock import locked
 from headstart.distributed.heartbeat import Watchdog
 from headstart.distributed.process_group import ProcessGroup
 from headstart.distributed.signals import SignalSync, StopFlag, StopRequested
-from headstart.training.callbacks import FiniteLoss
+from headstart.training.callbacks import FiniteLossCheck
 from headstart.training.datamodule import FineTuneDataModule
 from headstart.training.module import FineTuner
 
-CHECKPOINT_FORMAT = 5
-"""Raised whenever a state of an earlier version can't be gone on from."""
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 6
+"""Raised whenever checkpoints of earlier versions can't be resumed from; the run then starts in another folder."""
+LARGEST_FRACTION = 0.01
+"""Of the time that may be spent on saving."""
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """Names of what is in it."""
+    """The folder of a run, and the files in it."""
 
     path: Path
 
     @property
     def last(self) -> Path:
-        """The last state that was saved."""
+        """The last checkpoint that was saved."""
         return self.path / "last.ckpt"
 
     @property
@@ -58,12 +61,12 @@ class RunDir:
 
     @property
     def best(self) -> Path:
-        """The state after the best epoch."""
+        """The checkpoint after the best epoch."""
         return self.path / "best.ckpt"
 
     @property
     def start(self) -> Path:
-        """The figures before the first step."""
+        """The validation figures before the first step."""
         return self.path / "start.json"
 
     @property
@@ -73,7 +76,7 @@ class RunDir:
 
     @property
     def tracking(self) -> Path:
-        """The wandb run's id, and how many rows of the history were handed over."""
+        """The wandb run's id, and how many rows of the history it has."""
         return self.path / "tracking.json"
 
 
@@ -89,7 +92,7 @@ def run_key(content: dict[str, Any], files: list[Path]) -> str:
 
 @contextlib.contextmanager
 def open_run_dir(cache: Path, key: str, *, resume: bool) -> Iterator[RunDir]:
-    """Lock the folder of a run; empty it first unless the run may go on.
+    """Lock the folder of a run; empty it first unless the run may resume.
 
     Raises:
         UserError: another process uses it; the message names the process.
@@ -102,42 +105,39 @@ def open_run_dir(cache: Path, key: str, *, resume: bool) -> Iterator[RunDir]:
         yield RunDir(path)
 
 
-logger = logging.getLogger(__name__)
-
-
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes a state aside and onto the disk, then gives it the name of the last one, which becomes the previous."""
+    """Writes a checkpoint to a temporary file and onto the disk, then names it the last; that becomes the previous."""
 
-    def __init__(self, folder: RunDir) -> None:
-        """Say where they are."""
-        self._folder = folder
+    def __init__(self, run_dir: RunDir) -> None:
+        """Keep where they are."""
+        self._run_dir = run_dir
         self.best = False
-        """Whether the state to be saved is the best epoch's."""
+        """Whether the checkpoint to be saved is the best epoch's."""
         self.error: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
-        """Save; what fails is kept in ``error``: the other ranks wait for this one."""
+        """Save. A failure is kept in ``error`` and not raised: the other ranks wait for this one."""
         self.error = None
-        aside = Path(path).with_suffix(".partial")
+        partial = Path(path).with_suffix(".partial")
         try:
-            with aside.open("wb") as file:
+            with partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             if self.best:
-                # Before it is the last one: a kill in between then has the epoch trained once more, and not forgotten.
-                _link(aside, self._folder.best)
-            if self._folder.last.exists():
-                self._folder.last.replace(self._folder.previous)
-            aside.replace(self._folder.last)
-            _sync(self._folder.path)
+                # Before it becomes the last one: after a kill in between the epoch is trained again, and not forgotten.
+                _link(partial, self._run_dir.best)
+            if self._run_dir.last.exists():
+                self._run_dir.last.replace(self._run_dir.previous)
+            partial.replace(self._run_dir.last)
+            _sync_folder(self._run_dir.path)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
-            aside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             self.error = error if isinstance(error, OSError) else OSError(str(error).splitlines()[0])
 
 
-def _sync(folder: Path) -> None:
-    """Have the names in a folder on the disk too."""
+def _sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -146,30 +146,30 @@ def _sync(folder: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Return a file a second name, in one step; where the file system has none, a copy."""
-    aside = target.with_suffix(".partial")
-    aside.unlink(missing_ok=True)
+    """Link a file to a second name, atomically; copy it where the file system has no links."""
+    partial = target.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
     try:
-        os.link(source, aside)
+        os.link(source, partial)
     except OSError:
-        shutil.copyfile(source, aside)
-    aside.replace(target)
+        shutil.copyfile(source, partial)
+    partial.replace(target)
 
 
-def latest_checkpoint(folder: RunDir) -> Path | None:
-    """Return the newest state that is whole, None where there is none; a damaged one is removed, and that is said."""
-    for path in (folder.last, folder.previous):
+def latest_checkpoint(run_dir: RunDir) -> Path | None:
+    """Return the newest checkpoint that is whole, None where there is none; remove damaged ones with a warning."""
+    for path in (run_dir.last, run_dir.previous):
         if path.exists():
-            if reason := _damage(path):
-                logger.warning("%s is damaged (%s): going on from the state before it", path, reason)
-                path.unlink()
-            else:
+            damage = _damage(path)
+            if damage is None:
                 return path
+            logger.warning("%s is damaged (%s): resuming from the checkpoint before it", path, damage)
+            path.unlink()
     return None
 
 
 def _damage(path: Path) -> str | None:
-    """Say what is wrong with a file, None if nothing is."""
+    """Return what is wrong with a checkpoint's file, None if nothing is."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch's files are zip archives, with checksums
             broken = archive.testzip()
@@ -179,85 +179,104 @@ def _damage(path: Path) -> str | None:
 
 
 def load_checkpoint(path: Path) -> Any:
-    """Read a state: plain values and tensors, nothing that could run; raises UserError where it is damaged."""
-    if reason := _damage(path):
-        raise UserError(f"{path} is damaged ({reason}): delete {path.parent}, and the training begins anew")
+    """Read a checkpoint: plain values and tensors, nothing that could run; raises UserError where it is damaged."""
+    if damage := _damage(path):
+        raise UserError(f"{path} is damaged ({damage}): delete {path.parent}, and the training begins anew")
     return torch.load(path, weights_only=True, mmap=True, map_location="cpu")
 
 
-logger = logging.getLogger(__name__)
-
-LARGEST_SHARE = 0.01
-"""Of the time that may be spent on saving."""
-
-
 class CheckpointManager(Checkpoint):
-    """Saves when a stop is agreed on, when the interval is over, and after epochs; keeps the best.
+    """Saves when a stop is requested, when the interval is over, and after epochs; keeps the best; resumes.
 
     Attributes:
-        folder: where the states are.
-        files: by which a trainer saves them.
-        finite: asked before a state is saved.
+        run_dir: where the checkpoints are.
+        files: the trainer's plugin that saves them.
         average: of the weights, which takes their place while it is validated; or None.
     """
 
     def __init__(
         self,
-        folder: RunDir,
-        finetune: FinetuneConfig,
+        run_dir: RunDir,
         run: RunConfig,
         process_group: ProcessGroup,
         *,
+        monitor: str,
         stop: StopFlag,
         watchdog: Watchdog,
         images: FineTuneDataModule,
         average: WeightAveraging | None,
     ) -> None:
-        """Say when and where.
+        """Keep when and where to save.
 
         Args:
-            folder: of the run.
-            finetune: what early stopping monitors chooses the best epoch.
-            run: ``save_minutes`` is used, and is more where to save takes over a hundredth of them.
-            process_group: who agrees on it.
+            run_dir: of the run.
+            run: ``save_minutes`` is the interval; longer where a save takes over a hundredth of it.
+            process_group: the ranks that save together.
+            monitor: the figure that chooses the best epoch.
             stop: the flag that a signal sets.
-            watchdog: told of each step.
+            watchdog: is notified of each batch.
             images: the data module.
             average: see above.
         """
-        self.folder, self.files, self.finite, self.average = folder, CheckpointFiles(folder), FiniteLoss(), average
-        self._monitor, self._seconds = finetune.early_stopping.monitor, 60 * run.save_minutes
+        self.run_dir, self.files, self.average = run_dir, CheckpointFiles(run_dir), average
+        self._monitor, self._interval = monitor, 60 * run.save_minutes
         self._process_group, self._stop, self._watchdog, self._images = process_group, stop, watchdog, images
-        self._agreement = SignalSync(process_group, 2)
+        self._sync, self._finite = SignalSync(process_group, 2), FiniteLossCheck()
         self._best: float | None = None  # of what is monitored, less being better
-        self._owed = False
-        self._saved, self._cost = time.monotonic(), 0.0
+        self._resumed: dict[str, Any] | None = None
+        self._overdue = False  # since the interval ended within a validation
+        self._saved_at, self._save_seconds = time.monotonic(), 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the best figure so far."""
+        """Return the best figure so far."""
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from it."""
+        """Resume from it."""
         self._best = state_dict["best"]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
-        """Know what the state that is gone on from contains."""
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the history, and whether the training has stopped early: then it stays stopped."""
         assert isinstance(pl_module, FineTuner)
-        pl_module.saved_epochs = len(pl_module.history)
+        checkpoint |= pl_module.history.state_dict(pl_module.sum_losses().cpu())
+        checkpoint["stopped"] = trainer.should_stop
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Keep the checkpoint until the weights are on their device and the accumulation steps are known."""
+        self._resumed = checkpoint
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Resume the history, and the epoch at its step, with today's ranks and accumulation steps."""
+        if self._resumed is None:
+            return
+        assert isinstance(pl_module, FineTuner)
+        history, steps_per_epoch = pl_module.history, pl_module.plan.steps_per_epoch
+        history.load_state_dict(self._resumed, rank=pl_module.global_rank, device=pl_module.device)
+        if history.steps:
+            position = len(history.rows), history.steps
+            set_loop_position(
+                self._resumed["loops"], *position, steps_per_epoch, accumulation_steps=trainer.accumulate_grad_batches
+            )
+        self._resumed = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        """Note what the checkpoint contains that is resumed from."""
+        assert isinstance(pl_module, FineTuner)
+        pl_module.history.saved_epochs = len(pl_module.history.rows)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
     ) -> None:  # fmt: skip
-        """Agree after each optimiser step; save and stop where that is agreed on."""
+        """After each optimiser step: agree with the other ranks whether to save or to stop, and do it."""
         self._watchdog.beat(f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}")
+        self._finite.add(trainer, outputs["loss"], batch_idx)
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        due = self._process_group.rank == 0 and self._is_due(self._seconds)
+        due = self._process_group.rank == 0 and self._is_due(self._interval)
         if due:
-            self._saved = time.monotonic()  # one announcement is enough
-        number, agreed = self._agreement.exchange((self._stop.number, int(due)))
-        if number or agreed:
+            self._saved_at = time.monotonic()  # one announcement is enough
+        number, save = self._sync.exchange((self._stop.number, int(due)))
+        if number or save:
             self._save(trainer, pl_module)
         if number:
             raise StopRequested(number, self._watchdog.saved_steps)
@@ -266,68 +285,100 @@ class CheckpointManager(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:  # fmt: skip
-        """Agree too, as long as all ranks have batches; the validation begins anew after a stop."""
+        """Agree as well, while all ranks have batches; after a stop the validation begins again."""
         self._watchdog.beat(f"validation, batch {batch_idx + 1}")
         if batch_idx >= self._images.validation_batches_of_all():
             return
-        number, agreed = self._agreement.exchange((self._stop.number, 0))
-        self._owed |= bool(agreed)
+        number, save = self._sync.exchange((self._stop.number, 0))
+        self._overdue |= bool(save)
         if number:
             if trainer.state.fn == TrainerFn.FITTING:
                 if self.average is not None:
-                    self.average.on_validation_epoch_end(trainer, pl_module)  # gives the weights back
+                    self.average.on_validation_epoch_end(trainer, pl_module)  # restores the weights
                 self._save(trainer, pl_module)
             raise StopRequested(number, self._watchdog.saved_steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the best epoch, the last one, and any where the last save is long enough ago."""
+        """Save the best epoch, the last one, and any other where the last save is long enough ago."""
         assert isinstance(pl_module, FineTuner)
-        cost = float(pl_module.history[-1][self._monitor]) * (1 if mode_of(self._monitor) == "min" else -1)
+        history = pl_module.history
+        cost = float(history.rows[-1][self._monitor]) * (1 if mode_of(self._monitor) == "min" else -1)
         better = self._best is None or cost < self._best
         if better:
             self._best = math.inf if math.isnan(cost) else cost
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if not (better or last or self._owed or self._process_group.broadcast_from_rank_zero(lambda: self._is_due(0))):
+        due = better or last or self._overdue
+        if not (due or self._process_group.broadcast_from_rank_zero(lambda: self._is_due(0))):
             return
         saved = self._save(trainer, pl_module, best=better)
         if not saved and (better or last):
             raise UserError(
-                f"the state after epoch {len(pl_module.history)} can't be saved in {self.folder.path}: free some "
-                "space there or set run.cache to another folder; the next start goes on from the state before"
+                f"the checkpoint after epoch {len(history.rows)} can't be saved in {self.run_dir.path}: free some "
+                "space there or set run.cache to another folder; the next start resumes from the one before"
             )
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException  # noqa: ARG002
     ) -> None:  # fmt: skip
-        """Let the ranks part in peace."""
+        """Complete the exchange that is under way, so that the ranks can disconnect."""
         if isinstance(exception, StopRequested):
-            self._agreement.close()
+            self._sync.close()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
-        """Let the ranks part in peace."""
-        self._agreement.close()
+        """Complete the exchange that is under way, so that the ranks can disconnect."""
+        self._sync.close()
 
     def _is_due(self, seconds: float) -> bool:
-        return time.monotonic() - self._saved >= max(seconds, self._cost / LARGEST_SHARE)
+        return time.monotonic() - self._saved_at >= max(seconds, self._save_seconds / LARGEST_FRACTION)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, *, best: bool = False) -> bool:
-        """Save on all ranks, unless the loss is not finite; say whether it went well."""
+        """Save on all ranks, unless the loss is not finite; return whether it succeeded."""
         assert isinstance(pl_module, FineTuner)
-        self.finite.check(trainer, pl_module)
+        self._finite.check(trainer)
         began = time.monotonic()
         self.files.best = best
-        trainer.save_checkpoint(self.folder.last)
+        trainer.save_checkpoint(self.run_dir.last)
         error = self._process_group.broadcast_from_rank_zero(lambda: self.files.error)
-        self._saved, self._owed = time.monotonic(), False
-        self._cost = self._saved - began
+        self._saved_at, self._overdue = time.monotonic(), False
+        self._save_seconds = self._saved_at - began
         if error is None:
             self._watchdog.saved_steps = trainer.global_step
-            pl_module.saved_epochs = len(pl_module.history)
+            pl_module.history.saved_epochs = len(pl_module.history.rows)
         else:
-            logger.warning("the state was not saved in %s (%s); the one before stays", self.folder.path, error)
+            logger.warning("the checkpoint was not saved in %s (%s); the one before stays", self.run_dir.path, error)
         return error is None
 
 
+def set_loop_position(
+    loops: dict[str, Any], epoch: int, step: int, steps_per_epoch: int, *, accumulation_steps: int
+) -> None:
+    """Write the position in an epoch into a checkpoint's ``loops``, by which Lightning's loops find theirs.
+
+    Lightning (2.6) resumes within an epoch only where it saved by itself, counts batches and not steps, and after a
+    save that follows the last batch it skips the validation or takes one batch of it: upstream's issues 19764 and
+    19549, both open (github.com/Lightning-AI/pytorch-lightning/issues).
+
+    Args:
+        loops: changed in place.
+        epoch: from 0.
+        step: optimiser steps taken in it, from 1 to ``steps_per_epoch``; after the last the validation is to be done.
+        steps_per_epoch: optimiser steps.
+        accumulation_steps: batches a step, perhaps not as many as when the checkpoint was saved.
+    """
+    fit = loops["fit_loop"]
+    batches, before = step * accumulation_steps, epoch * steps_per_epoch * accumulation_steps
+    whole = step == steps_per_epoch
+    # Within an epoch Lightning expects a batch that is not quite completed: it saves at the end of one.
+    completed = batches if whole else batches - 1
+    current = {"ready": batches, "started": batches, "processed": batches, "completed": completed}
+    total = {name: before + count for name, count in current.items()}
+    fit["epoch_loop.batch_progress"] = {"total": total, "current": current, "is_last_batch": whole}
+    if whole:
+        # A validation that has started with its first batch is resumed, at its first batch.
+        started = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        fit["epoch_loop.val_loop.batch_progress"] = {"total": started, "current": {**started}, "is_last_batch": False}
+
+
 def mode_of(monitor: str) -> Literal["min", "max"]:
-    """Say whether less or more of a monitored figure is better."""
+    """Return whether less or more of a monitored figure is better."""
     return "min" if monitor.endswith("loss") else "max"

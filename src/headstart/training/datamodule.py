@@ -1,4 +1,4 @@
-"""The data module: global batches whose make-up depends on (seed, epoch) alone, whatever the number of processes.
+"""The data module: global batches that depend on (seed, epoch) alone, whatever the number of processes.
 
 Every process draws the same permutation and takes its part of each global batch; an image's augmentation follows from
 (seed, epoch, image id). So 1, 2 and 4 processes see the same batches of the same pixels.
@@ -20,106 +20,107 @@ from headstart.core.errors import UserError
 from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.data.loader import evaluation_pixels, loader_arguments
 from headstart.distributed.process_group import ProcessGroup
-from headstart.training.augment import DRAWS, MIX_DRAWS, Augment, further_transforms, mix, uniform
+from headstart.training.augment import DRAWS, MIX_DRAWS, Augment, mix, torchvision_transforms, uniform
 
-Rows = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 MIXING_STREAM = 1
-"""Sets the random numbers of mixtures apart from those of images."""
+"""Separates the random numbers of mixtures from those of images."""
 
 
 class Batch(NamedTuple):
-    """Images and what they show.
+    """Images and their labels.
 
     Attributes:
         pixels: uint8 (n, height, width, 3).
         labels: int64 (n,).
-        partners: int64 (n,), the labels of the images that are mixed in; None where nothing is mixed.
-        shares: float32 (n,), the share that each image itself has; None likewise.
+        partners: int64 (n,), the labels of the images that are mixed in; None without mixing.
+        fractions: float32 (n,), how much of each mixture is the image itself; None without mixing.
     """
 
     pixels: Tensor
     labels: Tensor
     partners: Tensor | None = None
-    shares: Tensor | None = None
+    fractions: Tensor | None = None
 
 
 class BatchSpec(NamedTuple):
-    """This rank's share of a part of a global batch.
+    """Which images a batch has: this rank's part of a global batch, or of one of its accumulation steps.
 
     Attributes:
         epoch: from 0.
-        order: int64 (n,), places in the epoch's order: what a mixture's random numbers follow from.
-        places: int64 (n,), places among the training images.
-        partners: int64 (n,), likewise of the images that would be mixed in: each one's neighbour in the global batch,
+        positions: int64 (n,), in the epoch's order: a mixture's random numbers follow from them.
+        indices: int64 (n,), of training images.
+        partners: int64 (n,), of the training images that would be mixed in: each one's neighbour in the global batch,
             which is as random as any and most often the same rank's.
     """
 
     epoch: int
-    order: Rows
-    places: Rows
-    partners: Rows
+    positions: Indices
+    indices: Indices
+    partners: Indices
 
 
 class GlobalBatchSampler(Sampler[BatchSpec]):
-    """Yields the parts of each global batch that are this rank's.
+    """Yields this rank's part of each global batch, one accumulation step at a time.
 
-    The last images of an epoch's permutation that do not fill a global batch wait for another epoch.
+    The last images of an epoch's permutation that do not fill a global batch are left out of that epoch.
     """
 
-    def __init__(self, count: int, finetune: FinetuneConfig, rank: int, world: int, parts: int) -> None:
-        """Say whose share this is.
+    def __init__(self, count: int, finetune: FinetuneConfig, rank: int, world: int, accumulation_steps: int) -> None:
+        """Keep which part is this rank's.
 
         Args:
             count: training images.
             finetune: ``batch_size`` and ``seed`` are used.
             rank: this process's.
             world: number of processes.
-            parts: that a rank's share of a global batch is computed in.
+            accumulation_steps: in which a rank's part of a global batch is computed.
 
         Raises:
-            UserError: a process would have no image in some part of a batch.
+            UserError: a process would have no image in some accumulation step.
         """
-        self._count, self._seed, self._parts, self._rank, self._world = count, finetune.seed, parts, rank, world
+        self._count, self._seed, self._rank, self._world = count, finetune.seed, rank, world
+        self._accumulation_steps = accumulation_steps
         self.batch_size = global_batch_size(count, finetune)
         self._epoch = 0
-        self._begin = 0, 0
-        if self.batch_size < world * parts:
+        self._start = 0, 0
+        if self.batch_size < world * accumulation_steps:
             raise UserError(
                 f"finetune.batch_size: {self.batch_size} images can't be shared by {world} processes in "
-                f"{parts} parts (finetune.accumulate): raise the first or lower the others"
+                f"{accumulation_steps} parts (finetune.accumulate): raise the first or lower the others"
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell which epoch comes next; Lightning does."""
+        """Set the epoch that comes next; Lightning calls this."""
         self._epoch = epoch
 
-    def begin_at(self, epoch: int, step: int) -> None:
-        """Leave out the steps of an epoch that were taken before an interruption."""
-        self._epoch, self._begin = epoch, (epoch, step)
+    def start_at(self, epoch: int, step: int) -> None:
+        """Leave out the optimiser steps of an epoch that were taken before an interruption."""
+        self._epoch, self._start = epoch, (epoch, step)
 
     def __len__(self) -> int:
-        return self._count // self.batch_size * self._parts
+        return self._count // self.batch_size * self._accumulation_steps
 
     def __iter__(self) -> Iterator[BatchSpec]:
         order = np.random.default_rng((self._seed, self._epoch)).permutation(self._count)
-        begin_epoch, step = self._begin
-        taken = step * self.batch_size if self._epoch == begin_epoch else 0
+        start_epoch, step = self._start
+        taken = step * self.batch_size if self._epoch == start_epoch else 0
         for start in range(taken, self._count - self.batch_size + 1, self.batch_size):
             whole = np.arange(start, start + self.batch_size)
             mine = np.array_split(whole, self._world)[self._rank]
-            for part in np.array_split(mine, self._parts):
-                neighbours = np.minimum(start + ((part - start) ^ 1), whole[-1])
-                yield BatchSpec(self._epoch, part, order[part], order[neighbours])
+            for positions in np.array_split(mine, self._accumulation_steps):
+                neighbours = np.minimum(start + ((positions - start) ^ 1), whole[-1])
+                yield BatchSpec(self._epoch, positions, order[positions], order[neighbours])
 
 
 def global_batch_size(count: int, finetune: FinetuneConfig) -> int:
-    """Return the images an optimiser step: ``batch_size``, or all of them where there are fewer."""
+    """Return the images of an optimiser step: ``batch_size``, or all ``count`` where there are fewer."""
     return min(finetune.batch_size, count)
 
 
 class TrainDataset(Dataset[Batch]):
-    """Makes one augmented batch at a time; asked with what ``GlobalBatchSampler`` yields."""
+    """Makes augmented batches, one for each ``BatchSpec``."""
 
     def __init__(self, prepared: PreparedDataset, finetune: FinetuneConfig) -> None:
         """Read the training split's labels."""
@@ -134,30 +135,30 @@ class TrainDataset(Dataset[Batch]):
             augment.hflip,
             augment.vflip,
             prepared.input["interpolation"],
-            further_transforms(augment.policy, augment.color_jitter, augment.erasing, prepared.input["mean"]),
+            torchvision_transforms(augment.policy, augment.color_jitter, augment.erasing, prepared.input["mean"]),
         )
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, part: BatchSpec) -> Batch:
-        labels, partner_labels = (torch.from_numpy(self.labels[places]) for places in (part.places, part.partners))
+    def __getitem__(self, spec: BatchSpec) -> Batch:
+        labels = torch.from_numpy(self.labels[spec.indices])
         if not (self._settings.mixup or self._settings.cutmix):
-            return Batch(self._pixels(part.epoch, part.places), labels)
-        places, where = np.unique([part.places, part.partners], return_inverse=True)
-        images, partners = self._pixels(part.epoch, places)[torch.from_numpy(where.reshape(2, -1))]
-        draws = uniform(MIX_DRAWS, MIXING_STREAM, self._seed, part.epoch, part.order)
-        mixed, shares = mix(images, partners, draws, mixup=self._settings.mixup, cutmix=self._settings.cutmix)
-        return Batch(mixed, labels, partner_labels, shares)
+            return Batch(self._pixels(spec.epoch, spec.indices), labels)
+        indices, inverse = np.unique([spec.indices, spec.partners], return_inverse=True)
+        images, partners = self._pixels(spec.epoch, indices)[torch.from_numpy(inverse.reshape(2, -1))]
+        draws = uniform(MIX_DRAWS, MIXING_STREAM, self._seed, spec.epoch, spec.positions)
+        mixed, fractions = mix(images, partners, draws, mixup=self._settings.mixup, cutmix=self._settings.cutmix)
+        return Batch(mixed, labels, torch.from_numpy(self.labels[spec.partners]), fractions)
 
-    def _pixels(self, epoch: int, places: Rows) -> Tensor:
-        rows = self.rows[places]
+    def _pixels(self, epoch: int, indices: Indices) -> Tensor:
+        rows = self.rows[indices]
         draws = uniform(DRAWS, self._seed, epoch, self._prepared.ids[rows])
         return self._augment([self._prepared.pixels(int(row)) for row in rows], draws)
 
 
 class ValidationDataset(Dataset[Batch]):
-    """The validation split as evaluation sees it; asked with an array of places."""
+    """Makes batches of the validation split as evaluation sees it, one for each array of indices."""
 
     def __init__(self, prepared: PreparedDataset) -> None:
         """Read the validation split's labels."""
@@ -167,20 +168,20 @@ class ValidationDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, places: Rows) -> Batch:
-        return Batch(evaluation_pixels(self._prepared, self.rows[places]), torch.from_numpy(self.labels[places]))
+    def __getitem__(self, indices: Indices) -> Batch:
+        return Batch(evaluation_pixels(self._prepared, self.rows[indices]), torch.from_numpy(self.labels[indices]))
 
 
 class FineTuneDataModule(LightningDataModule):
-    """Training and validation batches for this process."""
+    """Training and validation batches of this process."""
 
     def __init__(
         self, prepared: PreparedDataset, finetune: FinetuneConfig, run: RunConfig, process_group: ProcessGroup
     ) -> None:
-        """Open both splits."""
+        """Open both splits; raises UserError where there are fewer validation images than processes."""
         super().__init__()
         self._finetune, self._run, self._process_group = finetune, run, process_group
-        self._begin = 0, 0
+        self._start = 0, 0
         self.train, self.validation = TrainDataset(prepared, finetune), ValidationDataset(prepared)
         if len(self.validation) < process_group.world:
             raise UserError(
@@ -188,40 +189,37 @@ class FineTuneDataModule(LightningDataModule):
                 "prepare.split.validation, or start fewer"
             )
 
-    def begin_at(self, epoch: int, step: int) -> None:
-        """Go on at this optimiser step of this epoch, both from 0."""
-        self._begin = epoch, step
+    def start_at(self, epoch: int, step: int) -> None:
+        """Begin with this optimiser step of this epoch, both from 0."""
+        self._start = epoch, step
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return this rank's micro-batches."""
-        sampler = GlobalBatchSampler(
-            len(self.train), self._finetune, self._process_group.rank, self._process_group.world, self._parts
-        )
-        sampler.begin_at(*self._begin)
+        """Return the loader of this rank's batches."""
+        group = self._process_group
+        sampler = GlobalBatchSampler(len(self.train), self._finetune, group.rank, group.world, self._accumulation_steps)
+        sampler.start_at(*self._start)
         return self._loader(self.train, sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return this rank's validation images: every image is one rank's, none is repeated to fill a batch."""
-        mine, size = (
-            np.arange(self._process_group.rank, len(self.validation), self._process_group.world),
-            self._validation_size,
-        )
+        """Return the loader of this rank's validation images: every image is one rank's, none is repeated."""
+        group, size = self._process_group, self._validation_batch_size
+        mine = np.arange(group.rank, len(self.validation), group.world)
         return self._loader(self.validation, [mine[i : i + size] for i in range(0, len(mine), size)])
 
     def validation_batches_of_all(self) -> int:
         """Return the number of validation batches that every rank has at least."""
-        return -(-(len(self.validation) // self._process_group.world) // self._validation_size)
+        return -(-(len(self.validation) // self._process_group.world) // self._validation_batch_size)
 
     @property
-    def _parts(self) -> int:
+    def _accumulation_steps(self) -> int:
         assert self.trainer is not None
         return self.trainer.accumulate_grad_batches
 
     @property
-    def _validation_size(self) -> int:
-        return max(1, self._finetune.batch_size // self._process_group.world // self._parts)
+    def _validation_batch_size(self) -> int:
+        return max(1, self._finetune.batch_size // self._process_group.world // self._accumulation_steps)
 
-    def _loader(self, images: Dataset[Batch], batches: "Sampler[BatchSpec] | list[Rows]") -> DataLoader[Batch]:
-        """Load whole batches: ``batch_size=None`` hands a part, or a batch's places, to the data set as it is."""
+    def _loader(self, images: Dataset[Batch], batches: "Sampler[BatchSpec] | list[Indices]") -> DataLoader[Batch]:
+        """Load whole batches: with ``batch_size=None`` the data set gets each ``BatchSpec``, or indices, as it is."""
         arguments = loader_arguments(self._run, self._process_group)
         return DataLoader(images, sampler=batches, persistent_workers=arguments["num_workers"] > 0, **arguments)

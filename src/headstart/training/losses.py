@@ -1,4 +1,4 @@
-"""The loss of each image, the weights of the classes in it, and the schedule of the learning rate."""
+"""The loss of each image, class weights, and the learning rate schedule."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def balanced_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Weigh each class by ``n / (classes · n_class)``, as scikit-learn's ``balanced``: the mean over images is 1.
+    """Compute ``n / (classes · n_class)`` for each class, as scikit-learn's ``balanced``: the mean over images is 1.
 
     Returns:
         float32 (classes,).
@@ -20,14 +20,14 @@ def balanced_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.floa
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Return the factor on the learning rate: a line from 1/warmup up to 1, then half a cosine down to 0.
+    """Return the factor on the learning rate: a linear warm-up from 1/warmup to 1, then half a cosine down to 0.
 
     Loshchilov and Hutter 2017, "SGDR", without restarts.
 
     Args:
         step: optimiser steps taken so far.
-        warmup: steps of the warm-up.
-        total: steps of the whole training.
+        warmup: steps of warm-up.
+        total: steps of the whole training, warm-up included.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -39,23 +39,25 @@ def cross_entropies(
     labels: Tensor,
     *,
     partners: Tensor | None,
-    shares: Tensor | None,
+    fractions: Tensor | None,
     class_weights: Tensor | None,
     label_smoothing: float,
 ) -> Tensor:
-    """Compute each image's cross-entropy, of a mixture on both labels by their shares: (n,).
+    """Compute each image's cross-entropy; for a mixture, that of both labels weighted by their fractions: (n,).
 
     Args:
         logits: float (n, classes).
         labels: int64 (n,).
-        partners: int64 (n,), the labels of the images that are mixed in; None where nothing is mixed.
-        shares: float32 (n,), the share that each image itself has; None likewise.
-        class_weights: float32 (classes,), a factor on the loss of a label; None for 1.
-        label_smoothing: share of the label that all classes have alike.
+        partners: int64 (n,), labels of the images that are mixed in; None without mixing.
+        fractions: float32 (n,), how much of each mixture is the image itself; None without mixing.
+        class_weights: float32 (classes,), factor on the loss of each label; None for 1.
+        label_smoothing: fraction of the label that is spread evenly over all classes.
     """
 
-    def of(target: Tensor) -> Tensor:
+    def losses_for(target: Tensor) -> Tensor:
         losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
         return losses if class_weights is None else losses * class_weights[target]
 
-    return of(labels) if partners is None or shares is None else torch.lerp(of(partners), of(labels), shares)
+    if partners is None or fractions is None:
+        return losses_for(labels)
+    return torch.lerp(losses_for(partners), losses_for(labels), fractions)

@@ -1,15 +1,19 @@
-"""What ``finetune.recipe`` and ``finetune.groups`` mean for one model: its start, its groups, its phases.
+"""What ``finetune.recipe`` and ``finetune.groups`` mean for one model: its head, its parameter groups, its phases.
 
-- ``lp_ft``: the head starts from the probe's, all train (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained
-  Features").
-- ``full``: the head starts from zero, all train.
-- ``head_first``: the head starts from zero and trains alone, then all train.
-- ``gradual``: the head from the probe's and alone, then the backbone's stages join it from the top down (Howard and
-  Ruder 2018, ULMFiT).
+Strategies, by the name that ``finetune.recipe`` gives them:
+
+- ``lp_ft``: the head starts from the probe's, everything trains (Kumar et al. 2022, "Fine-Tuning can Distort
+  Pretrained Features").
+- ``full``: the head starts from zero, everything trains.
+- ``head_first``: the head starts from zero and trains alone, then everything trains.
+- ``gradual``: the head starts from the probe's and trains alone, then the backbone's stages join it from the top down
+  (Howard and Ruder 2018, ULMFiT).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +24,14 @@ from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
 from headstart.models.backbone import backbone_for, channels_last, head_name, set_head
 from headstart.models.head import read_head
+from headstart.training.datamodule import global_batch_size
 from headstart.training.losses import warmup_cosine
 from headstart.training.regularization.param_groups import (
-    BACKBONE,
     Group,
-    Rule,
+    backbone_parameters,
+    backbone_stages,
     group_parameters,
     groups_table,
-    rule_names,
-    stages,
 )
 from headstart.training.regularization.penalty import (
     INERT,
@@ -41,57 +44,130 @@ from headstart.training.regularization.penalty import (
 logger = logging.getLogger(__name__)
 
 
-def starting_model(backbone: BackboneConfig, finetune: FinetuneConfig, classes: int) -> nn.Module:
-    """Build the backbone with timm's own head, as it is before the first step.
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything about a training that follows from params, the model and the number of images; computed once.
 
-    A chosen head of a smaller λ than fine-tuning's would start far from its objective's minimum, and steep; on the
-    digits the first steps then diverged. There it is the head at fine-tuning's own λ.
+    Attributes:
+        finetune: the section of params, for what is used as it stands there (epochs, clip, seed ...).
+        groups: every parameter of the model, once; the optimiser has these groups in this order.
+        phases: names of the parameters that train in each phase; the last phase has all of them.
+        anchored: names of the parameters that ``l2_sp`` pulls towards their values at the start.
+        batch_size: images of an optimiser step, over all processes.
+        steps_per_epoch: optimiser steps.
+        freeze_statistics: whether BatchNorm keeps its running statistics.
     """
-    model = backbone_for(backbone, classes)
+
+    finetune: FinetuneConfig
+    groups: list[Group]
+    phases: list[set[str]]
+    anchored: set[str]
+    batch_size: int
+    steps_per_epoch: int
+    freeze_statistics: bool
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all epochs."""
+        return self.finetune.epochs * self.steps_per_epoch
+
+    @cached_property
+    def penalty_in_loss(self) -> bool:
+        """Whether the penalty is written out in the loss."""
+        finetune = self.finetune
+        location = penalty_location(finetune.l2.kind, finetune.optimizer, clipped=finetune.clip is not None)
+        return location == "loss"
+
+    @cached_property
+    def lr_factor(self) -> Callable[[int], float]:
+        """The schedule: the factor on every learning rate, by the number of optimiser steps taken."""
+        warmup = round(self.finetune.warmup_epochs * self.steps_per_epoch)
+        return partial(warmup_cosine, warmup=warmup, total=self.steps)
+
+    @cached_property
+    def first_phase(self) -> dict[str, int]:
+        """The phase in which each parameter begins to train, by its name."""
+        return {name: i for i, names in reversed(list(enumerate(self.phases))) for name in names}
+
+    def end_of_phase(self, phase: int) -> int:
+        """Return the number of epochs after which a phase is over."""
+        last = phase == len(self.phases) - 1
+        return self.finetune.epochs if last else (phase + 1) * self.finetune.phase_epochs
+
+    def lr_factors(self, group: Group) -> NDArray[np.float64]:
+        """Return the schedule from the step on at which the first of a group's parameters trains: (steps,)."""
+        phase = min(self.first_phase[name] for name in group.parameters)
+        begin = phase * self.finetune.phase_epochs * self.steps_per_epoch
+        return np.array([self.lr_factor(step) for step in range(begin, self.steps)])
+
+    def with_precision(self, precision: str) -> "TrainingPlan":
+        """Return this plan with the precision that ``auto`` stood for."""
+        return replace(self, finetune=self.finetune.model_copy(update={"precision": precision}))
+
+
+def starting_model(
+    backbone: BackboneConfig, finetune: FinetuneConfig, *, classes: int, train_images: int
+) -> tuple[nn.Module, TrainingPlan]:
+    """Build the model as it is before the first step, and the plan of its training.
+
+    The probe's head is taken at fine-tuning's own λ and not at the λ that the probe chose: a head of a smaller λ would
+    start far from its objective's minimum, where it is steep; on the digits the first steps then diverged.
+
+    Raises:
+        UserError: see ``make_plan``; or the probe has no heads.
+    """
+    model = channels_last(backbone_for(backbone, classes))
+    plan = make_plan(model, finetune, train_images=train_images, pretrained=backbone.pretrained)
     if finetune.recipe in {"lp_ft", "gradual"}:
-        set_head(model, read_head(_head_l2(model, finetune)))
-    return channels_last(model)
+        weight = f"{head_name(model)}.weight"
+        set_head(model, read_head(next(group.l2 for group in plan.groups if weight in group.parameters)))
+    return model, plan
 
 
-def _head_l2(model: nn.Module, finetune: FinetuneConfig) -> float:
-    """Return the λ of the head's weights; 0 where they have none."""
-    name = head_name(model) + ".weight"
-    return next(group.l2 for group in groups_of(model, finetune) if name in group.parameters)
+def make_plan(model: nn.Module, finetune: FinetuneConfig, *, train_images: int, pretrained: bool) -> TrainingPlan:
+    """Plan the training of a model.
 
+    Args:
+        model: timm's, with as many outputs as classes.
+        finetune: the section of params.
+        train_images: images of the training split.
+        pretrained: whether the backbone has pretrained weights.
 
-def groups_of(model: nn.Module, finetune: FinetuneConfig) -> list[Group]:
-    """Put every parameter in its group, with the numbers that the kind of regulariser reads."""
-    kind = finetune.l2.kind
-    return group_parameters(
+    Raises:
+        UserError: the groups' rules do not fit the model, or there are too few epochs for the phases.
+    """
+    kind, head = finetune.l2.kind, head_name(model)
+    groups = group_parameters(
         model,
-        head_name(model),
-        [Rule(rule.match, rule.name, rule.biases_and_norms == "in") for rule in finetune.groups],
+        head,
+        finetune.groups,
         lr=finetune.lr,
         l2=finetune.l2.by_group if kind in {"l2", "l2_sp"} else {},
         decay=finetune.decay_by_group if kind == "decoupled" else {},
         layer_decay=finetune.layer_decay,
     )
+    batch_size = global_batch_size(train_images, finetune)
+    frozen_by_default = finetune.batch_norm == "auto" and pretrained and finetune.recipe != "full"
+    return TrainingPlan(
+        finetune,
+        groups,
+        phases=_phases(model, head, finetune),
+        anchored=backbone_parameters(model, head) if kind == "l2_sp" else set(),
+        batch_size=batch_size,
+        steps_per_epoch=train_images // batch_size,
+        freeze_statistics=finetune.batch_norm == "frozen" or frozen_by_default,
+    )
 
 
-def pretrained_parameters(model: nn.Module) -> set[str]:
-    """Name the parameters that have pretrained values: all but the classifier's."""
-    names = rule_names(model, head_name(model))
-    return {name for name, role in names.items() if role.startswith(BACKBONE)}
-
-
-def phases_of(model: nn.Module, finetune: FinetuneConfig) -> list[set[str]]:
-    """Name the parameters that train in each phase; the last one has all.
-
-    Raises:
-        UserError: there are too few epochs for the phases.
-    """
-    everything = set(rule_names(model, head_name(model)))
+def _phases(model: nn.Module, head: str, finetune: FinetuneConfig) -> list[set[str]]:
+    """Return the names of the parameters that train in each phase."""
+    everything = {name for name, _ in model.named_parameters()}
     if finetune.recipe in {"lp_ft", "full"}:
         return [everything]
-    phases = [everything - pretrained_parameters(model)]
+    phases = [everything - backbone_parameters(model, head)]
     if finetune.recipe == "head_first":
         return [*phases, everything]
-    for stage in stages(model, head_name(model)):
+    for stage in backbone_stages(model, head):
         phases.append(phases[-1] | stage)
     if (len(phases) - 1) * finetune.phase_epochs >= finetune.epochs:
         raise UserError(
@@ -102,57 +178,43 @@ def phases_of(model: nn.Module, finetune: FinetuneConfig) -> list[set[str]]:
     return phases
 
 
-def describe(
-    groups: Sequence[Group], phases: Sequence[set[str]], finetune: FinetuneConfig, steps_per_epoch: int
-) -> list[dict[str, str | int | float | None]]:
-    """Log the resolved groups and where the regulariser acts, and warn where it will have no effect.
+def describe(plan: TrainingPlan) -> list[dict[str, str | int | float | None]]:
+    """Log the groups and where the regulariser acts, and warn where it will have no effect.
 
     Returns:
-        ``param_groups.table``'s rows, each with ``expected_shrink``, None where no formula holds.
+        The rows of ``groups_table``, each with ``expected_shrink``: None where no formula holds.
     """
-    kind, rows = finetune.l2.kind, []
-    for group, row in zip(groups, groups_table(groups), strict=True):
-        shrink = expected_shrink(
-            group, kind, finetune.optimizer, _factors(group, phases, finetune, steps_per_epoch), finetune.momentum
-        )
+    finetune, kind, rows = plan.finetune, plan.finetune.l2.kind, []
+    for group, row in zip(plan.groups, groups_table(plan.groups), strict=True):
+        shrink = expected_shrink(group, kind, finetune.optimizer, plan.lr_factors(group), finetune.momentum)
         rows.append({**row, "expected_shrink": shrink})
         logger.info(
             "group %-13s %4d tensors %11d parameters  λ %.1e  decay %.1e  lr %.1e%s",
             *row.values(),
             "" if shrink is None else f"  expected to shrink by {shrink:.2%}",
         )
-    place = penalty_location(kind, finetune.optimizer, clipped=finetune.clip is not None)
-    if place == "loss":
+    if plan.penalty_in_loss:
         reason = kind if kind == "l2_sp" else "clipped with it" if finetune.clip else finetune.optimizer
         logger.info("the penalty is written out in the loss (%s)", reason)
     for name in dict.fromkeys(rule.name for rule in finetune.groups):
-        layers = [group for group in groups if group.name == name]
-        if layers:  # a group of biases and norms alone, all of them free, has no penalty
-            fastest = max(layers, key=lambda group: group.lr)
-            _warn_if_inert(fastest, finetune, _factors(fastest, phases, finetune, steps_per_epoch))
+        layers = [group for group in plan.groups if group.name == name]
+        if layers:  # a rule that matches biases and norms alone may have no penalty at all
+            _warn_if_inert(max(layers, key=lambda group: group.lr), plan)
     return rows
 
 
-def _warn_if_inert(group: Group, finetune: FinetuneConfig, factors: NDArray[np.float64]) -> None:
+def _warn_if_inert(group: Group, plan: TrainingPlan) -> None:
+    """Warn where a group's λ or decay is too small to be noticed, and say which one would be."""
+    finetune, factors = plan.finetune, plan.lr_factors(group)
     kind, momentum = finetune.l2.kind, finetune.momentum
     shrink = expected_shrink(group, kind, finetune.optimizer, factors, momentum)
     key, strength = ("decay", group.decay) if kind == "decoupled" else ("l2", group.l2)
     if strength and group.lr and shrink is not None and shrink < INERT:
-        matters = l2_for_shrink(NOTICEABLE, kind, group.lr, factors, momentum)
+        noticeable = l2_for_shrink(NOTICEABLE, kind, group.lr, factors, momentum)
         logger.warning(
             "finetune.%s.%s: %.1e has no effect to speak of: in %d steps at learning rates up to %.1e it takes %.2g %% "
             "off %s; about %.1e would take %g %%",
             *(key, group.name, strength, len(factors), group.lr, 100 * shrink),
             "the distance from the pretrained weights" if kind == "l2_sp" else "the weights",
-            *(matters, 100 * NOTICEABLE),
+            *(noticeable, 100 * NOTICEABLE),
         )
-
-
-def _factors(
-    group: Group, phases: Sequence[set[str]], finetune: FinetuneConfig, steps_per_epoch: int
-) -> NDArray[np.float64]:
-    """Return the schedule from the step on at which the first of a group's parameters trains."""
-    first = next(i for i, names in enumerate(phases) if names & set(group.parameters))
-    total, warmup = finetune.epochs * steps_per_epoch, round(finetune.warmup_epochs * steps_per_epoch)
-    begins = first * finetune.phase_epochs * steps_per_epoch
-    return np.array([warmup_cosine(step, warmup, total) for step in range(begins, total)])

@@ -1,7 +1,6 @@
-"""Where in an epoch a state goes on, in the numbers by which Lightning's loops find their place.
+"""Lightning's Trainer around the step: a fit for each phase, from the checkpoint of the phase or start before.
 
-Lightning (2.6) goes on within an epoch only from where it saved itself, counts batches and not steps, and skips the
-validation that a save after the last batch has still before it.
+Phases are fits of their own since DDP averages the gradients only of what trains when it wraps the model.
 """
 
 import logging
@@ -28,71 +27,77 @@ from headstart.training.batch_size import AccumulationFinder
 from headstart.training.callbacks import EpochReport, LogHistory, SettledBuckets
 from headstart.training.checkpoint import CheckpointManager, RunDir, latest_checkpoint, load_checkpoint, mode_of
 from headstart.training.datamodule import FineTuneDataModule
-from headstart.training.module import FineTuner, HistoryRow
+from headstart.training.history import HistoryRow
+from headstart.training.module import FineTuner
 from headstart.training.regularization.ledger import LedgerRow
 
 logger = logging.getLogger(__name__)
 
 
 def fit(
-    classifier: FineTuner,
+    module: FineTuner,
     images: FineTuneDataModule,
     *,
-    finetune: FinetuneConfig,
     run: RunConfig,
     process_group: ProcessGroup,
-    folder: RunDir,
+    run_dir: RunDir,
     log_history: LogHistory,
 ) -> HistoryRow:
-    """Train phase after phase, going on from ``folder`` where it has a state.
+    """Train phase after phase, from the checkpoint in ``run_dir`` where there is one.
 
     Args:
-        classifier: freshly built.
+        module: freshly built.
         images: the data module.
-        finetune: the section of params.
         run: the section of params.
-        process_group: who trains.
-        folder: where the states are.
-        log_history: gets the history and the curve, on rank 0, when the saved state contains it.
+        process_group: the ranks that train together.
+        run_dir: where the checkpoints are.
+        log_history: is called on rank 0 with the history and the curve, once a checkpoint contains them.
 
     Returns:
         The figures before the first step, as a history row of epoch 0.
 
     Raises:
-        UserError: the loss was not finite, or a state that is needed could not be saved.
-        SystemExit: after a signal, 128 + its number on rank 0; the next start goes on at the very step.
+        UserError: the loss was not finite, or a checkpoint that is needed could not be saved.
+        SystemExit: after a signal, 128 + its number on rank 0; the next start resumes at the very step.
     """
-    state = process_group.broadcast_from_rank_zero(lambda: latest_checkpoint(folder))
-    place = process_group.broadcast_from_rank_zero(lambda: _Place.of(state))
+    plan, finetune = module.plan, module.plan.finetune
+    checkpoint = process_group.broadcast_from_rank_zero(lambda: latest_checkpoint(run_dir))
+    position = process_group.broadcast_from_rank_zero(lambda: _Position.of(checkpoint))
     with (
         stop_flag() as stop,
-        _ending(process_group),
+        _exiting_when_stopped(process_group),
         watch_heartbeats(process_group.rank, process_group.world, run.timeout_minutes) as watchdog,
     ):
-        watchdog.saved_steps = place.steps
-        average = None if finetune.ema is None else EMAWeightAveraging(process_group.device, decay=finetune.ema)
-        states = CheckpointManager(
-            folder, finetune, run, process_group, stop=stop, watchdog=watchdog, images=images, average=average
+        watchdog.saved_steps = position.steps
+        checkpoints = CheckpointManager(
+            run_dir,
+            run,
+            process_group,
+            monitor=finetune.early_stopping.monitor,
+            stop=stop,
+            watchdog=watchdog,
+            images=images,
+            average=None if finetune.ema is None else EMAWeightAveraging(process_group.device, decay=finetune.ema),
         )
-        start = _start(finetune, run, process_group, states, classifier=classifier, images=images)
+        start = _validate_start(module, images, run, process_group, checkpoints)
         report = EpochReport(log_history, finetune.epochs)
-        for phase in range(len(classifier.phases)):
-            last = phase == len(classifier.phases) - 1
-            last_epoch = finetune.epochs if last else (phase + 1) * finetune.phase_epochs
-            if place.stopped or place.epochs >= last_epoch:
+        for phase in range(len(plan.phases)):
+            end = plan.end_of_phase(phase)
+            if position.stopped or position.epochs >= end:
                 continue
-            classifier.enter(phase)
-            images.begin_at(place.epochs, place.step)
+            module.set_phase(phase)
+            images.start_at(position.epochs, position.step)
             # An earlier phase only prepares the next one: its plateau is no reason to leave that out.
+            last = phase == len(plan.phases) - 1
             stopping = [_early_stopping(finetune)] if last else []
-            trainer = _trainer(finetune, run, states, [report, *stopping], last_epoch)
-            trainer.fit(classifier, images, ckpt_path=state, weights_only=True)
-            state, place = folder.last, _Place(last_epoch, 0, trainer.global_step, trainer.should_stop)
+            trainer = _make_trainer(finetune, run, checkpoints, [report, *stopping], max_epochs=end)
+            trainer.fit(module, images, ckpt_path=checkpoint, weights_only=True)
+            checkpoint, position = run_dir.last, _Position(end, 0, trainer.global_step, trainer.should_stop)
     return start
 
 
-class _Place(NamedTuple):
-    """Where a state stands: whole epochs, optimiser steps in the next one and in all, and whether it stopped early."""
+class _Position(NamedTuple):
+    """Where a checkpoint stands: whole epochs, optimiser steps in the next and in all, and whether it stopped early."""
 
     epochs: int
     step: int
@@ -100,55 +105,71 @@ class _Place(NamedTuple):
     stopped: bool
 
     @classmethod
-    def of(cls, path: Path | None) -> "_Place":
+    def of(cls, path: Path | None) -> "_Position":
         if path is None:
             return cls(0, 0, 0, stopped=False)
-        state = load_checkpoint(path)
-        step = len(state["epoch_so_far"]["norms"])
-        place = cls(len(state["history"]), step, state["global_step"], state["stopped"])
-        where = f"in epoch {place.epochs + 1} after step {place.step}" if place.step else f"after epoch {place.epochs}"
-        logger.info("finetune: going on %s", where)
-        return place
+        checkpoint = load_checkpoint(path)
+        step = len(checkpoint["epoch_so_far"]["losses"])
+        position = cls(len(checkpoint["history"]), step, checkpoint["global_step"], checkpoint["stopped"])
+        epochs = position.epochs
+        logger.info(
+            "finetune: resuming %s", f"in epoch {epochs + 1} after step {step}" if step else f"after epoch {epochs}"
+        )
+        return position
 
 
 @contextmanager
-def _ending(process_group: ProcessGroup) -> Iterator[None]:
-    """Turn an agreed stop into a marker and an exit code; the other ranks' is 0, so that no launcher kills rank 0."""
+def _exiting_when_stopped(process_group: ProcessGroup) -> Iterator[None]:
+    """Turn a requested stop into a marker and an exit code; the other ranks exit with 0, or launchers kill rank 0."""
     try:
         yield
     except StopRequested as stop:
         if process_group.rank:
             sys.exit(0)
-        message = f"stopped by {stop.signal.name} after {stop.steps} steps: start again, and it goes on from there"
+        message = f"stopped by {stop.signal.name} after {stop.steps} steps: start again, and it resumes from there"
         write_stopped("finetune", stop.signal.name, stop.steps, message)
         logger.info("finetune: %s", message)
         sys.exit(128 + stop.signal)
 
 
-def load_history(folder: RunDir) -> tuple[list[HistoryRow], list[LedgerRow], list[HistoryRow]]:
-    """Return the history, the ledger and the curve that the last state contains."""
-    state = load_checkpoint(folder.last)
-    return state["history"], state["ledger"], state["curve"]
+def load_history(run_dir: RunDir) -> tuple[list[HistoryRow], list[LedgerRow], list[HistoryRow]]:
+    """Return the history, the ledger and the curve that the last checkpoint contains."""
+    checkpoint = load_checkpoint(run_dir.last)
+    return checkpoint["history"], checkpoint["ledger"], checkpoint["curve"]
 
 
-def _start(
-    finetune: FinetuneConfig,
+def best_epoch(run_dir: RunDir, start: HistoryRow, monitor: str) -> tuple[HistoryRow, Weights | None, Weights | None]:
+    """Return the best epoch, the start counted as epoch 0.
+
+    Returns:
+        Its history row; its weights, None for the start; and where an average is kept, which the weights then are, the
+        raw weights beside it.
+    """
+    checkpoint = load_checkpoint(run_dir.best)
+    best = checkpoint["history"][-1]
+    sign = 1 if mode_of(monitor) == "min" else -1
+    if not sign * best[monitor] < sign * start[monitor]:  # nor where it is no number
+        return start, None, None
+    raw = checkpoint.get("current_model_state")
+    return best, weights_of_module(checkpoint["state_dict"]), None if raw is None else weights_of_module(raw)
+
+
+def _validate_start(
+    module: FineTuner,
+    images: FineTuneDataModule,
     run: RunConfig,
     process_group: ProcessGroup,
-    states: CheckpointManager,
-    *,
-    classifier: FineTuner,
-    images: FineTuneDataModule,
+    checkpoints: CheckpointManager,
 ) -> HistoryRow:
-    """Return the figures before the first step, validated once."""
-    path = states.folder.start
+    """Return the figures before the first step, validated by the first start of a run."""
+    path = checkpoints.run_dir.start
     known: HistoryRow | None = process_group.broadcast_from_rank_zero(
         lambda: read_json(path) if path.exists() else None
     )
     if known is not None:
         return known
-    trainer = _trainer(finetune, run, states, [], finetune.epochs)
-    (figures,) = trainer.validate(classifier, images, verbose=False)
+    trainer = _make_trainer(module.plan.finetune, run, checkpoints, [], max_epochs=module.plan.finetune.epochs)
+    (figures,) = trainer.validate(module, images, verbose=False)
     start: HistoryRow = {"epoch": 0, **{name: figures[name] for name in ("val_loss", "val_accuracy")}}
     if process_group.rank == 0:
         write_json(path, start)
@@ -160,49 +181,69 @@ def _early_stopping(finetune: FinetuneConfig) -> EarlyStopping:
     return EarlyStopping(rule.monitor, min_delta=rule.min_delta, patience=rule.patience, mode=mode_of(rule.monitor))
 
 
-def _trainer(
-    finetune: FinetuneConfig, run: RunConfig, states: CheckpointManager, others: list[Callback], last_epoch: int
+def _make_trainer(
+    finetune: FinetuneConfig,
+    run: RunConfig,
+    checkpoints: CheckpointManager,
+    callbacks: list[Callback],
+    *,
+    max_epochs: int,
 ) -> Trainer:
-    _quieten()
+    """Make a Trainer. Each callback costs some 10 µs a step, whatever it does, so only those that are needed."""
+    _silence_warnings()
     assert finetune.precision != "auto"  # the stage has chosen
-    found = layout(run)
-    callbacks = [*others, states.finite, AccumulationFinder(), SettledBuckets(), states]
+    processes = layout(run)
+    if processes.accelerator == "gpu":
+        callbacks = [*callbacks, AccumulationFinder()]
+    if processes.world > 1:
+        callbacks = [*callbacks, SettledBuckets()]
+    if checkpoints.average is not None:
+        callbacks = [*callbacks, checkpoints.average]
     trainer = Trainer(
-        accelerator=found.accelerator,
-        devices=found.devices,
-        num_nodes=found.nodes,
-        strategy=DDPStrategy(gradient_as_bucket_view=True) if found.world > 1 else "auto",
-        plugins=[found.environment, states.files],
+        accelerator=processes.accelerator,
+        devices=processes.devices,
+        num_nodes=processes.nodes,
+        strategy=DDPStrategy(gradient_as_bucket_view=True) if processes.world > 1 else "auto",
+        plugins=[processes.environment, checkpoints.files],
         precision=finetune.precision,
-        max_epochs=last_epoch,
+        max_epochs=max_epochs,
         accumulate_grad_batches=finetune.accumulate,
         gradient_clip_val=finetune.clip,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        callbacks=[*callbacks, states.average] if states.average else callbacks,
+        callbacks=[*callbacks, checkpoints],
         logger=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        default_root_dir=states.folder.path,
+        default_root_dir=checkpoints.run_dir.path,
         # The metrics of the validation before the first step are updated again in training.
         inference_mode=False,
     )
-    # Lightning's handlers broadcast or end with exit code 0, and to agree on them it waits for the device at each step.
+    _without_signal_handling(trainer)
+    return trainer
+
+
+def _without_signal_handling(trainer: Trainer) -> None:
+    """Remove Lightning's handling of signals, for which it has no switch; ``SignalSync`` does it for all ranks.
+
+    Its handler of SIGTERM calls a collective wherever the rank stands, which deadlocks, and ends others a step earlier
+    (github.com/Lightning-AI/pytorch-lightning/issues/20806, open). And to agree on a SIGTERM it waits for the device at
+    each step (issues/21487, open).
+    """
     for owner, name in (
-        (trainer._signal_connector, "register_signal_handlers"),  # noqa: SLF001  (there is no switch)
+        (trainer._signal_connector, "register_signal_handlers"),  # noqa: SLF001  (see above)
         (trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"),
     ):
         assert callable(getattr(owner, name))
         setattr(owner, name, lambda: None)
-    return trainer
 
 
-def _quieten() -> None:
-    """Leave out what Lightning says that is not about the user's run."""
+def _silence_warnings() -> None:
+    """Silence what Lightning says that is not about the user's run."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # A loader without workers, srun on the PATH, an epoch that is gone on with, modules that are frozen, metrics that
-    # have summed over the ranks before they are logged, and 1x1 convolutions' gradients are all meant; the others are
-    # Lightning's own affair with torch.
+    # Intended are: a loader without workers, srun on the PATH, an epoch that is resumed, modules that are frozen,
+    # metrics that have summed over the ranks before they are logged, and the strides of 1x1 convolutions' gradients.
+    # The others are between Lightning and torch.
     for message in (
         "does not have many workers",
         "The `srun` command",
@@ -214,19 +255,3 @@ def _quieten() -> None:
         "isinstance.treespec",
     ):
         warnings.filterwarnings("ignore", f".*{message}")
-
-
-def best_epoch(folder: RunDir, start: HistoryRow, monitor: str) -> tuple[HistoryRow, Weights | None, Weights | None]:
-    """Return the best epoch, the start counted as epoch 0.
-
-    Returns:
-        Its history row; its weights, None for the start; and where an average is kept, which the weights then are, the
-        raw weights beside it.
-    """
-    state = load_checkpoint(folder.best)
-    best = state["history"][-1]
-    sign = 1 if mode_of(monitor) == "min" else -1
-    if not sign * best[monitor] < sign * start[monitor]:  # nor where it is no number
-        return start, None, None
-    raw = state.get("current_model_state")
-    return best, weights_of_module(state["state_dict"]), None if raw is None else weights_of_module(raw)

@@ -5,15 +5,15 @@ import timm
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 
+from headstart.config.finetune import GroupRule
 from headstart.core.errors import UserError
 from headstart.models.backbone import get_head, head_name
 from headstart.training.regularization.param_groups import (
     Group,
-    Rule,
+    backbone_stages,
     group_parameters,
     groups_table,
     rule_names,
-    stages,
 )
 
 MODELS = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_nfnet"]
@@ -26,9 +26,13 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return made
 
 
+def rule(match: str, name: str, *, everything: bool = True) -> GroupRule:
+    return GroupRule(match=match, name=name, biases_and_norms="in" if everything else "out")
+
+
 def grouped(model: nn.Module, *, everything: bool = False, layer_decay: float | None = None) -> list[Group]:
     """The rules of params.yaml."""
-    rules = [Rule(r"head\..*", "head", everything), Rule(".*", "backbone", everything)]
+    rules = [rule(r"head\..*", "head", everything=everything), rule(".*", "backbone", everything=everything)]
     return group_parameters(model, head_name(model), rules, lr=LR, l2=L2, decay={}, layer_decay=layer_decay)
 
 
@@ -95,7 +99,7 @@ def test_rules_see_the_classifier_as_head_whatever_timm_calls_it(model: nn.Modul
 def test_the_first_rule_that_matches_wins_and_matches_whole_names() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
 
-    def names(*rules: Rule) -> dict[str, list[str]]:
+    def names(*rules: GroupRule) -> dict[str, list[str]]:
         made = group_parameters(model, "1", rules, lr=dict.fromkeys("abc", 1.0), l2={"a": 0.1}, decay={"b": 0.2})
         assert {group.name: (group.l2, group.decay) for group in made} == {
             name: numbers
@@ -108,9 +112,9 @@ def test_the_first_rule_that_matches_wins_and_matches_whole_names() -> None:
         return {group.name: list(group.parameters) for group in groups}
 
     first, second, rest = (
-        Rule(r"backbone\.0\.weight", "a", biases_and_norms=True),
-        Rule(r"backbone\..*", "b", biases_and_norms=True),
-        Rule(".*", "c", biases_and_norms=True),
+        rule(r"backbone\.0\.weight", "a"),
+        rule(r"backbone\..*", "b"),
+        rule(".*", "c"),
     )
     assert names(first, second, rest) == {"a": ["0.weight"], "b": ["0.bias"], "c": ["1.weight", "1.bias"]}
     assert names(second, rest) == {"b": ["0.weight", "0.bias"], "c": ["1.weight", "1.bias"]}
@@ -119,7 +123,7 @@ def test_the_first_rule_that_matches_wins_and_matches_whole_names() -> None:
     with pytest.raises(UserError, match=re.escape("no rule matches the parameter head.weight")):
         names(first, second)
     with pytest.raises(UserError, match=re.escape("no rule matches the parameter backbone.0.weight")):
-        names(Rule(r"backbone\.0\.w", "a", biases_and_norms=True), Rule("weight", "b", biases_and_norms=True))
+        names(rule(r"backbone\.0\.w", "a"), rule("weight", "b"))
 
 
 def test_a_name_with_a_dot_is_not_a_pattern() -> None:
@@ -137,7 +141,7 @@ def test_a_name_with_a_dot_is_not_a_pattern() -> None:
 
 
 def test_stages_go_from_the_top_down_and_leave_nothing_out(model: nn.Module) -> None:
-    found = stages(model, head_name(model))
+    found = backbone_stages(model, head_name(model))
     names = [name for stage in found for name in stage]
     backbone = [n for n, role in rule_names(model, head_name(model)).items() if role.startswith("backbone.")]
     assert sorted(names) == sorted(backbone)

@@ -1,4 +1,4 @@
-"""What keeps the weights small: ``Loss = CE + Σ_g λ_g ‖W_g‖²`` and its relatives, each where it is exactly itself.
+"""Regularisers: ``Loss = CE + Σ_g λ_g ‖W_g‖²`` and its relatives, each applied where it is exactly what its name says.
 
 The sum runs over a group's elements: no mean, no ½, so the gradient is ``2 λ_g W_g`` (``docs/mathematics.md``).
 
@@ -24,15 +24,16 @@ from headstart.training.regularization.param_groups import Group
 
 RegularizerKind = Literal["l2", "l2_sp", "decoupled", "none"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
-Place = Literal["loss", "optimizer", "nowhere"]
+Location = Literal["loss", "optimizer", "nowhere"]
 
 INERT = 1e-3
-"""A total shrink below this is as good as none."""
+"""A total shrink below this has no effect to speak of."""
 NOTICEABLE = 1e-2
+"""A total shrink that has one."""
 
 
-def penalty_location(kind: RegularizerKind, optimizer: OptimizerName, *, clipped: bool) -> Place:
-    """Say where the regulariser acts, so that it is exactly what its kind says.
+def penalty_location(kind: RegularizerKind, optimizer: OptimizerName, *, clipped: bool) -> Location:
+    """Return where the regulariser acts, so that it is exactly what its kind says.
 
     Raises:
         ValueError: decoupled decay under Adam, which is AdamW.
@@ -47,7 +48,7 @@ def penalty_location(kind: RegularizerKind, optimizer: OptimizerName, *, clipped
 
 
 def penalty(groups: Sequence[Group], anchors: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Write the penalty out: ``Σ_g λ_g ‖W_g − A_g‖²``, a float32 scalar (float64 for float64 parameters).
+    """Compute the penalty ``Σ_g λ_g ‖W_g − A_g‖²``, a float32 scalar (float64 for float64 parameters).
 
     Args:
         groups: with λ and parameters.
@@ -64,7 +65,7 @@ def penalty(groups: Sequence[Group], anchors: Mapping[str, Tensor] | None = None
 
 
 def _wide(parameter: Tensor) -> Tensor:
-    """Return at least float32: a sum of squares in fewer bits loses the small ones."""
+    """Convert to at least float32: a sum of squares in fewer bits loses the small ones."""
     return parameter if parameter.dtype == torch.float64 else parameter.float()
 
 
@@ -78,10 +79,10 @@ def make_optimizer(
     nesterov: bool,
     fused: bool,
 ) -> Optimizer:
-    """Make the optimiser, with the regulariser in it where that is the same.
+    """Make the optimiser, with the regulariser in it where that is exactly the same.
 
     Args:
-        groups: each becomes one of the optimiser's, in order, with its name.
+        groups: each becomes one of the optimiser's groups, in order, with its name.
         name: ``adamw`` is Adam unless the decay is decoupled.
         kind: of regulariser.
         clipped: whether gradients are clipped.
@@ -106,8 +107,8 @@ def make_optimizer(
         return SGDW(params, lr=0.0, momentum=momentum, nesterov=nesterov)
     optimizer = SGD(params, lr=0.0, momentum=momentum, nesterov=nesterov, fused=fused)
     if fused and momentum:
-        # The fused kernel can't step where some have a momentum and others, frozen until then, have none (torch 2.15).
-        # From zero it is the same: its first value is the gradient.
+        # The fused kernel can't step where some parameters have a momentum and others, frozen until then, have none
+        # (torch 2.15). To begin at zero is the same: the first value is then the gradient.
         for group in groups:
             for parameter in group.parameters.values():
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -117,11 +118,11 @@ def make_optimizer(
 def expected_shrink(
     group: Group, kind: RegularizerKind, optimizer: OptimizerName, factors: NDArray[np.float64], momentum: float
 ) -> float | None:
-    """Estimate the share of its weights that a group loses to its regulariser over a training.
+    """Estimate the fraction of its weights that a group loses to its regulariser over a training.
 
-    ``1 − Π_t (1 − 2 τ_t λ / (1 − μ))``, and for decoupled decay ``1 − Π_t (1 − τ_t d)``; for ``l2_sp`` it is the share
-    of the distance from the pretrained weights. Clipping makes it less. None under Adam with the penalty in the
-    gradient, which the second moment rescales.
+    ``1 − Π_t (1 − 2 τ_t λ / (1 − μ))``, and for decoupled decay ``1 − Π_t (1 − τ_t d)``; for ``l2_sp`` the fraction of
+    the distance from the pretrained weights. Clipping makes it less. None under Adam with the penalty in the gradient,
+    which the second moment rescales.
 
     Args:
         group: with its λ or decay and its peak learning rate.

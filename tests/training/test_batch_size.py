@@ -17,7 +17,7 @@ class SmallMemory(nn.Module):
 
     def __init__(self, most: int, batch_size: int) -> None:
         super().__init__()
-        self.most, self.seen, self.batch_size = most, list[int](), batch_size
+        self.most, self.seen, self.plan = most, list[int](), SimpleNamespace(batch_size=batch_size)
         self.device, self.image_size = torch.device("cpu"), (4, 4)
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.BatchNorm1d(3, momentum=0.5))
         self.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
