@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +27,7 @@ from headstart.training.checkpoint import CheckpointFiles
 from headstart.training.datamodule import FineTuneDataModule
 from headstart.training.module import FineTuner
 from helpers.images import params, write_prepared
+from helpers.programs import Program
 
 SMALL = {
     "backbone.name": "test_resnet",
@@ -117,16 +116,10 @@ def test_resumed_at_any_step_is_the_same_as_never_interrupted(variant: str, monk
     assert_same(expected, found)
 
 
-def program(changes: dict[str, Any], *, start_new_session: bool = False) -> "subprocess.Popen[str]":
-    """The stage as a user starts it."""
+def program(changes: dict[str, Any], *, start_new_session: bool = False) -> Program:
+    """The stage as a user starts it: in a process, since signals and kills are what is tested."""
     YAML().dump(params({**SMALL, **changes}).model_dump(), Path("params.yaml"))
-    return subprocess.Popen(
-        [sys.executable, "-m", "headstart.stages.finetune"],
-        start_new_session=start_new_session,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Program("headstart.stages.finetune", start_new_session=start_new_session)
 
 
 LONG, ENDLESS = (
@@ -138,8 +131,7 @@ LONG, ENDLESS = (
 )
 
 
-def until(running: "subprocess.Popen[str]", start: str) -> None:
-    assert running.stdout is not None
+def until(running: Program, start: str) -> None:
     lines = []
     for line in running.stdout:
         lines.append(line)

@@ -17,7 +17,7 @@ from headstart.core.io import read_json, read_table
 from headstart.core.paths import FINETUNE, HISTORY
 from headstart.models.head import Head, write_heads
 from helpers.images import params, write_prepared
-from helpers.stage_server import StageServer, stage_server
+from helpers.programs import Program
 from helpers.wandb_server import WandbServer, wandb_server
 
 EPOCHS, STEPS = 6, 8
@@ -50,36 +50,24 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def finetune() -> Iterator[StageServer]:
-    """A server of real processes, since they are killed, and wandb's with them."""
-    with stage_server("finetune") as stages:
-        yield stages
-
-
-def train(
-    finetune: StageServer, tracking: str, variables: dict[str, str], kill_after: list[int], *, group: bool = False
-) -> None:
-    """Run the stage, killed once it has printed each of these epochs, then to its end.
+def train(tracking: str, variables: dict[str, str], kill_after: list[int], *, group: bool = False) -> None:
+    """Run the stage as its own program, killed once it has printed each of these epochs, then to its end.
 
     Args:
-        finetune: starts it.
         tracking: the key of params.
         variables: of the environment, beside this process's.
         kill_after: epochs.
         group: whether wandb's own process is killed with it, as by a node's death.
     """
     YAML().dump(params({**CHANGES, "run.tracking": tracking}).model_dump(), Path("params.yaml"))
-    os.mkfifo("output")
     for epoch in [*kill_after, None]:
-        process = finetune.start(Path.cwd(), os.environ | variables, Path("output"))
-        printed = []
-        with Path("output").open() as output:
-            for line in output:
+        with Program("headstart.stages.finetune", env=os.environ | variables, start_new_session=True) as running:
+            printed = []
+            for line in running.stdout:
                 printed.append(line)
                 if epoch is not None and f"epoch {epoch:3d} of" in line:
-                    (os.killpg if group else os.kill)(process, signal.SIGKILL)
-        assert finetune.wait() == (0 if epoch is None else -signal.SIGKILL), "".join(printed)
+                    os.killpg(running.pid, signal.SIGKILL) if group else running.kill()
+        assert running.returncode == (0 if epoch is None else -signal.SIGKILL), "".join(printed)
 
 
 def rows_in(file: Path) -> list[dict[str, Any]]:
@@ -104,8 +92,8 @@ def assert_whole(rows: list[dict[str, Any]]) -> None:
         assert np.mean(losses) == pytest.approx(row["train_loss"], rel=1e-5)
 
 
-def test_offline_it_is_one_run_and_so_is_what_a_later_sync_sends(server: WandbServer, finetune: StageServer) -> None:
-    train(finetune, "offline", {}, [1, 2, 4])
+def test_offline_it_is_one_run_and_so_is_what_a_later_sync_sends(server: WandbServer) -> None:
+    train("offline", {}, [1, 2, 4])
     run_id = read_json(FINETUNE / "tracking.json")["id"]
     files = sorted(Path("wandb").glob("offline-run-*/*.wandb"))
     assert {file.name for file in files} == {f"run-{run_id}.wandb"}
@@ -121,8 +109,8 @@ def test_offline_it_is_one_run_and_so_is_what_a_later_sync_sends(server: WandbSe
     assert server.runs[run_id].summary["finetune/epochs"] == EPOCHS
 
 
-def test_online_it_resumes_after_the_last_row_of_the_server(server: WandbServer, finetune: StageServer) -> None:
-    train(finetune, "online", server.environment, [1, 3], group=True)
+def test_online_it_resumes_after_the_last_row_of_the_server(server: WandbServer) -> None:
+    train("online", server.environment, [1, 3], group=True)
     assert set(server.runs) == {read_json(FINETUNE / "tracking.json")["id"]}
     (run,) = server.runs.values()
     assert_whole(run.lines)
