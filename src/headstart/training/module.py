@@ -69,7 +69,7 @@ class FineTuner(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute this batch's part of the objective, Σ CE / batch_size, and the penalty where the loss has it."""
-        self._seed(batch_idx)
+        self.seed_step(batch_idx)
         logits = self(batch.pixels)
         losses = cross_entropies(
             logits,
@@ -88,7 +88,7 @@ class FineTuner(LightningModule):
             loss = loss + penalty(self.plan.groups, self._anchors)
         return loss
 
-    def _seed(self, batch_idx: int) -> None:
+    def seed_step(self, batch_idx: int) -> None:
         """Seed what draws within the step (dropout, stochastic depth) by (seed, epoch, batch, rank)."""
         entropy = np.random.SeedSequence((self.plan.finetune.seed, self.current_epoch, batch_idx, self.global_rank))
         seed = int(entropy.generate_state(1)[0])
