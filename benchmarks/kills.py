@@ -1,4 +1,4 @@
-"""Kill a fine-tuning at random moments, go on, and compare the end with that of one that nothing happened to.
+"""Kill a fine-tuning at random moments, resume it, and compare its end with that of an undisturbed one.
 
     python -m benchmarks.kills --kills 100 --ranks 1 --seed 10
     python -m benchmarks.kills --kills 100 --ranks 4 --seed 11
@@ -47,7 +47,7 @@ FORK = get_context("fork")
 SECONDS_TO_TERMINATE = 2
 CAUGHT = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 INTERVAL = 0.5
-"""Seconds between two saved states."""
+"""Seconds between two checkpoints."""
 PATIENCE = 90
 """Seconds after a signal after which a training counts as hung."""
 SAVE_SECONDS = 0.05
@@ -106,7 +106,7 @@ def slow_down(step: float) -> None:
 
 
 def fine_tune(cache: str, step: float) -> None:
-    """Fine-tune as one of the ranks, slowed down, with what it says in a file."""
+    """Fine-tune as one of the ranks, slowed down, with its output in a file."""
     log = os.open(f"log-{os.environ.get('RANK', '0')}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -159,7 +159,7 @@ def result() -> str:
 
 
 def saved_step(cache: str) -> int:
-    """Return the step of the newest saved state; 0 where there is none."""
+    """Return the step of the newest checkpoint; 0 where there is none."""
     for name in ("last", "previous"):
         for path in Path(cache).glob(f"runs/*/{name}.ckpt"):
             return int(load_checkpoint(path)["global_step"])
@@ -193,7 +193,7 @@ class Training:
         self._counts["trainings"] += 1
 
     def _killed(self, after: float) -> list[int | None]:
-        """Start it, kill it after some seconds, and give the exit codes."""
+        """Start it, kill it after some seconds, and return the exit codes."""
         begun_at = saved_step(self._cache)
         STEPS.unlink(missing_ok=True)
         processes = start(self._ranks, self._cache, self._step)

@@ -3,7 +3,7 @@
     python -m benchmarks.ranks
 
 67 training and 21 validation images of scikit-learn's digits, in batches of 10: sizes that nothing divides. The
-bundled backbone goes on from the probe's head, with λ = 0.1, BatchNorm frozen, in float32, for one epoch, unless a row
+bundled backbone starts with the probe's head, with λ = 0.1, BatchNorm frozen, in float32, for one epoch, unless a row
 says otherwise; a process has one thread. Each figure is the largest difference, after the last epoch for weights and
 statistics, relative to the largest of the tensor, and in any epoch for the others, relative to themselves. Ranks are
 forked from one process that has imported everything, with torchrun's variables.
@@ -78,8 +78,8 @@ STOPPED: dict[str, tuple[int, Sequence[Part]]] = {
     "1 process, stopped three times": (1, [(1, ALL), (1, FIRST), (1, Stop(2, 4, (0,))), (1, None)]),
     "2 processes: all, rank 0, rank 1 get a signal": (2, [(2, ALL), (2, FIRST), (2, LAST), (2, None)]),
     "4 processes: all, rank 0, rank 1 get a signal": (4, [(4, ALL), (4, FIRST), (4, LAST), (4, None)]),
-    "4, gone on with 2, then 1": (1, [(4, ALL), (2, LAST), (1, None)]),
-    "1, gone on with 2, then 4": (1, [(1, ALL), (2, LAST), (4, None)]),
+    "4, resumed with 2, then 1": (1, [(4, ALL), (2, LAST), (1, None)]),
+    "1, resumed with 2, then 4": (1, [(1, ALL), (2, LAST), (4, None)]),
 }
 
 
@@ -152,7 +152,7 @@ def before_finetuning() -> None:
 
 
 def trained(changes: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
-    """Fine-tune, stopped and gone on with as ``parts`` say; give the last state."""
+    """Fine-tune, stopped and resumed as ``parts`` say; return the last checkpoint."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as cache:
         params = params_with({**changes, "run.cache": cache})
         for world, stop in parts:

@@ -1,10 +1,10 @@
-"""Measure what it costs to be able to go on: the states that are saved, and what ranks tell each other at each step.
+"""Measure what it costs to be able to resume: the checkpoints, and what the ranks exchange at each step.
 
     python -m benchmarks.saving
 
-States of the bundled backbone and of a ResNet-50 within an epoch, where they hold most, and what share a save is of
-the time between two that ``run.save_minutes`` of params.yaml gives. Then 2 processes of one thread each, with a model
-so small that the agreement shows: epochs with and without it take turns, and both ranks leave the same ones out.
+Checkpoints of the bundled backbone and of a ResNet-50 within an epoch, where they hold most, and what fraction a save
+takes of the interval, ``run.save_minutes`` of params.yaml. Then 2 processes of one thread each, with a model so small
+that the exchange shows: epochs with and without it take turns, and both ranks leave the same ones out.
 """
 
 import argparse
@@ -55,24 +55,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
         write_digits(Path("pictures"))
         launch(1, before_finetuning)
-        print("| state | MB | seconds | share of the time |\n|---|---|---|---|")
+        print("| checkpoint | MB | seconds | share of the time |\n|---|---|---|---|")
         for name, changes in SAVED.items():
             seconds, size = measured(1, time_saves, {**changes, "run.save_minutes": 1e-9, "run.cache": name})
             print(f"| {name} | {size / 1e6:.0f} | {seconds:.2f} | {seconds / between:.2%} |", flush=True)
-        plain, agreeing, call, sign = measured(2, time_agreement, {**SMALL, "run.cache": "agreement"})
-    print(f"\na step without the agreement {1e3 * plain:.2f} ms, with it {agreeing / plain:.3f} times that")
+        plain, agreeing, call, sign = measured(2, time_exchange, {**SMALL, "run.cache": "exchange"})
+    print(f"\na step without the exchange {1e3 * plain:.2f} ms, with it {agreeing / plain:.3f} times that")
     print(f"the call takes {1e6 * call:.0f} µs; the watchdog's sign of life {1e3 * sign:.2f} ms every {PERIOD:.0f} s")
 
 
 def measured(world: int, function: Any, changes: Mapping[str, Any]) -> list[float]:
-    """Fine-tune in forked processes under a function that leaves figures; give them."""
+    """Fine-tune in forked processes under a function that writes figures; return them."""
     launch(world, function, params_with(changes))
     figures: list[float] = json.loads(FIGURES.read_text())
     return figures
 
 
 def time_saves(params: Params) -> None:
-    """Fine-tune, saving after every step; leave the median seconds of a save, and the largest state's bytes."""
+    """Fine-tune, saving after every step; write the median seconds of a save, and the largest checkpoint's bytes."""
     sizes, real = [], CheckpointManager._save  # noqa: SLF001  (all that a training waits for)
     seconds = []
 
@@ -89,7 +89,7 @@ def time_saves(params: Params) -> None:
     FIGURES.write_text(json.dumps([statistics.median(seconds), max(sizes)]))
 
 
-def time_agreement(params: Params) -> None:
+def time_exchange(params: Params) -> None:
     """Fine-tune as one of two ranks; leave the medians of a step without and with, of the call, of a sign of life."""
     steps: dict[bool, list[float]] = {False: [], True: []}
     calls, signs, began = list[float](), list[float](), 0.0

@@ -27,14 +27,15 @@ def fine_tuner() -> FineTuner:
 
 def test_a_step_is_seeded_as_by_torch_and_formats_no_call_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch.manual_seed does for each kind of accelerator that is not in use, which took longer than the rest."""
-    module = fine_tuner()
-    torch.manual_seed(int(np.random.SeedSequence((module.plan.finetune.seed, 0, 3, 0)).generate_state(1)[0]))
-    expected = torch.rand(5)
+    module, expected = fine_tuner(), dict[int, torch.Tensor]()
+    for batch in (3, 63, 64, 200):
+        torch.manual_seed(int(np.random.SeedSequence((module.plan.finetune.seed, 0, batch, 0)).generate_state(1)[0]))
+        expected[batch] = torch.rand(5)
+    assert len({tuple(drawn.tolist()) for drawn in expected.values()}) == 4
     monkeypatch.setattr(traceback, "format_stack", lambda *_: pytest.fail("formatted a call stack"))
-    module.seed_step(3)
-    assert torch.equal(torch.rand(5), expected)
-    module.seed_step(4)
-    assert not torch.equal(torch.rand(5), expected)
+    for batch, drawn in expected.items():
+        module.seed_step(batch)
+        assert torch.equal(torch.rand(5), drawn)
 
 
 def test_a_phase_freezes_all_but_its_parameters() -> None:

@@ -1,4 +1,4 @@
-"""What a recipe and the groups mean for one model."""
+"""The plan of a training: what params mean for one model."""
 
 import logging
 from itertools import pairwise
@@ -51,7 +51,7 @@ def start(
         ({"recipe": "head_first"}, 0.0),
     ],
 )
-def test_the_head_starts_where_the_recipe_says(changes: dict[str, Any], expected: float) -> None:
+def test_the_head_starts_where_the_strategy_says(changes: dict[str, Any], expected: float) -> None:
     head = get_head(start(changes)[0])
     assert set(head.weight.flatten().tolist()) == {expected}
     assert set(head.bias.flatten().tolist()) == {expected}
@@ -61,7 +61,7 @@ def phases(changes: dict[str, Any]) -> list[set[str]]:
     return start(changes)[1].phases
 
 
-def test_the_phases_are_the_recipes() -> None:
+def test_the_phases_are_the_strategies() -> None:
     everything = phases({"recipe": "lp_ft"})[0]
     assert phases({"recipe": "full"}) == [everything]
     assert phases({"recipe": "head_first"}) == [{"fc.weight", "fc.bias"}, everything]
@@ -92,7 +92,7 @@ def described(changes: dict[str, Any], steps_per_epoch: int = 20) -> list[dict[s
     return describe(start(changes, steps_per_epoch)[1])
 
 
-def test_an_inert_decay_is_told_with_what_would_matter(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_inert_decay_is_warned_of_with_what_would_be_noticeable(caplog: pytest.LogCaptureFixture) -> None:
     """AdamW at learning rate and decay 1e-4, as many trainers have it."""
     changes: dict[str, Any] = {
         "optimizer": "adamw",

@@ -45,7 +45,7 @@ class Fit:
         self.kind, self.clip, self.settings = kind, clip, {"momentum": momentum, "nesterov": nesterov}
         self.optimizer = make_optimizer(self.groups, name, kind, clipped=clip is not None, fused=True, **self.settings)
         self.in_loss = self.optimizer.param_groups[0]["weight_decay"] == 0 and kind != "decoupled"
-        self.books = RegularizationLedger(
+        self.ledger = RegularizationLedger(
             self.groups,
             kind,
             start=self.start,
@@ -59,7 +59,7 @@ class Fit:
     def epoch(self, epoch: int) -> tuple[list[Any], dict[str, Tensor]]:
         """Train one; give the ledger's rows, and what the regulariser exactly took from each parameter."""
         taken = {key: torch.zeros_like(value) for key, value in self.start.items()}
-        self.books.start_epoch(self.optimizer)
+        self.ledger.start_epoch(self.optimizer)
         for step in range(STEPS):
             factor = 1 - (epoch * STEPS + step) / (2 * EPOCHS * STEPS)
             for group, mine in zip(self.optimizer.param_groups, self.groups, strict=True):
@@ -73,10 +73,10 @@ class Fit:
                 norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
                 clipped = min(1.0, self.clip / float(norm))
             before = {key: value.detach().clone() for key, value in self.model.named_parameters()}
-            self.books.step(factor, clipped, 0, self.optimizer)
+            self.ledger.step(factor, clipped, 0, self.optimizer)
             self.optimizer.step()
             self.split(before, taken, clipped)
-        return self.books.end_epoch(epoch + 1, 1.0, self.optimizer), taken
+        return self.ledger.end_epoch(epoch + 1, 1.0, self.optimizer), taken
 
     def split(self, before: dict[str, Tensor], taken: dict[str, Tensor], clipped: float) -> None:
         """Add what the regulariser took in one step, by the optimisers' own recurrences."""
@@ -101,7 +101,7 @@ class Fit:
 
 
 @pytest.mark.parametrize(("kind", "optimizer", "clip"), SETTINGS, ids=str)
-def test_the_books_are_the_exact_split(kind: str, optimizer: Any, clip: float | None) -> None:
+def test_the_ledger_is_the_exact_split(kind: str, optimizer: Any, clip: float | None) -> None:
     """Within 8 % of what was exactly taken; for L2-SP, whose W - W₀ leaves 0 in a curve, after two epochs."""
     fit = Fit(kind, optimizer, clip)
     for epoch in range(EPOCHS):
@@ -152,12 +152,12 @@ def test_the_equivalent_l2_is_one_over_twice_the_time() -> None:
     assert [row["equivalent_l2"] for row in rows] == [None] * 3
 
 
-def test_gone_on_from_its_state_it_is_the_same() -> None:
+def test_resumed_it_is_the_same() -> None:
     whole, parted = Fit("l2", ("sgd", 0.9, True), 0.2), Fit("l2", ("sgd", 0.9, True), 0.2)
     for fit in (whole, parted):
         fit.epoch(0)
-    state = parted.books.state_dict(mid_epoch=False)
-    parted.books = RegularizationLedger(
+    state = parted.ledger.state_dict(mid_epoch=False)
+    parted.ledger = RegularizationLedger(
         parted.groups,
         "l2",
         start=parted.start,
@@ -165,14 +165,14 @@ def test_gone_on_from_its_state_it_is_the_same() -> None:
         first_phase=dict.fromkeys(parted.start, 0),
         **parted.settings,
     )
-    parted.books.load_state_dict(state, torch.device("cpu"))
+    parted.ledger.load_state_dict(state, torch.device("cpu"))
     assert parted.epoch(1)[0] == whole.epoch(1)[0]
 
 
 def test_what_does_not_train_yet_is_not_shrunk() -> None:
     fit = Fit("l2", ("sgd", 0.9, False), None)
     late = {name: int(name.startswith("0")) for name in fit.start}
-    fit.books = RegularizationLedger(fit.groups, "l2", start=fit.start, anchors={}, first_phase=late, **fit.settings)
+    fit.ledger = RegularizationLedger(fit.groups, "l2", start=fit.start, anchors={}, first_phase=late, **fit.settings)
     fit.model[0].requires_grad_(requires_grad=False)
     backbone, head, _ = fit.epoch(0)[0]
     assert backbone["shrink"] == backbone["data_movement"] == 0
