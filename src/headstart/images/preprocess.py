@@ -62,7 +62,9 @@ class Preprocessing:
         size = self._resized_size(*image.size)
         if size != image.size:
             image = image.resize(size, INTERPOLATIONS[self.interpolation])
-        canvas = Image.new("RGB", (self.width, self.height), self._fill())
+        # The colour around an image smaller than the input.
+        fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+        canvas = Image.new("RGB", (self.width, self.height), fill)
         canvas.paste(image, (_offset(self.width, image.width), _offset(self.height, image.height)))
         return canvas
 
@@ -77,10 +79,6 @@ class Preprocessing:
         chosen = max if self.crop_mode == "border" else min
         ratio = chosen(height / target_height, width / target_width)
         return max(1, round(width / ratio)), max(1, round(height / ratio))
-
-    def _fill(self) -> tuple[int, ...]:
-        """Return the colour that pads an image smaller than the input."""
-        return tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0, 0, 0)
 
 
 def _offset(input_side: int, image_side: int) -> int:
