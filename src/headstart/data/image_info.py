@@ -39,17 +39,10 @@ class ImageInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PackedImage:
-    """The result of packing one image: of a bad one the source and the problem alone.
+    """The result of packing one image: of a bad one its name in the source and the problem alone.
 
-    Attributes:
-        source: its name in the source.
-        label: its class, if only reading the image reveals it.
-        sha256: of ``content_sha256``.
-        info: its size and appearance.
-        for_training: whether it is stored at the size for training, else at the one for evaluation.
-        decoded: whether this run decoded it; False if a packed image of an earlier run was reused.
-        entry: where it is stored.
-        problem: why it is bad.
+    The label is set if only reading the image reveals it. What is not ``for_training`` is stored at the size for
+    evaluation; what is not ``decoded`` was reused as an earlier run packed it.
     """
 
     source: str

@@ -99,7 +99,10 @@ class Packer:
         try:
             content = self.read(item.source)
             sha256 = content_sha256(content)
-            for_training, certain = self._predict_use(item, sha256)
+            evaluated = item.split not in (None, "train")
+            group_ids = np.array([group_number(item.group, sha256)], np.uint64)
+            for_training = not evaluated and bool(assign_by_hash(group_ids, self.fractions)[0] == TRAIN)
+            certain = evaluated or not self.fractions
             reused = self.reusable.find(sha256, for_training=for_training, exact=certain)
             row = reused or self._decode(content, for_training=for_training)
         except BadImageError as bad:
@@ -108,13 +111,6 @@ class Packer:
         file.write(row.packed)
         label = content.label if isinstance(content, LabelledImage) else None
         return PackedImage(item.source, label, sha256, row.info, row.for_training, reused is None, entry)
-
-    def _predict_use(self, item: SourceItem, sha256: bytes) -> tuple[bool, bool]:
-        """Return whether an image will be trained on, and whether that is certain."""
-        if item.split not in (None, "train"):
-            return False, True
-        group_ids = np.array([group_number(item.group, sha256)], np.uint64)
-        return bool(assign_by_hash(group_ids, self.fractions)[0] == TRAIN), not self.fractions
 
     def _decode(self, content: bytes | LabelledImage, *, for_training: bool) -> PackedRow:
         image = to_image(content)
@@ -137,8 +133,7 @@ def pack_all(packer: Packer, catalog: Catalog, shard_images: int, workers: int) 
 def repack(packer: Packer, catalog: Catalog, splits: NDArray[np.int8], workers: int) -> dict[str, Any]:
     """Rewrite the shards with an image whose split was not as predicted; return figures for the report.
 
-    Raises:
-        UserError: an image changed after it was packed.
+    Raises UserError if an image changed after it was packed.
     """
     tasks = catalog.shards_to_repack(splits)
     first = list(islice(tasks, 1))

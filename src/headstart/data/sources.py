@@ -174,13 +174,12 @@ class CsvTable(FileSource):
             if len(values) != len(self.header):
                 raise UserError(f"{where}: {len(values)} values for {len(self.header)} columns")
             item = self._item(dict(zip(self.header, values, strict=True)), where)
-            if has_splits is None:
-                has_splits = item.split is not None
-            elif has_splits != (item.split is not None):
+            if has_splits not in (None, item.split is not None):
                 raise UserError(
                     f"{where}: the split is {'missing' if has_splits else 'given'}, unlike in the lines before: "
                     "give it everywhere or nowhere"
                 )
+            has_splits = item.split is not None
             yield item
 
     def _item(self, row: dict[str, str], where: str) -> SourceItem:
@@ -218,7 +217,6 @@ class Digits(Source):
     in_memory = True
 
     def __init__(self) -> None:
-        """Load them from the installed package."""
         from sklearn.datasets import load_digits  # noqa: PLC0415  (slow to import, and only this source uses it)
 
         digits = load_digits()

@@ -23,15 +23,9 @@ INTERPOLATIONS = {
 class Preprocessing:
     """How an image becomes a model's input.
 
-    Attributes:
-        height: of the input, in pixels.
-        width: of the input, in pixels.
-        interpolation: a name of ``INTERPOLATIONS``.
-        mean: of each channel, for pixels in [0, 1]; subtracted.
-        std: of each channel; divided by.
-        crop_pct: side of the input divided by the side that images are resized to before the crop.
-        crop_mode: ``center`` keeps the aspect and crops the longer side; ``squash`` does not keep the aspect;
-            ``border`` keeps it and pads the shorter side with the mean colour.
+    It is resized to the input's sides, in pixels, divided by ``crop_pct``. The crop mode ``center`` keeps its aspect
+    and crops the longer side, ``squash`` does not keep it, ``border`` keeps it and pads the shorter side with the mean
+    colour. ``mean`` and ``std`` are of each channel, for pixels in [0, 1].
     """
 
     height: int

@@ -78,8 +78,7 @@ def get_head(model: nn.Module) -> nn.Linear:
 def head_name(model: nn.Module) -> str:
     """Return the name of the head's module, such as ``fc`` or ``head.fc``."""
     head = get_head(model)
-    modules: Iterator[tuple[str, nn.Module]] = model.named_modules()
-    return next(name for name, module in modules if module is head)
+    return str(next(name for name, module in model.named_modules() if module is head))
 
 
 def features_of(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -197,7 +196,6 @@ class WithFeatures(nn.Module):
     """A timm model that returns its features beside its logits, since out-of-distribution scores need them."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Wrap ``model``."""
         super().__init__()
         self.model = model
 

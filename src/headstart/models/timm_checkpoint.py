@@ -47,8 +47,7 @@ def weights_of_module(state: Weights) -> Weights:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a checkpoint into a model: one of Lightning, or a state dict saved by torch or safetensors.
 
-    Raises:
-        UserError: it can't be read without running code that it contains, or its weights don't match the model.
+    Raises UserError if reading it would run code that it contains, or its weights don't match the model.
     """
     try:
         if path.suffix == ".safetensors":

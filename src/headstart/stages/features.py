@@ -14,6 +14,7 @@ images only their own are computed. Killed and started again, it resumes after t
 import logging
 import time
 from functools import partial
+from typing import Any
 
 from headstart.config.schema import Params
 from headstart.core import paths
@@ -67,7 +68,7 @@ def run(params: Params) -> None:
     reused = shape[0] - computed
     message = "features: %d rows of %d values; %d computed (%s images/s), %d from the cache"
     logger.info(message, *shape, computed, rate, reused)
-    report = {"pictures": shape[0], "width": shape[1], "computed": computed, "reused": reused}
+    report: dict[str, Any] = {"pictures": shape[0], "width": shape[1], "computed": computed, "reused": reused}
     report |= {"images_per_second": rate, **check_features(paths.DUPLICATES, paths.FEATURE_LABEL_ERRORS, prepared)}
     write_report("features", report | {"seconds": round(time.perf_counter() - began, 2)})
 
