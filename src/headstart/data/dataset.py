@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from headstart.core.errors import UserError
 from headstart.core.io import existing, read_json
 from headstart.core.paths import PREPARED
-from headstart.data.shards import DamagedRowError, Shards, Store, checksum, read_index, shard_path
+from headstart.data.shards import Shards, Store, checksum, read_index, shard_path
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -30,12 +30,7 @@ class PreparedDataset:
     before its crop; training images are larger, for random crops. An image's checksum is verified when this process
     first reads it. Memory: about 50 bytes an image, most of them the memory-mapped index.
 
-    Attributes:
-        folder: that holds the shards, their index and the manifest.
-        classes: the names of the classes, in the order of the classifier's outputs.
-        input: timm's data config for the backbone: ``input_size`` (3, height, width), ``interpolation``, ``mean``,
-            ``std``, ``crop_pct``, ``crop_mode``.
-        store: how images are packed.
+    ``classes`` are in the order of the classifier's outputs; ``input`` is ``models.backbone.input_config``.
     """
 
     folder: Path
@@ -73,7 +68,7 @@ class PreparedDataset:
         """Return one image, uint8 (height, width, 3), read-only; raises UserError if it is damaged."""
         try:
             return self._shards.pixels(row)
-        except (DamagedRowError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             path = shard_path(self.folder, int(self._shards.index["shard"][row]))
             source = next(itertools.islice(manifest_rows(self.folder), row, None))["source"]
             raise _damaged(path, f"is damaged: the image {source} is not as it was stored") from error

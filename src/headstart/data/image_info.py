@@ -27,12 +27,8 @@ class LabelledImage(NamedTuple):
 class ImageInfo(NamedTuple):
     """Size and appearance of an image, after its EXIF orientation and before any resize.
 
-    Attributes:
-        width: in pixels.
-        height: in pixels.
-        phash: perceptual hash, 64 bits as 16 hex digits; nearly equal for images that look nearly the same.
-        contrast: standard deviation of the grey levels, 0 to 127.5, after details below a 64th of the short side are
-            averaged out.
+    ``phash``, 64 bits as 16 hex digits, is nearly equal for images that look nearly the same. ``contrast`` is the
+    standard deviation of the grey levels, 0 to 127.5, after details below a 64th of the short side are averaged out.
     """
 
     width: int
@@ -43,45 +39,34 @@ class ImageInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PackedImage:
-    """The result of packing one image.
+    """The result of packing one image: of a bad one its name in the source and the problem alone.
 
-    Attributes:
-        source: its name in the source.
-        problem: why it is bad; None for a good image, and only then are the other attributes set.
-        label: its class, if only reading the image reveals it.
-        sha256: of the file's bytes, or of mode, size and pixels if there is no file.
-        info: its size and appearance.
-        for_training: whether it is stored at the size for training, else at the one for evaluation.
-        decoded: whether this run decoded it; False if a packed image of an earlier run was reused.
-        entry: where it is stored.
+    The label is set if only reading the image reveals it. What is not ``for_training`` is stored at the size for
+    evaluation; what is not ``decoded`` was reused as an earlier run packed it.
     """
 
     source: str
-    problem: str | None = None
     label: str | None = None
     sha256: bytes = b""
     info: ImageInfo | None = None
     for_training: bool = False
     decoded: bool = False
     entry: ShardEntry | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
 class TrainingResize:
-    """Reduce an image until its short side is at most ``side`` pixels, keeping its aspect; nothing is enlarged.
+    """Reduce an image until its short side is at most ``side`` pixels, keeping its aspect; None: never.
 
-    Sizes and pixels are those of torchvision's ``Resize``, which also uses Pillow.
-
-    Attributes:
-        side: in pixels; None keeps every image as it is.
-        interpolation: a name of ``INTERPOLATIONS``.
+    Sizes and pixels are those of torchvision's ``Resize``, which would also enlarge.
     """
 
     side: int | None
     interpolation: str
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the reduced image, or the same object if it is small enough."""
+        """Return the image itself if it is small enough."""
         if self.side is None or min(image.size) <= self.side:
             return image
         longer = int(self.side * max(image.size) / min(image.size))

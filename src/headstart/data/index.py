@@ -1,12 +1,12 @@
-"""The working catalog of the images while they are prepared: on disk, so that memory stays flat at any number."""
+"""The catalog of the images while they are prepared: on disk, so that memory stays flat at any number."""
 
 import hashlib
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,22 +25,8 @@ CREATE TABLE pictures (
     shard INTEGER, offset INTEGER, bytes INTEGER, crc32 INTEGER, stored_height INTEGER, stored_width INTEGER
 ) WITHOUT ROWID
 """
-
-
-class SplitInputs(NamedTuple):
-    """What the splits are drawn from: one entry for each good image, in the order of source names.
-
-    Attributes:
-        given: int8 (n,), the splits that the source assigns, indices into ``SPLITS``, or ``NOT_GIVEN``.
-        labels: int32 (n,), indices into the classes.
-        group_ids: uint64 (n,), of ``group_number``.
-        contents: uint64 (n,), the first 8 bytes of the image's sha256.
-    """
-
-    given: NDArray[np.int8]
-    labels: NDArray[np.int32]
-    group_ids: NDArray[np.uint64]
-    contents: NDArray[np.uint64]
+# Those not known to be bad, in the order of every array and file about them.
+GOOD_VIEW = "CREATE VIEW good AS SELECT * FROM pictures WHERE problem IS NULL"
 
 
 class Catalog:
@@ -55,6 +41,7 @@ class Catalog:
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-32768"):
             self._database.execute(f"PRAGMA {pragma}")
         self._database.execute(CATALOG_TABLE)
+        self._database.execute(GOOD_VIEW)
         self._database.execute("BEGIN")
 
     def close(self) -> None:
@@ -62,20 +49,22 @@ class Catalog:
         self._database.close()
 
     def add(self, items: Iterable[SourceItem]) -> None:
-        """Add a source's images; raises UserError if one is listed twice."""
+        """Add a source's images, each with an id: the first 16 hex digits of the sha256 of its source name.
+
+        Raises UserError if one is listed twice.
+        """
         for item in items:
-            row = (
-                *(item.source, image_id(item.source), item.label, item.split, item.group),
-                *(json.dumps(item.metadata), item.problem),
-            )
+            name = hashlib.sha256(item.source.encode()).hexdigest()[:16]
+            row = (item.source, name, item.label, item.split, item.group, json.dumps(item.metadata), item.problem)
             try:
                 self._database.execute(
                     "INSERT INTO pictures (source, id, label, given, grp, further, problem) "
                     "VALUES (?, ?, ?, ?, ?, ?, ?)",
                     row,
                 )
-            except sqlite3.IntegrityError as error:
-                if "pictures.id" in str(error) and not self._count_where("source = ?", item.source):
+            except sqlite3.IntegrityError:
+                same = self._database.execute("SELECT source FROM pictures WHERE id = ?", (name,)).fetchone()
+                if same != (item.source,):
                     raise UserError(f"prepare: {item.source} and another image have the same id: rename it") from None
                 raise UserError(f"prepare: {item.source} is listed twice in the source") from None
 
@@ -84,9 +73,7 @@ class Catalog:
         last = ""
         while True:
             rows = self._database.execute(
-                "SELECT source, NULL, given, grp FROM pictures WHERE source > ? AND problem IS NULL "
-                "ORDER BY source LIMIT ?",
-                (last, size),
+                "SELECT source, NULL, given, grp FROM good WHERE source > ? ORDER BY source LIMIT ?", (last, size)
             ).fetchall()
             if not rows:
                 return
@@ -95,36 +82,32 @@ class Catalog:
 
     def sample(self, size: int) -> list[str]:
         """Return the source names of a random sample of good images, the same one every time."""
-        rows = self._database.execute("SELECT source FROM pictures WHERE problem IS NULL ORDER BY id LIMIT ?", (size,))
+        rows = self._database.execute("SELECT source FROM good ORDER BY id LIMIT ?", (size,))
         return [source for (source,) in rows]
 
-    def record(self, image: PackedImage) -> None:
-        """Record why an image is bad, or its content and where it is stored."""
-        if image.problem is not None:
-            self._record_problem(image.source, image.problem)
-            return
-        assert image.info is not None
-        assert image.entry is not None
-        self._database.execute(
-            "UPDATE pictures SET label = coalesce(label, ?), sha256 = ?, training = ?, width = ?, height = ?, "
-            "phash = ?, contrast = ?, shard = ?, offset = ?, bytes = ?, crc32 = ?, stored_height = ?, stored_width = ? "
-            "WHERE source = ?",
-            (image.label, image.sha256, image.for_training, *image.info, *image.entry, image.source),
-        )
+    def record(self, images: Iterable[PackedImage]) -> Counter[str]:
+        """Record why images are bad, or their contents and places; count the ``decoded`` and the ``reused`` ones."""
+        counts: Counter[str] = Counter()
+        for image in images:
+            if image.info is None or image.entry is None:
+                self._record_problem(image.source, str(image.problem))
+                continue
+            counts["decoded" if image.decoded else "reused"] += 1
+            self._database.execute(
+                "UPDATE pictures SET label = coalesce(label, ?), sha256 = ?, training = ?, width = ?, height = ?, "
+                "phash = ?, contrast = ?, shard = ?, offset = ?, bytes = ?, crc32 = ?, stored_height = ?, "
+                "stored_width = ? WHERE source = ?",
+                (image.label, image.sha256, image.for_training, *image.info, *image.entry, image.source),
+            )
+        return counts
 
     def _record_problem(self, source: str, problem: str) -> None:
         self._database.execute("UPDATE pictures SET problem = ? WHERE source = ?", (problem, source))
 
     def shards_to_repack(self, splits: NDArray[np.int8]) -> Iterator[tuple[int, list[SourceItem]]]:
-        """Yield the shards with an image at another split's size, or with one that turned out to be bad.
-
-        Yields:
-            The shard's number, and its good images with their splits.
-        """
-        stale = {shard for (shard,) in self._database.execute(
-            "SELECT DISTINCT shard FROM pictures WHERE problem IS NOT NULL AND shard IS NOT NULL"
-        )}  # fmt: skip
-        query = "SELECT source, shard, training FROM pictures WHERE problem IS NULL ORDER BY source"
+        """Yield the number and good images of shards with an image at another split's size, or that became bad."""
+        stale = {shard for (shard,) in self._database.execute("SELECT shard FROM pictures WHERE problem IS NOT NULL")}
+        query = "SELECT source, shard, training FROM good ORDER BY source"
         for split, (_, shard, training) in zip(splits, self._database.execute(query), strict=True):
             if training != (split == TRAIN):
                 stale.add(shard)
@@ -137,9 +120,8 @@ class Catalog:
         """Mark as bad all images with the same bytes under different labels."""
         self._database.execute("CREATE INDEX by_content ON pictures (sha256)")
         conflicts = self._database.execute(
-            "SELECT a.source, b.label, min(b.source) FROM pictures a JOIN pictures b "
-            "ON a.sha256 = b.sha256 AND a.label <> b.label "
-            "WHERE a.problem IS NULL AND b.problem IS NULL GROUP BY a.source"
+            "SELECT a.source, b.label, min(b.source) FROM good a JOIN good b "
+            "ON a.sha256 = b.sha256 AND a.label <> b.label GROUP BY a.source"
         ).fetchall()
         for source, label, other in conflicts:
             self._record_problem(source, f"the same bytes as {other}, but that is labelled {label!r}")
@@ -147,7 +129,7 @@ class Catalog:
     def check_groups(self) -> None:
         """Raise UserError if a group is in two of the splits that the source assigns."""
         torn = self._database.execute(
-            "SELECT grp, min(given), max(given) FROM pictures WHERE grp IS NOT NULL AND problem IS NULL "
+            "SELECT grp, min(given), max(given) FROM good WHERE grp IS NOT NULL "
             "GROUP BY grp HAVING min(given) <> max(given) LIMIT 1"
         ).fetchone()
         if torn:
@@ -163,7 +145,7 @@ class Catalog:
 
     def count(self) -> int:
         """Count the good images."""
-        return self._count_where("problem IS NULL")
+        return int(self._database.execute("SELECT count(*) FROM good").fetchone()[0])
 
     def class_counts(self) -> dict[str, int]:
         """Count the good images of each class, in the order of names; a class with only bad ones has 0.
@@ -177,31 +159,32 @@ class Catalog:
 
     def given_counts(self) -> dict[int, int]:
         """Count the good images of each split that the source assigns, by index into ``SPLITS`` or ``NOT_GIVEN``."""
-        rows = self._database.execute("SELECT given, count(*) FROM pictures WHERE problem IS NULL GROUP BY given")
+        rows = self._database.execute("SELECT given, count(*) FROM good GROUP BY given")
         return {SPLITS.index(split) if split else NOT_GIVEN: count for split, count in rows}
 
-    def split_inputs(self, classes: list[str]) -> SplitInputs:
-        """Return what the splits are drawn from; labels are numbered by ``classes``."""
+    def split_inputs(
+        self, classes: list[str]
+    ) -> tuple[NDArray[np.int8], NDArray[np.int32], NDArray[np.uint64], NDArray[np.uint64]]:
+        """Return what the splits are drawn from, of each good image in the order of source names.
+
+        Returns:
+            The splits that the source assigns, indices into ``SPLITS``, or ``NOT_GIVEN``; the labels, indices into
+            ``classes``; the ids of ``group_number``; and the first 8 bytes of the sha256. All have shape (n,).
+        """
         number, n = {name: i for i, name in enumerate(classes)}, self.count()
-        inputs = SplitInputs(
-            np.empty(n, np.int8), np.empty(n, np.int32), np.empty(n, np.uint64), np.empty(n, np.uint64)
-        )
-        rows = self._database.execute(
-            "SELECT given, label, grp, sha256 FROM pictures WHERE problem IS NULL ORDER BY source"
-        )
+        given, labels = np.empty(n, np.int8), np.empty(n, np.int32)
+        group_ids, contents = np.empty((2, n), np.uint64)
+        rows = self._database.execute("SELECT given, label, grp, sha256 FROM good ORDER BY source")
         for i, (split, label, group, sha256) in enumerate(rows):
-            inputs.given[i] = SPLITS.index(split) if split else NOT_GIVEN
-            inputs.labels[i] = number[label]
-            inputs.group_ids[i] = group_number(group, sha256)
-            inputs.contents[i] = int.from_bytes(sha256[:8])
-        return inputs
+            given[i], labels[i] = SPLITS.index(split) if split else NOT_GIVEN, number[label]
+            group_ids[i], contents[i] = group_number(group, sha256), int.from_bytes(sha256[:8])
+        return given, labels, group_ids, contents
 
     def manifest(self, splits: NDArray[np.int8]) -> Iterator[list[str | int | float]]:
         """Yield the manifest's rows: ``MANIFEST_COLUMNS``, then the source's metadata."""
         rows = self._database.execute(
-            "SELECT id, source, label, coalesce(grp, ''), lower(hex(sha256)), width, height, phash, contrast, "
-            "further "
-            "FROM pictures WHERE problem IS NULL ORDER BY source"
+            "SELECT id, source, label, coalesce(grp, ''), lower(hex(sha256)), width, height, phash, contrast, further "
+            "FROM good ORDER BY source"
         )
         for split, (name, source, label, *values, metadata) in zip(splits, rows, strict=True):
             yield [name, source, label, SPLITS[split], *values, *json.loads(metadata)]
@@ -210,17 +193,7 @@ class Catalog:
         """Yield the rows of the shards' index, in the order of ``INDEX_DTYPE``; labels are numbered by ``classes``."""
         number = {name: i for i, name in enumerate(classes)}
         rows = self._database.execute(
-            "SELECT id, offset, bytes, crc32, shard, label, stored_height, stored_width FROM pictures "
-            "WHERE problem IS NULL ORDER BY source"
+            "SELECT id, offset, bytes, crc32, shard, label, stored_height, stored_width FROM good ORDER BY source"
         )
         for split, (name, offset, size, crc32, shard, label, *stored) in zip(splits, rows, strict=True):
             yield int(name, 16), offset, size, crc32, shard, number[label], *stored, int(split)
-
-    def _count_where(self, condition: str, *values: str) -> int:
-        query = f"SELECT count(*) FROM pictures WHERE {condition}"  # noqa: S608  (a condition of this class)
-        return int(self._database.execute(query, values).fetchone()[0])
-
-
-def image_id(source: str) -> str:
-    """Return an image's id: the first 16 hex digits of the sha256 of its source name."""
-    return hashlib.sha256(source.encode()).hexdigest()[:16]

@@ -75,10 +75,8 @@ def _resized(image: NDArray[np.uint8], resize: Compose, interpolation: str) -> N
 def loader_arguments(run: RunConfig, process_group: ProcessGroup) -> dict[str, Any]:
     """Return the DataLoader arguments for a data set whose items are whole batches.
 
-    Args:
-        run: ``workers`` is used. ``auto`` means up to eight per GPU; on a CPU, where a loading process takes a core
-            from the training step, one if there are at least four cores, else none.
-        process_group: its device, and the number of ranks that share this machine's cores.
+    ``run.workers: auto`` means up to eight per GPU; on a CPU, where a loading process takes a core from the training
+    step, one if there are at least four cores, else none.
     """
     on_gpu, workers = process_group.device.type == "cuda", run.workers
     if workers == "auto":

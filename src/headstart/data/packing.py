@@ -31,7 +31,7 @@ from headstart.data.image_info import (
 )
 from headstart.data.index import Catalog
 from headstart.data.parallel import map_in_order
-from headstart.data.reuse import PackedRow, ReusableRows, remove_shard_rows, write_shard_rows
+from headstart.data.reuse import PackedRow, ReusableRows, shard_rows_path, write_shard_rows
 from headstart.data.shards import ShardEntry, Store, pack_image, shard_path
 from headstart.data.sources import SourceItem
 from headstart.data.splits import NOT_GIVEN, TRAIN, assign_by_hash, group_number
@@ -75,14 +75,8 @@ class Resizes(NamedTuple):
 class Packer:
     """Writes one shard per call; picklable, for worker processes.
 
-    Attributes:
-        folder: of the shards.
-        read: returns a file's bytes, or a labelled image, by its source name; raises BadImageError.
-        resizes: for training and evaluation.
-        fractions: of the splits that are drawn, to predict whether an image will be trained on; empty once the splits
-            are decided.
-        store: how images are packed.
-        reusable: packed images that need no decoding.
+    ``read`` is ``Source.read``. ``fractions`` are those of ``fractions_to_draw``, to predict whether an image will be
+    trained on; empty once the splits are decided.
     """
 
     folder: Path
@@ -97,7 +91,7 @@ class Packer:
         shard, items = task
         with atomic_write(shard_path(self.folder, shard)) as temporary, temporary.open("xb") as file:
             images = [self._pack(item, shard, file) for item in items]
-            remove_shard_rows(self.folder, shard)
+            shard_rows_path(self.folder, shard).unlink(missing_ok=True)  # before its shard is replaced
         write_shard_rows(self.folder, shard, images)
         return images
 
@@ -105,29 +99,18 @@ class Packer:
         try:
             content = self.read(item.source)
             sha256 = content_sha256(content)
-            for_training, certain = self._predict_use(item, sha256)
+            evaluated = item.split not in (None, "train")
+            group_ids = np.array([group_number(item.group, sha256)], np.uint64)
+            for_training = not evaluated and bool(assign_by_hash(group_ids, self.fractions)[0] == TRAIN)
+            certain = evaluated or not self.fractions
             reused = self.reusable.find(sha256, for_training=for_training, exact=certain)
             row = reused or self._decode(content, for_training=for_training)
         except BadImageError as bad:
             return PackedImage(item.source, problem=str(bad))
         entry = ShardEntry(shard, file.tell(), len(row.packed), crc32(row.packed), row.stored_height, row.stored_width)
         file.write(row.packed)
-        return PackedImage(
-            source=item.source,
-            label=content.label if isinstance(content, LabelledImage) else None,
-            sha256=sha256,
-            info=row.info,
-            for_training=row.for_training,
-            decoded=reused is None,
-            entry=entry,
-        )
-
-    def _predict_use(self, item: SourceItem, sha256: bytes) -> tuple[bool, bool]:
-        """Return whether an image will be trained on, and whether that is certain."""
-        if item.split not in (None, "train"):
-            return False, True
-        group_ids = np.array([group_number(item.group, sha256)], np.uint64)
-        return bool(assign_by_hash(group_ids, self.fractions)[0] == TRAIN), not self.fractions
+        label = content.label if isinstance(content, LabelledImage) else None
+        return PackedImage(item.source, label, sha256, row.info, row.for_training, reused is None, entry)
 
     def _decode(self, content: bytes | LabelledImage, *, for_training: bool) -> PackedRow:
         image = to_image(content)
@@ -138,11 +121,11 @@ class Packer:
 
 def pack_all(packer: Packer, catalog: Catalog, shard_images: int, workers: int) -> dict[str, Any]:
     """Pack every good image, in the order of source names; return figures for the report."""
-    counts: Counter[str] = Counter(decoded=0, reused=0)
+    counts = Counter(decoded=0, reused=0)
     with Progress("prepare", catalog.count()) as progress:
         tasks = enumerate(catalog.batches(shard_images))
         for images in map_in_order(packer, tasks, workers=workers, preload=PRELOAD):
-            counts.update(_record(catalog, images))
+            counts.update(catalog.record(images))
             progress.advance(len(images))
         return {**counts, "images_per_second": round(progress.close(), 1)}
 
@@ -150,8 +133,7 @@ def pack_all(packer: Packer, catalog: Catalog, shard_images: int, workers: int) 
 def repack(packer: Packer, catalog: Catalog, splits: NDArray[np.int8], workers: int) -> dict[str, Any]:
     """Rewrite the shards with an image whose split was not as predicted; return figures for the report.
 
-    Raises:
-        UserError: an image changed after it was packed.
+    Raises UserError if an image changed after it was packed.
     """
     tasks = catalog.shards_to_repack(splits)
     first = list(islice(tasks, 1))
@@ -160,30 +142,15 @@ def repack(packer: Packer, catalog: Catalog, splits: NDArray[np.int8], workers: 
         packer.reusable.add(packer.folder)
     decided, decoded = replace(packer, fractions={}), 0
     for images in map_in_order(decided, chain(first, tasks), workers=workers, preload=PRELOAD):
-        decoded += _record(catalog, images)["decoded"]
+        decoded += catalog.record(images)["decoded"]
     if catalog.count() != len(splits):
         raise UserError("prepare: images were changed while they were read: run it again")
     return {"decoded_again": decoded}
 
 
-def _record(catalog: Catalog, images: Iterable[PackedImage]) -> Counter[str]:
-    """Record a shard's images in the catalog; count those that were decoded and those that were reused."""
-    counts: Counter[str] = Counter()
-    for image in images:
-        catalog.record(image)
-        if image.problem is None:
-            counts["decoded" if image.decoded else "reused"] += 1
-    return counts
-
-
 @dataclass(frozen=True)
 class SizeEstimate:
-    """An estimate of the store's size if images are stored as pixels.
-
-    Attributes:
-        training: mean bytes of a training image.
-        evaluation: mean bytes of an image of validation or test.
-    """
+    """An estimate of the store's size: the mean bytes of an image's pixels as stored for training and evaluation."""
 
     training: float
     evaluation: float
@@ -205,9 +172,8 @@ class SizeEstimate:
     def total(self, given: Mapping[int, int], drawn: float) -> float:
         """Return the bytes of all images.
 
-        Args:
-            given: number of images of each split that the source assigns.
-            drawn: fraction of the other images that goes to validation and test.
+        ``given`` counts the images of each split that the source assigns; the fraction ``drawn`` of the others goes to
+        validation and test.
         """
         evaluated = sum(count for split, count in given.items() if split not in (NOT_GIVEN, TRAIN))
         others = sum(given.values()) - evaluated
@@ -220,14 +186,9 @@ class SizeEstimate:
 
 
 def choose_store(wanted: Literal["auto"] | Store, size: float, folder: Path, *, previous: Store | None) -> Store:
-    """Choose how images are packed, and log the reason if it was left open.
+    """Choose how ``size`` bytes of pixels are packed on the disk of ``folder``; log the reason if it was left open.
 
-    Args:
-        wanted: ``prepare.store``.
-        size: of all pixels, in bytes.
-        folder: on the disk that is written to.
-        previous: how the store that can be reused is packed. JPEGs stay JPEGs; pixels stay pixels as long as the new
-            store fits on the disk.
+    If images of a ``previous`` store can be reused, JPEGs stay JPEGs, and pixels stay pixels if they fit on the disk.
     """
     if wanted != "auto":
         return wanted

@@ -23,11 +23,7 @@ _function: Callable[[Any], Any] | None = None  # a worker's copy of the function
 
 
 def map_in_order(
-    function: Callable[[Task], TaskResult],
-    tasks: Iterable[Task],
-    *,
-    workers: int,
-    preload: Sequence[str],
+    function: Callable[[Task], TaskResult], tasks: Iterable[Task], *, workers: int, preload: Sequence[str]
 ) -> Iterator[TaskResult]:
     """Apply a function to tasks in worker processes, and yield the results in the order of the tasks.
 
@@ -35,11 +31,8 @@ def map_in_order(
     therefore small amounts of work never leave it. At most two tasks per worker are running or waiting to be yielded.
     After an exception, and when this process dies, even by SIGKILL, the workers end at once.
 
-    Args:
-        function: picklable; sent to each worker once.
-        tasks: consumed only as fast as results are yielded.
-        workers: number of processes; below 2 everything runs in this process.
-        preload: names of modules that workers need, not ``__main__``; imported once, and their memory is shared.
+    Below 2 ``workers`` everything runs in this process. The function is sent to each one once. ``preload`` names the
+    modules that they need, not ``__main__``: imported once, and their memory is shared.
     """
     # fork is unsafe in a process that may have threads; with spawn each worker would import torch again.
     context = multiprocessing.get_context("forkserver")

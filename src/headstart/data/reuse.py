@@ -1,13 +1,10 @@
-"""Reuse of packed images: found by the sha256 of their sources, so that no image is decoded twice.
-
-They are in the shards of the finished store, and in those that a killed run completed.
-"""
+"""Reuse of packed images, by the sha256 of their sources: those of the finished store, and of killed runs' shards."""
 
 import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,29 +18,15 @@ from headstart.data.shards import checksum, read_index, shard_path
 # In an unfinished store: what determines its pixels, beside the shards.
 SPEC_PATH = Path("work/made.json")
 # One image of an unfinished store's ``rows-SHARD.npy``, which lists the images of a completed shard.
-SHARD_ROW_DTYPE = np.dtype(
-    [
-        ("sha256", "V32"),
-        ("training", "?"),
-        ("width", "<u4"),
-        ("height", "<u4"),
-        ("phash", "U16"),
-        ("contrast", "<f8"),
-        ("shard", "<u4"),
-        ("offset", "<u8"),
-        ("bytes", "<u4"),
-        ("crc32", "<u4"),
-        ("stored_height", "<u2"),
-        ("stored_width", "<u2"),
-    ]
-)
-REUSE_TABLE = """
-CREATE TABLE rows (
-    sha256 BLOB, training, width, height, phash, contrast,
-    shard, offset, bytes, crc32, stored_height, stored_width, folder,
-    PRIMARY KEY (sha256, training)
-) WITHOUT ROWID
+SHARD_ROW_DTYPE = np.dtype([
+    ("sha256", "V32"), ("training", "?"), ("width", "<u4"), ("height", "<u4"), ("phash", "U16"), ("contrast", "<f8"),
+    ("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("crc32", "<u4"),
+    ("stored_height", "<u2"), ("stored_width", "<u2"),
+])  # fmt: skip
+REUSE_TABLE = f"""
+CREATE TABLE rows ({", ".join(SHARD_ROW_DTYPE.names or ())}, folder, PRIMARY KEY (sha256, training)) WITHOUT ROWID
 """
+REUSE_INSERT = "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class PackedRow(NamedTuple):
@@ -63,12 +46,7 @@ class ReusableRows:
     """
 
     def __init__(self, index: Path, spec: dict[str, Any]) -> None:
-        """Create an empty index.
-
-        Args:
-            index: a new file.
-            spec: of ``packing.store_spec``; images packed under another one are not reused.
-        """
+        """Create an empty index in a new file; images of another spec of ``packing.store_spec`` are not reused."""
         self._index, self._spec = index, spec
         self._folders: list[Path] = []
         self._database: sqlite3.Connection | None = None
@@ -80,31 +58,31 @@ class ReusableRows:
         """Index the images of a finished or unfinished store that are not indexed yet; return their number."""
         number = len(self._folders)
         self._folders.append(folder)
-        rows = ((*row, number) for row in (_finished_rows(folder, self._spec) or _unfinished_rows(folder, self._spec)))
+        rows = ((*row, number) for row in _rows_of(folder, self._spec))
         with sqlite3.connect(self._index) as database:
             database.execute("PRAGMA synchronous=OFF")
-            added = database.executemany(
-                "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
-            )
+            added = database.executemany(REUSE_INSERT, rows)
         database.close()
         return added.rowcount
 
     def find(self, sha256: bytes, *, for_training: bool, exact: bool) -> PackedRow | None:
-        """Return an image as it was packed before, or None.
+        """Return an image as it was packed before, for training or for evaluation, or None.
 
-        Args:
-            sha256: of the image's source.
-            for_training: which of its two sizes is wanted, the one for training or the one for evaluation.
-            exact: whether only that size will do; otherwise it is preferred.
+        If not ``exact``, the other of the two sizes will do too.
         """
-        rows = self._connected().execute(
+        if self._database is None:
+            self._database = sqlite3.connect(f"{self._index.resolve().as_uri()}?mode=ro", uri=True)
+        rows = self._database.execute(
             "SELECT folder, shard, offset, bytes, crc32, training, stored_height, stored_width, "
             "width, height, phash, contrast "
             "FROM rows WHERE sha256 = ? AND (training = ? OR NOT ?) ORDER BY training = ? DESC",
             (sha256, for_training, exact, for_training),
         )
         for folder, shard, offset, size, crc32, training, height, width, *info in rows:
-            packed = _read_bytes(shard_path(self._folders[folder], shard), offset, size)
+            packed = b""
+            with suppress(FileNotFoundError), shard_path(self._folders[folder], shard).open("rb") as file:
+                file.seek(offset)
+                packed = file.read(size)
             if zlib.crc32(packed) == crc32:
                 return PackedRow(packed, bool(training), ImageInfo(*info), height, width)
         return None
@@ -117,11 +95,6 @@ class ReusableRows:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_database": None}
-
-    def _connected(self) -> sqlite3.Connection:
-        if self._database is None:
-            self._database = sqlite3.connect(f"{self._index.resolve().as_uri()}?mode=ro", uri=True)
-        return self._database
 
 
 @contextmanager
@@ -151,13 +124,7 @@ def resumable_store(final: Path) -> Iterator[Path]:
 
 
 def index_reusable_rows(folder: Path, final: Path, spec: dict[str, Any]) -> ReusableRows:
-    """Index the packed images of the finished store and of unfinished ones; record the spec of the new store.
-
-    Args:
-        folder: of ``resumable_store``.
-        final: the finished store, if there is one.
-        spec: of the new store.
-    """
+    """Index what can be reused for a store in ``resumable_store``'s folder; record there the spec of that store."""
     reusable = ReusableRows(folder / "work" / "earlier.sqlite", spec)
     reusable.add(final)
     for run in sorted((folder / "left").iterdir(), reverse=True):
@@ -174,60 +141,32 @@ def has_reusable_store(folder: Path, final: Path, spec: dict[str, Any]) -> bool:
 
 def write_shard_rows(folder: Path, shard: int, images: list[PackedImage]) -> None:
     """List the images of a completed shard, for the run after a kill."""
-    rows = [
-        (image.sha256, image.for_training, *image.info, *image.entry)
-        for image in images
-        if image.info is not None and image.entry is not None
-    ]
-    with atomic_write(_shard_rows_path(folder, shard)) as temporary, temporary.open("wb") as file:
+    rows = [(each.sha256, each.for_training, *each.info, *each.entry) for each in images if each.info and each.entry]
+    with atomic_write(shard_rows_path(folder, shard)) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(rows, SHARD_ROW_DTYPE))
 
 
-def remove_shard_rows(folder: Path, shard: int) -> None:
-    """Remove the list of a shard's images, before the shard is replaced."""
-    _shard_rows_path(folder, shard).unlink(missing_ok=True)
-
-
-def _shard_rows_path(folder: Path, shard: int) -> Path:
+def shard_rows_path(folder: Path, shard: int) -> Path:
+    """Return the path of the list of a completed shard's images."""
     return folder / "work" / f"rows-{shard:05d}.npy"
 
 
 def _has_spec(path: Path, spec: dict[str, Any]) -> bool:
-    """Return whether a JSON file exists and contains the spec."""
     return path.exists() and spec == {key: value for key, value in read_json(path).items() if key in spec}
 
 
-def _unfinished_rows(folder: Path, spec: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield the images of a killed run's completed shards."""
+def _rows_of(folder: Path, spec: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield the images of an unfinished store's completed shards, or of a finished one whose tables are undamaged."""
     if _has_spec(folder / SPEC_PATH, spec):
         for path in sorted((folder / "work").glob("rows-*.npy")):
             yield from map(tuple, np.load(path).tolist())
-
-
-def _finished_rows(folder: Path, spec: dict[str, Any]) -> Iterator[tuple[Any, ...]] | None:
-    """Return the images of a finished store; None if there is none, or one of another spec or with a damaged index."""
     if not _has_spec(folder / "dataset.json", spec):
-        return None
+        return
     checksums = read_json(folder / "dataset.json")["crc32"]
     if any(checksum(folder / name) != crc32 for name, crc32 in checksums.items()):
-        return None
-    return _indexed_rows(folder)
-
-
-def _indexed_rows(folder: Path) -> Iterator[tuple[Any, ...]]:
-    """Yield the images of a finished store from its manifest and its index."""
-    train = SPLITS.index("train")
+        return
     for row, entry in zip(manifest_rows(folder), read_index(folder), strict=True):
         _, offset, size, crc32, shard, _, height, width, split = entry.item()
         info = ImageInfo(int(row["width"]), int(row["height"]), row["phash"], float(row["contrast"]))
-        yield bytes.fromhex(row["sha256"]), split == train, *info, shard, offset, size, crc32, height, width
-
-
-def _read_bytes(path: Path, offset: int, size: int) -> bytes:
-    """Return a range of a file's bytes, as far as they exist."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-    except FileNotFoundError:
-        return b""
+        for_training = SPLITS[split] == "train"
+        yield bytes.fromhex(row["sha256"]), for_training, *info, shard, offset, size, crc32, height, width

@@ -3,7 +3,7 @@
 import io
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -15,20 +15,10 @@ from PIL import Image
 Store = Literal["raw", "jpeg"]
 STORES: tuple[Store, ...] = get_args(Store)
 # One image of index.npy, 40 bytes: where its bytes are and their checksum, then what training needs to know of it.
-INDEX_DTYPE = np.dtype(
-    [
-        ("id", "<u8"),
-        ("offset", "<u8"),
-        ("bytes", "<u4"),
-        ("crc32", "<u4"),
-        ("shard", "<u4"),
-        ("label", "<u4"),
-        ("height", "<u2"),
-        ("width", "<u2"),
-        ("split", "i1"),
-    ],
-    align=True,
-)
+INDEX_DTYPE = np.dtype([
+    ("id", "<u8"), ("offset", "<u8"), ("bytes", "<u4"), ("crc32", "<u4"), ("shard", "<u4"),
+    ("label", "<u4"), ("height", "<u2"), ("width", "<u2"), ("split", "i1"),
+], align=True)  # fmt: skip
 
 
 class ShardEntry(NamedTuple):
@@ -42,41 +32,28 @@ class ShardEntry(NamedTuple):
     width: int
 
 
-class DamagedRowError(Exception):
-    """The bytes of a packed image are not those that were written."""
-
-
 @dataclass(frozen=True)
 class Shards:
-    """The shards of a folder. A shard is memory-mapped, and an image's checksum verified, at the first read.
-
-    Attributes:
-        folder: that holds the shards.
-        store: how the images are packed.
-        index: ``INDEX_DTYPE`` (n,), the images in the shards.
-    """
+    """The shards of a folder and their index. A shard is memory-mapped, an image's checksum verified, at first use."""
 
     folder: Path
     store: Store
     index: NDArray[np.void]
-
-    @cached_property
-    def _mapped(self) -> dict[int, NDArray[np.uint8]]:
-        return {}
+    _mapped: dict[int, NDArray[np.uint8]] = field(default_factory=dict, init=False)
 
     @cached_property
     def _verified(self) -> NDArray[np.bool_]:
         return np.zeros(len(self.index), bool)
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
-        """Return an image, uint8 (height, width, 3), read-only; raises DamagedRowError, or OSError."""
+        """Return an image, uint8 (height, width, 3), read-only; raises ValueError if it is damaged, or OSError."""
         _, offset, size, crc32, shard, _, height, width, _ = self.index[row].item()
         if shard not in self._mapped:
             self._mapped[shard] = np.memmap(shard_path(self.folder, shard), np.uint8, "r").view(np.ndarray)
         stored = self._mapped[shard][offset : offset + size]
         if not self._verified[row]:
             if zlib.crc32(stored.data) != crc32:
-                raise DamagedRowError
+                raise ValueError("damaged")
             self._verified[row] = True
         if self.store == "raw":
             return stored.reshape(height, width, 3)

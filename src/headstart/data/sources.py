@@ -23,16 +23,7 @@ from headstart.core.paths import cache_folder
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Split
 from headstart.data.image_info import LabelledImage
 from headstart.images.decode import BadImageError
-from headstart.images.files import (
-    folder_id,
-    is_folder,
-    is_ignored,
-    is_image_name,
-    name_problem,
-    read_file,
-    utf8_name,
-    walk,
-)
+from headstart.images.files import is_folder, is_ignored, is_image_name, name_problem, read_file, utf8_name, walk
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -50,10 +41,10 @@ class SourceItem:
     Attributes:
         source: its name, unique in the source; of a file, its posix path relative to the source's folder.
         label: its class; None if only reading the image reveals it, or if it has none, as ``problem`` says.
-        split: as the source assigns it, or None.
-        group: images of one group stay in one split; None if it is in no group.
+        split: as the source assigns it.
+        group: images of one group stay in one split.
         metadata: the values of the source's ``metadata_columns``.
-        problem: why it is bad, if the listing already shows that, else None.
+        problem: why it is bad, if the listing already shows that.
     """
 
     source: str
@@ -65,12 +56,11 @@ class SourceItem:
 
 
 class Source(Protocol):
-    """Lists images, then reads each one by its name. It is pickled to worker processes unless ``in_memory``.
+    """Lists images, then reads each one by its name.
 
     Attributes:
         metadata_columns: names of further values that each image has, which the manifest keeps.
-        in_memory: whether all pixels are in memory, so that sending them to other processes would cost more than it
-            saves.
+        in_memory: whether all pixels are in memory: pickling them to worker processes would cost more than it saves.
     """
 
     metadata_columns: Sequence[str] = ()
@@ -143,11 +133,10 @@ class ImageFolder(FileSource):
                     if is_image_name(name) or entry.is_symlink():
                         yield SourceItem(source, None, split, problem="lies in no class folder")
                 else:
-                    empty = True
-                    for file, file_problem in walk(self.root, source, frozenset({folder_id(self.root)})):
-                        empty = False
+                    file = None
+                    for file, file_problem in walk(self.root, source):
                         yield SourceItem(file, name, split, problem=file_problem)
-                    if empty and split in (None, "train"):
+                    if file is None and split in (None, "train"):
                         raise UserError(f"{self.root / source}: the class folder holds no image: fill it or remove it")
 
 
@@ -160,20 +149,19 @@ class CsvTable(FileSource):
     def __init__(self, root: Path, name: str) -> None:
         """Read the header; raises UserError if the file or a column is missing."""
         super().__init__(root)
-        self.name = name
+        self.path = root / name
         self.header = next(self._lines(), (0, []))[1]
         missing = [column for column in ("path", "label") if column not in self.header]
         if missing:
-            raise UserError(
-                f"{root / name}: no column {' and no column '.join(missing)} (the columns are {', '.join(self.header)})"
-            )
+            columns = ", ".join(self.header)
+            raise UserError(f"{self.path}: no column {' and no column '.join(missing)} (the columns are {columns})")
         if len(set(self.header)) < len(self.header):
-            raise UserError(f"{root / name}: two columns have one name")
+            raise UserError(f"{self.path}: two columns have one name")
         self.metadata_columns = [column for column in self.header if column not in ("path", "label", "split", "group")]
         clash = [column for column in self.metadata_columns if column in MANIFEST_COLUMNS]
         if clash:
             raise UserError(
-                f"{root / name}: rename the column {clash[0]!r}: the manifest has its own column of this name"
+                f"{self.path}: rename the column {clash[0]!r}: the manifest has its own column of this name"
             )
 
     def images(self) -> Iterator[SourceItem]:
@@ -182,18 +170,16 @@ class CsvTable(FileSource):
         next(lines)
         has_splits: bool | None = None
         for number, values in lines:
-            where = f"{self.root / self.name}, line {number}"
+            where = f"{self.path}, line {number}"
             if len(values) != len(self.header):
                 raise UserError(f"{where}: {len(values)} values for {len(self.header)} columns")
-            row = dict(zip(self.header, values, strict=True))
-            item = self._item(row, where)
-            if has_splits is None:
-                has_splits = item.split is not None
-            elif has_splits != (item.split is not None):
+            item = self._item(dict(zip(self.header, values, strict=True)), where)
+            if has_splits not in (None, item.split is not None):
                 raise UserError(
                     f"{where}: the split is {'missing' if has_splits else 'given'}, unlike in the lines before: "
                     "give it everywhere or nowhere"
                 )
+            has_splits = item.split is not None
             yield item
 
     def _item(self, row: dict[str, str], where: str) -> SourceItem:
@@ -212,19 +198,17 @@ class CsvTable(FileSource):
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the table's rows with their line numbers; empty lines are skipped."""
-        path = self.root / self.name
         try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
+            with self.path.open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.reader(file)
                 for values in reader:
                     if values:
                         yield reader.line_num, values
         except FileNotFoundError:
-            raise UserError(
-                f"prepare.source: {path} does not exist (the file's name is relative to prepare.path)"
-            ) from None
+            message = f"prepare.source: {self.path} does not exist (the file's name is relative to prepare.path)"
+            raise UserError(message) from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path} is not a CSV table in UTF-8: {error}") from error
+            raise UserError(f"{self.path} is not a CSV table in UTF-8: {error}") from error
 
 
 class Digits(Source):
@@ -233,7 +217,6 @@ class Digits(Source):
     in_memory = True
 
     def __init__(self) -> None:
-        """Load them from the installed package."""
         from sklearn.datasets import load_digits  # noqa: PLC0415  (slow to import, and only this source uses it)
 
         digits = load_digits()
@@ -254,21 +237,18 @@ class Torchvision(Source):
     """A classification data set of torchvision; its images are named ``NAME/split/number``."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        """Download the data set unless it is in the folder.
+        """Download the data set unless it is in the folder, which holds those of all data sets.
 
-        Args:
-            name: of a class in torchvision.datasets.
-            folder: that holds the downloads of all data sets.
-
-        Raises:
-            UserError: no such data set, it is not for classification, or its download failed.
+        Raises UserError: no such data set, it is not for classification, or its download failed.
         """
         self.name = name
-        self._splits = _official_splits(_dataset_class(name), name, folder)
+        self._splits = _official_splits(name, folder)
         dataset = next(iter(self._splits.values()))
         data = getattr(dataset, "data", None)
         self.in_memory = isinstance(data, np.ndarray) or hasattr(data, "numpy")  # as CIFAR10 and MNIST are
-        self._names = _class_names(getattr(dataset, "classes", None))
+        names = [name if isinstance(name, str) else ", ".join(name) for name in getattr(dataset, "classes", None) or ()]
+        distinct = len(set(names)) == len(names)
+        self._names = names if distinct else [f"{i} {name}" for i, name in enumerate(names)]
 
     def images(self) -> Iterator[SourceItem]:
         """Yield the images without labels: torchvision returns a label only with the decoded image."""
@@ -293,18 +273,17 @@ def _dataset_class(name: str) -> Any:
     """Return the class of torchvision.datasets; raises UserError if there is none of this name."""
     from torchvision import datasets  # noqa: PLC0415  (slow to import, and only this source uses it)
 
-    known = [
-        each for each in datasets.__all__ if each not in ("FakeData", "ImageFolder", "DatasetFolder", "VisionDataset")
-    ]
+    known = set(datasets.__all__) - {"FakeData", "ImageFolder", "DatasetFolder", "VisionDataset"}
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=3)
+        nearest = difflib.get_close_matches(name, sorted(known), n=3)
         hint = f"did you mean {', '.join(nearest)}?" if nearest else "see torchvision.datasets"
         raise UserError(f"prepare.source: torchvision has no data set {name!r}; {hint}")
     return getattr(datasets, name)
 
 
-def _official_splits(kind: Any, name: str, folder: Path) -> dict[str, Any]:
-    """Create the data set of class ``kind`` for each of its official splits, or as ``all`` if it has none."""
+def _official_splits(name: str, folder: Path) -> dict[str, Any]:
+    """Create a data set for each of its official splits, or as ``all`` if it has none; raises UserError."""
+    kind = _dataset_class(name)
     takes = inspect.signature(kind).parameters
     download = {"download": True} if "download" in takes else {}
     try:
@@ -331,12 +310,6 @@ def _official_splits(kind: Any, name: str, folder: Path) -> dict[str, Any]:
     if not {"train", "trainval"} & set(splits):
         raise UserError(f"torchvision:{name} has no training split")
     return splits
-
-
-def _class_names(classes: Any) -> list[str]:
-    """Return the class names as distinct strings; empty if the data set has none."""
-    names = [name if isinstance(name, str) else ", ".join(name) for name in classes or ()]
-    return names if len(set(names)) == len(names) else [f"{i} {name}" for i, name in enumerate(names)]
 
 
 def open_source(prepare: PrepareConfig, run: RunConfig) -> Source:

@@ -25,15 +25,7 @@ NOT_GIVEN = -1
 
 
 def check_classes(counts: Mapping[str, int], *, splits_given: bool) -> None:
-    """Refuse a source that no classifier can be trained on.
-
-    Args:
-        counts: usable images of each class.
-        splits_given: whether the source assigns the splits.
-
-    Raises:
-        UserError: no images, a single class, or classes with too few images.
-    """
+    """Raise UserError if there are no usable images, a single class, or classes with too few of them."""
     if not sum(counts.values()):
         raise UserError("prepare: there is no usable image; check prepare.source and prepare.path in params.yaml")
     if len(counts) == 1:
@@ -44,13 +36,8 @@ def check_classes(counts: Mapping[str, int], *, splits_given: bool) -> None:
 def _refuse_small_classes(counts: Mapping[str, int], needed: int) -> None:
     small = [f"  {name}: {count}" for name, count in counts.items() if count < needed]
     if small:
-        raise UserError(
-            "\n".join([
-                f"prepare: a class needs {needed} distinct usable images (or groups), one per split. These have fewer:",
-                *small,
-                "Add images, or remove the class.",
-            ])
-        )  # fmt: skip
+        first = f"prepare: a class needs {needed} distinct usable images (or groups), one per split. These have fewer:"
+        raise UserError("\n".join([first, *small, "Add images, or remove the class."]))
 
 
 def group_number(group: str | None, sha256: bytes) -> int:
@@ -60,28 +47,16 @@ def group_number(group: str | None, sha256: bytes) -> int:
 
 
 def fractions_to_draw(given: Collection[int], *, validation: float, test: float) -> dict[int, float]:
-    """Return the fraction of each split that is drawn because the source does not assign it.
+    """Return the fraction of each split that is drawn because it is not ``given``: indices into ``SPLITS``.
 
-    Args:
-        given: indices into ``SPLITS``, or ``NOT_GIVEN`` alone. If they are train and validation alone, as in
-            ImageNet, validation serves as the test split.
-        validation: fraction of the validation split, if it is drawn.
-        test: fraction of the test split, if it is drawn.
+    If train and validation alone are given, as in ImageNet, validation serves as the test split.
     """
     present = {TRAIN, TEST} if set(given) == {TRAIN, VALIDATION} else given
     return {split: part for split, part in {TEST: test, VALIDATION: validation}.items() if split not in present}
 
 
 def assign_by_hash(group_ids: NDArray[np.uint64], fractions: Mapping[int, float]) -> NDArray[np.int8]:
-    """Assign groups to the splits to draw by their fixed thresholds, and the rest to train.
-
-    Args:
-        group_ids: uint64 (n,).
-        fractions: of ``fractions_to_draw``.
-
-    Returns:
-        int8 (n,), indices into ``SPLITS``.
-    """
+    """Assign groups to the splits of ``fractions_to_draw`` by fixed thresholds, and the rest to train."""
     splits = np.full(len(group_ids), TRAIN, np.int8)
     positions = group_ids / 2.0**64
     for split, (low, high) in _intervals(fractions).items():
@@ -117,17 +92,18 @@ def count_duplicates(contents: NDArray[np.uint64], splits: NDArray[np.int8]) -> 
 
 
 def count_splits(splits: NDArray[np.int8], labels: NDArray[np.int32], classes: Sequence[str]) -> dict[str, Any]:
-    """Count images by split and class, for the report; ``splits`` and ``labels`` are those of ``complete_splits``."""
+    """Count images by split and class, for the report."""
     table = np.zeros((len(classes), len(SPLITS)), np.int64)
     np.add.at(table, (labels, splits), 1)
     per_split = dict(zip(SPLITS, table.sum(axis=0).tolist(), strict=True))
-    per_class = [dict(zip(SPLITS, row, strict=True)) for row in table.tolist()]
     return {
         "pictures": len(splits),
         "classes": len(classes),
         "splits": per_split,
         "shares": {split: round(count / len(splits), 4) for split, count in per_split.items()},
-        "per_class": dict(zip(classes, per_class, strict=True)),
+        "per_class": {
+            name: dict(zip(SPLITS, row, strict=True)) for name, row in zip(classes, table.tolist(), strict=True)
+        },
     }
 
 
@@ -140,20 +116,15 @@ def complete_splits(
     validation: float,
     test: float,
 ) -> NDArray[np.int8]:
-    """Keep the splits that the source assigns, and draw the others from the training images, or from all.
-
-    If the source assigns validation and no test, as ImageNet does, its validation is the test split.
+    """Keep the splits that the source assigns, and draw those of ``fractions_to_draw`` from the training images.
 
     Args:
-        given: int8 (n,), indices into ``SPLITS``, or ``NOT_GIVEN`` everywhere.
-        labels: int32 (n,), indices into ``classes``.
-        group_ids: uint64 (n,), of ``join_groups``.
+        given: indices into ``SPLITS``, or ``NOT_GIVEN`` everywhere.
+        labels: indices into ``classes``.
+        group_ids: of ``join_groups``.
         classes: names, for messages.
         validation: fraction of the validation split, if it is drawn.
         test: fraction of the test split, if it is drawn.
-
-    Returns:
-        int8 (n,), indices into ``SPLITS``.
 
     Raises:
         UserError: a class that can't be in every split.
@@ -163,16 +134,6 @@ def complete_splits(
     if present == {TRAIN, VALIDATION}:
         splits[splits == VALIDATION] = TEST
     splits[splits == NOT_GIVEN] = TRAIN
-    _check_given(splits, labels, classes)
-    fractions = fractions_to_draw(present, validation=validation, test=test)
-    if fractions:
-        pool = np.flatnonzero(splits == TRAIN)
-        splits[pool] = _draw(labels[pool], group_ids[pool], classes, fractions)
-    return splits
-
-
-def _check_given(splits: NDArray[np.int8], labels: NDArray[np.int32], classes: Sequence[str]) -> None:
-    """Raise UserError if a class is not in train; log the classes that another split lacks."""
     for split in np.unique(splits):
         lacking = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), labels[splits == split])]
         names = ", ".join(map(repr, lacking))
@@ -180,6 +141,11 @@ def _check_given(splits: NDArray[np.int8], labels: NDArray[np.int32], classes: S
             raise UserError(f"prepare: no training image of {names}; add some or remove the class")
         if lacking:
             logger.info("%s has no image of %s", SPLITS[split], names)
+    fractions = fractions_to_draw(present, validation=validation, test=test)
+    if fractions:
+        pool = np.flatnonzero(splits == TRAIN)
+        splits[pool] = _draw(labels[pool], group_ids[pool], classes, fractions)
+    return splits
 
 
 def _draw(
@@ -187,44 +153,27 @@ def _draw(
 ) -> NDArray[np.int8]:
     """Assign groups by their hashes. If a class is missing in a split, its nearest movable group moves there."""
     intervals, splits = _intervals(fractions), assign_by_hash(group_ids, fractions)
+    # The images of each class, by one sort instead of a mask for each class.
     by_class = np.argsort(labels, kind="stable")
     rows = np.split(by_class, np.searchsorted(labels[by_class], np.arange(1, len(classes))))
     distinct = {name: len(np.unique(group_ids[of_class])) for name, of_class in zip(classes, rows, strict=True)}
     _refuse_small_classes(distinct, len(intervals))
     for label, name in enumerate(classes):
-        for split, interval in intervals.items():
+        for split, (low, high) in intervals.items():
             if (splits[rows[label]] == split).any():
                 continue
-            group_id = _movable_group(labels, group_ids, splits, rows, label=label, interval=interval)
-            if group_id is None:
+            candidates = np.unique(group_ids[rows[label]])
+            positions = candidates / 2.0**64
+            distances = np.maximum(np.maximum(low - positions, positions - high), 0)
+            for candidate in candidates[np.argsort(distances, kind="stable")]:
+                members = group_ids == candidate
+                # Moving it must take no class from the split that it is in.
+                staying = (splits == splits[members][0]) & ~members
+                if np.isin(labels[members], labels[staying]).all():
+                    splits[members] = split
+                    break
+            else:
                 raise UserError(
                     f"prepare: the groups of class {name!r} can't be spread over the splits; make more groups"
                 )
-            splits[group_ids == group_id] = split
     return splits
-
-
-def _movable_group(
-    labels: NDArray[np.int32],
-    group_ids: NDArray[np.uint64],
-    splits: NDArray[np.int8],
-    rows: Sequence[NDArray[np.int64]],
-    *,
-    label: int,
-    interval: tuple[float, float],
-) -> np.uint64 | None:
-    """Return the group of class ``label`` nearest to an interval whose move takes no class from its present split.
-
-    ``rows`` are the images of each class; ``splits`` are those assigned so far.
-    """
-    candidates = np.unique(group_ids[rows[label]])
-    positions = candidates / 2.0**64
-    distances = np.maximum(np.maximum(interval[0] - positions, positions - interval[1]), 0)
-    for candidate in candidates[np.argsort(distances, kind="stable")]:
-        members = group_ids == candidate
-        origin = splits[members][0]
-        affected = [rows[other] for other in np.unique(labels[members])]
-        if all(((splits[of_class] == origin) & (group_ids[of_class] != candidate)).any() for of_class in affected):
-            chosen: np.uint64 = candidate
-            return chosen
-    return None

@@ -24,13 +24,9 @@ SECONDS_TO_WAIT_FOR_A_LOCK = 60
 
 
 def write_features(rows: Iterator[NDArray[Any]], shape: tuple[int, int], dtype: str, info: dict[str, Any]) -> None:
-    """Write data/features, with one row in memory at a time.
+    """Write data/features, with one row in memory at a time, in the manifest's order.
 
-    Args:
-        rows: the features of every image, in the manifest's order.
-        shape: number of images, and values in a row.
-        dtype: of the values.
-        info: what the features were computed from.
+    ``shape`` is the number of images, and of values in a row; ``info`` is what the features were computed from.
     """
     with atomic_write(FEATURES) as folder:
         folder.mkdir()
@@ -51,14 +47,7 @@ class FeatureCache:
     """A file of feature rows, which several processes of one machine can use at once."""
 
     def __init__(self, folder: Path, key: dict[str, Any], width: int, dtype: DTypeLike) -> None:
-        """Open or create the file.
-
-        Args:
-            folder: that holds the files of all keys.
-            key: everything but the image that a row depends on.
-            width: values in a row.
-            dtype: of the values.
-        """
+        """Open or create the file of ``key``, which has everything but the image that a row (width,) depends on."""
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.path, self._width, self._dtype = folder / f"{name[:32]}.sqlite", width, np.dtype(dtype)
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,9 +95,7 @@ class FeatureCache:
 def image_key(stored: NDArray[np.uint8], *, training: bool) -> bytes:
     """Return a hash, 16 bytes, of everything that an image's evaluation pixels depend on.
 
-    Args:
-        stored: uint8 (height, width, 3).
-        training: whether it is stored at the size for training, and so will be resized for evaluation.
+    ``stored`` is uint8 (height, width, 3); if it is stored for ``training``, it will be resized for evaluation.
     """
     content, shape = np.ascontiguousarray(stored), str(stored.shape[:2]).encode()[:16]
     return hashlib.blake2b(content.data, digest_size=16, salt=shape, person=b"training" * training).digest()

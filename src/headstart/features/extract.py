@@ -6,13 +6,14 @@ size of its batch, and here equal images must give equal bytes.
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from headstart.config.schema import Params, RunConfig
 from headstart.core.errors import UserError
@@ -22,16 +23,6 @@ from headstart.data.loader import Normalize, evaluation_pixels, loader_arguments
 from headstart.distributed.heartbeat import watch_heartbeats
 from headstart.distributed.process_group import ProcessGroup
 from headstart.features.cache import FeatureCache, image_key
-
-
-class _EvaluationBatches(Dataset[Tensor]):
-    """The evaluation pixels of a batch of rows."""
-
-    def __init__(self, prepared: PreparedDataset) -> None:
-        self._prepared = prepared
-
-    def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
-        return evaluation_pixels(self._prepared, rows)
 
 
 @torch.inference_mode()
@@ -53,19 +44,21 @@ def run_inference(
         prepared: the packed images.
         rows: which of them, in which order; the same on every rank.
         batch_size: images per call; the last call is padded with the last image.
-        run: the section of params.
-        process_group: the ranks; batch i is computed by rank i modulo their number.
-        label: what is being done, for the progress bar.
+        run: ``workers`` and ``timeout_minutes`` are used.
+        process_group: batch i is computed by rank i modulo their number.
+        label: for the progress bar.
 
     Yields:
         float32 (n, width): the outputs of the next ``n <= batch_size`` rows.
     """
     normalize = Normalize(prepared.input).to(process_group.device)
     padded = np.pad(rows, (0, -len(rows) % batch_size), mode="edge") if len(rows) else rows
-    batches: Any = list(padded.reshape(-1, batch_size))
+    batches = padded.reshape(-1, batch_size)
     # In the last round some ranks repeat the last batch.
-    mine = [batches[min(i + process_group.rank, len(batches) - 1)] for i in range(0, len(batches), process_group.world)]
-    loader = DataLoader(_EvaluationBatches(prepared), sampler=mine, **loader_arguments(run, process_group))
+    numbers = np.arange(0, len(batches), process_group.world) + process_group.rank
+    mine: Any = batches[np.minimum(numbers, len(batches) - 1)]
+    read_pixels = partial(evaluation_pixels, prepared)
+    loader = DataLoader(mine, collate_fn=read_pixels, **loader_arguments(run, process_group))
     left = len(rows)
     with (
         Progress(label, len(rows)) as progress,
@@ -105,21 +98,18 @@ def compute_missing_features(
 ) -> tuple[int, float | None]:
     """Compute the features that the cache lacks, equal images once, and add them to it batch by batch.
 
-    Args:
-        function: computes the features of a batch, as ``run_inference`` calls it.
-        prepared: the packed images.
-        keys: of ``image_keys``.
-        cache: rank 0's; None on the other ranks.
-        params: the sections ``features`` and ``run`` are used.
-        process_group: the ranks.
-
-    Returns:
-        The number of features computed, and how many a second; None if there were none.
-
-    Raises:
-        UserError: a feature is not finite.
+    ``function`` is called by ``run_inference``; ``keys`` are ``image_keys``; ``cache`` is None but on rank 0. Returns
+    the number of features computed, and how many a second, None if there were none. Raises UserError if a feature is
+    not finite.
     """
-    rows = process_group.broadcast_from_rank_zero(lambda: _first_rows(keys, list(cache.missing(keys)) if cache else []))
+
+    def missing_rows() -> NDArray[np.int64]:
+        assert cache is not None  # rank 0 calls this
+        missing = np.flatnonzero(np.fromiter(cache.missing(keys), bool, len(keys)))
+        first = {keys[row]: row for row in reversed(missing)}  # of equal images
+        return np.sort(np.fromiter(first.values(), np.int64, len(first)))
+
+    rows = process_group.broadcast_from_rank_zero(missing_rows)
     began, done = time.perf_counter(), 0
     for features in run_inference(
         function,
@@ -136,12 +126,3 @@ def compute_missing_features(
             cache.add([keys[row] for row in rows[done : done + len(features)]], features)
         done += len(features)
     return done, round(done / (time.perf_counter() - began), 1) if done else None
-
-
-def _first_rows(keys: list[bytes], missing: list[bool]) -> NDArray[np.int64]:
-    """Return the rows whose features are missing, of equal images the first one only."""
-    first: dict[bytes, int] = {}
-    for row, (key, is_missing) in enumerate(zip(keys, missing, strict=True)):
-        if is_missing:
-            first.setdefault(key, row)
-    return np.fromiter(first.values(), np.int64, len(first))

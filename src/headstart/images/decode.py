@@ -4,7 +4,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,22 +22,19 @@ class _NoWarnings:
     """Ignore warnings while any thread decodes: ``warnings.catch_warnings`` alone is not thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._caught = warnings.catch_warnings(action="ignore")
+        self._lock, self._inside, self._caught = threading.Lock(), 0, ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._caught = warnings.catch_warnings(action="ignore")
-                self._caught.__enter__()
+                self._caught.enter_context(warnings.catch_warnings(action="ignore"))
             self._inside += 1
 
     def __exit__(self, *exception: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._caught.__exit__(None, None, None)
+                self._caught.close()
 
 
 # Pillow warns about images that it still reads: with unusual metadata, or with up to twice MAX_IMAGE_PIXELS.
@@ -45,11 +42,7 @@ _NO_WARNINGS = _NoWarnings()
 
 
 def decode(content: bytes) -> Image.Image:
-    """Decode a file's first frame to RGB, turned upright by its EXIF orientation; thread-safe.
-
-    Raises:
-        BadImageError: it is empty, not an image, truncated, damaged, too large or too narrow.
-    """
+    """Decode a file's first frame to RGB, upright by its EXIF orientation; thread-safe; raises BadImageError."""
     with _bad_image_errors():
         return to_upright_rgb(_open(content))
 
@@ -98,11 +91,13 @@ def _open(content: bytes) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB: 16-bit grey is scaled, transparency is put on white.
 
-    Raises:
-        BadImageError: floating-point or 32-bit pixels, whose range is unknown.
+    Raises BadImageError for floating-point or 32-bit pixels, whose range is unknown.
     """
-    if image.mode in SIXTEEN_BIT_MODES:
-        return _from_sixteen_bit(image)
+    if image.mode in SIXTEEN_BIT_MODES:  # Pillow's own conversion clips them at 255
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise BadImageError(f"32-bit pixels from {values.min()} to {values.max()}: save it with 8 or 16 bits")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise BadImageError("floating-point pixels: which value is white is unknown; save it with 8 or 16 bits")
     if image.has_transparency_data:
@@ -110,11 +105,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def _from_sixteen_bit(image: Image.Image) -> Image.Image:
-    """Scale grey levels 0..65535 to 0..255 (Pillow's own conversion clips them at 255)."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise BadImageError(f"32-bit pixels from {values.min()} to {values.max()}: save it with 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -65,7 +65,6 @@ def find_images(arguments: Sequence[str]) -> Iterator[ImageFile]:
 
 
 def _images_of(argument: str) -> Iterator[ImageFile]:
-    """Yield the images that one argument names."""
     if Path(argument).is_dir():
         for name, problem in walk(Path(argument), ""):
             if problem or is_image_name(name):
@@ -77,18 +76,13 @@ def _images_of(argument: str) -> Iterator[ImageFile]:
         yield ImageFile(Path(argument), None)
 
 
-def walk(root: Path, inside: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, str | None]]:
+def walk(root: Path, inside: str) -> Iterator[tuple[str, str | None]]:
     """Yield the path of every file below a folder, with the problem that its name or place already shows, or None.
 
-    Links are followed, except into a loop. A folder's entries are sorted by name; only one folder's are in memory.
-
-    Args:
-        root: paths are relative to it, posix.
-        inside: the folder, relative to ``root``.
-        above: ids of the folders that a link must not lead back to.
+    Paths, ``inside`` too, are posix and relative to ``root``. Links are followed, except into a loop. A folder's
+    entries are sorted by name; only one folder's are in memory.
     """
-    at = folder_id(root / inside)
-    if at in above:
+    if any((root / inside).samefile(root / parent) for parent in PurePosixPath(inside).parents):
         yield inside, "a link to a folder that it lies in"
         return
     try:
@@ -100,7 +94,7 @@ def walk(root: Path, inside: str, above: frozenset[tuple[int, int]] = frozenset(
                 if problem or not is_folder(entry):
                     yield below, problem
                 else:
-                    yield from walk(root, below, above | {at})
+                    yield from walk(root, below)
     except OSError as error:
         yield inside, f"the folder can't be read: {error.strerror}"
 
@@ -135,9 +129,3 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads to itself
         return False
-
-
-def folder_id(folder: Path) -> tuple[int, int]:
-    """Return a folder's device and inode: the same for all its names."""
-    status = folder.stat()
-    return status.st_dev, status.st_ino

@@ -23,15 +23,9 @@ INTERPOLATIONS = {
 class Preprocessing:
     """How an image becomes a model's input.
 
-    Attributes:
-        height: of the input, in pixels.
-        width: of the input, in pixels.
-        interpolation: a name of ``INTERPOLATIONS``.
-        mean: of each channel, for pixels in [0, 1]; subtracted.
-        std: of each channel; divided by.
-        crop_pct: side of the input divided by the side that images are resized to before the crop.
-        crop_mode: ``center`` keeps the aspect and crops the longer side; ``squash`` does not keep the aspect;
-            ``border`` keeps it and pads the shorter side with the mean colour.
+    It is resized to the input's sides, in pixels, divided by ``crop_pct``. The crop mode ``center`` keeps its aspect
+    and crops the longer side, ``squash`` does not keep it, ``border`` keeps it and pads the shorter side with the mean
+    colour. ``mean`` and ``std`` are of each channel, for pixels in [0, 1].
     """
 
     height: int
@@ -62,7 +56,9 @@ class Preprocessing:
         size = self._resized_size(*image.size)
         if size != image.size:
             image = image.resize(size, INTERPOLATIONS[self.interpolation])
-        canvas = Image.new("RGB", (self.width, self.height), self._fill())
+        # The colour around an image smaller than the input.
+        fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+        canvas = Image.new("RGB", (self.width, self.height), fill)
         canvas.paste(image, (_offset(self.width, image.width), _offset(self.height, image.height)))
         return canvas
 
@@ -77,10 +73,6 @@ class Preprocessing:
         chosen = max if self.crop_mode == "border" else min
         ratio = chosen(height / target_height, width / target_width)
         return max(1, round(width / ratio)), max(1, round(height / ratio))
-
-    def _fill(self) -> tuple[int, ...]:
-        """Return the colour that pads an image smaller than the input."""
-        return tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0, 0, 0)
 
 
 def _offset(input_side: int, image_side: int) -> int:

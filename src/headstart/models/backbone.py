@@ -1,7 +1,6 @@
 """timm backbones: creation, the data config of their inputs, and their split into features and head.
 
-Features are the inputs of the classifier, ``forward_head(forward_features(x), pre_logits=True)`` (of MobileNetV3, 1,024
-values and not the last feature map's 576). The head is timm's own classifier.
+The head is timm's own classifier; features are its inputs (of MobileNetV3, 1,024 values and not the last map's 576).
 """
 
 import difflib
@@ -36,19 +35,12 @@ def create_backbone(
     seed: int = 0,
     num_classes: int | None = None,
 ) -> nn.Module:
-    """Create a timm model; with ``num_classes`` it gets a new head of zeros.
+    """Create the timm model of ``params.yaml``; with ``num_classes`` it gets a new head of zeros.
 
-    Args:
-        name: ``bundled``, or any name that timm.create_model accepts.
-        pretrained: whether to load weights; otherwise they are initialized from ``seed``.
-        image_size: side of the input in pixels, None for the backbone's own.
-        args: further arguments of timm.create_model (``drop_rate``, ``drop_path_rate`` ...).
-        seed: of the initial weights; torch's global generator keeps its state.
-        num_classes: outputs of the new head; None keeps the pretrained one.
+    Without pretrained weights they are initialized from ``seed``; torch's global generator keeps its state.
 
-    Raises:
-        UserError: no such model, arguments that it does not accept, weights that can't be fetched, or a classifier
-            that is not one linear layer.
+    Raises UserError: no such model, arguments that it does not accept, weights that can't be fetched, or a classifier
+    that is not one linear layer.
     """
     with torch.random.fork_rng(), _user_errors(name):
         torch.manual_seed(seed)
@@ -86,8 +78,7 @@ def get_head(model: nn.Module) -> nn.Linear:
 def head_name(model: nn.Module) -> str:
     """Return the name of the head's module, such as ``fc`` or ``head.fc``."""
     head = get_head(model)
-    modules: Iterator[tuple[str, nn.Module]] = model.named_modules()
-    return next(name for name, module in modules if module is head)
+    return str(next(name for name, module in model.named_modules() if module is head))
 
 
 def features_of(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -100,12 +91,7 @@ def features_of(model: nn.Module, inputs: Tensor) -> Tensor:
 def input_config(model: nn.Module, image_size: int | None = None) -> dict[str, Any]:
     """Return timm's data config of a model, which determines the evaluation transform, as plain JSON values.
 
-    Args:
-        model: of timm.
-        image_size: side of the input in pixels, None for the model's own.
-
-    Returns:
-        ``input_size`` [3, height, width], ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
+    They are ``input_size`` [3, height, width], ``interpolation``, ``mean``, ``std``, ``crop_pct`` and ``crop_mode``.
     """
     config: dict[str, Any] = resolve_data_config({"img_size": image_size}, model=model)  # type: ignore[no-untyped-call]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
@@ -175,9 +161,7 @@ def _user_errors(name: str) -> Iterator[None]:
 def freeze_(model: nn.Module, *, statistics: bool) -> None:
     """Set modules to evaluation mode if none of their parameters is trained, which turns off their dropout too.
 
-    Args:
-        model: in training mode.
-        statistics: whether to freeze the running statistics of all BatchNorm layers as well.
+    With ``statistics`` the running statistics of all BatchNorm layers are frozen as well.
     """
     for module in model.modules():
         parameters = list(module.parameters())
@@ -188,14 +172,13 @@ def freeze_(model: nn.Module, *, statistics: bool) -> None:
 
 def backbone_for(backbone: BackboneConfig, classes: int) -> nn.Module:
     """Create the backbone of ``params.yaml`` with a head of zeros."""
-    args: dict[str, Any] = {**backbone.args}
     # Only if they are not 0: not every timm model accepts them.
-    args |= {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(backbone, name))}
+    rates = {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(backbone, name))}
     return create_backbone(
         backbone.name,
         pretrained=backbone.pretrained,
         image_size=backbone.image_size,
-        args=args,
+        args=backbone.args | rates,
         seed=backbone.seed,
         num_classes=classes,
     )
@@ -213,7 +196,6 @@ class WithFeatures(nn.Module):
     """A timm model that returns its features beside its logits, since out-of-distribution scores need them."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Wrap ``model``."""
         super().__init__()
         self.model = model
 

@@ -13,13 +13,7 @@ from headstart.core.paths import FEATURES, HEADS, HEADS_INFO, PRETRAINED_CLASSES
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head.
-
-    Attributes:
-        weight: float32 (classes, width).
-        bias: float32 (classes,).
-        l2: the λ that it was fitted with.
-    """
+    """A linear head: weight (classes, width), bias (classes,), and the λ that it was fitted with."""
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -53,11 +47,8 @@ def read_head(least_l2: float = 0.0) -> Head:
 class PretrainedHead:
     """The linear head of the classes that a backbone was pretrained on; its inputs are the cached features.
 
-    Attributes:
-        weight: float32 (classes, width).
-        bias: float32 (classes,).
-        names: of the classes, such as ImageNet's ``n01440764``; empty if unknown.
-        descriptions: of the classes, such as ``tench, Tinca tinca``; empty if unknown.
+    The classes' ``names`` are such as ImageNet's ``n01440764``, the ``descriptions`` such as ``tench, Tinca tinca``;
+    empty if unknown.
     """
 
     weight: NDArray[np.float32]
@@ -67,7 +58,7 @@ class PretrainedHead:
 
 
 def write_pretrained_head(head: PretrainedHead) -> None:
-    """Write a backbone's own head into data/features, after ``write_features`` has created the folder."""
+    """Write a backbone's own head into data/features, which ``write_features`` has created."""
     with atomic_write(PRETRAINED_HEAD) as temporary:
         save_file({"weight": head.weight, "bias": head.bias}, temporary)
     write_json(PRETRAINED_CLASSES, {"names": head.names, "descriptions": head.descriptions})

@@ -17,18 +17,15 @@ from headstart.core.paths import MODEL_CONFIG, MODEL_WEIGHTS
 from headstart.data.dataset import PreparedDataset
 
 Weights = Mapping[str, Tensor]
-MODULE_PREFIX = "model."
-"""Prefix of the model's weights in the state dict of the LightningModule that trains it."""
+MODULE_PREFIX = "model."  # of the model's weights in the state dict of the LightningModule that trains it
 MOST_LISTED = 5
 
 
 def save_timm(model: nn.Module, weights: Weights, prepared: PreparedDataset, folder: Path) -> None:
     """Write a model with the given weights as ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it."""
-    config = {
-        "label_names": prepared.classes,
-        # The pretrained config's own label names would stay here if the number of classes is the same.
-        "pretrained_cfg": {"label_names": prepared.classes, "label_descriptions": None},
-    }
+    # Without them pretrained_cfg would keep its own label names if the number of classes is the same.
+    labels = {"label_names": prepared.classes, "label_descriptions": None}
+    config = {"label_names": prepared.classes, "pretrained_cfg": labels}
     model.load_state_dict(weights)
     model = model.to(memory_format=torch.contiguous_format)  # safetensors accepts no other
     save_for_hf(model, str(folder), model_config=config, safe_serialization=True, data_config=prepared.input)
@@ -50,16 +47,14 @@ def weights_of_module(state: Weights) -> Weights:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a checkpoint into a model: one of Lightning, or a state dict saved by torch or safetensors.
 
-    Raises:
-        UserError: it can't be read without running code that it contains, or its weights don't match the model.
+    Raises UserError if reading it would run code that it contains, or its weights don't match the model.
     """
     try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, weights_only=True, mmap=True, map_location="cpu")
-        )
-    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError, LookupError) as error:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, LookupError) as error:
         raise UserError(f"{path} can't be read: {first_line(error)}") from error
     except Exception as error:  # torch's unpickler raises an error of its own for code that it refuses to run
         raise UserError(f"{path} is no checkpoint of tensors and plain values: {first_line(error)}") from error

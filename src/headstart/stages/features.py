@@ -14,6 +14,7 @@ images only their own are computed. Killed and started again, it resumes after t
 import logging
 import time
 from functools import partial
+from typing import Any
 
 from headstart.config.schema import Params
 from headstart.core import paths
@@ -28,14 +29,7 @@ from headstart.models.head import write_pretrained_head
 from headstart.probe.zero_shot import pretrained_head
 from headstart.stages.program import main
 
-PARAMS = (
-    "backbone.name",
-    "backbone.pretrained",
-    "backbone.image_size",
-    "backbone.args",
-    "backbone.seed",
-    "features",
-)
+PARAMS = ("backbone.name", "backbone.pretrained", "backbone.image_size", "backbone.args", "backbone.seed", "features")
 READS = (paths.PREPARED,)
 WRITES = (paths.FEATURES, paths.DUPLICATES, paths.FEATURE_LABEL_ERRORS)
 
@@ -71,18 +65,11 @@ def run(params: Params) -> None:
     cache.close()
     if own_head is not None:
         write_pretrained_head(own_head)
-    report = {
-        "pictures": shape[0],
-        "width": shape[1],
-        "computed": computed,
-        "reused": shape[0] - computed,
-        "images_per_second": rate,
-    }
-    logger.info(
-        "features: %d rows of %d values; %d computed (%s images/s), %d from the cache",
-        *(report[name] for name in ("pictures", "width", "computed", "images_per_second", "reused")),
-    )
-    report |= check_features(paths.DUPLICATES, paths.FEATURE_LABEL_ERRORS, prepared)
+    reused = shape[0] - computed
+    message = "features: %d rows of %d values; %d computed (%s images/s), %d from the cache"
+    logger.info(message, *shape, computed, rate, reused)
+    report: dict[str, Any] = {"pictures": shape[0], "width": shape[1], "computed": computed, "reused": reused}
+    report |= {"images_per_second": rate, **check_features(paths.DUPLICATES, paths.FEATURE_LABEL_ERRORS, prepared)}
     write_report("features", report | {"seconds": round(time.perf_counter() - began, 2)})
 
 

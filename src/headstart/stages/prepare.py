@@ -81,7 +81,7 @@ def run(params: Params) -> None:
         dataset = {"pictures": len(splits), "classes": classes, **spec, "shard_bytes": shard_bytes, "crc32": checksums}
         write_json(folder / "dataset.json", dataset)
     figures |= {"store": spec["store"], "train_side": spec["train_side"], "bytes": sum(shard_bytes)}
-    figures |= {"seconds": round(time.perf_counter() - began, 1)}
+    figures["seconds"] = round(time.perf_counter() - began, 1)
     _log_summary(counts, figures, bad)
     counts["class_imbalance"] = class_imbalance(counts["per_class"])
     figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, len(splits), max(spec["input"]["input_size"][1:]))
@@ -95,8 +95,8 @@ def _refuse_own_outputs(backbone: str) -> None:
     if backbone.startswith(LOCAL_DIR) and written:
         raise UserError(
             f"backbone.name: {backbone}: this pipeline writes {written[0]} anew at each run. To start from it, copy "
-            "it: mkdir -p backbones && "
-            f"cp -r {written[0]} backbones/first, and backbone.name: {LOCAL_DIR}backbones/first"
+            f"it: mkdir -p backbones && cp -r {written[0]} backbones/first, "
+            f"and backbone.name: {LOCAL_DIR}backbones/first"
         )
 
 
@@ -110,7 +110,7 @@ def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tup
     config = input_config_by_name(backbone.name, backbone.image_size, backbone.args)
     spec = store_spec(config, prepare.train_scale, "raw")
     resizes = Resizes(TrainingResize(spec["train_side"], config["interpolation"]), evaluation_transform(config)[0])
-    fractions = fractions_to_draw(given, validation=prepare.split.validation, test=prepare.split.test)
+    fractions = fractions_to_draw(given, **prepare.split.model_dump())
     estimate = SizeEstimate.of(catalog.sample(SAMPLE), source.read, resizes)
     size = estimate.total(given, sum(fractions.values()))
     reusable = (kind for kind in STORES if has_reusable_store(folder, paths.PREPARED, spec | {"store": kind}))
@@ -135,15 +135,8 @@ def _decide_splits(params: Params, catalog: Catalog, classes: list[str]) -> tupl
     _check_classes(catalog)
     catalog.check_groups()
     given, labels, group_ids, contents = catalog.split_inputs(classes)
-    fractions = params.prepare.split
-    splits = complete_splits(
-        given,
-        labels,
-        join_groups(group_ids, contents),
-        classes,
-        validation=fractions.validation,
-        test=fractions.test,
-    )
+    fractions = params.prepare.split.model_dump()
+    splits = complete_splits(given, labels, join_groups(group_ids, contents), classes, **fractions)
     return splits, count_splits(splits, labels, classes) | {"duplicates": count_duplicates(contents, splits)}
 
 
