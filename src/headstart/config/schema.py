@@ -1,6 +1,6 @@
 """The typed schema of ``params.yaml``: every key with its type, its default and its description.
 
-``config/loader.py`` reads the file, ``config/reference.py`` generates it and ``docs/params.md`` from here.
+After a change here, ``python docs/make_params.py`` makes ``params.yaml`` and ``docs/params.md`` anew.
 """
 
 from collections.abc import Iterable, Set
