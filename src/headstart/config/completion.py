@@ -7,6 +7,7 @@ and so would insert a key between the next one and its comment, and lose the com
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,17 +34,10 @@ class _Edit(NamedTuple):
 
 
 def complete_params(path: Path, overlay: Path | None = None) -> list[str]:
-    """Add the missing keys to a ``params.yaml`` with their comments, and take over the values of an overlay.
+    """Add the missing keys to a ``params.yaml``, and take over an overlay's, such as a recipe's; return the changes.
 
-    The values by group (``lr``, ``decay``, ``l2``) are merged with the file's, lists are replaced. The file is written
-    atomically, and not touched if nothing changes.
-
-    Args:
-        path: the ``params.yaml``.
-        overlay: a file with some of the keys, such as a recipe.
-
-    Returns:
-        One line for each key that is added or changed.
+    The values by group (``lr``, ``decay``, ``l2``) are merged with the file's, lists are replaced. The file is not
+    touched if nothing changes.
 
     Raises:
         UserError: a file is missing, is not YAML, or has a key or a value that is not allowed; or the file has anchors
@@ -58,11 +52,14 @@ def complete_params(path: Path, overlay: Path | None = None) -> list[str]:
     text = path.read_text(encoding="utf-8")
     root = YAML(typ="safe", pure=True).compose(text)
     edits = list(_edits(text, root, given, wanted))
-    changes = [edit.change for edit in edits]
-    edits.sort(key=lambda edit: edit.start)
-    for edit in reversed(edits):  # so that the positions of those before stay
+    # Reversed, so that the positions of those before stay; a reverse sort would also swap insertions at one place.
+    for edit in sorted(edits, key=lambda edit: edit.start)[::-1]:
         text = text[: edit.start] + edit.text + text[edit.end :]
-    if not _holds(text, wanted):
+    result = None
+    with suppress(YAMLError):
+        result = YAML(typ="safe").load(text)
+    changes = [edit.change for edit in edits]
+    if result != wanted:
         raise UserError(
             f"{path} can't be edited here (anchors, or braces around all of it?); by hand: {'; '.join(changes)}"
         )
@@ -127,10 +124,3 @@ def _end(text: str, key: Node, value: Node) -> int:
     if value.end_mark.index == value.start_mark.index:  # nothing stands there, which is null
         return text.index(":", key.end_mark.index) + 1
     return len(text[: value.end_mark.index].rstrip())
-
-
-def _holds(text: str, wanted: Mapping[str, Any]) -> bool:
-    try:
-        return bool(YAML(typ="safe").load(text) == wanted)
-    except YAMLError:
-        return False

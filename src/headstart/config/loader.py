@@ -16,11 +16,7 @@ from headstart.core.errors import UserError
 
 
 def load_params(path: Path, *, partial: bool = False) -> Params:
-    """Read and check ``params.yaml``.
-
-    Args:
-        path: the file.
-        partial: whether keys may be missing; they have their defaults. DVC needs a file that is complete.
+    """Read and check ``params.yaml``; if ``partial``, missing keys have their defaults (DVC needs all keys).
 
     Raises:
         UserError: the file is missing or is not YAML, or a key is missing, unknown or has a value that is not allowed;
@@ -65,16 +61,10 @@ def parse_params(content: Mapping[str, Any], name: str = "params.yaml", *, parti
 def with_defaults(
     content: Mapping[str, Any], defaults: ConfigSection | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Add the keys that the content of ``params.yaml`` lacks; what stands there stays, right or wrong.
+    """Return a section's content in the schema's order with the keys that it lacked, and the dotted names of those.
 
-    The numbers by group (``lr``, ``decay`` and the λ of ``l2``) stay as they are, for the groups may be others.
-
-    Args:
-        content: all sections, or the keys of one.
-        defaults: the same section with its defaults; None for ``Params()``.
-
-    Returns:
-        The content in the schema's order, and the dotted names of the added keys.
+    What stands there stays, right or wrong, and so do the numbers by group (``lr``, ``decay`` and the λ of ``l2``), for
+    the groups may be others. ``defaults`` is the section with its defaults; None for all of ``params.yaml``.
     """
     defaults = defaults or Params()
     filled, missing = {}, []

@@ -31,14 +31,7 @@ DESCRIPTIONS = dict(_descriptions(Params()))
 
 
 def yaml_lines(keys: Keys, value: Any, indent: int = 0, *, comments: bool = True) -> list[str]:
-    """Return the lines of a key in YAML: its description, then its value, and what is nested in it.
-
-    Args:
-        keys: the key, which may be a free name such as a group's.
-        value: what it is set to.
-        indent: spaces before it.
-        comments: whether descriptions are written.
-    """
+    """Return a key, which may be a free name, in YAML: its description, its value and what is nested in it."""
     lines = comment_lines(DESCRIPTIONS.get(keys, ""), indent) if comments else []
     name = f"{' ' * indent}{inline_yaml(keys[-1])}:"
     if isinstance(value, dict) and value:
