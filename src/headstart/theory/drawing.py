@@ -1,4 +1,4 @@
-"""The look of the studies' images: SVG on white, colours that the colour-blind tell apart, equal bytes each time."""
+"""The studies' figures: SVG on white, in colours that the colour-blind tell apart, the same bytes each time."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +27,8 @@ def two_panels() -> "tuple[Figure, Axes, Axes]":
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure as SVG, without a date and with names that don't change from run to run."""
+    """Write a figure as SVG, without a date and with the same element names from run to run."""
     from matplotlib import rc_context  # noqa: PLC0415
 
-    with atomic_write(path) as aside, rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(aside, format="svg", metadata={"Date": None})
+    with atomic_write(path) as partial, rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(partial, format="svg", metadata={"Date": None})

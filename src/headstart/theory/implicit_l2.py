@@ -8,7 +8,7 @@ Regression"; derived in ``docs/mathematics.md``.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,9 @@ Array = NDArray[np.float64]
 
 
 def descent_filter(eigenvalues: Array, rate: float, steps: int) -> Array:
-    """Return ``1 − (1 − 2τσ)^t``, gradient descent from zero on ``1/n ‖Xw − y‖²`` after t steps of size τ.
+    """Return ``1 − (1 − 2τσ)^t`` (width,), gradient descent from zero on ``1/n ‖Xw − y‖²`` after t steps of size τ.
 
-    It converges for 2τσ < 2; for 2τσ ≤ 1 without changing sides.
-
-    Args:
-        eigenvalues: σ of ``XᵀX/n``, (width,).
-        rate: τ.
-        steps: t.
+    It converges where 2τσ < 2, σ the eigenvalues of ``XᵀX/n``; where 2τσ ≤ 1 without overshooting.
     """
     return np.asarray(1 - (1 - 2 * rate * eigenvalues) ** steps)
 
@@ -57,18 +52,13 @@ def descent_path(
 ) -> Iterator[tuple[int, Array, Array]]:
     """Run full-batch gradient descent on the softmax head's mean cross-entropy, without a penalty.
 
-    It starts where the λ path starts at λ = ∞: from zero weights, with the bias that gives the classes' shares. It sees
-    the features centred, as their mean would slow the rest down; on the λ path that is the bias's alone.
-
-    Args:
-        features: float (n, width).
-        labels: int64 (n,), in 0 .. classes-1, each of which occurs.
-        classes: number of them.
-        rate: τ, the size of a step.
-        steps: the step counts t at which to give the head, ascending.
+    It starts where the λ path starts at λ = ∞: from zero weights, with the bias that gives the classes' fractions, each
+    above zero. It sees the features (n, width) centred, as their mean would slow the rest down; on the λ path that is
+    the bias's alone.
 
     Yields:
-        t, W float64 (classes, width), b float64 (classes,), for the features as they came.
+        Each of the ascending step counts, W float64 (classes, width) and b float64 (classes,) after it, for the
+        features as they came.
     """
     mean = features.mean(axis=0, dtype=np.float64)
     inputs, one_hot = features - mean, np.eye(classes)[labels]
@@ -83,8 +73,7 @@ def descent_path(
         yield t, weight, bias - weight @ mean
 
 
-@dataclass(frozen=True)
-class Nearest:
+class Nearest(NamedTuple):
     """The point of a λ path that is nearest to a head: its λ, ``‖W − W_λ‖/‖W‖``, and whether it is an end."""
 
     l2: float
@@ -93,19 +82,16 @@ class Nearest:
 
 
 def nearest_l2(weight: Array, l2s: Array, path: Array) -> Nearest:
-    """Find where a path passes nearest to a head, on straight lines between its points, log λ going evenly along each.
+    """Find where a path passes nearest to a head W ≠ 0, on straight lines between its points, log λ linear along each.
 
-    Args:
-        weight: W, not zero.
-        l2s: λ of the path's points (m,), in order, m at least 2.
-        path: their W, (m, *shape of W).
+    The path has at least two points, W (m, *shape of W) in the order of their λ (m,).
     """
     points = path.reshape(len(path), -1)
     along = np.diff(points, axis=0)
     away = weight.ravel() - points[:-1]
-    share = np.clip((away * along).sum(axis=1) / (along**2).sum(axis=1), 0, 1)
-    distances = np.linalg.norm(away - share[:, None] * along, axis=1)
+    fraction = np.clip((away * along).sum(axis=1) / (along**2).sum(axis=1), 0, 1)
+    distances = np.linalg.norm(away - fraction[:, None] * along, axis=1)
     i = int(distances.argmin())
-    log_l2 = (1 - share[i]) * np.log(l2s[i]) + share[i] * np.log(l2s[i + 1])
-    at_end = (i, share[i]) in ((0, 0.0), (len(along) - 1, 1.0))
+    log_l2 = np.interp(i + fraction[i], np.arange(len(l2s)), np.log(l2s))
+    at_end = i + fraction[i] in {0, len(along)}
     return Nearest(float(np.exp(log_l2)), float(distances[i] / np.linalg.norm(weight)), at_end)

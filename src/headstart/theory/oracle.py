@@ -1,9 +1,8 @@
 """The classifier's head written by hand in NumPy, as on a lecture's board: the reference for the torch path.
 
-``Loss = CE(f(X), Y) + Σ_l λ_l ‖W_l‖²``: the mean cross-entropy over the rows, and every layer's own λ on the sum of its
-squared weights; biases are free. ``f`` is one affine map, or several with tanh between. A row of ``X`` (n, inputs) is a
-image, ``W`` is (inputs, outputs), and all parameters are one list ``[W1, bias1, W2, bias2, ...]``.
-``docs/mathematics.md`` derives the gradients.
+``Loss = CE(f(X), Y) + Σ_l λ_l ‖W_l‖²``, ``f`` one affine map, or several with tanh between; biases are not penalised.
+``X`` is (n, inputs), ``Y`` (n, classes) one-hot, ``W`` (inputs, outputs), a bias (outputs,); all parameters are one
+list ``[W1, bias1, W2, bias2, ...]``. ``docs/mathematics.md`` derives the gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ def log_softmax(logits: Array) -> Array:
 
 
 def forward(parameters: Sequence[Array], inputs: Array) -> list[Array]:
-    """Return what each layer reads, (n, its inputs), the images' rows first, and at the end the logits (n, classes)."""
+    """Return each layer's input (n, inputs), ``X`` first, and at the end the logits (n, classes)."""
     *hidden, last = zip(parameters[::2], parameters[1::2], strict=True)
     values = [inputs]
     for weight, bias in hidden:
@@ -43,24 +42,17 @@ def forward(parameters: Sequence[Array], inputs: Array) -> list[Array]:
 
 
 def loss(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequence[float]) -> float:
-    """Return the objective.
-
-    Args:
-        parameters: ``[W1, bias1, W2, bias2, ...]``, of shapes (inputs, outputs) and (outputs,).
-        inputs: ``X``, (n, inputs).
-        one_hot: ``Y``, (n, classes), each row a 1 among zeros.
-        l2s: each layer's λ.
-    """
+    """Return the objective: the mean cross-entropy, and each layer's own λ on the sum of its squared weights."""
     cross_entropy = -(one_hot * log_softmax(forward(parameters, inputs)[-1])).sum() / len(inputs)
     return float(cross_entropy + sum(l2 * (weight**2).sum() for l2, weight in zip(l2s, parameters[::2], strict=True)))
 
 
 def gradients(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequence[float]) -> list[Array]:
     """Return ``∂Loss/∂p`` of every parameter, in their order and shapes, by the chain rule from the last layer back."""
-    *read, logits = forward(parameters, inputs)
+    *layer_inputs, logits = forward(parameters, inputs)
     by_output = (np.exp(log_softmax(logits)) - one_hot) / len(inputs)  # (P − Y)/n
     by_parameter: list[Array] = []
-    for weight, l2, value in reversed(list(zip(parameters[::2], l2s, read, strict=True))):
+    for weight, l2, value in reversed(list(zip(parameters[::2], l2s, layer_inputs, strict=True))):
         by_affine = np.dot(with_ones(value).T, by_output)  # Xᵀ·G; its last row is the bias's
         by_parameter = [by_affine[:-1] + 2 * l2 * weight, by_affine[-1], *by_parameter]
         by_output = np.tensordot(by_output, weight.T, 1) * (1 - value**2)  # G·Wᵀ, and through the tanh below, if any
@@ -70,7 +62,7 @@ def gradients(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: S
 def descend(
     parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequence[float], *, rate: float, steps: int = 1
 ) -> list[Array]:
-    """Take steps of the plain loop ``p ← p − τ ∂Loss/∂p``, τ the ``rate``."""
+    """Return the parameters after steps of ``p ← p − τ ∂Loss/∂p``, τ the ``rate``."""
     moved = list(parameters)
     for _ in range(steps):
         by_parameter = gradients(moved, inputs, one_hot, l2s)
@@ -78,21 +70,19 @@ def descend(
     return moved
 
 
-def central_differences(
-    function: Callable[[Sequence[Array]], float], parameters: Sequence[Array], step: float = CENTRAL_STEP
-) -> list[Array]:
-    """Estimate every ``∂f/∂p`` by ``(f(p + h e) − f(p − h e)) / 2h``, ``h = step · max(1, |p|)``.
+def central_differences(function: Callable[[Sequence[Array]], float], parameters: Sequence[Array]) -> list[Array]:
+    """Estimate every ``∂f/∂p`` by ``(f(p + h e) − f(p − h e)) / 2h``, two losses an entry.
 
-    The steps are relative to large parameters, as their rounding is. The loss is computed twice an entry.
+    ``h = CENTRAL_STEP · max(1, |p|)``: relative to large parameters, as their rounding is.
     """
+    moved = [parameter.copy() for parameter in parameters]
     by_parameter = [np.empty_like(parameter) for parameter in parameters]
-    for i, parameter in enumerate(parameters):
+    for parameter, derivative in zip(moved, by_parameter, strict=True):
         for place, p in np.ndenumerate(parameter):
-            values, ends = [], []
-            for sign in (1, -1):
-                moved = parameter.copy()
-                moved[place] = p + sign * step * max(1.0, abs(p))
-                ends.append(moved[place])
-                values.append(function([*parameters[:i], moved, *parameters[i + 1 :]]))
-            by_parameter[i][place] = (values[0] - values[1]) / (ends[0] - ends[1])  # 2h, as it was rounded
+            h = CENTRAL_STEP * max(1.0, abs(p))
+            parameter[place] = p + h
+            above = function(moved)
+            parameter[place] = p - h
+            derivative[place] = (above - function(moved)) / ((p + h) - (p - h))  # 2h, as it was rounded
+            parameter[place] = p
     return by_parameter
