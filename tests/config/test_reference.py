@@ -8,49 +8,50 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from headstart.config import reference
+import make_params
 from headstart.config.schema import Params
 from headstart.config.section import ConfigSection
+from headstart.config.writer import inline_yaml
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
     ("name", "generated"),
-    [("params.yaml", reference.params_yaml), ("docs/params.md", reference.params_markdown)],
+    [("params.yaml", make_params.params_yaml), ("docs/params.md", make_params.params_markdown)],
 )
 def test_what_is_committed_is_current(name: str, generated: Any) -> None:
-    assert (ROOT / name).read_text(encoding="utf-8") == generated(), f"make it anew: {reference.COMMAND}"
+    assert (ROOT / name).read_text(encoding="utf-8") == generated(), f"make it anew: {make_params.COMMAND}"
 
 
 def test_the_command_writes_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, *names = reference.COMMAND.removeprefix("python -m ").split()
-    assert module == reference.__name__
+    assert ROOT / make_params.COMMAND.removeprefix("python ") == Path(make_params.__file__)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["reference", *names])
-    reference.main()
-    assert Path("params.yaml").read_text(encoding="utf-8") == reference.params_yaml()
-    assert Path("docs/params.md").read_text(encoding="utf-8") == reference.params_markdown()
+    make_params.main()
+    assert Path("params.yaml").read_text(encoding="utf-8") == make_params.params_yaml()
+    assert Path("docs/params.md").read_text(encoding="utf-8") == make_params.params_markdown()
 
 
 def keys(section: type[ConfigSection], parents: str = "") -> Iterator[tuple[str, str | None]]:
     """Every dotted key below a section, with its description."""
-    for key, field in section.fields_by_key().items():
-        inner = reference.section_of(section, key)
-        yield f"{parents}{key}", field.description or (inner.__doc__ if inner else None)
-        if inner is not None:
-            yield from keys(inner, f"{parents}{key}.")
+    for name, field in section.model_fields.items():
+        key, inner = f"{parents}{field.alias or name}", field.annotation
+        if isinstance(inner, type) and issubclass(inner, ConfigSection):
+            yield key, field.description or inner.__doc__
+            yield from keys(inner, f"{key}.")
+        else:
+            yield key, field.description
 
 
 @pytest.mark.parametrize(("key", "description"), list(keys(Params)))
 def test_every_key_has_a_description_and_the_docs_have_it(key: str, description: str | None) -> None:
     assert description
-    headings = re.findall(r"^#+ (.+)$", reference.params_markdown(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", make_params.params_markdown(), re.MULTILINE)
     assert headings.count(key) == 1
 
 
 def test_the_docs_say_the_allowed_values_and_the_default() -> None:
-    docs = reference.params_markdown()
+    docs = make_params.params_markdown()
     for said in (
         "### finetune.optimizer\n\n`sgd` or `adam` or `adamw`. Default: `sgd`.\n",
         "### run.workers\n\n`auto` or integer ≥ 0. Default: `auto`.\n",
@@ -65,7 +66,7 @@ def test_the_docs_say_the_allowed_values_and_the_default() -> None:
 
 
 def test_generated_lines_are_no_longer_than_others() -> None:
-    assert max(map(len, reference.params_yaml().splitlines())) <= 120
+    assert max(map(len, make_params.params_yaml().splitlines())) <= 120
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_generated_lines_are_no_longer_than_others() -> None:
     ],
 )
 def test_a_value_is_written_as_it_is_read(value: Any, text: str | None) -> None:
-    written = reference.inline_yaml(value)
+    written = inline_yaml(value)
     read = YAML(typ="safe").load(f"key: {written}\nlist: [{written}]\n")
     assert read == {"key": value, "list": [value]}
     assert type(read["key"]) is type(value)

@@ -4,8 +4,10 @@ The file is edited as text, at the positions that ruamel gives. Its own round tr
 and so would insert a key between the next one and its comment, and lose the comment with a list that is replaced.
 """
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +16,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
 from headstart.config.loader import parse_params, read_sections, with_defaults
-from headstart.config.reference import inline_yaml, section_of, yaml_lines
-from headstart.config.schema import Params
-from headstart.config.section import ConfigSection
+from headstart.config.writer import Keys, inline_yaml, yaml_lines
 from headstart.core.errors import UserError
 from headstart.core.io import atomic_write
 
@@ -34,17 +34,10 @@ class _Edit(NamedTuple):
 
 
 def complete_params(path: Path, overlay: Path | None = None) -> list[str]:
-    """Add the missing keys to a ``params.yaml`` with their comments, and take over the values of an overlay.
+    """Add the missing keys to a ``params.yaml``, and take over an overlay's, such as a recipe's; return the changes.
 
-    The values by group (``lr``, ``decay``, ``l2``) are merged with the file's, lists are replaced. The file is written
-    atomically, and not touched if nothing changes.
-
-    Args:
-        path: the ``params.yaml``.
-        overlay: a file with some of the keys, such as a recipe.
-
-    Returns:
-        One line for each key that is added or changed.
+    The values by group (``lr``, ``decay``, ``l2``) are merged with the file's, lists are replaced. The file is not
+    touched if nothing changes.
 
     Raises:
         UserError: a file is missing, is not YAML, or has a key or a value that is not allowed; or the file has anchors
@@ -52,18 +45,21 @@ def complete_params(path: Path, overlay: Path | None = None) -> list[str]:
     """
     given = read_sections(path)
     parse_params(given, str(path), partial=True)
-    wanted = with_defaults(given)
+    wanted, _ = with_defaults(given)
     if overlay is not None:
         wanted = _overlaid(wanted, read_sections(overlay))
         parse_params(wanted, f"{overlay} over {path}")
     text = path.read_text(encoding="utf-8")
     root = YAML(typ="safe", pure=True).compose(text)
-    edits = list(_edits(text, root, Params, given=given, wanted=wanted))
-    changes = [edit.change for edit in edits]
-    edits.sort(key=lambda edit: edit.start)
-    for edit in reversed(edits):  # so that the positions of those before stay
+    edits = list(_edits(text, root, given, wanted))
+    # Reversed, so that the positions of those before stay; a reverse sort would also swap insertions at one place.
+    for edit in sorted(edits, key=lambda edit: edit.start)[::-1]:
         text = text[: edit.start] + edit.text + text[edit.end :]
-    if not _holds(text, wanted):
+    result = None
+    with suppress(YAMLError):
+        result = YAML(typ="safe").load(text)
+    changes = [edit.change for edit in edits]
+    if result != wanted:
         raise UserError(
             f"{path} can't be edited here (anchors, or braces around all of it?); by hand: {'; '.join(changes)}"
         )
@@ -84,60 +80,38 @@ def _overlaid(content: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[st
 
 
 def _edits(
-    text: str,
-    mapping: MappingNode,
-    section: type[ConfigSection] | None,
-    *,
-    given: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-    parents: tuple[str, ...] = (),
+    text: str, mapping: MappingNode, given: Mapping[str, Any], wanted: Mapping[str, Any], parents: Keys = ()
 ) -> Iterator[_Edit]:
-    """Yield the edits that turn what a mapping of the file holds into what is wanted.
-
-    Args:
-        text: of the whole file.
-        mapping: its part.
-        section: the section that it is; None for values by group.
-        given: the content of the part.
-        wanted: its content to be.
-        parents: the keys that lead to the part.
-    """
+    """Yield the edits of a file's text that turn what a mapping in it holds into what is wanted."""
     nodes = {key.value: (key, value) for key, value in mapping.value}
     indent = mapping.start_mark.column
     after: int | None = None
-    order = dict.fromkeys([*(section.fields_by_key() if section else ()), *wanted])
-    for key in order:
-        name, value = ".".join([*parents, key]), wanted[key]
+    for key, value in wanted.items():
+        keys = (*parents, key)
+        name = ".".join(keys)
         if key in nodes:
             name_node, node = nodes[key]
             after = end = _end(text, name_node, node)
         if key in given and given[key] == value:
             continue
         if key not in nodes:
-            lines = yaml_lines(section, key, value, indent)
+            lines = yaml_lines(keys, value, indent)
             if not parents:  # a blank line between sections
                 lines = [*lines, ""] if after is None else ["", *lines]
-            at, inserted = _insertion(text, mapping, after, lines)
             shown = "" if isinstance(value, dict) else f": {inline_yaml(value)}"
+            if after is None:  # above the comment of the first key
+                at = len(re.sub(r"(^ *#.*\n)* *\Z", "", text[: mapping.start_mark.index], flags=re.MULTILINE))
+                inserted = "".join(f"{line}\n" for line in lines)
+            else:
+                at = after + len(text[after:].partition("\n")[0])
+                inserted = "".join(f"\n{line}" for line in lines)
             yield _Edit(at, at, inserted, f"added {name}{shown}")
         elif isinstance(value, dict) and isinstance(given[key], dict) and not node.flow_style and key not in WHOLE:
-            inner = section_of(section, key)
-            yield from _edits(text, node, inner, given=given[key], wanted=value, parents=(*parents, key))
+            yield from _edits(text, node, given[key], value, keys)
         else:
-            lines = yaml_lines(section, key, value, indent, comments=False)
+            lines = yaml_lines(keys, value, indent, comments=False)
             change = f"changed {name}: {inline_yaml(given[key])} → {inline_yaml(value)}"
             yield _Edit(name_node.start_mark.index, end, "\n".join(lines).lstrip(), change)
-
-
-def _insertion(text: str, mapping: MappingNode, after: int | None, lines: list[str]) -> tuple[int, str]:
-    """Return where to put lines, and how: below the line of ``after``; without one above the first key's comment."""
-    if after is not None:
-        at = text.find("\n", after) if "\n" in text[after:] else len(text)
-        return at, "".join(f"\n{line}" for line in lines)
-    above = text[: mapping.start_mark.index].splitlines(keepends=True)
-    while above and above[-1].strip(" ")[:1] in {"", "#"}:
-        above.pop()
-    return len("".join(above)), "".join(f"{line}\n" for line in lines)
 
 
 def _end(text: str, key: Node, value: Node) -> int:
@@ -150,10 +124,3 @@ def _end(text: str, key: Node, value: Node) -> int:
     if value.end_mark.index == value.start_mark.index:  # nothing stands there, which is null
         return text.index(":", key.end_mark.index) + 1
     return len(text[: value.end_mark.index].rstrip())
-
-
-def _holds(text: str, wanted: Mapping[str, Any]) -> bool:
-    try:
-        return bool(YAML(typ="safe").load(text) == wanted)
-    except YAMLError:
-        return False

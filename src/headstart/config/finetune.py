@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from headstart.config.section import BelowOne, ConfigSection, Count, NonNegative, Positive, Probability, Seed
+from headstart.config.section import BelowOne, ConfigSection, Count, NonNegative, Positive, Probability, Seed, UpToOne
 
 
 class GroupRule(ConfigSection):
@@ -27,19 +27,18 @@ class GroupRule(ConfigSection):
 
 
 class L2Config(ConfigSection):
-    """The regulariser, and the λ of each group under the group's own name."""
+    """What keeps the weights small: the kind of regulariser, and the λ of each group under the group's own name."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, NonNegative | None] = Field(init=False)
 
     kind: Literal["l2", "l2_sp", "decoupled", "none"] = "l2"
     """The regulariser:
-    - `l2`: Loss = CE + Σ λ ‖W‖², gradient 2λW: in the optimiser where that is exactly the same, otherwise in the loss
-    - `l2_sp`: Loss = CE + Σ λ ‖W − W₀‖² with the pretrained weights W₀; plain l2 for the head, which is new. A λ
-      below the ledger's equivalent_l2 does little
-    - `decoupled`: W ← (1 − lr · decay) W at each step, as in AdamW and SGDW: with `finetune.decay`, and every λ here
-      null
-    - `none`: no regulariser; the λ here are not read
+    - `l2`: CE + Σ λ ‖W‖², gradient 2λW: in the optimiser where that is exactly the same, otherwise in the loss
+    - `l2_sp`: CE + Σ λ ‖W − W₀‖² with the pretrained weights W₀; `l2` for the head, which is new. A λ below the
+      ledger's equivalent_l2 does little
+    - `decoupled`: W ← (1 − lr · decay) W at each step, as in AdamW and SGDW; needs `finetune.decay`, every λ null
+    - `none`: no regulariser; the λ are not read
     """
 
     @property
@@ -49,7 +48,7 @@ class L2Config(ConfigSection):
 
 
 class EarlyStoppingConfig(ConfigSection):
-    """When to stop: no improvement of ``monitor`` by ``min_delta`` for ``patience`` epochs."""
+    """Stop when `monitor` has not improved by `min_delta` for `patience` epochs; the best epoch is kept."""
 
     monitor: Literal["val_loss", "val_accuracy"] = "val_loss"
     """val_loss (without the penalty) or val_accuracy."""
@@ -60,11 +59,9 @@ class EarlyStoppingConfig(ConfigSection):
 
 
 class AugmentConfig(ConfigSection):
-    """Random changes of the training images."""
+    """Random changes of the training images, each drawn from (seed, epoch, image)."""
 
-    scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)] = Field(
-        default=[0.6, 1.0]
-    )
+    scale: Annotated[list[UpToOne], Field(min_length=2, max_length=2)] = Field(default=[0.6, 1.0])
     """RandomResizedCrop: least and largest fraction of the image's area."""
     ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field(default=[0.75, 1.3333])
     """RandomResizedCrop: least and largest ratio of width to height."""
@@ -79,8 +76,7 @@ class AugmentConfig(ConfigSection):
     erasing: Probability = 0.0
     """Probability that a rectangle is erased."""
     mixup: NonNegative = 0.0
-    """Mixup's α of the Beta distribution, such as 0.2; 0: none. With both mixup and cutmix, each mixes half
-    of the images."""
+    """Mixup's α of the Beta distribution, such as 0.2; 0: none. With cutmix too, each mixes half of the images."""
     cutmix: NonNegative = 0.0
     """CutMix's α of the Beta distribution, such as 1.0; 0: none."""
 
@@ -99,21 +95,18 @@ class FinetuneConfig(ConfigSection):
     """The training of backbone and head together."""
 
     recipe: Literal["lp_ft", "full", "head_first", "gradual"] = "lp_ft"
-    """Where the head starts and what trains when:
+    """Where the head starts and what trains when; early stopping applies to the last phase only.
     - `lp_ft`: the head starts from the probe's (if that has a smaller λ than `l2.head`, from the head on the probe's
       path with the λ nearest to `l2.head`), everything trains from the first step (Kumar et al. 2022)
     - `full`: the head starts from zero, everything trains
     - `head_first`: the head starts from zero and trains alone for `phase_epochs`, on a frozen backbone
     - `gradual`: the head starts from the probe's and trains alone; after every `phase_epochs` one more stage of the
       backbone joins it, from the top down. `epochs` must be more than these phases take
-
-    Early stopping applies to the last phase only.
     """
     phase_epochs: Count = 1
     """Epochs of each phase but the last, for `head_first` and `gradual`."""
     epochs: Count = 10
-    """Largest number of passes over the training images, all phases together. Images that fill no whole batch are left
-    out of a pass."""
+    """Most passes over the training images, all phases together. A pass leaves out images that fill no whole batch."""
     batch_size: Count = 64
     """Images in an optimiser step, over all devices and accumulation steps."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -128,49 +121,41 @@ class FinetuneConfig(ConfigSection):
             GroupRule(name="backbone", match=".*", biases_and_norms="out"),
         ]
     )
-    r"""Parameter groups, each with its own learning rate and λ. A parameter belongs to the first group whose `match`, a
-    regular expression, matches its whole name: head.weight and head.bias for the classifier, whatever timm calls it,
-    and backbone. followed by timm's name for the others. `biases_and_norms` says whether biases, normalisation weights
-    and what timm itself leaves undecayed are in the group's penalty or out of it. A group of your own goes before '.*'
-    and needs its own `lr` and `l2`: {name: top, match: 'backbone\.layer4\..*', biases_and_norms: out}"""
+    r"""Parameter groups. A parameter belongs to the first whose `match`, a regular expression, matches its whole name:
+    head.weight and head.bias, or backbone. and timm's name. `biases_and_norms`: whether biases, normalisation weights
+    and what timm leaves undecayed are in the group's penalty or out of it. A group of your own goes before '.*' and
+    needs its own `lr` and `l2`: {name: top, match: 'backbone\.layer4\..*', biases_and_norms: out}"""
     lr: dict[str, NonNegative] = Field(default={"backbone": 0.01, "head": 0.01})
     """Peak learning rate of each group: linear warm-up, then a cosine to zero."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    layer_decay: UpToOne | None = None
     """Factor on the learning rate from each layer to the one below it, such as 0.75. null: none."""
     l2: L2Config = L2Config.model_validate({"kind": "l2", "backbone": 1e-4, "head": 1e-3})
-    """What keeps the weights small: the kind of regulariser and the λ of each group."""
     decay: dict[str, NonNegative | None] = Field(default={"backbone": None, "head": None})
     """Decay of each group for `l2.kind: decoupled`; null for the other kinds."""
     warmup_epochs: NonNegative = 1
     """Epochs in which the learning rate rises from zero to its peak."""
     batch_norm: Literal["auto", "frozen", "train"] = "train"
-    """BatchNorm's running statistics: train, frozen, or auto (frozen for pretrained weights, but train for random ones
-    and with `recipe: full`). train suits images unlike those of pretraining, such as the digits. frozen gives the same
-    weights on any number of processes and suits small batches, but needs lower learning rates (at 0.01 it diverged
-    here) or `clip`."""
+    """BatchNorm's running statistics: train suits images unlike those of pretraining. frozen gives the same weights on
+    any number of processes and suits small batches, but needs `clip` or lower learning rates (at 0.01 it diverged
+    here). auto: frozen for pretrained weights, but train for random ones and with `recipe: full`."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
-    """Stop when `monitor` has not improved by `min_delta` for `patience` epochs; the best epoch is kept."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    """auto: 32-true or bf16-mixed, whichever takes the faster steps with this backbone on this machine, measured once
-    and remembered in `run.cache`; the report names it, and a resumed run keeps it. 32-true, bf16-mixed and 16-mixed
-    (GPUs only) are the same everywhere."""
+    """auto: 32-true or bf16-mixed, whichever is faster with this backbone on this machine, measured once, remembered in
+    `run.cache` and named in the report; a resumed run keeps it. 16-mixed needs a GPU."""
     compile: bool = False
     """Whether to use torch.compile; refused where it would cost more time than it saves."""
     clip: Positive | None = None
-    """Largest norm of the gradient; null: no clipping. A penalty in the loss is clipped with it, a decoupled decay is
-    not."""
+    """Largest norm of the gradient, with a penalty in the loss but without a decoupled decay; null: no clipping."""
     accumulate: Count = 1
-    """Gradient accumulation steps per batch, to save memory. The result is the same except with training BatchNorm
-    (each step has its own statistics) and dropout. A GPU whose memory is too small takes more steps by itself."""
+    """Gradient accumulation steps per batch, to save memory; a GPU with too little takes more by itself. The result is
+    the same except with training BatchNorm (each step has its own statistics) and dropout."""
     label_smoothing: BelowOne = 0.0
     """Label smoothing of the cross-entropy, such as 0.1; 0: none."""
     class_weights: Literal["none", "balanced"] = "none"
     """none, or balanced: images of rare classes weigh more in the loss (n / (classes · n_class), scikit-learn's)."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of an exponential moving average of the weights, such as 0.999; null: none. The averaged weights are then
-    validated and kept; the raw ones are saved beside them."""
+    """Decay of a moving average of the weights, such as 0.999, that is validated and kept beside them; null: none."""
     augment: AugmentConfig = AugmentConfig()
-    """Random changes of the training images, each drawn from (seed, epoch, image)."""
     seed: Seed = 0
     """Seed of the order of the images, their augmentation and dropout."""
 
@@ -194,33 +179,32 @@ class FinetuneConfig(ConfigSection):
     @model_validator(mode="after")
     def _check_numbers_of_groups(self) -> Self:
         names = {rule.name for rule in self.groups}
-        if reserved := [name for name in sorted(names) if name.endswith("_free")]:
-            raise ValueError(f"groups: {reserved[0]}: _free ends the names of parameters outside a group's penalty")
+        if reserved := [name for name in names if name.endswith("_free")]:
+            raise ValueError(f"groups: {min(reserved)}: _free ends the names of parameters outside a group's penalty")
         if "kind" in names:
             raise ValueError("groups: kind is taken, since finetune.l2.kind says what the penalty is; choose another")
         _check_one_per_group("lr", self.lr, names)
-        kind, penalised, decayed = self.l2.kind, self.l2.by_group, self.decay_by_group
+        kind, l2, decay = self.l2.kind, self.l2.by_group, self.decay_by_group
         if kind == "decoupled":
             if self.optimizer == "adam":
                 raise ValueError("l2.kind: Adam has no decoupled decay; use optimizer: adamw")
-            if penalised:
-                raise ValueError(
-                    f"l2.{min(penalised)}: decoupled decay is no λ and has its own unit: give decay.{min(penalised)}, "
-                    "and set this to null"
-                )
-            _check_one_per_group("decay", decayed, names)
-        elif decayed:
+            if l2:
+                unit = "decoupled decay is no λ and has its own unit"
+                raise ValueError(f"l2.{min(l2)}: {unit}: give decay.{min(l2)}, and set this to null")
+            _check_one_per_group("decay", decay, names)
+        elif decay:
             raise ValueError(
-                f"decay.{min(decayed)}: only l2.kind: decoupled reads it, and that is {kind}: set it to null"
+                f"decay.{min(decay)}: only l2.kind: decoupled reads it, and that is {kind}: set this to null"
             )
         elif kind != "none":
-            _check_one_per_group("l2", penalised, names)
+            _check_one_per_group("l2", l2, names)
         return self
 
 
 def _check_one_per_group(key: str, values: Iterable[str], names: set[str]) -> None:
     """Raise unless each group has one number under ``key``, and nothing else has."""
-    if missing := sorted(names - set(values)):
-        raise ValueError(f"{key}.{missing[0]}: missing; each of the groups ({', '.join(sorted(names))}) needs one")
-    if unknown := sorted(set(values) - names):
-        raise ValueError(f"{key}.{unknown[0]}: no such group; finetune.groups names {', '.join(sorted(names))}")
+    listed = ", ".join(sorted(names))
+    if missing := names.difference(values):
+        raise ValueError(f"{key}.{min(missing)}: missing; each of the groups ({listed}) needs one")
+    if unknown := set(values) - names:
+        raise ValueError(f"{key}.{min(unknown)}: no such group; finetune.groups names {listed}")

@@ -1,9 +1,10 @@
 """Reads ``params.yaml`` as DVC parses it (YAML 1.2, so that ``1e-4`` is a number) and explains what is wrong in it."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -15,11 +16,7 @@ from headstart.core.errors import UserError
 
 
 def load_params(path: Path, *, partial: bool = False) -> Params:
-    """Read and check ``params.yaml``.
-
-    Args:
-        path: the file.
-        partial: whether keys may be missing; they have their defaults. DVC needs a file that is complete.
+    """Read and check ``params.yaml``; if ``partial``, missing keys have their defaults (DVC needs all keys).
 
     Raises:
         UserError: the file is missing or is not YAML, or a key is missing, unknown or has a value that is not allowed;
@@ -43,89 +40,73 @@ def read_sections(path: Path) -> dict[str, Any]:
 
 def parse_params(content: Mapping[str, Any], name: str = "params.yaml", *, partial: bool = False) -> Params:
     """Check the content of ``params.yaml``; raises UserError as ``load_params`` does."""
-    missing = [] if partial else list(_missing(content, Params()))
-    problems, params = [], None
+    filled, missing = with_defaults(content)
+    problems = []
     try:
-        params = Params.model_validate(with_defaults(content))
+        params = Params.model_validate(filled)
     except ValidationError as error:
-        problems = [_explanation(problem) for problem in _without_union_branches(error)]
-    if missing:
+        # One line per key: pydantic lists the problem with each member of a union.
+        by_key = groupby(error.errors(), key=lambda problem: _locate(problem["loc"]))
+        problems = [_explanation(key, section, list(group)) for (key, section), group in by_key]
+    if missing and not partial:
         command = "headstart params" if name == "params.yaml" else f"headstart params --params {name}"
         problems.append(
             f"  {', '.join(missing)}: missing; add {'it' if len(missing) == 1 else 'them'} with `{command}`"
         )
-    if params is None or problems:
+    if problems:
         raise UserError("\n".join([f"{name}:", *problems]))
     return params
 
 
-def with_defaults(content: Mapping[str, Any], defaults: ConfigSection | None = None) -> dict[str, Any]:
-    """Return the content of ``params.yaml`` with the keys that it lacks; what stands there stays, right or wrong.
+def with_defaults(
+    content: Mapping[str, Any], defaults: ConfigSection | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a section's content in the schema's order with the keys that it lacked, and the dotted names of those.
 
-    The numbers by group (``lr``, ``decay`` and the λ of ``l2``) stay as they are, for the groups may be others.
-
-    Args:
-        content: all sections, or the keys of one.
-        defaults: the same section with its defaults; None for ``Params()``.
+    What stands there stays, right or wrong, and so do the numbers by group (``lr``, ``decay`` and the λ of ``l2``), for
+    the groups may be others. ``defaults`` is the section with its defaults; None for all of ``params.yaml``.
     """
     defaults = defaults or Params()
-    filled = {**content}
+    filled, missing = {}, []
     for key, value in defaults.values_by_key().items():
         if key not in content:
             filled[key] = defaults.model_dump()[key]
+            missing.append(key)
         elif isinstance(value, ConfigSection) and isinstance(content[key], dict):
-            filled[key] = with_defaults(content[key], value)
-    return filled
-
-
-def _missing(content: Mapping[str, Any], defaults: ConfigSection) -> Iterator[str]:
-    """Return the dotted names of the keys that ``with_defaults`` would add."""
-    for key, value in defaults.values_by_key().items():
-        if key not in content:
-            yield key
-        elif isinstance(value, ConfigSection) and isinstance(content[key], dict):
-            yield from (f"{key}.{name}" for name in _missing(content[key], value))
-
-
-def _without_union_branches(error: ValidationError) -> list[Mapping[str, Any]]:
-    """Merge the problems that pydantic lists for each member of a union into one per key."""
-    merged: dict[str, dict[str, Any]] = {}
-    for problem in error.errors():
-        key, _ = _locate(problem["loc"])
-        if key in merged:
-            merged[key]["msg"] += f"; or {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+            filled[key], nested = with_defaults(content[key], value)
+            missing += [f"{key}.{name}" for name in nested]
         else:
-            merged[key] = {**problem}
-    return list(merged.values())
+            filled[key] = content[key]
+    return {**filled, **content, **filled}, missing  # the other keys of the content, unknown ones or groups, at the end
 
 
-def _locate(location: tuple[int | str, ...]) -> tuple[str, type[ConfigSection]]:
-    """Return the dotted key of a pydantic location, and the section that holds the key."""
-    names: list[str] = []
-    section: type[ConfigSection] = Params
-    annotation: Any = Params
+def _locate(location: tuple[int | str, ...]) -> tuple[str, ConfigSection]:
+    """Return the dotted key of a pydantic location, and the section that holds the key, with its defaults."""
+    names = []
+    section: ConfigSection = Params()
+    value: Any = section
     for part in location:
         if isinstance(part, int):
-            names.append(str(part))
-            annotation = next(iter(get_args(annotation)), None)
-        elif isinstance(annotation, type) and issubclass(annotation, ConfigSection):
-            names.append(part)
-            section = annotation
-            annotation = section.model_fields[part].annotation if part in section.model_fields else None
+            value = value[0] if isinstance(value, list) else None
+        elif isinstance(value, ConfigSection):
+            section, value = value, value.values_by_key().get(part)
         else:  # the rest names members of a union
             break
+        names.append(str(part))
     return ".".join(names), section
 
 
-def _explanation(problem: Mapping[str, Any]) -> str:
-    """Return one line for the user about a problem that pydantic found."""
-    key, section = _locate(problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        name, known = key.rpartition(".")[2], list(section.fields_by_key())
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known keys: {', '.join(known)}"
-        return f"  {key}: unknown key{hint}"
-    if problem["type"] == "missing":
+def _explanation(key: str, section: ConfigSection, problems: Sequence[Mapping[str, Any]]) -> str:
+    """Return one line for the user about what pydantic found wrong with a key."""
+    kind, value = problems[0]["type"], problems[0]["input"]
+    if kind == "extra_forbidden":
+        known = list(section.values_by_key())
+        nearest = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
+        return f"  {key}: unknown key; {hint}"
+    if kind == "missing":
         return f"  {key}: missing; add it"
-    shown = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
-    return f"  {key or 'the file'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+    first, *others = (problem["msg"].removeprefix("Value error, ") for problem in problems)
+    message = "; or ".join([first, *(f"{other[:1].lower()}{other[1:]}" for other in others)])
+    shown = "" if isinstance(value, dict) else f" (got {value!r})"
+    return f"  {key or 'the file'}: {message}{shown}"

@@ -1,6 +1,6 @@
 """The typed schema of ``params.yaml``: every key with its type, its default and its description.
 
-``config/loader.py`` reads the file, ``config/reference.py`` generates it and ``docs/params.md`` from here.
+After a change here, ``python docs/make_params.py`` makes ``params.yaml`` and ``docs/params.md`` anew.
 """
 
 from collections.abc import Iterable, Set
@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from headstart.config.finetune import FinetuneConfig
-from headstart.config.section import BelowOne, ConfigSection, Count, Fraction, Positive, Seed
+from headstart.config.section import BelowOne, ConfigSection, Count, Fraction, Positive, Seed, UpToOne
 
 Section = TypeVar("Section", bound=ConfigSection)
 
 
 class SplitConfig(ConfigSection):
-    """Fractions of the images drawn for the splits that the source does not bring."""
+    """Approximate fractions of the splits that the source does not bring. Adding images moves no other image."""
 
     validation: Fraction = 0.15
     """For validation, on which everything is chosen and tuned."""
@@ -46,19 +46,14 @@ class PrepareConfig(ConfigSection):
     on_bad_image: Literal["error", "skip"] = "error"
     """For files that cannot be read as images: `error` lists them all and stops, `skip` lists them in the report."""
     split: SplitConfig = SplitConfig()
-    """Fractions of the splits that the source does not bring. An image's split follows from its content, so adding
-    images moves no other; the fractions are met approximately."""
     train_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = 1.5
-    """Short side at which training images are stored, as a multiple of the model's input side; smaller images keep
-    their size (or the size that evaluation enlarges them to). null: all images keep their size. Less saves disk; below
-    about 1.14 random crops lose detail."""
+    """Short side of stored training images, as a multiple of the model's input side; smaller ones keep their size (or
+    that to which evaluation enlarges them), with null all do. Below about 1.14 random crops lose detail."""
     store: Literal["auto", "raw", "jpeg"] = "auto"
     """How images are stored:
     - `raw`: as pixels
-    - `jpeg`: a sixth of the size or less, decoded at each use and not exactly the same (quality 95, 4:4:4: a root mean
-      square difference of 1.0 to 1.2 of 255)
-    - `auto`: `raw` where that fits into half of the free disk and half of the memory; an existing store keeps its
-      format
+    - `jpeg`: a sixth of that or less, decoded at each use (quality 95, 4:4:4: off by 1.0 to 1.2 of 255 in RMS)
+    - `auto`: `raw` where half of the free disk and half of the memory hold it; an existing store keeps its format
     """
 
 
@@ -101,19 +96,13 @@ class ProbeConfig(ConfigSection):
     heads: list[Literal["ridge", "knn", "tree", "forest", "boosting"]] = Field(
         default=["ridge", "knn", "tree", "forest", "boosting"]
     )
-    """Further models of the leaderboard, any of ridge, knn, tree, forest and boosting, each tuned on validation; [] for
-    the linear head alone, which is always there. With many classes tree, forest (above 100) and boosting (above 50)
-    are skipped."""
+    """Further models of the leaderboard, each tuned on validation; [] for the linear head alone, which is always there.
+    With many classes tree, forest (above 100) and boosting (above 50) are skipped."""
     class_map: dict[str, list[int | str] | Literal["rest"]] | None = None
-    """Adds the row zero_shot to the leaderboard, which is fitted to nothing: each of your classes is a set of the
-    classes that the backbone was pretrained on, whose probabilities are summed. null, or for every class a list of
-    names (ImageNet's n02123045, a description or one of its synonyms; data/features/classifier.json lists them) or
-    indices. One class may be `rest`: all that the others leave. For example
-
-        class_map:
-          cat: [tabby, Egyptian cat, 283]
-          other: rest
-    """
+    """Adds the row zero_shot, fitted to nothing, to the leaderboard: for each of your classes a list of the classes
+    that the backbone was pretrained on, whose probabilities are summed, by index or name (ImageNet's n02123045, a
+    description or one of its synonyms; data/features/classifier.json lists them). One class may be `rest`: all that
+    the others leave. null, or for example {cat: [tabby, Egyptian cat, 283], other: rest}."""
 
     @field_validator("class_map", mode="before")
     @classmethod
@@ -140,7 +129,7 @@ class EvaluateConfig(ConfigSection):
 class RoundedConfig(ConfigSection):
     """How far the outputs of a format that rounds the weights may be from the trained model's."""
 
-    agreement: Annotated[float, Field(gt=0, le=1)]
+    agreement: UpToOne
     """Lowest fraction of images with the same top class."""
     nll: Positive
     """Largest change of the validation loss."""
@@ -159,9 +148,8 @@ class ExportConfig(ConfigSection):
     - `pt2`: model.pt2 of torch.export
     """
     pictures: Count = 256
-    """Number of validation images for the parity check (all where there are fewer, training images where there are
-    none): on these every format must give the trained model's outputs, or nothing is written. Use 200 or more. The
-    preprocessing is compared on the same images, starting from their files."""
+    """Number of validation images (training images where there are none) for the parity check: every format must give
+    the trained model's outputs on these, from their files on, or nothing is written. Use 200 or more."""
     tolerance: Positive = 1e-3
     """Largest difference of a logit for formats in fp32."""
     fp16: RoundedConfig = RoundedConfig(agreement=0.99, nll=0.01)
@@ -169,8 +157,7 @@ class ExportConfig(ConfigSection):
     int8: RoundedConfig = RoundedConfig(agreement=0.95, nll=0.05)
     """The parity check of `onnx_int8`."""
     license: str = "unknown"
-    """Licence of the exported model, for its model card. The Hugging Face hub knows identifiers such as apache-2.0 and
-    cc-by-4.0."""
+    """Licence of the exported model for its model card, best as on the Hugging Face hub: apache-2.0, cc-by-4.0 ..."""
     data_license: str = "unknown"
     """Licence of the images, for the model card."""
 
@@ -237,11 +224,9 @@ class Params(ConfigSection):
         return self
 
     def declared(self, keys: Iterable[str]) -> Self:
-        """Keep the declared keys and ``run``; using any other raises an AttributeError that names it.
+        """Keep the sections and dotted keys that a stage's ``params`` in ``dvc.yaml`` lists, and ``run``.
 
-        Args:
-            keys: dotted keys, a whole section (``"prepare"``) or one key of it (``"backbone.name"``), as a stage's
-                ``params`` in ``dvc.yaml`` lists them.
+        Using any other raises an AttributeError that names it.
         """
         names: dict[str, set[str]] = {"run": set(RunConfig.model_fields)}
         for key in keys:

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.fields import FieldInfo
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+UpToOne = Annotated[float, Field(gt=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -17,21 +17,16 @@ Seed = Annotated[int, Field(ge=0)]
 class ConfigSection(BaseModel):
     """A section of ``params.yaml``: strict types, unknown keys refused, immutable.
 
-    The docstring below a key is its description, in Markdown and wrapped by hand: ``config/reference.py`` writes it as
-    the comment in ``params.yaml`` and into ``docs/params.md``.
+    The docstring below a key is its description, in Markdown and wrapped by hand: it becomes the comment in
+    ``params.yaml`` and goes into ``docs/params.md``.
     """
 
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, serialize_by_alias=True, use_attribute_docstrings=True
     )
 
-    @classmethod
-    def fields_by_key(cls) -> dict[str, FieldInfo]:
-        """Return the fields by their keys in ``params.yaml`` (``from``, not ``from_``)."""
-        return {field.alias or name: field for name, field in cls.model_fields.items()}
-
     def values_by_key(self) -> dict[str, Any]:
-        """Return the values of the fields by their keys in ``params.yaml``."""
+        """Return the values by their keys in ``params.yaml`` (``from``, not ``from_``)."""
         return {field.alias or name: getattr(self, name) for name, field in type(self).model_fields.items()}
 
     if not TYPE_CHECKING:
