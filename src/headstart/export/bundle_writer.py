@@ -73,7 +73,7 @@ def write_bundle(
             np.save(partial / bundle.REFERENCE, calibration[1])
         config = read_json(partial / MODEL_CONFIG) | {"headstart": entries}
         write_json(partial / MODEL_CONFIG, config)
-        images = {split: len(prepared.rows(split)) for split in SPLITS}
+        images: dict[str, int] = {split: len(prepared.rows(split)) for split in SPLITS}
         card = model_card(config, info, params.export, images, formats)
         (partial / bundle.CARD).write_text(card, encoding="utf-8")
         (partial / bundle.LICENSE).write_text(licence_notes(config, params.export), encoding="utf-8")

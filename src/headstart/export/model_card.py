@@ -23,19 +23,12 @@ FILES = {
 
 @dataclass(frozen=True)
 class ModelCardInfo:
-    """What a model card says of where the model comes from and how good it is.
+    """What a model card says of where the model comes from and how good it is."""
 
-    Attributes:
-        model: ``finetune``, ``probe``, or the name of the checkpoint that the model was loaded from.
-        hashes: sha256 of the data and of the weights, by name.
-        evaluation: the content of ``reports/evaluate.json``; None where the model was not evaluated.
-        calibration: the model's entry in ``reports/evaluate/trust.json``; None likewise.
-    """
-
-    model: str
-    hashes: Mapping[str, str]
-    evaluation: Mapping[str, Any] | None = None
-    calibration: Mapping[str, Any] | None = None
+    model: str  # ``finetune``, ``probe``, or the name of the checkpoint that the model was loaded from
+    hashes: Mapping[str, str]  # sha256 of the data and of the weights
+    evaluation: Mapping[str, Any] | None = None  # ``reports/evaluate.json``; None where the model was not evaluated
+    calibration: Mapping[str, Any] | None = None  # the model's entry in ``reports/evaluate/trust.json``; None likewise
 
 
 def model_card(
@@ -47,12 +40,8 @@ def model_card(
 ) -> str:
     """Return the README.md of an exported model, with the front matter that the Hugging Face hub reads.
 
-    Args:
-        config: the content of the exported ``config.json``, as timm writes it.
-        info: the model's origin and figures.
-        export: its licences are used.
-        images: number of images by split.
-        formats: figures of the parity check by format.
+    It states the exported ``config.json``, as timm writes it, the licences in ``export``, the number of ``images`` by
+    split, and the parity check's figures by format.
     """
     environment = Environment(
         loader=PackageLoader(__package__),

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from headstart.config.schema import ExportConfig, RoundedConfig, RunConfig
 from headstart.core.errors import UserError
-from headstart.data.dataset import SPLITS, PreparedDataset, evenly, manifest_rows, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, Split, evenly, manifest_rows, read_labels
 from headstart.data.image_info import LabelledImage, content_sha256
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.sources import Source
@@ -35,19 +35,12 @@ _Outputs = tuple[NDArray[np.float32], NDArray[np.float32], float]
 
 @dataclass(frozen=True)
 class _Difference:
-    """The difference between a format's outputs and the trained model's.
+    """The difference between a format's outputs and the trained model's."""
 
-    Attributes:
-        logits: the largest of each image's logits, float32 (n,).
-        features: of each image, the norm of the difference as a fraction of the trained model's norm, float32 (n,).
-        same_class: whether the top class is the same, bool (n,).
-        nll: of the mean losses.
-    """
-
-    logits: NDArray[np.float32]
-    features: NDArray[np.float32]
-    same_class: NDArray[np.bool_]
-    nll: float
+    logits: NDArray[np.float32]  # the largest of each image's logits, (n,)
+    features: NDArray[np.float32]  # of each image, its norm as a fraction of the trained model's norm, (n,)
+    same_class: NDArray[np.bool_]  # whether the top class is the same, (n,)
+    nll: float  # of the mean losses
 
     def violations(self, bound: float | RoundedConfig) -> NDArray[np.bool_]:
         """Return the images that violate a bound, bool (n,); NaN violates every bound.
@@ -161,13 +154,10 @@ class ParityChecker:
 def comparison_images(prepared: PreparedDataset, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Choose images evenly over validation, and so of all classes; over train where there is no validation.
 
-    Returns:
-        Their row numbers and their class numbers, int64 (at most ``count``,).
+    Returns their row numbers and their class numbers, int64 (at most ``count``,).
     """
-    rows, labels = prepared.rows("validation"), read_labels("validation", prepared.folder)
-    if not len(rows):
-        rows, labels = prepared.rows("train"), read_labels("train", prepared.folder)
-    return evenly(rows, count), evenly(labels, count)
+    split: Split = "validation" if len(prepared.rows("validation")) else "train"
+    return evenly(prepared.rows(split), count), evenly(read_labels(split, prepared.folder), count)
 
 
 PIXEL_TOLERANCE = 1e-5

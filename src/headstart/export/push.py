@@ -41,11 +41,9 @@ def push_bundle(folder: Path, repository: str, *, private: bool, revision: str |
     """Commit the bundle's files to a repository and a branch, which are created where they are missing.
 
     Optional files of an earlier push that this bundle lacks are deleted in the same commit: they are another model's.
-    Other files of the repository stay. Without ``revision`` the branch is ``main``.
-
-    Raises:
-        UserError: a damaged bundle, no token, an invalid name, a repository that is public and should be private, a
-            hub that refuses or can't be reached.
+    Other files of the repository stay. Without ``revision`` the branch is ``main``. Raises UserError where the bundle
+    is damaged, there is no token, a repository that should be private is public, or the hub refuses or can't be
+    reached.
     """
     opened = bundle.open_bundle(folder)
     paths = [*(opened.path(name) for name in opened.files), folder / bundle.BUNDLE_MANIFEST]
@@ -64,7 +62,7 @@ def push_bundle(folder: Path, repository: str, *, private: bool, revision: str |
             api.create_branch(name, branch=revision, exist_ok=True)
         siblings = api.model_info(name, revision=revision, timeout=HUB_TIMEOUT).siblings or []
         stale = OPTIONAL_FILES.intersection(file.rfilename for file in siblings).difference(opened.files)
-        operations = [
+        operations: list[CommitOperationDelete | CommitOperationAdd] = [
             *(CommitOperationDelete(path_in_repo=file) for file in sorted(stale)),
             *(CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in paths),
         ]

@@ -88,12 +88,9 @@ class Bundle:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Check a bundle's manifest and config, and the sizes of all its files.
+    """Check a bundle's manifest and config, and the sizes of all its files; raises UserError with the file and the key.
 
     Only files that the manifest lists are ever read, each after its sha256 was compared.
-
-    Raises:
-        UserError: with the file, and the key in it, that is wrong.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name the one that `headstart export` wrote")

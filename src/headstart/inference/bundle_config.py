@@ -22,48 +22,32 @@ MAX_CLASSES = 1_000_000
 MAX_FEATURES = 1_000_000
 MAX_SIDE = 4096
 """In pixels, of the input and of what images are resized to before the crop."""
-MAX_TEXT = 10_000
 
 
 @dataclass(frozen=True)
 class ConformalLevel:
-    """A threshold for prediction sets.
+    """A threshold for prediction sets."""
 
-    A set has the classes whose score is at most the threshold (infinity: all), and contains the right one as often as
-    the level says, 0 to 1.
-    """
-
-    method: str
-    level: float
-    threshold: float
+    method: str  # ``LAC`` or ``APS``
+    level: float  # how often a set contains the right class, 0 to 1
+    threshold: float  # the largest score of a class in the set; infinity where every class is in it
 
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """The content of ``config.json``.
+    """The content of ``config.json``."""
 
-    Attributes:
-        architecture: timm's name of the model.
-        model_args: further arguments of timm.create_model.
-        classes: their names, in the order of the logits.
-        descriptions: longer names of some classes.
-        input: timm's data config, with ``input_size`` (3, height, width).
-        features: width of the features, which the classifier reads.
-        temperature: softmax(logits / temperature) is calibrated; None where it was not fitted.
-        conformal: thresholds for prediction sets, of softmax(logits).
-        ood_thresholds: the largest distance to the training images, by the fraction of validation images within it;
-            None where the bundle has no features of training images.
-    """
-
-    architecture: str
-    model_args: dict[str, Any]
-    classes: list[str]
-    descriptions: dict[str, str]
-    input: dict[str, Any]
-    features: int
-    temperature: float | None
-    conformal: list[ConformalLevel]
+    architecture: str  # timm's name of the model
+    model_args: dict[str, Any]  # further arguments of timm.create_model
+    classes: list[str]  # in the order of the logits
+    descriptions: dict[str, str]  # longer names of some classes
+    input: dict[str, Any]  # timm's data config, with ``input_size`` (3, height, width)
+    features: int  # the width of what the classifier reads
+    temperature: float | None  # softmax(logits / temperature) is calibrated; None where it was not fitted
+    conformal: list[ConformalLevel]  # of softmax(logits)
     ood_thresholds: dict[float, float] | None
+    """The largest distance to the training images, by the fraction of validation images within it; None where the
+    bundle has no features of training images."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +103,7 @@ class JsonValue:
             self.refuse(f"must be a whole number from {least} to {most}")
         return self.value
 
-    def text(self, longest: int = MAX_TEXT) -> str:
+    def text(self, longest: int = 10_000) -> str:
         """Return a text that can be written in UTF-8."""
         if not isinstance(self.value, str) or not 0 < len(self.value) <= longest:
             self.refuse(f"must be a text of 1 to {longest} characters")

@@ -27,13 +27,10 @@ def cuda_available() -> bool:
 
 
 def open_session(bundle: Bundle, name: str, *, device: str, threads: int) -> InferenceFn:
-    """Load an ONNX file of a bundle.
+    """Load an ONNX file of a bundle on ``cpu``, or on ``cuda`` where ``cuda_available``.
 
-    The device is ``cpu``, or ``cuda`` where ``cuda_available``; ``threads`` compute, however many threads call.
-
-    Raises:
-        UserError: the file is not the manifest's, fails ``check_onnx``, can't be loaded, or has other inputs or outputs
-            than the bundle's config says.
+    ``threads`` compute, however many threads call. Raises UserError where the file is not the manifest's, fails
+    ``check_onnx``, can't be loaded, or has other inputs or outputs than the bundle's config says.
     """
     path = bundle.path(name)
     check_onnx(path, [bundle.path(ONNX_DATA).name] if ONNX_DATA in bundle.files else [])

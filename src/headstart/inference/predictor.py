@@ -80,12 +80,7 @@ class Predictor:
         self._run = _runtime(self.bundle, model, device, self._threads)
 
     def __call__(self, image: ImageInput) -> Prediction:
-        """Predict one image.
-
-        Raises:
-            BadImageError: it can't be read, or is no usable image.
-            UserError: the model can't be run.
-        """
+        """Predict one image; raises BadImageError where it is no usable one, UserError where the model can't be run."""
         (prediction,) = self.predict(self.prepare(image)[None])
         if prediction.error:
             raise BadImageError(prediction.error)
@@ -95,10 +90,7 @@ class Predictor:
         """Predict images on all threads and yield the predictions in the images' order.
 
         An image that can't be read yields a prediction with its ``error``. However many there are, only a few batches
-        are in memory.
-
-        Raises:
-            UserError: the model can't be run.
+        are in memory. Raises UserError where the model can't be run.
         """
         remaining = iter(images)
         fitting = BATCH_BYTES // (12 * self.preprocessing.height * self.preprocessing.width)
@@ -137,10 +129,7 @@ class Predictor:
     def predict(self, inputs: NDArray[np.float32]) -> list[Prediction]:
         """Run the model on prepared images, float32 (n, 3, height, width).
 
-        A prediction whose outputs are no finite numbers has an ``error``.
-
-        Raises:
-            UserError: the model can't be run.
+        Where the outputs are no finite numbers, the prediction has an ``error``; raises UserError where none come.
         """
         return self._postprocess(*self._run(inputs))
 

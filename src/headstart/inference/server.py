@@ -87,8 +87,7 @@ def _predict_upload(predictor: Predictor, name: str, content: bytes, max_pixels:
 async def _uploaded(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
     """Return each image's name (empty where it has none) and content: the body is one image, or a form with files.
 
-    Raises:
-        HTTPException: the body is something else, beyond a limit, or does not come.
+    Raises HTTPException where the body is something else, beyond a limit, or does not come.
     """
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     try:
@@ -183,14 +182,13 @@ def serve(app: FastAPI, listening: socket.socket, *, clients: int, seconds: int)
 def listening_socket(host: str, port: int) -> socket.socket:
     """Bind a socket before the model is loaded, so that a wrong address is an error at once; port 0 takes a free one.
 
-    Raises:
-        UserError: the address is taken, or not one of this machine.
+    Raises UserError where the address is taken, or not one of this machine.
     """
     six = ":" in host
     family = socket.AF_INET6 if six else socket.AF_INET
     try:
         bound = socket.create_server((host, port), family=family, dualstack_ipv6=six)
-    except (OSError, OverflowError, ValueError) as error:
+    except (OSError, ValueError) as error:
         problem = f"can't listen on {host}, port {port}: {error}; choose others with --host and --port"
         raise UserError(problem) from error
     # The protocol is stated since asyncio sets TCP_NODELAY on no other socket; without it an answer takes 40 ms more.

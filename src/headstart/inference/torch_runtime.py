@@ -20,8 +20,7 @@ MAX_ARGUMENT = 16384
 def open_torch(bundle: Bundle, device: str) -> InferenceFn:
     """Build the architecture that ``config.json`` names and load the bundle's weights into it, on ``cpu`` or ``cuda``.
 
-    Raises:
-        UserError: torch is not installed or has no such device, or architecture and weights do not fit.
+    Raises UserError where torch is not installed or has no such device, or architecture and weights do not fit.
     """
     path = bundle.folder / MODEL_CONFIG
     if not re.fullmatch(r"[a-z0-9_]+", bundle.config.architecture):  # no scheme, no path, no hub

@@ -63,12 +63,7 @@ def writing(out: Path, top: int) -> Iterator[Write]:
                 yield write
             return
         with partial.open("w", newline="", encoding="utf-8") as file:
-            if out.suffix.lower() == ".csv":
-                yield csv_rows(file, top)
-            else:
-                yield lambda each: file.write(
-                    json.dumps(output_record(each), ensure_ascii=False, allow_nan=False) + "\n"
-                )
+            yield csv_rows(file, top) if out.suffix.lower() == ".csv" else _json_lines(file)
 
 
 def csv_rows(file: TextIO, top: int) -> Write:
@@ -113,6 +108,11 @@ def text_writer(file: TextIO, descriptions: Mapping[str, str]) -> Write:
         file.flush()
 
     return write
+
+
+def _json_lines(file: TextIO) -> Write:
+    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+    return lambda prediction: file.write(encoder.encode(output_record(prediction)) + "\n")
 
 
 @contextmanager
