@@ -18,6 +18,7 @@ from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json
 from headstart.images.decode import BadImageError
+from headstart.images.preprocess import Preprocessing
 from headstart.inference import bundle
 from headstart.inference.predictor import Predictor
 from headstart.inference.scores import distances
@@ -130,6 +131,20 @@ def test_a_bad_image_alone_is_an_exception(predictor: Predictor, tmp_path: Path)
         predictor(tmp_path / "none.jpg")
     with pytest.raises(BadImageError, match="empty"):
         predictor(b"")
+
+
+def test_an_image_that_memory_has_no_room_for_is_a_bad_image(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Preprocessing, "__call__", no_room)
+    with pytest.raises(BadImageError, match="there is not enough memory to decode it"):
+        predictor(noise_image(0))
+    assert [each.error for each in predictor.predict_many(saved(tmp_path, 1))] == [
+        "there is not enough memory to decode it"
+    ]
 
 
 def test_many_threads_share_a_predictor(predictor: Predictor) -> None:

@@ -3,31 +3,22 @@
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
-from headstart.core.io import read_json, write_json
+from headstart.core.io import atomic_write, read_json, write_json
 from headstart.core.paths import MODEL_CONFIG
-from headstart.data.dataset import PreparedDataset, evenly
+from headstart.data.dataset import SPLITS, PreparedDataset, evenly
 from headstart.data.loader import Normalize, evaluation_pixels
-from headstart.data.sources import Source
-from headstart.export.formats import (
-    ModelFunction,
-    load_program,
-    onnx_model,
-    traced,
-    write_fp16,
-    write_int8,
-    write_onnx,
-    write_program,
-)
+from headstart.data.sources import open_source
+from headstart.export.formats import ModelFunction, load_program, onnx_model, traced, write_fp16, write_int8, write_onnx
 from headstart.export.model_card import ModelCardInfo, licence_notes, model_card
 from headstart.export.parity import PARITY_BATCH, ParityChecker, compare_preprocessing
 from headstart.inference import bundle
@@ -38,10 +29,6 @@ from headstart.models.timm_checkpoint import load_timm, save_timm
 RANGE_IMAGES = 128
 """Training images on which the ranges of 8-bit activations are measured, at most."""
 
-Calibration = tuple[dict[str, Any], NDArray[np.float32]]
-"""The entries ``temperature``, ``conformal`` and ``out_of_distribution`` of ``config.json``, and the features of
-training images, float32 (m, width), as ``read_ood_reference`` returns them."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -49,22 +36,20 @@ def write_bundle(
     folder: Path,
     model: nn.Module,
     prepared: PreparedDataset,
-    source: Source,
     params: Params,
     *,
-    card: ModelCardInfo,
-    calibration: Calibration | None,
+    info: ModelCardInfo,
+    calibration: tuple[dict[str, Any], NDArray[np.float32]] | None = None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """Write a bundle, once the images were compared in every preprocessing.
 
     Args:
-        folder: an empty one; after an error the caller removes it.
+        folder: takes its name when all formats agree; one that is there already is replaced.
         model: in evaluation mode, on the CPU.
         prepared: the images that it was trained on.
-        source: of these images.
-        params: the sections ``export`` and ``run`` are used.
-        card: content of the model card; its ``formats`` are filled in here.
-        calibration: of this very model; None where it was not measured.
+        params: the sections ``export``, ``prepare`` and ``run`` are used.
+        info: of the model, for its card.
+        calibration: of this very model, as ``read_ood_reference`` returns it; None where it was not measured.
 
     Returns:
         The figures of the parity check by format, and those of ``compare_preprocessing``.
@@ -72,23 +57,27 @@ def write_bundle(
     Raises:
         UserError: a format computes something else than the model, or images are preprocessed otherwise.
     """
+    source = open_source(params.prepare, params.run)
     checker = ParityChecker(model, prepared, params.export, params.run)
     preprocessing = compare_preprocessing(source, prepared, checker.rows)
     formats = {}
-    for name, function in _written_formats(folder, model, prepared, params.export.formats):
-        formats[name] = checker.check(name, function)
-        logger.info("export: %s: logits differ by %.1e at most", name, formats[name]["max_difference"])
-    entries: dict[str, Any] = {"format": FORMAT, "input": prepared.input, "features": get_head(model).in_features}
-    entries |= {"temperature": None, "conformal": [], "out_of_distribution": None}
-    if calibration is not None:
-        entries |= calibration[0]
-        np.save(folder / bundle.REFERENCE, calibration[1])
-    config = read_json(folder / MODEL_CONFIG) | {"headstart": entries}
-    write_json(folder / MODEL_CONFIG, config)
-    card = replace(card, formats=formats)
-    (folder / bundle.CARD).write_text(model_card(config, card), encoding="utf-8")
-    (folder / bundle.LICENSE).write_text(licence_notes(config, card), encoding="utf-8")
-    bundle.write_manifest(folder)
+    with atomic_write(folder) as partial:
+        partial.mkdir()
+        for name, function in _written_formats(partial, model, prepared, params.export.formats):
+            formats[name] = checker.check(name, function)
+            logger.info("export: %s: logits differ by %.1e at most", name, formats[name]["max_difference"])
+        entries: dict[str, Any] = {"format": FORMAT, "input": prepared.input, "features": get_head(model).in_features}
+        entries |= {"temperature": None, "conformal": [], "out_of_distribution": None}
+        if calibration is not None:
+            entries |= calibration[0]
+            np.save(partial / bundle.REFERENCE, calibration[1])
+        config = read_json(partial / MODEL_CONFIG) | {"headstart": entries}
+        write_json(partial / MODEL_CONFIG, config)
+        images: dict[str, int] = {split: len(prepared.rows(split)) for split in SPLITS}
+        card = model_card(config, info, params.export, images, formats)
+        (partial / bundle.CARD).write_text(card, encoding="utf-8")
+        (partial / bundle.LICENSE).write_text(licence_notes(config, params.export), encoding="utf-8")
+        bundle.write_manifest(partial)
     return formats, preprocessing
 
 
@@ -104,7 +93,7 @@ def _written_formats(
         return
     program = traced(model, tuple(prepared.input["input_size"]))
     if "pt2" in formats:
-        write_program(program, folder / bundle.EXPORTED_PROGRAM)
+        torch.export.save(program, folder / bundle.EXPORTED_PROGRAM)
         yield "pt2", load_program(folder / bundle.EXPORTED_PROGRAM)
     if "onnx" in formats:
         metadata = json.dumps({"label_names": prepared.classes, "input": prepared.input})

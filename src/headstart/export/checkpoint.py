@@ -17,13 +17,7 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # Imported late: errors in the command line need no torch.
     from headstart.config.loader import load_params  # noqa: PLC0415
-    from headstart.core.io import atomic_write  # noqa: PLC0415
-    from headstart.data.dataset import (  # noqa: PLC0415
-        SPLITS,
-        PreparedDataset,
-        data_sha256,
-    )
-    from headstart.data.sources import open_source  # noqa: PLC0415
+    from headstart.data.dataset import PreparedDataset, data_sha256  # noqa: PLC0415
     from headstart.distributed.process_group import use_cores  # noqa: PLC0415
     from headstart.export.bundle_writer import write_bundle  # noqa: PLC0415
     from headstart.export.model_card import ModelCardInfo  # noqa: PLC0415
@@ -35,16 +29,6 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
     backbone = params.backbone.model_copy(update={"pretrained": False})
     model = backbone_for(backbone, len(prepared.classes)).eval()
     load_weights(model, checkpoint)
-    card = ModelCardInfo(
-        model=checkpoint.name,
-        license=params.export.license,
-        data_license=params.export.data_license,
-        images={split: len(prepared.rows(split)) for split in SPLITS},
-        hashes={"checkpoint": digest, "data and splits": data_sha256(prepared)},
-        formats={},
-    )
-    source = open_source(params.prepare, params.run)
-    with atomic_write(out) as partial:
-        partial.mkdir()
-        write_bundle(partial, model, prepared, source, params, card=card, calibration=None)
+    info = ModelCardInfo(checkpoint.name, {"checkpoint": digest, "data and splits": data_sha256(prepared)})
+    write_bundle(out, model, prepared, params, info=info)
     logging.getLogger(__name__).info("%s", out)

@@ -1,7 +1,7 @@
 """The formats of an exported model: torch.export's program, and ONNX in 32, 16 and 8 bits, made from it."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,13 +29,8 @@ def traced(model: nn.Module, input_size: tuple[int, int, int]) -> ExportedProgra
     return torch.export.export(WithFeatures(model), (pixels,), dynamic_shapes=({0: Dim("batch")},))
 
 
-def write_program(program: ExportedProgram, path: Path) -> None:
-    """Write a traced program as torch.export's ``.pt2``."""
-    torch.export.save(program, path)
-
-
 def load_program(path: Path) -> ModelFunction:
-    """Load the file of ``write_program``, to run on the CPU."""
+    """Load a file of ``torch.export.save``, to run on the CPU."""
     with warnings.catch_warnings():  # torch 2.11 warns about its own reading of the file
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         function: ModelFunction = torch.export.load(path).module()
@@ -49,15 +44,8 @@ MAX_WEIGHTS_IN_FILE = 2**31 - 2**24  # protobuf ends at 2 GiB, and the graph nee
 def write_onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
     """Write a traced program as ONNX with a free batch size.
 
-    The weights are in the file itself, or beside it as ``<name>.data`` where they are too large for one file.
-
-    Args:
-        program: a program of ``traced``.
-        path: of the file.
-        metadata: texts by name, for readers of the file alone.
-
-    Raises:
-        onnx.checker.ValidationError: the file is not valid ONNX.
+    The weights are in the file itself, or beside it as ``<name>.data`` where they are too large for one file. The
+    metadata are texts by name, for readers of the file alone.
     """
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch 2.11 warns about its own code
@@ -89,11 +77,10 @@ def write_fp16(path: Path, target: Path) -> None:
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, batches: Iterable[NDArray[np.float32]]) -> None:
-        self._batches: Iterator[NDArray[np.float32]] = iter(batches)
+        self._inputs = ({"pixels": pixels} for pixels in batches)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        pixels = next(self._batches, None)
-        return None if pixels is None else {"pixels": pixels}
+        return next(self._inputs, None)
 
 
 def write_int8(path: Path, target: Path, batches: Iterable[NDArray[np.float32]]) -> None:
@@ -101,12 +88,7 @@ def write_int8(path: Path, target: Path, batches: Iterable[NDArray[np.float32]])
 
     The first and the last layer stay in float32, as is usual: they have few of the weights and cost most of the
     accuracy (Imagenette with the bundled backbone: 99.2 % of the top classes stayed the same, 89.8 % with both in
-    8 bits).
-
-    Args:
-        path: of the file in float32.
-        target: of the new one.
-        batches: pixels, float32 (n, 3, height, width), on which the range of every activation is measured.
+    8 bits). The range of every activation is measured on ``batches`` of pixels, float32 (n, 3, height, width).
     """
     with TemporaryDirectory() as folder:
         ready = Path(folder) / path.name

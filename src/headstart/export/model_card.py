@@ -8,13 +8,10 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from headstart.config.schema import ExportConfig
 from headstart.evaluation.leaderboard import LEADERBOARD_COLUMNS
 
-UNKNOWN = "unknown"
-ORIGINS = {
-    "finetune": "fine-tuned, backbone and head",
-    "probe": "a linear head on the frozen backbone",
-}
+ORIGINS = {"finetune": "fine-tuned, backbone and head", "probe": "a linear head on the frozen backbone"}
 FILES = {
     "timm": "`model.safetensors`, `config.json`",
     "onnx": "`model.onnx`",
@@ -26,35 +23,25 @@ FILES = {
 
 @dataclass(frozen=True)
 class ModelCardInfo:
-    """The content of a model card beside the model's ``config.json``.
+    """What a model card says of where the model comes from and how good it is."""
 
-    Attributes:
-        model: ``finetune``, ``probe``, or the name of the checkpoint that the model was loaded from.
-        license: of the exported model, or ``unknown``.
-        data_license: of the images, or ``unknown``.
-        images: number of images by split.
-        hashes: sha256 of the data and of the weights, by name.
-        formats: figures of the parity check by format.
-        evaluation: the content of ``reports/evaluate.json``; None where the model was not evaluated.
-        calibration: the model's entry in ``reports/evaluate/trust.json``; None likewise.
-    """
-
-    model: str
-    license: str
-    data_license: str
-    images: Mapping[str, int]
-    hashes: Mapping[str, str]
-    formats: Mapping[str, Mapping[str, float]]
-    evaluation: Mapping[str, Any] | None = None
-    calibration: Mapping[str, Any] | None = None
+    model: str  # ``finetune``, ``probe``, or the name of the checkpoint that the model was loaded from
+    hashes: Mapping[str, str]  # sha256 of the data and of the weights
+    evaluation: Mapping[str, Any] | None = None  # ``reports/evaluate.json``; None where the model was not evaluated
+    calibration: Mapping[str, Any] | None = None  # the model's entry in ``reports/evaluate/trust.json``; None likewise
 
 
-def model_card(config: Mapping[str, Any], info: ModelCardInfo) -> str:
+def model_card(
+    config: Mapping[str, Any],
+    info: ModelCardInfo,
+    export: ExportConfig,
+    images: Mapping[str, int],
+    formats: Mapping[str, Mapping[str, float]],
+) -> str:
     """Return the README.md of an exported model, with the front matter that the Hugging Face hub reads.
 
-    Args:
-        config: the content of the exported ``config.json``, as timm writes it.
-        info: the rest of the card's content.
+    It states the exported ``config.json``, as timm writes it, the licences in ``export``, the number of ``images`` by
+    split, and the parity check's figures by format.
     """
     environment = Environment(
         loader=PackageLoader(__package__),
@@ -66,33 +53,35 @@ def model_card(config: Mapping[str, Any], info: ModelCardInfo) -> str:
     return environment.get_template("model_card.md.jinja").render(
         config=config,
         info=info,
-        front_matter=_front_matter(info).to_yaml(),
+        images=images,
+        formats=formats,
+        front_matter=_front_matter(export.license, formats).to_yaml(),
         origin=ORIGINS.get(info.model, f"from the checkpoint {info.model}"),
         evaluated=sorted(info.evaluation["models"], key=lambda name: name != info.model) if info.evaluation else [],
         leaderboard=LEADERBOARD_COLUMNS,
         files=FILES,
-        licences=licence_notes(config, info).strip(),
+        licences=licence_notes(config, export).strip(),
     )
 
 
-def licence_notes(config: Mapping[str, Any], info: ModelCardInfo) -> str:
+def licence_notes(config: Mapping[str, Any], export: ExportConfig) -> str:
     """Return the LICENSE of an exported model: the terms of the model, of its backbone's weights and of its images."""
-    backbone = config["pretrained_cfg"].get("license") or UNKNOWN
+    backbone = config["pretrained_cfg"].get("license") or "unknown"
     return (
-        f"This model: {info.license}\n"
+        f"This model: {export.license}\n"
         f"The pretrained weights of its backbone, {config['architecture']}: {backbone}\n"
-        f"The images that it was trained on: {info.data_license}\n\n"
+        f"The images that it was trained on: {export.data_license}\n\n"
         "`unknown` means that nobody has stated it: export.license and export.data_license in params.yaml set the\n"
         "first and the last. Check that all three allow your use.\n"
     )
 
 
-def _front_matter(info: ModelCardInfo) -> ModelCardData:
-    is_identifier = re.fullmatch(r"[a-z][a-z0-9.-]*", info.license)  # as the hub's are, such as apache-2.0
+def _front_matter(license_: str, formats: Mapping[str, Any]) -> ModelCardData:
+    is_identifier = re.fullmatch(r"[a-z][a-z0-9.-]*", license_)  # as the hub's are, such as apache-2.0
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["image-classification", *(tag for tag in ("timm", "onnx") if tag in info.formats)],
-        license=info.license if is_identifier else "other",
-        license_name=None if is_identifier else info.license,
+        tags=["image-classification", *(tag for tag in ("timm", "onnx") if tag in formats)],
+        license=license_ if is_identifier else "other",
+        license_name=None if is_identifier else license_,
     )

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from headstart.config.schema import ExportConfig, RoundedConfig, RunConfig
 from headstart.core.errors import UserError
-from headstart.data.dataset import SPLITS, PreparedDataset, evenly, manifest_rows, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, Split, evenly, manifest_rows, read_labels
 from headstart.data.image_info import LabelledImage, content_sha256
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.sources import Source
@@ -29,41 +29,18 @@ from headstart.models.backbone import features_of, get_head
 
 PARITY_BATCH = 32
 
-
-@dataclass(frozen=True)
-class _ModelOutputs:
-    """Logits, float32 (n, classes); features, float32 (n, width); the mean loss of the labels."""
-
-    logits: NDArray[np.float32]
-    features: NDArray[np.float32]
-    nll: float
+_Outputs = tuple[NDArray[np.float32], NDArray[np.float32], float]
+"""Logits, (n, classes); features, (n, width); the mean loss of the labels."""
 
 
 @dataclass(frozen=True)
 class _Difference:
-    """The difference between a format's outputs and the trained model's.
+    """The difference between a format's outputs and the trained model's."""
 
-    Attributes:
-        logits: the largest of each image's logits, float32 (n,).
-        features: of each image, the norm of the difference as a fraction of the trained model's norm, float32 (n,).
-        same_class: whether the top class is the same, bool (n,).
-        nll: of the mean losses.
-    """
-
-    logits: NDArray[np.float32]
-    features: NDArray[np.float32]
-    same_class: NDArray[np.bool_]
-    nll: float
-
-    @classmethod
-    def between(cls, exported: _ModelOutputs, trained: _ModelOutputs) -> "_Difference":
-        norms = np.maximum(np.linalg.norm(trained.features, axis=1), np.finfo(np.float32).tiny)
-        return cls(
-            np.abs(exported.logits - trained.logits).max(axis=1),
-            np.asarray(np.linalg.norm(exported.features - trained.features, axis=1) / norms, np.float32),
-            exported.logits.argmax(1) == trained.logits.argmax(1),
-            abs(exported.nll - trained.nll),
-        )
+    logits: NDArray[np.float32]  # the largest of each image's logits, (n,)
+    features: NDArray[np.float32]  # of each image, its norm as a fraction of the trained model's norm, (n,)
+    same_class: NDArray[np.bool_]  # whether the top class is the same, (n,)
+    nll: float  # of the mean losses
 
     def violations(self, bound: float | RoundedConfig) -> NDArray[np.bool_]:
         """Return the images that violate a bound, bool (n,); NaN violates every bound.
@@ -83,16 +60,12 @@ class _Difference:
 class ParityChecker:
     """Compares formats with the trained model: on validation images, one at a time and in batches, and on noise.
 
-    All run on the CPU, and so with the same arithmetic.
-
-    Attributes:
-        prepared: the images.
-        rows: the rows of the images that are compared, int64 (n,).
+    All run on the CPU, and so with the same arithmetic. ``rows`` are those of the images, int64 (n,).
     """
 
     def __init__(self, trained: nn.Module, prepared: PreparedDataset, export: ExportConfig, run: RunConfig) -> None:
         """Compute the outputs of the trained model, in evaluation mode, on the CPU."""
-        self.prepared, self._export, self._run = prepared, export, run
+        self._prepared, self._export, self._run = prepared, export, run
         self.rows, self._labels = comparison_images(prepared, export.pictures)
         self._width = get_head(trained).in_features
         generator = torch.Generator().manual_seed(0)
@@ -105,11 +78,9 @@ class ParityChecker:
         self._trained_on_noise = self._logits_of_noise(forward)
 
     def check(self, name: str, function: ModelFunction) -> dict[str, float]:
-        """Compare a format with the trained model.
+        """Compare a format, loaded from its file, with the trained model.
 
-        Args:
-            name: of the format; those that end in ``_fp16`` and ``_int8`` round, and have bounds of their own.
-            function: the format, loaded from its file.
+        The bounds are those of params: formats whose name ends in ``_fp16`` and ``_int8`` round, and have their own.
 
         Returns:
             The largest over all images and batch sizes: ``max_difference`` and ``noise_difference`` of the logits,
@@ -118,8 +89,10 @@ class ParityChecker:
         Raises:
             UserError: a difference is beyond its bound or NaN; the message names the first such image.
         """
-        precision = name.rpartition("_")[2]
-        bound = {"fp16": self._export.fp16, "int8": self._export.int8}.get(precision, self._export.tolerance)
+        key = name.rpartition("_")[2]
+        if key not in ("fp16", "int8"):
+            key = "tolerance"
+        bound: float | RoundedConfig = getattr(self._export, key)
         noise = float(np.abs(self._logits_of_noise(function) - self._trained_on_noise).max())
         if not noise <= (np.finfo(np.float32).max if isinstance(bound, RoundedConfig) else bound):
             raise UserError(
@@ -128,8 +101,19 @@ class ParityChecker:
             )
         differences = []
         for batch_size in (1, PARITY_BATCH):
-            differences.append(_Difference.between(self._outputs(function, batch_size, name), self._trained))
-            self._require(differences[-1], bound, name, batch_size)
+            difference = self._difference(self._outputs(function, batch_size, name))
+            differences.append(difference)
+            wrong = np.flatnonzero(difference.violations(bound))
+            if len(wrong):
+                first = wrong[0]
+                entry = next(itertools.islice(manifest_rows(self._prepared.folder), int(self.rows[first]), None))
+                raise UserError(
+                    f"export: {name}, batch {batch_size}: the outputs are beyond export.{key}: the top class is the "
+                    f"same on {difference.same_class.mean():.2%} of {len(self.rows)} images, the loss differs by "
+                    f"{difference.nll:.3g}. Of {len(wrong)} images that differ the first is {entry['source']}: its "
+                    f"logits by {difference.logits[first]:.3g}, its features by {difference.features[first]:.2%}. "
+                    "Nothing was exported"
+                )
         return {
             "max_difference": max(float(each.logits.max()) for each in differences),
             "noise_difference": noise,
@@ -138,26 +122,20 @@ class ParityChecker:
             "nll_difference": max(each.nll for each in differences),
         }
 
-    def _require(self, difference: _Difference, bound: float | RoundedConfig, name: str, batch_size: int) -> None:
-        """Raise UserError where a bound is violated."""
-        wrong = np.flatnonzero(difference.violations(bound))
-        if not len(wrong):
-            return
-        key = name.rpartition("_")[2] if isinstance(bound, RoundedConfig) else "tolerance"
-        first = wrong[0]
-        source = next(itertools.islice(manifest_rows(self.prepared.folder), int(self.rows[first]), None))["source"]
-        raise UserError(
-            f"export: {name}, batch {batch_size}: the outputs are beyond export.{key}: the top class is the same on "
-            f"{difference.same_class.mean():.2%} of {len(self.rows)} images, the loss differs by {difference.nll:.3g}. "
-            f"Of {len(wrong)} images that differ the first is {source}: its logits by {difference.logits[first]:.3g}, "
-            f"its features by {difference.features[first]:.2%}. Nothing was exported"
+    def _difference(self, exported: _Outputs) -> _Difference:
+        (logits, features, nll), (trained_logits, trained_features, trained_nll) = exported, self._trained
+        norms = np.maximum(np.linalg.norm(trained_features, axis=1), np.finfo(np.float32).tiny)
+        return _Difference(
+            np.abs(logits - trained_logits).max(axis=1),
+            np.asarray(np.linalg.norm(features - trained_features, axis=1) / norms, np.float32),
+            logits.argmax(1) == trained_logits.argmax(1),
+            abs(nll - trained_nll),
         )
 
-    @torch.inference_mode()
-    def _outputs(self, function: ModelFunction, batch_size: int, name: str) -> _ModelOutputs:
+    def _outputs(self, function: ModelFunction, batch_size: int, name: str) -> _Outputs:
         batches = run_inference(
             lambda pixels: torch.cat(function(pixels), dim=1),
-            self.prepared,
+            self._prepared,
             self.rows,
             batch_size=batch_size,
             run=self._run,
@@ -166,7 +144,7 @@ class ParityChecker:
         )
         logits, features = np.split(np.concatenate(list(batches)), [-self._width], axis=1)
         losses = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(logits)), self._labels]
-        return _ModelOutputs(logits, features, float(losses.mean()))
+        return logits, features, float(losses.mean())
 
     @torch.inference_mode()
     def _logits_of_noise(self, function: ModelFunction) -> NDArray[np.float32]:
@@ -176,13 +154,10 @@ class ParityChecker:
 def comparison_images(prepared: PreparedDataset, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Choose images evenly over validation, and so of all classes; over train where there is no validation.
 
-    Returns:
-        Their row numbers and their class numbers, int64 (at most ``count``,).
+    Returns their row numbers and their class numbers, int64 (at most ``count``,).
     """
-    rows, labels = prepared.rows("validation"), read_labels("validation", prepared.folder)
-    if not len(rows):
-        rows, labels = prepared.rows("train"), read_labels("train", prepared.folder)
-    return evenly(rows, count), evenly(labels, count)
+    split: Split = "validation" if len(prepared.rows("validation")) else "train"
+    return evenly(prepared.rows(split), count), evenly(read_labels(split, prepared.folder), count)
 
 
 PIXEL_TOLERANCE = 1e-5
@@ -191,11 +166,6 @@ PIXEL_TOLERANCE = 1e-5
 
 def compare_preprocessing(source: Source, prepared: PreparedDataset, rows: NDArray[np.int64]) -> dict[str, Any]:
     """Preprocess images, from the bytes of their files on, in every way that the project has, and compare.
-
-    Args:
-        source: of the images.
-        prepared: the same images as ``prepare`` stored them.
-        rows: the images to compare, int64 (n,).
 
     Returns:
         ``pictures``, and the largest difference of a normalised pixel from timm's own transform: of ``ours``, the
@@ -232,7 +202,7 @@ def compare_preprocessing(source: Source, prepared: PreparedDataset, rows: NDArr
 
 
 def _unchanged_content(source: Source, entry: dict[str, str]) -> bytes:
-    """Return the bytes of a manifest entry's file, a PNG where the source has none; UserError where it was changed."""
+    """Return the bytes of an image's file, a PNG where the source has none; raises UserError where it was changed."""
     try:
         content = source.read(entry["source"])
     except BadImageError as error:

@@ -6,9 +6,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -30,57 +30,44 @@ OPTIONAL_FILES = {bundle.ONNX_FP16, bundle.ONNX_INT8, bundle.ONNX_DATA, bundle.E
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of the HTTP client that huggingface_hub is built on
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """A pushed bundle.
-
-    Attributes:
-        commit: the commit's URL.
-        name: timm loads the model by it: ``hf-hub:owner/name``, with ``@revision`` where it is not ``main``.
-    """
+class Pushed(NamedTuple):
+    """The commit's URL, and the name by which timm loads the model: ``hf-hub:owner/name``, maybe with ``@revision``."""
 
     commit: str
     name: str
 
 
 def push_bundle(folder: Path, repository: str, *, private: bool, revision: str | None) -> Pushed:
-    """Commit the bundle's files to a repository, which is created where it is missing.
+    """Commit the bundle's files to a repository and a branch, which are created where they are missing.
 
     Optional files of an earlier push that this bundle lacks are deleted in the same commit: they are another model's.
-    Other files of the repository stay.
-
-    Args:
-        folder: the bundle.
-        repository: ``owner/name``, or ``name`` for one of the token's user.
-        private: whether only its owner shall see the repository.
-        revision: the branch, created where it is missing; None for ``main``.
-
-    Raises:
-        UserError: a damaged bundle, no token, an invalid name, a repository that is public and should be private, a
-            hub that refuses or can't be reached.
+    Other files of the repository stay. Without ``revision`` the branch is ``main``. Raises UserError where the bundle
+    is damaged, there is no token, a repository that should be private is public, or the hub refuses or can't be
+    reached.
     """
     opened = bundle.open_bundle(folder)
     paths = [*(opened.path(name) for name in opened.files), folder / bundle.BUNDLE_MANIFEST]
     with _as_user_errors(repository):
-        api = _api()
+        if get_token() is None:
+            raise UserError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN to one that may write")
+        session = get_session()
+        set_client_factory(
+            partial(type(session), event_hooks=session.event_hooks, follow_redirects=True, timeout=HUB_TIMEOUT)
+        )
+        api = HfApi(library_name="headstart")
         name = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(name, timeout=HUB_TIMEOUT).private:
             raise UserError(f"{name} is there already and is public, so nothing was pushed: choose another name")
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        present = {
-            file.rfilename for file in api.model_info(name, revision=revision, timeout=HUB_TIMEOUT).siblings or []
-        }
-        stale = sorted((present & OPTIONAL_FILES) - set(opened.files))
-        commit = api.create_commit(
-            name,
-            [
-                *(CommitOperationDelete(path_in_repo=file) for file in stale),
-                *(CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in paths),
-            ],
-            commit_message="The model, exported by headstart",
-            revision=revision,
-        )
+        siblings = api.model_info(name, revision=revision, timeout=HUB_TIMEOUT).siblings or []
+        stale = OPTIONAL_FILES.intersection(file.rfilename for file in siblings).difference(opened.files)
+        operations: list[CommitOperationDelete | CommitOperationAdd] = [
+            *(CommitOperationDelete(path_in_repo=file) for file in sorted(stale)),
+            *(CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in paths),
+        ]
+        message = "The model, exported by headstart"
+        commit = api.create_commit(name, operations, commit_message=message, revision=revision)
     return Pushed(commit.commit_url, f"hf-hub:{name}" + (f"@{revision}" if revision else ""))
 
 
@@ -88,17 +75,6 @@ def stated_license(folder: Path) -> str | None:
     """Return the licence in the front matter of the bundle's model card; None where it is missing or unknown."""
     stated = (metadata_load(folder / bundle.CARD) or {}).get("license")
     return None if stated in (None, "unknown") else str(stated)
-
-
-def _api() -> HfApi:
-    """Return a client for the hub that waits at most ``HUB_TIMEOUT``; raises UserError where there is no token."""
-    if get_token() is None:
-        raise UserError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN to one that may write")
-    session = get_session()
-    set_client_factory(
-        partial(type(session), event_hooks=session.event_hooks, follow_redirects=True, timeout=HUB_TIMEOUT)
-    )
-    return HfApi(library_name="headstart")
 
 
 @contextmanager

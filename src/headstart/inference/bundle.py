@@ -50,29 +50,21 @@ def _size_and_sha256(path: Path) -> dict[str, Any]:
 class Bundle:
     """A bundle whose manifest and ``config.json`` have passed their checks.
 
-    Attributes:
-        folder: its path.
-        files: size and sha256 by file name, from the manifest; all files are there, of that size.
-        config: the content of ``config.json``.
+    ``files`` are the manifest's: ``bytes`` and ``sha256`` by file name; all are there, of that size.
     """
 
     folder: Path
-    files: dict[str, tuple[int, str]]
+    files: dict[str, dict[str, Any]]
     config: BundleConfig
 
     def path(self, name: str) -> Path:
-        """Return the path of a file, once its content was compared with the manifest.
-
-        Raises:
-            UserError: the manifest does not list it, or its content is another.
-        """
+        """Return a file's path; raises UserError where the manifest does not list it, or lists another content."""
         return _verified_path(self.folder, self.files, name)
 
     def ood_reference(self) -> NDArray[np.float32] | None:
         """Read the features of training images, float32 (m, width); None where the bundle has none.
 
-        Raises:
-            UserError: the file is not such an array, or was changed.
+        Raises UserError where the file is not such an array, or was changed.
         """
         if self.config.ood_thresholds is None:
             return None
@@ -96,40 +88,38 @@ class Bundle:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Check a bundle's manifest and config, and the sizes of all its files.
+    """Check a bundle's manifest and config, and the sizes of all its files; raises UserError with the file and the key.
 
     Only files that the manifest lists are ever read, each after its sha256 was compared.
-
-    Raises:
-        UserError: with the file, and the key in it, that is wrong.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name the one that `headstart export` wrote")
     files = _read_manifest(folder)
-    content = _verified_path(folder, files, MODEL_CONFIG, max_bytes=MAX_JSON_BYTES).read_bytes()
-    return Bundle(folder, files, parse_config(content, str(folder / MODEL_CONFIG)))
+    path = _verified_path(folder, files, MODEL_CONFIG)
+    return Bundle(folder, files, parse_config(path.read_bytes(), str(path)))
 
 
-def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Return size and sha256 by file name; raises UserError where a file is missing or of another size."""
     path = folder / BUNDLE_MANIFEST
-    _file_size(path, MAX_JSON_BYTES)
+    _file_size(path)
     manifest = parse_json(path.read_bytes(), str(path))
     check_format(manifest["format"])
-    if len(list(manifest["files"].items())) > MAX_FILES:
+    listed = list(manifest["files"].items())
+    if len(listed) > MAX_FILES:
         manifest["files"].refuse(f"lists more than {MAX_FILES} files")
     files = {}
-    for name, entry in manifest["files"].items():
+    for name, entry in listed:
         if Path(name).name != name or "\\" in name or not name.isprintable() or name == BUNDLE_MANIFEST:
             entry.refuse("is no name of a file that lies directly in the bundle")
-        files[name] = entry["bytes"].integer(0, MAX_FILE_BYTES), entry["sha256"].text(64)
-        if _file_size(folder / name) != files[name][0]:
+        files[name] = {"bytes": entry["bytes"].integer(0, MAX_FILE_BYTES), "sha256": entry["sha256"].text(64)}
+        if _file_size(folder / name) != files[name]["bytes"]:
             raise _changed(folder / name)
     return files
 
 
-def _file_size(path: Path, max_bytes: int = MAX_FILE_BYTES) -> int:
-    """Return the size of a regular file; raises UserError for a link, a pipe, a device or a folder, or a larger one."""
+def _file_size(path: Path) -> int:
+    """Return the size of a regular file; raises UserError for a link, a pipe, a device, a folder, or too large JSON."""
     try:
         status = os.lstat(path)
     except (OSError, ValueError) as error:
@@ -141,19 +131,17 @@ def _file_size(path: Path, max_bytes: int = MAX_FILE_BYTES) -> int:
         )
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is no regular file")
-    if status.st_size > max_bytes:
-        raise UserError(f"{path} has {status.st_size} bytes, more than such a file may have ({max_bytes})")
+    if path.name in (MODEL_CONFIG, BUNDLE_MANIFEST) and status.st_size > MAX_JSON_BYTES:
+        raise UserError(f"{path} has {status.st_size} bytes, more than such a file may have ({MAX_JSON_BYTES})")
     return status.st_size
 
 
-def _verified_path(
-    folder: Path, files: dict[str, tuple[int, str]], name: str, *, max_bytes: int = MAX_FILE_BYTES
-) -> Path:
+def _verified_path(folder: Path, files: dict[str, dict[str, Any]], name: str) -> Path:
     path = folder / name
     if name not in files:
         raise UserError(f"{folder / BUNDLE_MANIFEST}: lists no {name}; it has {', '.join(sorted(files)) or 'nothing'}")
-    _file_size(path, max_bytes)
-    if _size_and_sha256(path) != {"bytes": files[name][0], "sha256": files[name][1]}:
+    _file_size(path)
+    if _size_and_sha256(path) != files[name]:
         raise _changed(path)
     return path
 

@@ -19,55 +19,35 @@ from headstart.inference.scores import METHODS
 
 FORMAT = 1
 MAX_CLASSES = 1_000_000
+MAX_FEATURES = 1_000_000
 MAX_SIDE = 4096
 """In pixels, of the input and of what images are resized to before the crop."""
-MAX_WIDTH = 1_000_000
-"""Of the features."""
-MAX_TEXT = 10_000
 
 
 @dataclass(frozen=True)
 class ConformalLevel:
-    """A threshold for prediction sets.
+    """A threshold for prediction sets."""
 
-    Attributes:
-        method: ``LAC`` or ``APS``.
-        level: how often a set contains the right class, 0 to 1.
-        threshold: the largest score of a class in the set; infinity where every class is in it.
-    """
-
-    method: str
-    level: float
-    threshold: float
+    method: str  # ``LAC`` or ``APS``
+    level: float  # how often a set contains the right class, 0 to 1
+    threshold: float  # the largest score of a class in the set; infinity where every class is in it
 
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """The content of ``config.json``.
+    """The content of ``config.json``."""
 
-    Attributes:
-        architecture: timm's name of the model.
-        model_args: further arguments of timm.create_model.
-        classes: their names, in the order of the logits.
-        descriptions: longer names of some classes.
-        input: timm's data config: ``input_size`` (3, height, width), ``interpolation``, ``mean``, ``std``,
-            ``crop_pct``, ``crop_mode``.
-        features: width of the features, which the classifier reads.
-        temperature: softmax(logits / temperature) is calibrated; None where it was not fitted.
-        conformal: thresholds for prediction sets, of softmax(logits).
-        ood_thresholds: the largest distance to the training images, by the fraction of validation images within it;
-            None where the bundle has no features of training images.
-    """
-
-    architecture: str
-    model_args: dict[str, Any]
-    classes: list[str]
-    descriptions: dict[str, str]
-    input: dict[str, Any]
-    features: int
-    temperature: float | None
-    conformal: list[ConformalLevel]
+    architecture: str  # timm's name of the model
+    model_args: dict[str, Any]  # further arguments of timm.create_model
+    classes: list[str]  # in the order of the logits
+    descriptions: dict[str, str]  # longer names of some classes
+    input: dict[str, Any]  # timm's data config, with ``input_size`` (3, height, width)
+    features: int  # the width of what the classifier reads
+    temperature: float | None  # softmax(logits / temperature) is calibrated; None where it was not fitted
+    conformal: list[ConformalLevel]  # of softmax(logits)
     ood_thresholds: dict[float, float] | None
+    """The largest distance to the training images, by the fraction of validation images within it; None where the
+    bundle has no features of training images."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +93,17 @@ class JsonValue:
 
     def number(self, least: float, most: float) -> float:
         """Return a finite number from ``least`` to ``most``."""
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not least <= self.value <= most:
+        if type(self.value) not in (int, float) or not least <= self.value <= most:
             self.refuse(f"must be a number from {least:g} to {most:g}")
         return float(self.value)
 
     def integer(self, least: int, most: int) -> int:
         """Return a whole number from ``least`` to ``most``."""
-        if isinstance(self.value, bool) or not isinstance(self.value, int) or not least <= self.value <= most:
+        if type(self.value) is not int or not least <= self.value <= most:  # True is no whole number
             self.refuse(f"must be a whole number from {least} to {most}")
         return self.value
 
-    def text(self, longest: int = MAX_TEXT) -> str:
+    def text(self, longest: int = 10_000) -> str:
         """Return a text that can be written in UTF-8."""
         if not isinstance(self.value, str) or not 0 < len(self.value) <= longest:
             self.refuse(f"must be a text of 1 to {longest} characters")
@@ -172,29 +152,24 @@ def parse_config(content: bytes, file: str) -> BundleConfig:
     root = parse_json(content, file)
     ours = root["headstart"]
     check_format(ours["format"])
-    temperature = ours.get("temperature")
-    model_args = root.get("model_args")
-    descriptions = root.get("label_descriptions")
+    classes = [each.text(1000) for each in root["label_names"].list(1, MAX_CLASSES)]
+    if len(set(classes)) < len(classes):
+        root["label_names"].refuse("has a name twice")
+    if root["num_classes"].integer(1, MAX_CLASSES) != len(classes):
+        root["num_classes"].refuse(f"must be the number of label_names, {len(classes)}")
+    temperature, ood = ours.get("temperature"), ours.get("out_of_distribution")
+    model_args, descriptions = root.get("model_args"), root.get("label_descriptions")
     return BundleConfig(
         architecture=root["architecture"].text(200),
         model_args={name: each.value for name, each in model_args.items()} if model_args else {},
-        classes=_classes(root),
+        classes=classes,
         descriptions={name: each.text() for name, each in descriptions.items()} if descriptions else {},
         input=_input(ours["input"]),
-        features=ours["features"].integer(1, MAX_WIDTH),
+        features=ours["features"].integer(1, MAX_FEATURES),
         temperature=temperature.number(1e-3, 1e3) if temperature else None,
         conformal=[_conformal_level(each) for each in ours["conformal"].list(0, 100)],
-        ood_thresholds=_ood_thresholds(ours.get("out_of_distribution")),
+        ood_thresholds=_ood_thresholds(ood["thresholds"]) if ood else None,
     )
-
-
-def _classes(root: JsonValue) -> list[str]:
-    names = [each.text(1000) for each in root["label_names"].list(1, MAX_CLASSES)]
-    if len(set(names)) < len(names):
-        root["label_names"].refuse("has a name twice")
-    if root["num_classes"].integer(1, MAX_CLASSES) != len(names):
-        root["num_classes"].refuse(f"must be the number of label_names, {len(names)}")
-    return names
 
 
 def _input(value: JsonValue) -> dict[str, Any]:
@@ -214,19 +189,14 @@ def _input(value: JsonValue) -> dict[str, Any]:
 
 
 def _conformal_level(value: JsonValue) -> ConformalLevel:
-    threshold = value["threshold"]
-    return ConformalLevel(
-        value["method"].one_of(*METHODS),
-        value["level"].number(0, 1),
-        math.inf if threshold.value is None else threshold.number(-1e-6, 1 + 1e-6),
-    )
+    given = value["threshold"]
+    threshold = math.inf if given.value is None else given.number(-1e-6, 1 + 1e-6)
+    return ConformalLevel(value["method"].one_of(*METHODS), value["level"].number(0, 1), threshold)
 
 
-def _ood_thresholds(value: JsonValue | None) -> dict[float, float] | None:
-    if value is None:
-        return None
+def _ood_thresholds(value: JsonValue) -> dict[float, float]:
     thresholds = {}
-    for fraction, threshold in value["thresholds"].items():
+    for fraction, threshold in value.items():
         try:
             thresholds[float(fraction)] = threshold.number(-1e-6, 2 + 1e-6)
         except ValueError:

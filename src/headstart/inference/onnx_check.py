@@ -33,10 +33,6 @@ EXTERNAL_DATA, DATA_LOCATION = 13, 14  # of a tensor
 KEY, VALUE = 1, 2  # of an entry of external data
 
 
-class _RefusedError(Exception):
-    """The message is the reason."""
-
-
 def check_onnx(path: Path, data_files: Collection[str] = ()) -> None:
     """Raise UserError where an ONNX file asks for more than arithmetic on the bundle's own weights.
 
@@ -44,10 +40,8 @@ def check_onnx(path: Path, data_files: Collection[str] = ()) -> None:
     and branches, functions, training steps, and what is not protobuf. ONNX Runtime refuses the rest.
     """
     try:
-        if not path.stat().st_size:
-            raise _RefusedError("is empty")
         _check_message("model", np.memmap(path, np.uint8, "r").data, data_files)
-    except _RefusedError as reason:
+    except ValueError as reason:  # of NumPy where the file is empty
         raise UserError(f"{path}: {reason}") from None
 
 
@@ -57,11 +51,11 @@ def _check_message(kind: str, content: memoryview, data_files: Collection[str]) 
         _check_tensor(content, data_files)
     elif kind == "domain":
         if _text(content) not in DOMAINS:
-            raise _RefusedError(f"uses an operator of the domain {_text(content)!r}: only ONNX's own are run")
+            raise ValueError(f"uses an operator of the domain {_text(content)!r}: only ONNX's own are run")
     else:
         for number, value in _protobuf_fields(content):
             if (kind, number) in REFUSED:
-                raise _RefusedError(REFUSED[kind, number])
+                raise ValueError(REFUSED[kind, number])
             if number in CHILDREN[kind]:
                 _check_message(CHILDREN[kind][number], _message(value), data_files)
 
@@ -76,10 +70,10 @@ def _check_tensor(tensor: memoryview, data_files: Collection[str]) -> None:
             if (KEY, "location") in entry:
                 locations += [text for field, text in entry if field == VALUE]
     if external and not locations:
-        raise _RefusedError("has weights in another file, but does not say in which")
+        raise ValueError("has weights in another file, but does not say in which")
     for location in locations:
         if location not in data_files:
-            raise _RefusedError(f"has weights in {location!r}, which is no file of the bundle for it")
+            raise ValueError(f"has weights in {location!r}, which is no file of the bundle for it")
 
 
 def _protobuf_fields(message: memoryview) -> Iterator[tuple[int, memoryview | int | None]]:
@@ -98,9 +92,9 @@ def _protobuf_fields(message: memoryview) -> Iterator[tuple[int, memoryview | in
             value = message[at : at + size]
             at += size
         else:
-            raise _RefusedError("is no ONNX file: a field of an unknown kind")
+            raise ValueError("is no ONNX file: a field of an unknown kind")
         if number == 0 or at > len(message):
-            raise _RefusedError("is no ONNX file, or a damaged one: a field ends beyond its end")
+            raise ValueError("is no ONNX file, or a damaged one: a field ends beyond its end")
         yield number, value
 
 
@@ -111,12 +105,12 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         number |= (byte & 127) << 7 * i
         if byte < 128:
             return number, at + i + 1
-    raise _RefusedError("is no ONNX file, or a damaged one: a number without an end")
+    raise ValueError("is no ONNX file, or a damaged one: a number without an end")
 
 
 def _message(value: memoryview | int | None) -> memoryview:
     if not isinstance(value, memoryview):
-        raise _RefusedError("is no ONNX file: a number stands where a message must")
+        raise ValueError("is no ONNX file: a number stands where a message must")
     return value
 
 

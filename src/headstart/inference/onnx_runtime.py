@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -26,49 +27,14 @@ def cuda_available() -> bool:
 
 
 def open_session(bundle: Bundle, name: str, *, device: str, threads: int) -> InferenceFn:
-    """Load an ONNX file of a bundle.
+    """Load an ONNX file of a bundle on ``cpu``, or on ``cuda`` where ``cuda_available``.
 
-    Args:
-        bundle: the one that has the file.
-        name: of the file.
-        device: ``cpu``, or ``cuda`` where ``cuda_available``.
-        threads: that compute, however many threads call.
-
-    Raises:
-        UserError: the file is not the manifest's, fails ``check_onnx``, can't be loaded, or has other inputs or outputs
-            than the bundle's config says.
+    ``threads`` compute, however many threads call. Raises UserError where the file is not the manifest's, fails
+    ``check_onnx``, can't be loaded, or has other inputs or outputs than the bundle's config says.
     """
     path = bundle.path(name)
-    data_files = [data for data in (ONNX_DATA,) if data in bundle.files]
-    check_onnx(path, data_files)
-    for data in data_files:
-        bundle.path(data)
+    check_onnx(path, [bundle.path(ONNX_DATA).name] if ONNX_DATA in bundle.files else [])
     _limit_memory()
-    providers = [CUDA, CPU] if device == "cuda" else [CPU]
-    try:
-        session = onnxruntime.InferenceSession(str(path), _options(threads), providers=providers)
-    except Exception as error:  # noqa: BLE001  (onnxruntime's exceptions have no common base but this)
-        raise UserError(f"{path}: ONNX Runtime can't load it: {first_line(error)}") from None
-    if device == "cuda" and CUDA not in session.get_providers():
-        raise UserError("--device cuda: ONNX Runtime found no GPU that it can use; leave --device away")
-    _check_signature(session, bundle, str(path))
-    return functools.partial(_run_session, session, bundle, str(path))
-
-
-def _run_session(
-    session: onnxruntime.InferenceSession, bundle: Bundle, path: str, inputs: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    try:
-        logits, features = session.run(["logits", "features"], {"pixels": inputs})
-    except Exception as error:  # noqa: BLE001
-        raise UserError(f"{path}: ONNX Runtime can't run it: {first_line(error)}") from None
-    expected = (len(inputs), len(bundle.config.classes)), (len(inputs), bundle.config.features)
-    if (logits.shape, features.shape) != expected:
-        raise UserError(f"{path}: its logits and features are {logits.shape} and {features.shape}, not {expected}")
-    return logits, features
-
-
-def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     # Threads that wait busily take the cores from those that decode the next images.
@@ -77,7 +43,25 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     # Never its own format, which check_onnx can't read.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 4  # errors are raised, too
-    return options
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[CUDA, CPU] if device == "cuda" else [CPU])
+    except Exception as error:  # noqa: BLE001  (onnxruntime's exceptions have no common base but this)
+        raise UserError(f"{path}: ONNX Runtime can't load it: {first_line(error)}") from None
+    if device == "cuda" and CUDA not in session.get_providers():
+        raise UserError("--device cuda: ONNX Runtime found no GPU that it can use; leave --device away")
+    _check_signature(session, bundle, path)
+
+    def run(inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        try:
+            logits, features = session.run(["logits", "features"], {"pixels": inputs})
+        except Exception as error:  # noqa: BLE001
+            raise UserError(f"{path}: ONNX Runtime can't run it: {first_line(error)}") from None
+        expected = (len(inputs), len(bundle.config.classes)), (len(inputs), bundle.config.features)
+        if (logits.shape, features.shape) != expected:
+            raise UserError(f"{path}: its logits and features are {logits.shape} and {features.shape}, not {expected}")
+        return logits, features
+
+    return run
 
 
 @functools.cache
@@ -88,28 +72,24 @@ def _limit_memory() -> None:
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
     # It grows by the size of each request (1), not by doubling; -1 is ONNX Runtime's default.
-    sizes = {"max_mem": limit, "arena_extend_strategy": 1, "initial_chunk_size_bytes": -1}
-    arena = onnxruntime.OrtArenaCfg(sizes | {"max_dead_bytes_per_chunk": -1})
+    sizes = {"initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    arena = onnxruntime.OrtArenaCfg({"max_mem": limit, "arena_extend_strategy": 1, **sizes})
     onnxruntime.create_and_register_allocator(memory, arena)
 
 
-def _check_signature(session: onnxruntime.InferenceSession, bundle: Bundle, path: str) -> None:
+def _check_signature(session: onnxruntime.InferenceSession, bundle: Bundle, path: Path) -> None:
     """Raise UserError where inputs or outputs are not those that ``config.json`` promises."""
-    config = bundle.config
-    inputs = {"pixels": config.input["input_size"]}
-    outputs = {"logits": (len(config.classes),), "features": (config.features,)}
-    for side, expected, tensors in (
-        ("inputs", inputs, session.get_inputs()),
-        ("outputs", outputs, session.get_outputs()),
-    ):
-        names = [each.name for each in tensors]
-        if set(names) != expected.keys():
-            raise UserError(f"{path}: its {side} are {', '.join(names)}, not {', '.join(expected)}")
-        for each in tensors:
-            shape = tuple(each.shape[1:]) if each.shape and not isinstance(each.shape[0], int) else "?"
-            if (each.type, shape) != ("tensor(float)", expected[each.name]):
-                sides = ", ".join(map(str, expected[each.name]))
-                raise UserError(
-                    f"{path}: {each.name} must be float32 of (batch, {sides}) with a free batch, as config.json says, "
-                    f"but is {each.type} of {shape}"
-                )
+    config, inputs, outputs = bundle.config, session.get_inputs(), session.get_outputs()
+    expected = {"pixels": config.input["input_size"], "logits": (len(config.classes),), "features": (config.features,)}
+    for side, tensors, wanted in (("inputs", inputs, ["pixels"]), ("outputs", outputs, ["features", "logits"])):
+        names = sorted(each.name for each in tensors)
+        if names != wanted:
+            raise UserError(f"{path}: its {side} are {', '.join(names)}, not {', '.join(wanted)}")
+    for each in (*inputs, *outputs):
+        shape = tuple(each.shape[1:]) if each.shape and not isinstance(each.shape[0], int) else "?"
+        if (each.type, shape) != ("tensor(float)", expected[each.name]):
+            sides = ", ".join(map(str, expected[each.name]))
+            raise UserError(
+                f"{path}: {each.name} must be float32 of (batch, {sides}) with a free batch, as config.json says, "
+                f"but is {each.type} of {shape}"
+            )

@@ -1,15 +1,14 @@
 """From the model's outputs to a prediction: classes and probabilities, the prediction set, the distance."""
 
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
 from headstart.inference.bundle import Bundle
-from headstart.inference.bundle_config import BundleConfig, ConformalLevel
-from headstart.inference.scores import Method, distances, nonconformity, softmax
+from headstart.inference.bundle_config import ConformalLevel
+from headstart.inference.scores import distances, nonconformity, softmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,66 +45,51 @@ class Prediction:
     unusual = property(lambda self: self.ood_level)
 
 
-@dataclass(frozen=True)
 class Postprocessor:
-    """Turns logits and features into predictions.
+    """Turns logits and features into predictions, as ``Predictor`` was asked to."""
 
-    Attributes:
-        config: the bundle's.
-        ood_reference: features of training images, float32 (m, width), or None.
-        temperature: divides the logits before they become probabilities.
-        level: of the prediction sets, or None for no sets.
-        top: how many classes a prediction lists.
-    """
-
-    config: BundleConfig
-    ood_reference: NDArray[np.float32] | None
-    temperature: float
-    level: ConformalLevel | None
-    top: int
-
-    @classmethod
-    def of(
-        cls, bundle: Bundle, *, calibrated: bool, level: float | None, method: str | None, top: int
-    ) -> "Postprocessor":
-        """Build the one for a bundle; raises UserError where it has no such temperature or level."""
-        temperature = bundle.config.temperature if calibrated else 1.0
-        if temperature is None:
+    def __init__(self, bundle: Bundle, *, calibrated: bool, level: float | None, method: str | None, top: int) -> None:
+        """Read the bundle's calibration; raises UserError where it has no such temperature or level."""
+        if calibrated and bundle.config.temperature is None:
             raise UserError(f"{bundle.folder} has no temperature, as its model was not calibrated: omit --calibrated")
         if top < 1:
             raise UserError(f"top must be at least 1, not {top}")
-        return cls(bundle.config, bundle.ood_reference(), temperature, _choose_level(bundle, level, method), top)
+        self._config, self._top = bundle.config, top
+        self._temperature = np.float32(bundle.config.temperature if calibrated else 1)
+        self._ood_reference = bundle.ood_reference()
+        self._level = _choose_level(bundle, level, method)
 
     def __call__(self, logits: NDArray[np.float32], features: NDArray[np.float32]) -> list[Prediction]:
         """Return a prediction for each row of logits, float32 (n, classes), and features, float32 (n, width)."""
         finite = np.asarray(np.isfinite(np.hstack([logits, features])).all(axis=1))
         logits, features = (np.where(finite[:, None], each, np.float32(0)) for each in (logits, features))
-        probabilities = softmax(logits / np.float32(self.temperature))
+        probabilities = softmax(logits / self._temperature)
         order = np.argsort(-logits, axis=1, kind="stable")
-        sets = self._prediction_sets(logits, order)
-        far = [None] * len(logits) if self.ood_reference is None else distances(features, self.ood_reference).tolist()
+        sets, far = self._prediction_sets(logits, order), [None] * len(logits)
+        if self._ood_reference is not None:
+            far = distances(features, self._ood_reference).tolist()
         predictions = []
         for i in range(len(logits)):
             if not finite[i]:
                 predictions.append(Prediction(error="the model's outputs are no finite numbers"))
                 continue
-            top = [(self.config.classes[each], float(probabilities[i, each])) for each in order[i, : self.top]]
+            top = [(self._config.classes[each], float(probabilities[i, each])) for each in order[i, : self._top]]
             predictions.append(Prediction("", *top[0], top, sets[i], far[i], self._ood_level(far[i])))
         return predictions
 
     def _prediction_sets(self, logits: NDArray[np.float32], order: NDArray[np.int64]) -> list[list[str] | None]:
         """Return each image's set; ``order`` has the classes of each row, the likeliest first, int64 (n, classes)."""
-        if self.level is None:
+        if self._level is None:
             return [None] * len(logits)
-        scores = nonconformity(logits, cast("Method", self.level.method))
-        inside = np.take_along_axis(scores <= self.level.threshold, order, axis=1)
-        return [[self.config.classes[each] for each in row[kept]] for row, kept in zip(order, inside, strict=True)]
+        scores = nonconformity(logits, self._level.method)
+        inside = np.take_along_axis(scores <= self._level.threshold, order, axis=1)
+        return [[self._config.classes[each] for each in row[kept]] for row, kept in zip(order, inside, strict=True)]
 
     def _ood_level(self, distance: float | None) -> float | None:
-        if distance is None or self.config.ood_thresholds is None:
+        if distance is None:
             return None
-        beyond = [fraction for fraction, threshold in self.config.ood_thresholds.items() if distance > threshold]
-        return max(beyond, default=None)
+        thresholds = self._config.ood_thresholds or {}
+        return max((fraction for fraction, limit in thresholds.items() if distance > limit), default=None)
 
 
 def _choose_level(bundle: Bundle, level: float | None, method: str | None) -> ConformalLevel | None:

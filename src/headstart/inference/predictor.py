@@ -25,8 +25,6 @@ BATCH_SIZE = 16
 BATCH_BYTES = 64 * 2**20
 """Of a batch as the model's input: with large inputs a batch has fewer images."""
 
-NO_MEMORY = "there is not enough memory to decode it"
-
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | ImageFile
 """An image: the path of a file, a file's content, Pillow's image of it, or an entry of ``find_images``."""
 
@@ -41,9 +39,7 @@ class Predictor:
         >>> prediction.label, prediction.probability, prediction.prediction_set, prediction.ood_distance
         ('cat', 0.98, ['cat'], 0.12)
 
-    Attributes:
-        bundle: with the model's files and config.
-        preprocessing: from an image to the model's input.
+    ``bundle`` has the model's files and config, ``preprocessing`` goes from an image to the model's input.
     """
 
     def __init__(
@@ -78,18 +74,13 @@ class Predictor:
         self._threads = cores() if threads is None else threads
         if self._threads < 1:
             raise UserError(f"threads must be at least 1, not {threads}")
-        self._postprocess = Postprocessor.of(
+        self._postprocess = Postprocessor(
             self.bundle, calibrated=calibrated, level=conformal, method=conformal_method, top=top
         )
         self._run = _runtime(self.bundle, model, device, self._threads)
 
     def __call__(self, image: ImageInput) -> Prediction:
-        """Predict one image.
-
-        Raises:
-            BadImageError: it can't be read, or is no usable image.
-            UserError: the model can't be run.
-        """
+        """Predict one image; raises BadImageError where it is no usable one, UserError where the model can't be run."""
         (prediction,) = self.predict(self.prepare(image)[None])
         if prediction.error:
             raise BadImageError(prediction.error)
@@ -99,10 +90,7 @@ class Predictor:
         """Predict images on all threads and yield the predictions in the images' order.
 
         An image that can't be read yields a prediction with its ``error``. However many there are, only a few batches
-        are in memory.
-
-        Raises:
-            UserError: the model can't be run.
+        are in memory. Raises UserError where the model can't be run.
         """
         remaining = iter(images)
         fitting = BATCH_BYTES // (12 * self.preprocessing.height * self.preprocessing.width)
@@ -113,12 +101,13 @@ class Predictor:
         try:
             for size in batch_sizes:
                 batch = list(itertools.islice(remaining, size))
-                if batch:
-                    pending.append(pool.submit(self._predict_batch, batch))
-                while pending and (not batch or len(pending) > 2 * self._threads or pending[0].done()):
-                    yield from pending.popleft().result()
                 if not batch:
-                    return
+                    break
+                pending.append(pool.submit(self._predict_batch, batch))
+                while pending and (len(pending) > 2 * self._threads or pending[0].done()):
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -130,35 +119,31 @@ class Predictor:
             if image.problem:
                 raise BadImageError(image.problem)
             image = image.path
-        if isinstance(image, Image.Image):
-            return self.preprocessing(to_upright_rgb(image))
-        content = image if isinstance(image, bytes) else read_file(Path(image))
-        return self.preprocessing(decode(content))
+        try:
+            if isinstance(image, Image.Image):
+                return self.preprocessing(to_upright_rgb(image))
+            return self.preprocessing(decode(image if isinstance(image, bytes) else read_file(Path(image))))
+        except MemoryError:
+            raise BadImageError("there is not enough memory to decode it") from None
 
     def predict(self, inputs: NDArray[np.float32]) -> list[Prediction]:
         """Run the model on prepared images, float32 (n, 3, height, width).
 
-        A prediction whose outputs are no finite numbers has an ``error``.
-
-        Raises:
-            UserError: the model can't be run.
+        Where the outputs are no finite numbers, the prediction has an ``error``; raises UserError where none come.
         """
         return self._postprocess(*self._run(inputs))
 
     def _predict_batch(self, images: list[ImageInput]) -> list[Prediction]:
-        inputs, errors = [], {}
+        inputs: dict[int, NDArray[np.float32]] = {}
+        predictions: dict[int, Prediction] = {}
         for i, image in enumerate(images):
             try:
-                inputs.append(self.prepare(image))
+                inputs[i] = self.prepare(image)
             except BadImageError as error:
-                errors[i] = str(error)
-            except MemoryError:
-                errors[i] = NO_MEMORY
-        predictions = iter(self.predict(np.stack(inputs)) if inputs else [])
-        return [
-            Prediction(_name(image), error=errors[i]) if i in errors else replace(next(predictions), image=_name(image))
-            for i, image in enumerate(images)
-        ]
+                predictions[i] = Prediction(error=str(error))
+        if inputs:
+            predictions |= zip(inputs, self.predict(np.stack(list(inputs.values()))), strict=True)
+        return [replace(predictions[i], image=_name(image)) for i, image in enumerate(images)]
 
 
 def _runtime(bundle: Bundle, model: str, device: str, threads: int) -> InferenceFn:

@@ -1,25 +1,22 @@
 """The scores that evaluation and predict share: of prediction sets and of out-of-distribution images; numpy alone."""
 
 import math
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 NEIGHBOUR = 10
 """The distance of an image is that to this nearest of the training images."""
-Method = Literal["LAC", "APS"]
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS = ("LAC", "APS")
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the probabilities, float64 (n, classes), of logits, float32 (n, classes)."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    exponentials = np.exp(shifted)
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
-def nonconformity(logits: NDArray[np.float32], method: Method) -> NDArray[np.float64]:
+def nonconformity(logits: NDArray[np.float32], method: str) -> NDArray[np.float64]:
     """Compute every class's nonconformity score, float64 (n, classes); the right class tends to have a low one.
 
     LAC (Sadinle et al. 2019) is 1 − p, whose sets are the smallest. APS (Romano et al. 2020) is the probability of all

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from headstart.core.errors import UserError
 from headstart.images.decode import BadImageError, header_size
 from headstart.inference.postprocess import Prediction
-from headstart.inference.predictor import NO_MEMORY, Predictor
+from headstart.inference.predictor import Predictor
 from headstart.inference.writers import OUTPUT_NAMES, output_record
 
 IMAGE = {"schema": {"type": "string", "format": "binary"}}
@@ -31,20 +31,12 @@ BODY = {"content": {"image/*": IMAGE, "application/octet-stream": IMAGE, "multip
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on a request, and on how many images are worked on at once.
-
-    Attributes:
-        body_bytes: bytes of a request's body.
-        images: images in one request.
-        pixels: pixels of one image.
-        seconds: for the body to come, and again for the answer.
-        threads: threads that decode and predict.
-    """
+    """Limits on a request's body, its images and the pixels of each, and on the threads that decode and predict."""
 
     body_bytes: int
     images: int
     pixels: int
-    seconds: float
+    seconds: float  # for the body to come, and again for the answer
     threads: int
 
 
@@ -90,15 +82,12 @@ def _predict_upload(predictor: Predictor, name: str, content: bytes, max_pixels:
         return replace(predictor(content), image=name)
     except BadImageError as error:
         return Prediction(name, error=str(error))
-    except MemoryError:
-        return Prediction(name, error=NO_MEMORY)
 
 
 async def _uploaded(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
     """Return each image's name (empty where it has none) and content: the body is one image, or a form with files.
 
-    Raises:
-        HTTPException: the body is something else, beyond a limit, or does not come.
+    Raises HTTPException where the body is something else, beyond a limit, or does not come.
     """
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     try:
@@ -145,11 +134,9 @@ PATIENCE = 10
 class TimeoutProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with a limit on how long a client may take.
 
-    uvicorn (0.54) has none before the first request, within a request's head and after an answer to a body that is
-    still coming: its ``timeout_keep_alive`` runs between requests only, and a waiting connection counts as one in use.
-    The rest of a refused body is thrown away for ``PATIENCE`` seconds, since closing at once, as hypercorn (0.18) does,
-    would take the answer from a client that is still sending. hypercorn and granian (2.8) also have no limit on clients
-    that answers 503.
+    uvicorn (0.54) has none but between requests, and a waiting connection counts as one in use. The rest of a refused
+    body is thrown away for ``PATIENCE`` seconds, since closing at once, as hypercorn (0.18) does, would take the answer
+    from a client that is still sending. hypercorn and granian (2.8) also have no limit on clients that answers 503.
     """
 
     _timer: asyncio.TimerHandle | None = None
@@ -178,11 +165,7 @@ class TimeoutProtocol(H11Protocol):
 def serve(app: FastAPI, listening: socket.socket, *, clients: int, seconds: int) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT, finish the pending answers, and raise the signal again.
 
-    Args:
-        app: the application.
-        listening: a socket of ``listening_socket``.
-        clients: connections at once; one more is answered 503.
-        seconds: for the pending answers at the end.
+    One connection more than ``clients`` is answered 503; at the end ``seconds`` are left for the pending answers.
     """
     config = uvicorn.Config(
         app,
@@ -199,19 +182,14 @@ def serve(app: FastAPI, listening: socket.socket, *, clients: int, seconds: int)
 def listening_socket(host: str, port: int) -> socket.socket:
     """Bind a socket before the model is loaded, so that a wrong address is an error at once; port 0 takes a free one.
 
-    Raises:
-        UserError: the address is taken, or not one of this machine.
+    Raises UserError where the address is taken, or not one of this machine.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is stated since asyncio sets TCP_NODELAY on no other socket; without it an answer takes 40 ms more.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    six = ":" in host
+    family = socket.AF_INET6 if six else socket.AF_INET
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen()
-        return listening
-    except (OSError, OverflowError) as error:
-        listening.close()
-        raise UserError(
-            f"can't listen on {host}, port {port}: {error}; choose others with --host and --port"
-        ) from error
+        bound = socket.create_server((host, port), family=family, dualstack_ipv6=six)
+    except (OSError, ValueError) as error:
+        problem = f"can't listen on {host}, port {port}: {error}; choose others with --host and --port"
+        raise UserError(problem) from error
+    # The protocol is stated since asyncio sets TCP_NODELAY on no other socket; without it an answer takes 40 ms more.
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, bound.detach())

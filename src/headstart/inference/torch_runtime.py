@@ -18,14 +18,9 @@ MAX_ARGUMENT = 16384
 
 
 def open_torch(bundle: Bundle, device: str) -> InferenceFn:
-    """Build the architecture that ``config.json`` names and load the bundle's weights into it.
+    """Build the architecture that ``config.json`` names and load the bundle's weights into it, on ``cpu`` or ``cuda``.
 
-    Args:
-        bundle: the one that has the weights.
-        device: ``cpu`` or ``cuda``.
-
-    Raises:
-        UserError: torch is not installed or has no such device, or architecture and weights do not fit.
+    Raises UserError where torch is not installed or has no such device, or architecture and weights do not fit.
     """
     path = bundle.folder / MODEL_CONFIG
     if not re.fullmatch(r"[a-z0-9_]+", bundle.config.architecture):  # no scheme, no path, no hub
@@ -45,7 +40,7 @@ def open_torch(bundle: Bundle, device: str) -> InferenceFn:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU that it can use; leave --device away")
     weights = load_file(bundle.path(MODEL_WEIGHTS))
-    arguments: dict[str, Any] = bundle.config.model_args | {"num_classes": len(bundle.config.classes)}
+    arguments = bundle.config.model_args | {"num_classes": len(bundle.config.classes)}
     try:
         model = timm.create_model(bundle.config.architecture, pretrained=False, **arguments)
         model.load_state_dict(weights)

@@ -28,7 +28,7 @@ OUTPUT_NAMES = {
 ROW_GROUP = 10_000
 """Rows of a Parquet file that are held in memory."""
 
-Write = Callable[[Prediction], None]
+Write = Callable[[Prediction], object]
 OUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
@@ -53,11 +53,9 @@ def check_out(out: Path) -> None:
 
 @contextmanager
 def writing(out: Path, top: int) -> Iterator[Write]:
-    """Yield a function that writes a prediction; the file takes its name once all are written.
+    """Yield a function that writes a prediction, in CSV with ``top`` classes; the file takes its name at the end.
 
-    Args:
-        out: a name that ``check_out`` passed.
-        top: how many classes a row of CSV has.
+    ``check_out`` must have passed its name.
     """
     with atomic_write(out) as partial:
         if out.suffix.lower() == ".parquet":
@@ -65,7 +63,7 @@ def writing(out: Path, top: int) -> Iterator[Write]:
                 yield write
             return
         with partial.open("w", newline="", encoding="utf-8") as file:
-            yield csv_rows(file, top) if out.suffix.lower() == ".csv" else _json_lines_writer(file)
+            yield csv_rows(file, top) if out.suffix.lower() == ".csv" else _json_lines(file)
 
 
 def csv_rows(file: TextIO, top: int) -> Write:
@@ -112,11 +110,9 @@ def text_writer(file: TextIO, descriptions: Mapping[str, str]) -> Write:
     return write
 
 
-def _json_lines_writer(file: TextIO) -> Write:
-    def write(prediction: Prediction) -> None:
-        file.write(json.dumps(output_record(prediction), ensure_ascii=False, allow_nan=False) + "\n")
-
-    return write
+def _json_lines(file: TextIO) -> Write:
+    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+    return lambda prediction: file.write(encoder.encode(output_record(prediction)) + "\n")
 
 
 @contextmanager
@@ -126,12 +122,9 @@ def _parquet_writer(path: Path) -> Iterator[Write]:
 
     text, number = pa.string(), pa.float64()
     types = {
-        "label": text,
-        "probability": number,
+        **dict.fromkeys(("probability", "distance", "unusual"), number),
         "top": pa.list_(pa.struct({"label": text, "probability": number})),
         "set": pa.list_(text),
-        "distance": number,
-        "unusual": number,
     }
     schema = pa.schema({name: types.get(name, text) for name in OUTPUT_NAMES.values()})
     rows: list[dict[str, Any]] = []
@@ -142,8 +135,7 @@ def _parquet_writer(path: Path) -> Iterator[Write]:
             rows.clear()
 
         def write(prediction: Prediction) -> None:
-            top = [{"label": label, "probability": probability} for label, probability in prediction.top]
-            rows.append(output_record(prediction) | {"top": top})
+            rows.append(output_record(prediction))
             if len(rows) == ROW_GROUP:
                 flush()
 

@@ -9,8 +9,7 @@ params:  export, backbone, prepare.source, prepare.path
 
 Each format's outputs on real images are compared with the trained model's, all on the CPU and so with the same
 arithmetic, and so are the ways in which an image's file becomes the model's input. Where they differ by more than the
-bounds allow, nothing is written. `headstart export CHECKPOINT` does the same with the weights of any checkpoint
-(`headstart export CHECKPOINT --help`).
+bounds allow, nothing is written. `headstart export-checkpoint` does the same with the weights of any checkpoint.
 """
 
 import logging
@@ -21,9 +20,8 @@ from torch import nn
 
 from headstart.config.schema import Params
 from headstart.core import paths
-from headstart.core.io import atomic_write, existing, read_json, write_report
-from headstart.data.dataset import SPLITS, PreparedDataset
-from headstart.data.sources import open_source
+from headstart.core.io import existing, read_json, write_report
+from headstart.data.dataset import PreparedDataset
 from headstart.distributed.process_group import use_cores
 from headstart.evaluation.ood import read_ood_reference
 from headstart.export.bundle_writer import check_config, write_bundle
@@ -51,26 +49,24 @@ logger = logging.getLogger(__name__)
 
 
 def run(params: Params) -> None:
-    """Write the bundle and ``reports/export.json``; the folder takes its final name when all formats agree."""
+    """Write the bundle and ``reports/export.json``."""
     began = time.perf_counter()
     use_cores(1)
     prepared = PreparedDataset.open()
-    source = open_source(params.prepare, params.run)
-    model = _load_model(params, prepared)
-    with atomic_write(paths.EXPORT) as partial:
-        partial.mkdir()
-        formats, preprocessing = write_bundle(
-            partial,
-            model,
-            prepared,
-            source,
-            params,
-            card=_card_info(params, prepared),
-            calibration=read_ood_reference(params.export.from_),
-        )
-    max_difference = max(figures["max_difference"] for name, figures in formats.items() if "_" not in name)
+    name, run_info = params.export.from_, read_json(paths.RUN_INFO)
+    card_info = ModelCardInfo(
+        model=name,
+        hashes={"data and splits": run_info["data_sha256"], "pretrained weights": run_info["weights_sha256"]},
+        evaluation=read_json(paths.report_of("evaluate")),
+        calibration=read_json(paths.TRUST)["calibration"][name],
+    )
+    model, calibration = _load_model(params, prepared), read_ood_reference(name)
+    formats, preprocessing = write_bundle(
+        paths.EXPORT, model, prepared, params, info=card_info, calibration=calibration
+    )
+    max_difference = max(figures["max_difference"] for kind, figures in formats.items() if "_" not in kind)
     report = {
-        "model": params.export.from_,
+        "model": name,
         "tolerance": params.export.tolerance,
         "max_difference": max_difference,
         "formats": formats,
@@ -93,20 +89,6 @@ def _load_model(params: Params, prepared: PreparedDataset) -> nn.Module:
     model = load_timm(existing(paths.FINETUNE))
     check_config(paths.FINETUNE / paths.MODEL_CONFIG, model, prepared)
     return model
-
-
-def _card_info(params: Params, prepared: PreparedDataset) -> ModelCardInfo:
-    run_info = read_json(paths.RUN_INFO)
-    return ModelCardInfo(
-        model=params.export.from_,
-        license=params.export.license,
-        data_license=params.export.data_license,
-        images={split: len(prepared.rows(split)) for split in SPLITS},
-        hashes={"data and splits": run_info["data_sha256"], "pretrained weights": run_info["weights_sha256"]},
-        formats={},
-        evaluation=read_json(paths.report_of("evaluate")),
-        calibration=read_json(paths.TRUST)["calibration"][params.export.from_],
-    )
 
 
 if __name__ == "__main__":
