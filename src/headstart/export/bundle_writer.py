@@ -17,7 +17,7 @@ from headstart.core.io import atomic_write, read_json, write_json
 from headstart.core.paths import MODEL_CONFIG
 from headstart.data.dataset import SPLITS, PreparedDataset, evenly
 from headstart.data.loader import Normalize, evaluation_pixels
-from headstart.data.sources import open_source
+from headstart.data.sources import Source
 from headstart.export.formats import ModelFunction, load_program, onnx_model, traced, write_fp16, write_int8, write_onnx
 from headstart.export.model_card import ModelCardInfo, licence_notes, model_card
 from headstart.export.parity import PARITY_BATCH, ParityChecker, compare_preprocessing
@@ -36,6 +36,7 @@ def write_bundle(
     folder: Path,
     model: nn.Module,
     prepared: PreparedDataset,
+    source: Source,
     params: Params,
     *,
     info: ModelCardInfo,
@@ -47,7 +48,8 @@ def write_bundle(
         folder: takes its name when all formats agree; one that is there already is replaced.
         model: in evaluation mode, on the CPU.
         prepared: the images that it was trained on.
-        params: the sections ``export``, ``prepare`` and ``run`` are used.
+        source: of the same images, as files.
+        params: the sections ``export`` and ``run`` are used.
         info: of the model, for its card.
         calibration: of this very model, as ``read_ood_reference`` returns it; None where it was not measured.
 
@@ -57,7 +59,6 @@ def write_bundle(
     Raises:
         UserError: a format computes something else than the model, or images are preprocessed otherwise.
     """
-    source = open_source(params.prepare, params.run)
     checker = ParityChecker(model, prepared, params.export, params.run)
     preprocessing = compare_preprocessing(source, prepared, checker.rows)
     formats = {}

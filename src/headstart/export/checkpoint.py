@@ -18,6 +18,7 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
     # Imported late: errors in the command line need no torch.
     from headstart.config.loader import load_params  # noqa: PLC0415
     from headstart.data.dataset import PreparedDataset, data_sha256  # noqa: PLC0415
+    from headstart.data.sources import open_source  # noqa: PLC0415
     from headstart.distributed.process_group import use_cores  # noqa: PLC0415
     from headstart.export.bundle_writer import write_bundle  # noqa: PLC0415
     from headstart.export.model_card import ModelCardInfo  # noqa: PLC0415
@@ -30,5 +31,6 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
     model = backbone_for(backbone, len(prepared.classes)).eval()
     load_weights(model, checkpoint)
     info = ModelCardInfo(checkpoint.name, {"checkpoint": digest, "data and splits": data_sha256(prepared)})
-    write_bundle(out, model, prepared, params, info=info)
+    source = open_source(params.prepare, params.run)
+    write_bundle(out, model, prepared, source, params, info=info)
     logging.getLogger(__name__).info("%s", out)

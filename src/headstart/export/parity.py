@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from headstart.config.schema import ExportConfig, RoundedConfig, RunConfig
 from headstart.core.errors import UserError
-from headstart.data.dataset import SPLITS, PreparedDataset, Split, evenly, manifest_rows, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, evenly, manifest_rows, read_labels
 from headstart.data.image_info import LabelledImage, content_sha256
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.sources import Source
@@ -156,8 +156,10 @@ def comparison_images(prepared: PreparedDataset, count: int) -> tuple[NDArray[np
 
     Returns their row numbers and their class numbers, int64 (at most ``count``,).
     """
-    split: Split = "validation" if len(prepared.rows("validation")) else "train"
-    return evenly(prepared.rows(split), count), evenly(read_labels(split, prepared.folder), count)
+    rows, labels = prepared.rows("validation"), read_labels("validation", prepared.folder)
+    if not len(rows):
+        rows, labels = prepared.rows("train"), read_labels("train", prepared.folder)
+    return evenly(rows, count), evenly(labels, count)
 
 
 PIXEL_TOLERANCE = 1e-5

@@ -22,6 +22,7 @@ from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.io import existing, read_json, write_report
 from headstart.data.dataset import PreparedDataset
+from headstart.data.sources import open_source
 from headstart.distributed.process_group import use_cores
 from headstart.evaluation.ood import read_ood_reference
 from headstart.export.bundle_writer import check_config, write_bundle
@@ -61,8 +62,9 @@ def run(params: Params) -> None:
         calibration=read_json(paths.TRUST)["calibration"][name],
     )
     model, calibration = _load_model(params, prepared), read_ood_reference(name)
+    source = open_source(params.prepare, params.run)
     formats, preprocessing = write_bundle(
-        paths.EXPORT, model, prepared, params, info=card_info, calibration=calibration
+        paths.EXPORT, model, prepared, source, params, info=card_info, calibration=calibration
     )
     max_difference = max(figures["max_difference"] for kind, figures in formats.items() if "_" not in kind)
     report = {
