@@ -43,6 +43,14 @@ def model_card(
     It states the exported ``config.json``, as timm writes it, the licences in ``export``, the number of ``images`` by
     split, and the parity check's figures by format.
     """
+    is_identifier = re.fullmatch(r"[a-z][a-z0-9.-]*", export.license)  # as the hub's are, such as apache-2.0
+    front_matter = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", *(tag for tag in ("timm", "onnx") if tag in formats)],
+        license=export.license if is_identifier else "other",
+        license_name=None if is_identifier else export.license,
+    )
     environment = Environment(
         loader=PackageLoader(__package__),
         autoescape=select_autoescape(),
@@ -55,7 +63,7 @@ def model_card(
         info=info,
         images=images,
         formats=formats,
-        front_matter=_front_matter(export.license, formats).to_yaml(),
+        front_matter=front_matter.to_yaml(),
         origin=ORIGINS.get(info.model, f"from the checkpoint {info.model}"),
         evaluated=sorted(info.evaluation["models"], key=lambda name: name != info.model) if info.evaluation else [],
         leaderboard=LEADERBOARD_COLUMNS,
@@ -73,15 +81,4 @@ def licence_notes(config: Mapping[str, Any], export: ExportConfig) -> str:
         f"The images that it was trained on: {export.data_license}\n\n"
         "`unknown` means that nobody has stated it: export.license and export.data_license in params.yaml set the\n"
         "first and the last. Check that all three allow your use.\n"
-    )
-
-
-def _front_matter(license_: str, formats: Mapping[str, Any]) -> ModelCardData:
-    is_identifier = re.fullmatch(r"[a-z][a-z0-9.-]*", license_)  # as the hub's are, such as apache-2.0
-    return ModelCardData(
-        library_name="timm",
-        pipeline_tag="image-classification",
-        tags=["image-classification", *(tag for tag in ("timm", "onnx") if tag in formats)],
-        license=license_ if is_identifier else "other",
-        license_name=None if is_identifier else license_,
     )

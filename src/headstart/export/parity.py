@@ -1,6 +1,5 @@
 """The parity check: an exported format computes what the trained model computes, on real images, or is not written."""
 
-import io
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.special import log_softmax
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
@@ -16,14 +16,14 @@ from torchvision.transforms.functional import pil_to_tensor
 from headstart.config.schema import ExportConfig, RoundedConfig, RunConfig
 from headstart.core.errors import UserError
 from headstart.data.dataset import SPLITS, PreparedDataset, evenly, manifest_rows, read_labels
-from headstart.data.image_info import LabelledImage, content_sha256
+from headstart.data.image_info import content_sha256, to_image
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.sources import Source
 from headstart.data.transforms import evaluation_transform
 from headstart.distributed.process_group import ProcessGroup
 from headstart.export.formats import ModelFunction
 from headstart.features.extract import run_inference
-from headstart.images.decode import BadImageError, decode
+from headstart.images.decode import BadImageError
 from headstart.images.preprocess import Preprocessing
 from headstart.models.backbone import features_of, get_head
 
@@ -186,7 +186,7 @@ def compare_preprocessing(source: Source, prepared: PreparedDataset, rows: NDArr
     for row, entry in enumerate(manifest_rows(prepared.folder)):
         if row not in compared:
             continue
-        image = decode(_unchanged_content(source, entry))
+        image = _unchanged_image(source, entry)
         expected = timms(image).numpy()
         pixels = {"ours": crop(pil_to_tensor(resize(image))).permute(1, 2, 0)[None]}
         if exact:
@@ -203,16 +203,12 @@ def compare_preprocessing(source: Source, prepared: PreparedDataset, rows: NDArr
     return {"pictures": len(rows), "stored": None, **largest}
 
 
-def _unchanged_content(source: Source, entry: dict[str, str]) -> bytes:
-    """Return the bytes of an image's file, a PNG where the source has none; raises UserError where it was changed."""
+def _unchanged_image(source: Source, entry: dict[str, str]) -> Image.Image:
+    """Read an image from its source; raises UserError where it is another than the one that was prepared."""
     try:
         content = source.read(entry["source"])
     except BadImageError as error:
         raise UserError(f"export: {entry['source']} can't be read any more: {error}. Run `dvc repro`") from error
     if content_sha256(content).hex() != entry["sha256"]:
         raise UserError(f"export: {entry['source']} was changed since it was prepared: run `dvc repro`")
-    if not isinstance(content, LabelledImage):
-        return content
-    file = io.BytesIO()
-    content.image.save(file, "PNG")
-    return file.getvalue()
+    return to_image(content)

@@ -62,28 +62,25 @@ class JsonValue:
         """Raise UserError with the file and the key."""
         raise UserError(" ".join(filter(None, (f"{self.file}:", self.key, problem))))
 
+    def _object(self) -> dict[str, Any]:
+        if not isinstance(self.value, dict):
+            self.refuse("must be an object")
+        return self.value
+
     def __getitem__(self, name: str) -> "JsonValue":
-        child = self._child(name)
+        printable = name[:100] if name.isprintable() else ascii(name[:100])[1:-1]
+        child = JsonValue(self._object().get(name), self.file, f"{self.key}.{printable}".removeprefix("."))
         if name not in self.value:
             child.refuse("is missing")
         return child
 
     def get(self, name: str) -> "JsonValue | None":
         """Return the value of a key of an object, None where the key is missing or its value is null."""
-        child = self._child(name)
-        return None if child.value is None else child
-
-    def _child(self, name: str) -> "JsonValue":
-        if not isinstance(self.value, dict):
-            self.refuse("must be an object")
-        printable = name[:100] if name.isprintable() else ascii(name[:100])[1:-1]
-        return JsonValue(self.value.get(name), self.file, f"{self.key}.{printable}".removeprefix("."))
+        return None if self._object().get(name) is None else self[name]
 
     def items(self) -> Iterator[tuple[str, "JsonValue"]]:
         """Yield each key of an object with its value."""
-        if not isinstance(self.value, dict):
-            self.refuse("must be an object")
-        return ((name, self[name]) for name in self.value)
+        return ((name, self[name]) for name in self._object())
 
     def list(self, least: int, most: int) -> "list[JsonValue]":
         """Return the entries of a list of ``least`` to ``most``."""
