@@ -50,12 +50,9 @@ def read_file(path: Path) -> bytes:
 def find_images(arguments: Sequence[str]) -> Iterator[ImageFile]:
     """Yield the images that a command's arguments name, in their order; a folder's images are sorted by name.
 
-    Args:
-        arguments: files, which need not exist; folders, searched for files with an image's suffix; and patterns with
-            ``*``, ``?``, ``[...]`` and ``**`` that the shell has not expanded.
-
-    Raises:
-        UserError: immediately, if a folder or a pattern has no image.
+    Arguments are files, which need not exist; folders, searched for files with an image's suffix; and patterns with
+    ``*``, ``?``, ``[...]`` and ``**`` that the shell has not expanded. Raises UserError immediately if a folder or a
+    pattern has no image.
     """
     for argument in arguments:
         if next(_images_of(argument), None) is None:
