@@ -82,12 +82,10 @@ def info_of(image: Image.Image) -> ImageInfo:
 
 def content_sha256(content: bytes | LabelledImage) -> bytes:
     """Hash what a source returns for an image: the file's bytes, or the mode, size and pixels."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).digest()
-    image = content.image
-    digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
-    digest.update(image.tobytes())
-    return digest.digest()
+    if isinstance(content, LabelledImage):
+        image = content.image
+        content = f"{image.mode} {image.size}".encode() + image.tobytes()
+    return hashlib.sha256(content).digest()
 
 
 def to_image(content: bytes | LabelledImage) -> Image.Image:

@@ -7,7 +7,6 @@ A new source is a class with what ``Source`` lists, and a case in ``open_source`
 import csv
 import difflib
 import inspect
-import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from headstart.core.paths import cache_folder
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Split
 from headstart.data.image_info import LabelledImage
 from headstart.images.decode import BadImageError
-from headstart.images.files import is_folder, is_ignored, is_image_name, name_problem, read_file, utf8_name, walk
+from headstart.images.files import is_image_name, read_file, scan, walk
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -97,8 +96,7 @@ class ImageFolder(FileSource):
 
     def images(self) -> Iterator[SourceItem]:
         """Yield the images; raises UserError if the layout of the folders is ambiguous."""
-        with os.scandir(self.root) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry))
+        names = [name for name, is_folder, _ in scan(self.root) if is_folder]
         given = [name for name in names if name in SPLIT_NAMES]
         if not given:
             yield from self._classes("", None)
@@ -120,24 +118,19 @@ class ImageFolder(FileSource):
 
     def _classes(self, inside: str, split: Split | None) -> Iterator[SourceItem]:
         """Yield the images of all class folders in the folder ``inside``."""
-        with os.scandir(self.root / inside) as entries:
-            for entry in entries:
-                name, problem = utf8_name(entry.name), name_problem(entry)
-                source = posixpath.join(inside, name)
-                if is_ignored(entry.name):
-                    continue
-                if problem:
-                    yield SourceItem(source, None, split, problem=problem)
-                elif not is_folder(entry):
-                    # Other files beside the class folders, such as notes and lists, are common and no problem.
-                    if is_image_name(name) or entry.is_symlink():
-                        yield SourceItem(source, None, split, problem="lies in no class folder")
-                else:
-                    file = None
-                    for file, file_problem in walk(self.root, source):
-                        yield SourceItem(file, name, split, problem=file_problem)
-                    if file is None and split in (None, "train"):
-                        raise UserError(f"{self.root / source}: the class folder holds no image: fill it or remove it")
+        for name, is_folder, problem in scan(self.root / inside):
+            source = posixpath.join(inside, name)
+            if problem:
+                yield SourceItem(source, None, split, problem=problem)
+            elif is_folder:
+                file = None
+                for file, file_problem in walk(self.root, source):
+                    yield SourceItem(file, name, split, problem=file_problem)
+                if file is None and split in (None, "train"):
+                    raise UserError(f"{self.root / source}: the class folder holds no image: fill it or remove it")
+            # Other files beside the class folders, such as notes and lists, are common and no problem.
+            elif is_image_name(name) or (self.root / source).is_symlink():
+                yield SourceItem(source, None, split, problem="lies in no class folder")
 
 
 class CsvTable(FileSource):

@@ -7,13 +7,9 @@ from torchvision.transforms import Compose, PILToTensor, ToPILImage
 
 
 def evaluation_transform(config: dict[str, Any]) -> tuple[Compose, Any]:
-    """Split timm's own evaluation transform into its resize and its crop.
+    """Split timm's own transform for a config of ``models.backbone.input_config``.
 
-    Args:
-        config: timm's data config, see ``models.backbone.input_config``.
-
-    Returns:
-        The resize, of a PIL image, and the crop, of a uint8 tensor (3, height, width).
+    The resize is of a PIL image, the crop of a uint8 tensor (3, height, width).
     """
     *resize, crop, _to_tensor, _normalize = create_transform(**config, is_training=False).transforms
     if config["crop_mode"] == "border":  # pads with a colour, which torchvision supports for PIL images only

@@ -83,9 +83,8 @@ class FeatureCache:
             yield
         except sqlite3.DatabaseError as error:
             self._database.close()
-            raise UserError(
-                f"{self.path} can't be used ({error}): delete it, or set run.cache to another folder"
-            ) from error
+            message = f"{self.path} can't be used ({error}): delete it, or set run.cache to another folder"
+            raise UserError(message) from error
 
     def close(self) -> None:
         """Close the file."""

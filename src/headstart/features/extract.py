@@ -109,16 +109,10 @@ def compute_missing_features(
         first = {keys[row]: row for row in reversed(missing)}  # of equal images
         return np.sort(np.fromiter(first.values(), np.int64, len(first)))
 
-    rows = process_group.broadcast_from_rank_zero(missing_rows)
+    rows, batch_size = process_group.broadcast_from_rank_zero(missing_rows), params.features.batch_size
     began, done = time.perf_counter(), 0
     for features in run_inference(
-        function,
-        prepared,
-        rows,
-        batch_size=params.features.batch_size,
-        run=params.run,
-        process_group=process_group,
-        label="features",
+        function, prepared, rows, batch_size=batch_size, run=params.run, process_group=process_group, label="features"
     ):
         if not np.isfinite(features).all():
             raise UserError("backbone.name: this backbone gives features that are not finite; its weights are damaged")

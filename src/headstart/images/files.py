@@ -50,12 +50,9 @@ def read_file(path: Path) -> bytes:
 def find_images(arguments: Sequence[str]) -> Iterator[ImageFile]:
     """Yield the images that a command's arguments name, in their order; a folder's images are sorted by name.
 
-    Args:
-        arguments: files, which need not exist; folders, searched for files with an image's suffix; and patterns with
-            ``*``, ``?``, ``[...]`` and ``**`` that the shell has not expanded.
-
-    Raises:
-        UserError: immediately, if a folder or a pattern has no image.
+    Arguments are files, which need not exist; folders, searched for files with an image's suffix; and patterns with
+    ``*``, ``?``, ``[...]`` and ``**`` that the shell has not expanded. Raises UserError immediately if a folder or a
+    pattern has no image.
     """
     for argument in arguments:
         if next(_images_of(argument), None) is None:
@@ -86,22 +83,35 @@ def walk(root: Path, inside: str) -> Iterator[tuple[str, str | None]]:
         yield inside, "a link to a folder that it lies in"
         return
     try:
-        with os.scandir(root / inside) as entries:
-            for entry in sorted(entries, key=attrgetter("name")):
-                below, problem = posixpath.join(inside, utf8_name(entry.name)), name_problem(entry)
-                if is_ignored(entry.name):
-                    continue
-                if problem or not is_folder(entry):
-                    yield below, problem
-                else:
-                    yield from walk(root, below)
+        for name, is_folder, problem in scan(root / inside):
+            below = posixpath.join(inside, name)
+            if problem or not is_folder:
+                yield below, problem
+            else:
+                yield from walk(root, below)
     except OSError as error:
         yield inside, f"the folder can't be read: {error.strerror}"
 
 
-def is_ignored(name: str) -> bool:
-    """Return whether a file is hidden or belongs to a file browser."""
-    return name.startswith(".") or name.lower() in IGNORED
+def scan(folder: Path) -> Iterator[tuple[str, bool, str | None]]:
+    """Yield a folder's entries sorted by name, without hidden ones and those of file browsers.
+
+    Each is its name, whether it is a folder or a link to one, and the problem that this already shows, or None.
+    """
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=attrgetter("name")):
+            if entry.name.startswith(".") or entry.name.lower() in IGNORED:
+                continue
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link that leads to itself
+                is_folder = False
+            name, problem = utf8_name(entry.name), None
+            if name != entry.name:
+                problem = "its name is not UTF-8"
+            elif is_folder and is_image_name(name):
+                problem = "a folder with an image's name"
+            yield name, is_folder, problem
 
 
 def is_image_name(name: str) -> bool:
@@ -109,23 +119,6 @@ def is_image_name(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def name_problem(entry: os.DirEntry[str]) -> str | None:
-    """Return what is wrong with an entry's name, or None."""
-    if utf8_name(entry.name) != entry.name:
-        return "its name is not UTF-8"
-    if is_image_name(entry.name) and is_folder(entry):
-        return "a folder with an image's name"
-    return None
-
-
 def utf8_name(name: str) -> str:
     """Return a file name with escapes for the bytes that are not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder or a link to one."""
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False

@@ -186,10 +186,7 @@ def backbone_for(backbone: BackboneConfig, classes: int) -> nn.Module:
 
 def set_head(model: nn.Module, head: Head) -> None:
     """Copy the probe's head into the model's."""
-    linear = get_head(model)
-    with torch.no_grad():
-        linear.weight.copy_(torch.from_numpy(head.weight))
-        linear.bias.copy_(torch.from_numpy(head.bias))
+    get_head(model).load_state_dict({"weight": torch.from_numpy(head.weight), "bias": torch.from_numpy(head.bias)})
 
 
 class WithFeatures(nn.Module):
