@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import DistError
+
 from headstart.core.errors import UserError, first_line
 from headstart.core.io import write_json
 from headstart.core.paths import BATCH_HEARTBEAT, HEARTBEATS
@@ -31,6 +33,8 @@ MAX_MISSED = 5
 """Heartbeats that a process may miss: file servers let readers wait."""
 START_VARIABLES = (UNDER_LOCK, "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "MASTER_PORT")
 """Variables of the environment that distinguish a start from earlier ones."""
+PEER_WORDS = ("gloo", "nccl", "connection")
+"""One of them is in each plain RuntimeError of a call between ranks, such as gloo's."""
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: try again."""
 
@@ -60,12 +64,10 @@ class Heartbeat:
 class Watchdog(threading.Thread):
     """Writes this rank's heartbeats, reads those of the others, and ends this process after too long without progress.
 
-    Attributes:
-        saved_steps: optimiser steps that the saved checkpoint contains, for the marker of a lost process.
+    ``timeout`` is in seconds; ``saved_steps`` are those of the saved checkpoint, for the marker of a lost process.
     """
 
     def __init__(self, rank: int, world: int, timeout: float) -> None:
-        """Prepare to watch ``world`` ranks from this one; ``timeout`` is in seconds without progress."""
         super().__init__(name="watchdog", daemon=True)
         self._rank, self._timeout, self.saved_steps = rank, timeout, 0
         self._count, self._where = 0, "its start"
@@ -130,10 +132,9 @@ class Watchdog(threading.Thread):
         waiting = f"rank {self._rank} on {socket.gethostname()} waits at {self._where}"
         if silent := [rank for rank, heartbeat in self._heartbeats.items() if heartbeat.is_silent]:
             return f"{', '.join(map(self._describe, silent))}: no sign of life, and {waiting}"
-        contents = {rank: heartbeat.content for rank, heartbeat in self._heartbeats.items()}
-        if behind := [rank for rank, content in contents.items() if content.get("count", 0) < self._count]:
-            places = ", ".join(f"{self._describe(rank)} at {contents[rank].get('where')}" for rank in behind)
-            return f"no progress for {self._timeout:.0f} s: {places} stands still, and {waiting}"
+        if behind := [rank for rank, each in self._heartbeats.items() if each.content.get("count", 0) < self._count]:
+            places = (f"{self._describe(rank)} at {self._heartbeats[rank].content.get('where')}" for rank in behind)
+            return f"no progress for {self._timeout:.0f} s: {', '.join(places)} stands still, and {waiting}"
         return f"no progress for {self._timeout:.0f} s, and all ranks live: {waiting}; is the network down?"
 
     def _describe(self, rank: int) -> str:
@@ -156,13 +157,7 @@ class Watchdog(threading.Thread):
 
 @contextlib.contextmanager
 def watch_heartbeats(rank: int, world: int, minutes: float) -> Iterator[Watchdog]:
-    """Watch the ranks of a stage while the block runs; a single process is not watched.
-
-    Args:
-        rank: of this process.
-        world: number of processes.
-        minutes: time without progress after which the processes end.
-    """
+    """Watch the ranks of a stage, which end after so many minutes without progress; a single process is not watched."""
     watchdog = Watchdog(rank, world, 60 * minutes)
     if world == 1:
         yield watchdog
@@ -171,18 +166,13 @@ def watch_heartbeats(rank: int, world: int, minutes: float) -> Iterator[Watchdog
     try:
         yield watchdog
     except Exception as error:
-        if isinstance(error, RuntimeError) and _is_connection_error(error):
+        is_connection_error = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in PEER_WORDS)
+        if is_connection_error or isinstance(error, DistError):
             watchdog.connection_lost(error)
         watchdog.failed(error)
         raise
     finally:
         watchdog.stop()
-
-
-def _is_connection_error(error: RuntimeError) -> bool:
-    """Return whether an error comes from a call between ranks: gloo's are plain RuntimeErrors."""
-    names = {base.__name__ for base in type(error).__mro__}
-    return "DistError" in names or any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
 
 
 def _requeue_if_batch_node_is_gone() -> None:

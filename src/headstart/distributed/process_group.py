@@ -36,13 +36,10 @@ MINUTES_AFTER_WATCHDOG = 2
 def device_of(run: RunConfig) -> torch.device:
     """Choose the kind of device; raises UserError where this machine lacks ``run.accelerator``."""
     available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if run.accelerator == "auto":
-        accelerator = next(name for name, is_available in available.items() if is_available)
-    elif available[run.accelerator]:
-        accelerator = run.accelerator
-    else:
-        raise UserError(f"run.accelerator: no {run.accelerator} on this machine; use auto or cpu")
-    return torch.device("cuda" if accelerator == "gpu" else accelerator)
+    name = next(name for name in available if available[name]) if run.accelerator == "auto" else run.accelerator
+    if not available[name]:
+        raise UserError(f"run.accelerator: no {name} on this machine; use auto or cpu")
+    return torch.device("cuda" if name == "gpu" else name)
 
 
 class SlurmTasks(SLURMEnvironment):
@@ -59,16 +56,13 @@ class SlurmTasks(SLURMEnvironment):
         try:
             socket.getaddrinfo(address, None)
         except OSError:
-            raise UserError(
-                f"the first node, {address}, does not resolve on {socket.gethostname()}: have it added to /etc/hosts "
-                "or DNS, or set MASTER_ADDR to an address of it"
-            ) from None
+            what = "have it added to /etc/hosts or DNS, or set MASTER_ADDR to an address of it"
+            raise UserError(f"the first node, {address}, does not resolve on {socket.gethostname()}: {what}") from None
         return address
 
     def local_rank(self) -> int:
-        """Return the index of this task's GPU among those that it sees."""
-        has_own_gpu = torch.cuda.device_count() == 1
-        return 0 if has_own_gpu else super().local_rank()
+        """Return the index of this task's GPU among those that it sees; 0 where it sees only its own."""
+        return 0 if torch.cuda.device_count() == 1 else super().local_rank()
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
         """Accept any numbers: ``layout`` takes them from srun."""
@@ -78,13 +72,8 @@ class SlurmTasks(SLURMEnvironment):
 class Layout:
     """How many processes there are, in the form that Lightning's Trainer and Fabric take.
 
-    Attributes:
-        accelerator: Lightning's name of it.
-        devices: how many a process may see; the number of processes per node where each sees all.
-        nodes: number of machines.
-        environment: the launcher of the processes.
-        local_world: processes on this machine.
-        world: processes in all.
+    ``devices`` is how many a process may see, the number of processes per node where each sees all; ``environment``
+    the launcher; ``local_world`` counts the processes on this machine, ``world`` all.
     """
 
     accelerator: str
@@ -98,8 +87,7 @@ class Layout:
 def layout(run: RunConfig) -> Layout:
     """Return how many processes srun or torchrun started, else how many ``run.devices`` asks for.
 
-    Raises:
-        UserError: ``run.devices`` contradicts srun or torchrun, or the number of tasks and of GPUs don't fit.
+    Raises UserError where ``run.devices`` contradicts the launcher, or the numbers of tasks and of GPUs don't fit.
     """
     kind = device_of(run).type
     accelerator, gpus = {"cuda": "gpu"}.get(kind, kind), torch.cuda.device_count() if kind == "cuda" else 0
@@ -120,10 +108,8 @@ def layout(run: RunConfig) -> Layout:
         raise UserError(f"run.devices: {run.devices}, but {local_world} processes a node were started; use auto")
     has_own_gpu = gpus == 1 and isinstance(environment, SlurmTasks)  # as --gpus-per-task binds them
     if gpus and local_world > gpus and not has_own_gpu:
-        raise UserError(
-            f"{local_world} processes on {socket.gethostname()}, which has {gpus} GPUs for them: start one a GPU "
-            "(#SBATCH --ntasks-per-node)"
-        )
+        where = f"{socket.gethostname()}, which has {gpus} GPUs for them"
+        raise UserError(f"{local_world} processes on {where}: start one a GPU (#SBATCH --ntasks-per-node)")
     return Layout(accelerator, 1 if has_own_gpu else local_world, nodes, environment, local_world, world)
 
 
@@ -131,12 +117,8 @@ def layout(run: RunConfig) -> Layout:
 class ProcessGroup:
     """This process and the others that work on the same stage.
 
-    Attributes:
-        rank: the number of this process.
-        world: number of processes.
-        local_world: number of processes on this machine.
-        device: of this process.
-        group: torch's process group for CPU tensors; None for a single process.
+    ``world`` are all, ``local_world`` those on this machine; ``group`` is torch's for CPU tensors, None for a single
+    process.
     """
 
     rank: int = 0
@@ -146,11 +128,7 @@ class ProcessGroup:
     group: Any = None
 
     def run_on_rank_zero(self, function: Callable[[], Value]) -> Value | None:
-        """Call the function on rank 0 while the others wait; a UserError is raised on all ranks.
-
-        Returns:
-            Its result on rank 0, None on the others.
-        """
+        """Call the function on rank 0 while the others wait, and return its result there; all raise its UserError."""
         result: Value | None = None
         error: list[UserError | None] = [None]
         if self.rank == 0:
@@ -165,7 +143,7 @@ class ProcessGroup:
         return result
 
     def broadcast_from_rank_zero(self, function: Callable[[], Value]) -> Value:
-        """Call the function on rank 0 and return its result on all ranks; a UserError is raised on all ranks."""
+        """Call the function on rank 0, and return its result on all ranks; all raise its UserError."""
         results: list[Any] = [self.run_on_rank_zero(function)]
         if self.group is not None:
             dist.broadcast_object_list(results, src=0, group=self.group)
@@ -184,9 +162,7 @@ class ProcessGroup:
 def connect(run: RunConfig) -> ProcessGroup:
     """Start the processes that no launcher has started, connect all, and divide this machine's cores among its own.
 
-    Raises:
-        UserError: see ``layout``.
-        RuntimeError: not all processes connected within ``run.timeout_minutes``.
+    Raises UserError as ``layout`` does, and RuntimeError where not all connected within ``run.timeout_minutes``.
     """
     processes = layout(run)
     if processes.world == 1:

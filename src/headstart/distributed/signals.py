@@ -21,12 +21,7 @@ SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 
 
 class StopRequested(BaseException):
-    """Ends a training on all ranks at the same step, after its checkpoint is saved.
-
-    Attributes:
-        signal: the one that was received.
-        steps: optimiser steps that the saved checkpoint contains.
-    """
+    """Ends a training on all ranks at the same step, after a checkpoint with so many optimiser ``steps`` is saved."""
 
     def __init__(self, number: int, steps: int) -> None:
         super().__init__(number, steps)
@@ -36,8 +31,7 @@ class StopRequested(BaseException):
 class StopFlag:
     """The number of the signal that this process has received, 0 for none; the largest of several."""
 
-    def __init__(self) -> None:
-        self.number = 0
+    number = 0
 
     def handle(self, number: int, _: Any) -> None:
         """Record a signal; this is the handler."""
@@ -57,15 +51,9 @@ def stop_flag() -> Iterator[StopFlag]:
 
 
 class SignalSync:
-    """Exchanges a few integers among all ranks at each step, one step late."""
+    """Exchanges ``width`` integers among all ranks at each step, one step late; zeros at first."""
 
     def __init__(self, process_group: ProcessGroup, width: int) -> None:
-        """Start with zeros.
-
-        Args:
-            process_group: the ranks.
-            width: how many integers are exchanged.
-        """
         self._group, self._zeros = process_group.group, [0] * width
         self._pending: tuple[Any, Tensor] | None = None
 

@@ -24,8 +24,7 @@ def remove_stale_rwlock() -> bool:
         holders = [*content.get("write", {}).values(), *itertools.chain(*content.get("read", {}).values())]
     except FileNotFoundError:
         return False
-    except ValueError:
-        # Truncated by a kill; DVC would refuse to read it.
+    except ValueError:  # truncated by a kill; DVC would refuse to read it
         holders = [{"pid": -1}]
     if not holders or any(_is_dvc(holder["pid"]) for holder in holders):
         return False

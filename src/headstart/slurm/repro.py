@@ -17,10 +17,7 @@ QUEUED_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def repro(arguments: list[str]) -> int:
-    """Run DVC in the working directory, one start at a time.
-
-    Args:
-        arguments: of `dvc repro`, or of `dvc exp run` where one of them is ``-S`` or ``--set-param``.
+    """Run `dvc repro` in the working directory, or `dvc exp run` where an argument is ``-S`` or ``--set-param``.
 
     Returns:
         The exit code: 0 done, 1 failed, 75 queued again, 128 + number: stopped by that signal.
@@ -45,8 +42,8 @@ def _run_pipeline(arguments: list[str]) -> int:
         _print(f"the start before this one ended: {previous['message']}")
     STOPPED.unlink(missing_ok=True)
     is_experiment = any(argument.startswith(("-S", "--set-param")) for argument in arguments)
-    start = secrets.token_hex(8)
-    code, received = run_dvc([*(["exp", "run"] if is_experiment else ["repro"]), *arguments], start)
+    command, start = ["exp", "run"] if is_experiment else ["repro"], secrets.token_hex(8)
+    code, received = run_dvc([*command, *arguments], start)
     if code == 0:
         return 0
     marker = read_stopped(start)

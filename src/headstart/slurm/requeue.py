@@ -13,32 +13,24 @@ MAX_STARTS_WITHOUT_PROGRESS = 3
 
 
 def requeue(job: str, steps: int | None) -> None:
-    """Requeue the Slurm job that this process runs in.
-
-    Args:
-        job: its id, as ``slurm_job`` returns it.
-        steps: optimiser steps that the saved checkpoint contains; None where no training stopped.
+    """Requeue the Slurm job that this process runs in; ``steps`` are in the saved checkpoint, None without a training.
 
     Raises:
         UserError: the last starts made no progress, or Slurm refuses.
     """
     current = {"job": job, "progress": _progress(steps)}
     previous = read_json(REQUEUES) if REQUEUES.exists() else {"count": 0}
-    count = previous["count"] if previous == {**current, "count": previous["count"]} else 0
+    count = previous["count"] if current.items() <= previous.items() else 0
     if count == MAX_STARTS_WITHOUT_PROGRESS:
-        raise UserError(
-            f"job {job} is not queued again: its last {count} starts made no progress; repair what stops it, then "
-            "sbatch again"
-        )
+        what = f"its last {count} starts made no progress; repair what stops it, then sbatch again"
+        raise UserError(f"job {job} is not queued again: {what}")
     write_json(REQUEUES, {**current, "count": count + 1})
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)  # noqa: S607
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-        raise UserError(
-            f"job {job} is not queued again ({reason}): submit it again, best with #SBATCH --requeue; it resumes "
-            "where it stopped"
-        ) from error
+        what = "submit it again, best with #SBATCH --requeue; it resumes where it stopped"
+        raise UserError(f"job {job} is not queued again ({reason}): {what}") from error
 
 
 def _progress(steps: int | None) -> str:

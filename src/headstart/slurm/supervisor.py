@@ -34,11 +34,8 @@ SHELLS = {"ash", "bash", "busybox", "dash", "fish", "ksh", "ksh93", "mksh", "sh"
 def run_dvc(arguments: list[str], start: str) -> tuple[int, list[int]]:
     """Run DVC until it and its stage have exited, and forward the signals that this process receives.
 
-    They go to the stage that runs and to any that starts later; where none starts, DVC is interrupted.
-
-    Args:
-        arguments: DVC's.
-        start: a token that identifies this start, for the markers of its stages.
+    They go to the stage that runs and to any that starts later; where none starts, DVC is interrupted. The token
+    ``start`` identifies this start in the markers of its stages.
 
     Returns:
         DVC's exit code, negative for a signal that it died of, and the signals received, in their order.
@@ -46,12 +43,14 @@ def run_dvc(arguments: list[str], start: str) -> tuple[int, list[int]]:
     arrived: SimpleQueue[int] = SimpleQueue()
     for number in (*FORWARDED, signal.SIGCHLD):
         signal.signal(number, lambda number, _: arrived.put(number))
-    pipeline, heartbeat = _Pipeline(arguments, start), _BatchHeartbeat()
+    pipeline, began, beats = _Pipeline(arguments, start), time.monotonic(), 0
     received: list[int] = []
     try:
         while pipeline.is_running():
             pipeline.forward_signal()
-            heartbeat.beat()
+            if time.monotonic() - began >= beats * HEARTBEAT_S:
+                beats += 1
+                _write_heartbeat(beats)
             pipeline.kill_after_loss()
             with contextlib.suppress(Empty):
                 number = arrived.get(timeout=POLL_S)
@@ -100,10 +99,10 @@ class _Pipeline:
 
     def forward_signal(self) -> None:
         """Send a requested signal to the stage, or interrupt DVC where there has been no stage for too long."""
-        if self._signal is None and self.dvc.poll() is not None:
-            self._signal = signal.SIGTERM  # DVC is gone, and nobody would record what the stage makes
         if self._signal is None:
-            return
+            if self.dvc.poll() is None:
+                return
+            self._signal = signal.SIGTERM  # DVC is gone, and nobody would record what the stage makes
         for process in self._stage - self._signalled:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(self._signal)
@@ -127,27 +126,15 @@ class _Pipeline:
                     process.kill()
 
 
-class _BatchHeartbeat:
-    """Shows the ranks on other nodes that the node of the batch script is alive."""
-
-    def __init__(self) -> None:
-        self._count, self._next = 0, time.monotonic()
-
-    def beat(self) -> None:
-        if time.monotonic() < self._next:
-            return
-        self._count, self._next = self._count + 1, time.monotonic() + HEARTBEAT_S
-        sender = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-        with contextlib.suppress(OSError):  # a full disk must not end what is running
-            write_json(BATCH_HEARTBEAT, sender | {"count": self._count})
+def _write_heartbeat(count: int) -> None:
+    """Show the ranks on other nodes that the node of the batch script is alive."""
+    sender = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+    with contextlib.suppress(OSError):  # a full disk must not end what is running
+        write_json(BATCH_HEARTBEAT, sender | {"count": count})
 
 
 def _below_shells(process: psutil.Process) -> Iterator[psutil.Process]:
-    """Yield the processes that a shell runs, or the process itself where it is no shell.
-
-    DVC starts each command by a shell. Some shells become the command (bash), others wait for it and die of signals
-    (dash).
-    """
+    """Yield the process, or what it runs where it is a shell: one that waits (dash) would itself die of a signal."""
     if Path(process.exe()).name not in SHELLS:
         yield process
         return

@@ -26,61 +26,42 @@ def track_evaluation(
 ) -> None:
     """Add the leaderboard, the confusion matrix and the most confident mistakes to the run.
 
-    Args:
-        run: the section of params.
-        prepared: the images.
-        rows: those of the test split, in the order of reports/evaluate/predictions.csv.
-        report: the content of reports/evaluate.json.
+    ``rows`` are those of the test split in the order of predictions.csv, ``report`` is as in reports/evaluate.json.
     """
     with resume_run(run, "evaluate") as resumed:
         if resumed is None:
             return
-        predictions = read_table(PREDICTIONS)
-        figures = {
-            f"test/{model}/{name}": value for model, of in report["models"].items() for name, value in _floats(of)
-        }
-        tables = {
-            "leaderboard": _leaderboard_table(report["models"]),
-            "confusion": _confusion_table(predictions),
+        from wandb import Table  # noqa: PLC0415
+
+        models, predictions = report["models"], read_table(PREDICTIONS)
+        names = [name for name, value in models["finetune"].items() if isinstance(value, float)]
+        leaderboard = [
+            [model, *(figures[name] for name in names), *figures["intervals"]["accuracy"]]
+            for model, figures in sorted(models.items(), key=lambda item: -item[1]["accuracy"])
+        ]
+        counts = Counter((row["label"], row["finetune"]) for row in predictions)
+        confusion = [[*pair, count] for pair, count in sorted(counts.items())]
+        summary = {
+            "verdict": report["verdict"],
+            "leaderboard": Table(columns=["model", *names, "accuracy_low", "accuracy_high"], data=leaderboard),
+            "confusion": Table(columns=["actual", "predicted", "pictures"], data=confusion),
             "mistakes": _mistakes_table(prepared, rows, predictions),
         }
-        resumed.summary.update({"verdict": report["verdict"], **figures, **tables})
-
-
-def _floats(figures: dict[str, Any]) -> list[tuple[str, float]]:
-    return [(name, value) for name, value in figures.items() if isinstance(value, float)]
-
-
-def _leaderboard_table(models: dict[str, dict[str, Any]]) -> Any:
-    from wandb import Table  # noqa: PLC0415
-
-    names = [name for name, _ in _floats(models["finetune"])]
-    rows = [
-        [model, *(figures[name] for name in names), *figures["intervals"]["accuracy"]]
-        for model, figures in sorted(models.items(), key=lambda item: -item[1]["accuracy"])
-    ]
-    return Table(columns=["model", *names, "accuracy_low", "accuracy_high"], data=rows)
-
-
-def _confusion_table(predictions: list[dict[str, str]]) -> Any:
-    from wandb import Table  # noqa: PLC0415
-
-    counts = Counter((row["label"], row["finetune"]) for row in predictions)
-    return Table(columns=["actual", "predicted", "pictures"], data=[[*pair, n] for pair, n in sorted(counts.items())])
+        for model, figures in models.items():
+            summary |= {f"test/{model}/{name}": value for name, value in figures.items() if isinstance(value, float)}
+        resumed.summary.update(summary)
 
 
 def _mistakes_table(prepared: PreparedDataset, rows: NDArray[np.int64], predictions: list[dict[str, str]]) -> Any:
     import wandb  # noqa: PLC0415
 
-    wrong = [
-        (float(prediction["finetune_probability"]), int(row), prediction)
-        for row, prediction in zip(rows, predictions, strict=True)
-        if prediction["finetune"] != prediction["label"]
-    ]
+    pairs = zip(rows, predictions, strict=True)
+    wrong = [(int(row), each) for row, each in pairs if each["finetune"] != each["label"]]
+    wrong.sort(key=lambda mistake: -float(mistake[1]["finetune_probability"]))
     table = wandb.Table(columns=["picture", "source", "label", "predicted", "probability"])
-    for probability, row, prediction in sorted(wrong, key=lambda each: -each[0])[:MAX_MISTAKES]:
+    for row, each in wrong[:MAX_MISTAKES]:
         image = Image.fromarray(prepared.pixels(row))
         image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-        shown = wandb.Image(image)
-        table.add_data(shown, prediction["source"], prediction["label"], prediction["finetune"], probability)
+        probability = float(each["finetune_probability"])
+        table.add_data(wandb.Image(image), each["source"], each["label"], each["finetune"], probability)
     return table

@@ -25,8 +25,8 @@ def track_model(run: RunConfig, prepared: PreparedDataset) -> None:
     with resume_run(run, "export") as resumed:
         if resumed is None:
             return
-        for source in (_manifest(prepared), _features()):
-            _declare_use(resumed, source)
+        _declare_use(resumed, _manifest(prepared))
+        _declare_use(resumed, _features())
         exported = read_json(report_of("export"))
         figures = read_json(report_of("evaluate"))["models"][exported["model"]]
         metadata = {name: value for name, value in figures.items() if isinstance(value, float)}
@@ -54,10 +54,7 @@ def _artifact(kind: str, paths: list[Path], metadata: dict[str, Any]) -> Any:
 
     artifact = Artifact(kind, type=kind, metadata=json.loads(json.dumps(metadata)))
     for path in paths:
-        if path.is_dir():
-            artifact.add_dir(str(path))
-        else:
-            artifact.add_file(str(path))
+        (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path))
     return artifact
 
 

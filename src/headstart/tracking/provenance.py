@@ -12,12 +12,9 @@ LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "sciki
 
 
 def provenance() -> dict[str, Any]:
-    """Describe software and machine in plain JSON values.
+    """Describe software and machine in plain JSON values; ``gpu`` and ``git`` are None where there is none.
 
-    Returns:
-        ``headstart``, its version; ``versions`` of libraries; ``python``; ``machine``; ``gpu``, its name or None;
-        ``git``, None outside a repository, else ``commit`` and whether tracked files other than ``dvc.lock`` are
-        changed (``dirty``).
+    ``git`` has the ``commit``, and whether tracked files other than ``dvc.lock`` are changed (``dirty``).
     """
     return {
         "headstart": version("headstart"),
@@ -37,12 +34,11 @@ def _processor() -> str:
 
 def _git_state() -> dict[str, Any] | None:
     try:
-        commit = _git("rev-parse", "HEAD")
         # DVC writes its lock while a stage runs.
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+        return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "dirty": bool(changed)}
 
 
 def _git(*arguments: str) -> str:

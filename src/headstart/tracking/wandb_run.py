@@ -36,60 +36,49 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """The wandb run of a fine-tuning, resumed after an interruption; its failures never end the training.
 
-    Attributes:
-        id: wandb's id of the run; in a sweep the agent's.
+    Its ``id`` is wandb's; in a sweep the agent's.
     """
 
     def __init__(self, run: RunConfig, record: Path, config: dict[str, Any]) -> None:
-        """Start the run, or resume it.
+        """Start the run, or resume it; raises UserError where wandb has no key, or a wrong one.
 
-        Args:
-            run: the section of params.
-            record: file with the run's id (``id``), its number of rows now (``rows``) and before this start
-                (``first``).
-            config: shown as the run's config.
-
-        Raises:
-            UserError: wandb has no key, or a wrong one.
+        The file ``record`` has the run's id (``id``), its number of rows now (``rows``) and before this start
+        (``first``).
         """
-        self._record = record
         new = {"id": secrets.token_hex(4), "rows": 0, "first": 0}
         recorded: dict[str, Any] = read_json(record) if record.exists() else new
         self.id: str = os.environ.get("WANDB_RUN_ID") or recorded["id"]
         if self.id != recorded["id"]:
             recorded = new
-        offline = _read_offline_files(self.id)
-        self._run = _init(run, self.id, job_type="finetune", summary=offline.summary, config=config)
+        self._run, offline = _open_run(run, self.id, job_type="finetune", config=config)
         if not self._run.offline:
-            self._rows = self._run.step
+            rows = self._run.step
         elif offline.rows is not None:
-            self._rows = offline.rows
+            rows = offline.rows
         else:  # the files were deleted for lack of an end, or sent and removed
-            self._rows = recorded["first"] if offline.deleted else recorded["rows"]
-        self._first = self._rows
+            rows = recorded["first"] if offline.deleted else recorded["rows"]
         for pattern, axis in (("*", "epoch"), ("step/*", "step")):
             self._run.define_metric(pattern, step_metric=axis, summary="none")
-        self._write_record()
+        self._path, self._record = record, {"id": self.id, "rows": rows, "first": rows}
+        write_json(self._path, self._record)
 
     def log(self, history: Sequence[TrackedRow], curve: Sequence[TrackedRow]) -> None:
         """Log the rows that wandb does not have yet; the arguments also contain all earlier ones.
 
-        Args:
-            history: one row per epoch, each of which the saved checkpoint contains.
-            curve: rows of steps, each with its ``epoch``; those of epochs that are not in the history wait.
+        The history has one row per epoch that the saved checkpoint contains; rows of steps of other epochs wait.
         """
         if self._run is None:
             return
         rows = interleave_rows(history, curve)
         try:
-            for number in range(self._rows, len(rows)):
+            for number in range(self._record["rows"], len(rows)):
                 self._run.log(dict(rows[number]), step=number, commit=True)
         except _wandb_errors() as error:
             logger.warning("wandb gets no more of this run: %s", error)
             self._run = None
             return
-        self._rows = max(self._rows, len(rows))
-        self._write_record()
+        self._record["rows"] = max(self._record["rows"], len(rows))
+        write_json(self._path, self._record)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Set the run's summary and close it, in bounded time."""
@@ -98,18 +87,12 @@ class Tracker:
                 self._run.summary.update(summary)
                 self._run.finish()
 
-    def _write_record(self) -> None:
-        write_json(self._record, {"id": self.id, "rows": self._rows, "first": self._first})
-
 
 @contextmanager
 def resume_run(run: RunConfig, stage: str, *, suffix: str = "") -> Iterator[Any]:
     """Resume the wandb run of the model in models/finetune to add to it, and close it in bounded time.
 
-    Args:
-        run: the section of params.
-        stage: the one that adds, for a warning.
-        suffix: of the id of another run in the same group, which is opened instead.
+    A ``suffix`` of its id opens another run in the same group instead; a warning names the stage.
 
     Yields:
         wandb's run; None where the model was trained untracked, or wandb fails.
@@ -120,8 +103,7 @@ def resume_run(run: RunConfig, stage: str, *, suffix: str = "") -> Iterator[Any]
             if "WANDB_SWEEP_ID" in os.environ:  # wandb begins no other run than the agent's there
                 suffix = ""
             run_id = read_json(TRACKED_RUN)["id"] + (f"-{suffix}" if suffix else "")
-            summary = _read_offline_files(run_id).summary
-            resumed = _init(run, run_id, job_type=suffix or "finetune", summary=summary)
+            resumed, _ = _open_run(run, run_id, job_type=suffix or "finetune")
     if resumed is None:
         yield None
         return
@@ -135,20 +117,15 @@ def interleave_rows(history: Sequence[TrackedRow], curve: Sequence[TrackedRow]) 
     return [row for each in history for row in (*(step for step in curve if step["epoch"] == each["epoch"]), each)]
 
 
-def _init(
-    run: RunConfig, run_id: str, *, job_type: str, summary: dict[str, Any], config: dict[str, Any] | None = None
-) -> Any:
-    """Open a run, offline where the server can't be reached; ``summary`` is that of its offline files so far."""
+def _open_run(
+    run: RunConfig, run_id: str, *, job_type: str, config: dict[str, Any] | None = None
+) -> tuple[Any, "_OfflineFiles"]:
+    """Open a run, offline where the server can't be reached; return also what its offline files had before."""
     import wandb  # noqa: PLC0415
 
-    assert run.tracking != "disabled"
-    settings = wandb.Settings(
-        silent=True,
-        console="off",
-        init_timeout=INIT_TIMEOUT_S,
-        finish_timeout=FINISH_TIMEOUT_S,
-        finish_timeout_raises=True,
-    )
+    offline = _read_offline_files(run_id)
+    settings = {"silent": True, "console": "off", "init_timeout": INIT_TIMEOUT_S}
+    settings |= {"finish_timeout": FINISH_TIMEOUT_S, "finish_timeout_raises": True}
     options: dict[str, Any] = {"project": PROJECT, "id": run_id, "group": run_id.partition("-")[0]}
     options |= {"job_type": job_type, "config": config, "resume": "allow", "settings": settings}
     try:
@@ -160,8 +137,8 @@ def _init(
         wandb.teardown()  # it still holds the run that failed to start
         opened = wandb.init(**options, mode="offline")
     if opened.offline:  # a sync replaces the summary by that of each file in turn
-        opened.summary.update(summary)
-    return opened
+        opened.summary.update(offline.summary)
+    return opened, offline
 
 
 @contextmanager
@@ -183,13 +160,7 @@ def _wandb_errors() -> tuple[type[Exception], ...]:
 
 
 class _OfflineFiles(NamedTuple):
-    """The content of a run's offline files.
-
-    Attributes:
-        rows: number of history rows; None where there are none.
-        summary: that of all files together.
-        deleted: whether a file had no end and was deleted.
-    """
+    """A run's offline files together: their number of rows, None for no row, and whether one had to be deleted."""
 
     rows: int | None
     summary: dict[str, Any]

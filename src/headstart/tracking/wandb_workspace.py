@@ -10,21 +10,24 @@ from headstart.core.paths import DASHBOARD
 from headstart.tracking.wandb_run import PROJECT
 
 TITLE = "Headstart"
-EPOCH_CURVES = {
-    "Loss": {"y": ["train_loss", "val_loss"]},
-    "Validation accuracy": {"y": ["val_accuracy"]},
+CURVES: dict[tuple[str, str], dict[str, Any]] = {
+    ("Epochs", "epoch"): {
+        "Loss": {"y": ["train_loss", "val_loss"]},
+        "Validation accuracy": {"y": ["val_accuracy"]},
+    },
+    ("Ledger", "epoch"): {
+        "Norm of each group's weights": {"metric_regex": ".*/norm"},
+        "Distance of each group from its start": {"metric_regex": ".*/distance"},
+        "Fraction of the weights removed by the regulariser so far": {"metric_regex": ".*/total_shrink"},
+        "Distance by which the data moved each group in the epoch": {"metric_regex": ".*/data_movement"},
+    },
+    ("Steps", "step"): {
+        "Training loss": {"y": ["step/loss"]},
+        "Learning rates": {"metric_regex": "step/lr/.*"},
+        "Norm of the gradient": {"y": ["step/gradient_norm"]},
+    },
 }
-LEDGER_CURVES = {
-    "Norm of each group's weights": {"metric_regex": ".*/norm"},
-    "Distance of each group from its start": {"metric_regex": ".*/distance"},
-    "Fraction of the weights removed by the regulariser so far": {"metric_regex": ".*/total_shrink"},
-    "Distance by which the data moved each group in the epoch": {"metric_regex": ".*/data_movement"},
-}
-STEP_CURVES = {
-    "Training loss": {"y": ["step/loss"]},
-    "Learning rates": {"metric_regex": "step/lr/.*"},
-    "Norm of the gradient": {"y": ["step/gradient_norm"]},
-}
+"""Plots by their section and its axis."""
 
 
 def save_workspace() -> str | Path:
@@ -60,15 +63,9 @@ def build_workspace(entity: str) -> Any:
         from wandb_workspaces import workspaces  # noqa: PLC0415
         from wandb_workspaces.reports.v2 import interface as reports  # noqa: PLC0415
 
-    def curves(axis: str, metrics: dict[str, Any]) -> list[Any]:
-        return [reports.LinePlot(title=title, x=axis, title_x=axis, **which) for title, which in metrics.items()]
-
-    tables = [reports.WeavePanelSummaryTable(table_name=name) for name in ("leaderboard", "confusion", "mistakes")]
-    panels = {
-        "Results": tables,
-        "Epochs": curves("epoch", EPOCH_CURVES),
-        "Ledger": curves("epoch", LEDGER_CURVES),
-        "Steps": curves("step", STEP_CURVES),
-    }
-    sections = [workspaces.Section(name=name, panels=of, is_open=True) for name, of in panels.items()]
+    tables = (reports.WeavePanelSummaryTable(table_name=name) for name in ("leaderboard", "confusion", "mistakes"))
+    sections = [workspaces.Section(name="Results", panels=[*tables], is_open=True)]
+    for (name, axis), metrics in CURVES.items():
+        plots = (reports.LinePlot(title=title, x=axis, title_x=axis, **which) for title, which in metrics.items())
+        sections.append(workspaces.Section(name=name, panels=[*plots], is_open=True))
     return workspaces.Workspace(entity=entity, project=PROJECT, name=TITLE, sections=sections)

@@ -4,13 +4,12 @@ import json
 import os
 import re
 import secrets
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Timer
 from typing import Any
 
@@ -29,12 +28,7 @@ TOO_SHORT_TO_MEASURE_S = 0.02
 
 
 def check_allocation(params: Params, resources: Resources, gradient_bytes: int) -> tuple[list[Finding], float | None]:
-    """Start one task per rank with srun, and collect what the tasks report.
-
-    Args:
-        params: all sections.
-        resources: of the allocation.
-        gradient_bytes: what each training step sums over all tasks.
+    """Start one task per rank with srun; each training step sums ``gradient_bytes`` over all tasks.
 
     Returns:
         The findings, and the seconds per training image of the slowest task; None where that was not measured.
@@ -48,43 +42,41 @@ def check_allocation(params: Params, resources: Resources, gradient_bytes: int) 
             "hosts": hosts,
             "address": os.environ.get("MASTER_ADDR", hosts[0]),
             "port": SlurmTasks().main_port,
-            "folders": {"the project": str(state), "run.cache": str(cached)},
+            "folders": {"the project": state, "run.cache": cached},
             "token": token,
             "params": params.model_dump(mode="json"),
         }
         reports, srun_error = _run_on_all_tasks(plan)
     findings = [Finding(*each["finding"]) for each in reports if "finding" in each]
+    image_seconds = max((each["seconds_per_image"] for each in reports if "seconds_per_image" in each), default=None)
     if not any(finding.name in {"host-unresolved", "port-taken"} for finding in findings):
-        missing = _missing_ranks(reports, hosts, srun_error)
-        findings += missing or _network_speed(reports, params, resources, gradient_bytes)
-    image_seconds = (each["seconds_per_image"] for each in reports if "seconds_per_image" in each)
-    return list(dict.fromkeys(findings)), max(image_seconds, default=None)
+        sums = [each["all_reduce"] for each in reports if "all_reduce" in each]
+        if missing := _missing_ranks(reports, hosts, srun_error):
+            findings += missing
+        elif sums and image_seconds is not None:
+            step = image_seconds * params.finetune.batch_size / resources.tasks
+            findings.append(_network_speed(sums, resources, gradient_bytes, step))
+    return list(dict.fromkeys(findings)), image_seconds
 
 
 @contextmanager
-def _locked_folder(parent: Path, token: str) -> Iterator[Path]:
+def _locked_folder(parent: Path, token: str) -> Iterator[str]:
     """Make a temporary folder with a file that holds the token, and a lock that this process holds."""
-    folder = parent / f"doctor-{token}"
-    folder.mkdir(parents=True)
-    try:
-        (folder / "token").write_text(token)
-        with FileLock(folder / "lock"):
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="doctor-", dir=parent, ignore_cleanup_errors=True) as folder:
+        Path(folder, "token").write_text(token)
+        with FileLock(Path(folder, "lock")):
             yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_on_all_tasks(plan: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Return what all tasks printed until they ended or the time was up, and srun's first error line."""
-    environment, reports = dict(os.environ), []
-    if "SLURM_CPUS_PER_TASK" in environment:
-        environment["SRUN_CPUS_PER_TASK"] = environment["SLURM_CPUS_PER_TASK"]
-    check = [sys.executable, "-m", "headstart.slurm.doctor.network_check", json.dumps(plan)]
-    command = ["srun", "--mpi=none", "--kill-on-bad-exit=0", *check]
-    with (
-        TemporaryFile("w+") as errors,
-        Popen(command, env=environment, stdout=PIPE, stderr=errors, text=True) as srun,
-    ):
+    command = ["srun", "--mpi=none", "--kill-on-bad-exit=0"]
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        command.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
+    command += [sys.executable, "-m", "headstart.slurm.doctor.network_check", json.dumps(plan)]
+    reports = []
+    with TemporaryFile("w+") as errors, Popen(command, stdout=PIPE, stderr=errors, text=True) as srun:
         timer = Timer(CHECK_TIMEOUT_S, srun.terminate)
         timer.start()
         for line in srun.stdout or ():
@@ -125,23 +117,16 @@ def _missing_ranks(reports: list[dict[str, Any]], hosts: list[str], srun_error: 
     return findings
 
 
-def _network_speed(
-    reports: list[dict[str, Any]], params: Params, resources: Resources, gradient_bytes: int
-) -> list[Finding]:
+def _network_speed(sums: list[dict[str, Any]], resources: Resources, gradient_bytes: int, computing: float) -> Finding:
     """Report the network's speed; it is too slow where a step's gradients take longer to sum than to compute."""
-    sums = [each["all_reduce"] for each in reports if "all_reduce" in each]
-    image_seconds = [each["seconds_per_image"] for each in reports if "seconds_per_image" in each]
-    if not sums or not image_seconds:
-        return []
     slowest = max(each["seconds"] for each in sums)
     summing = slowest * gradient_bytes / (MEGABYTES * 1e6)
-    computing = max(image_seconds) * params.finetune.batch_size / resources.tasks
     what = (
         f"{MEGABYTES} MB are summed over {resources.tasks} tasks on {resources.nodes} nodes in {slowest:.2f} s by "
         f"{sums[0]['backend']} ({8e-3 * MEGABYTES / slowest:.1f} Gbit/s)"
     )
     if summing <= max(computing, TOO_SHORT_TO_MEASURE_S) or resources.nodes == 1:
-        return [Finding("info", "network", what)]
+        return Finding("info", "network", what)
     what += f": a step's gradients take {summing:.2f} s to sum and {computing:.2f} s to compute: ask for fewer nodes, "
     what += "set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to a faster network, or raise finetune.batch_size"
-    return [Finding("warning", "network-slow", what)]
+    return Finding("warning", "network-slow", what)

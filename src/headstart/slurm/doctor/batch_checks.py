@@ -1,7 +1,7 @@
 """Checks of a batch script: against itself, ``params.yaml`` and the cluster's settings.
 
-Where Slurm is installed, ``sbatch --test-only`` is asked as well. The script is parsed here too, because scripts are
-also written on machines without Slurm, and because sbatch says nothing of directives that it ignores.
+``sbatch --test-only`` is asked too, but scripts are also written on machines without Slurm, and sbatch says nothing of
+directives that it ignores.
 """
 
 import argparse
@@ -38,12 +38,9 @@ wait-all-nodes= wckey= wrap= x/exclude=
 
 
 class Finding(NamedTuple):
-    """One result of a check.
+    """One result of a check; an ``error`` costs hours, a ``warning`` less, ``info`` is a measurement.
 
-    Attributes:
-        severity: ``error`` where hours would be lost, ``warning`` where something is, ``info`` for a measurement.
-        name: identifies the kind of problem, for scripts that read ``--json``.
-        message: one line: what is wrong, where, and what to do.
+    ``name`` is for scripts that read ``--json``; ``message`` is one line: what is wrong, where, and what to do.
     """
 
     severity: Literal["error", "warning", "info"]
@@ -53,11 +50,10 @@ class Finding(NamedTuple):
 
 @dataclass
 class BatchScript:
-    """What a script asks for.
+    """What a script asks for, also on lines that Slurm ignores, so that one mistake gives one finding.
 
     Attributes:
-        options: value by long name, the last one where an option is repeated; empty for a flag. Options on lines that
-            Slurm ignores are included, so that one mistake gives one finding.
+        options: value by long name, the last one where an option is repeated; empty for a flag.
         lines: where each option stands, such as ``line 3: #SBATCH -n 4``; also of options whose value is invalid.
         findings: errors of single lines.
     """
@@ -66,20 +62,18 @@ class BatchScript:
     lines: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
-    def finding(self, severity: Literal["error", "warning"], name: str, option: str, message: str) -> Finding:
-        """Return a finding whose message begins with the line of the option."""
-        return Finding(severity, name, f"{self.lines.get(option, f'#SBATCH --{option}')}: {message}")
+    def error(self, name: str, option: str, message: str) -> Finding:
+        """Return an error whose message begins with the line of the option."""
+        return Finding("error", name, f"{self.lines.get(option, f'#SBATCH --{option}')}: {message}")
+
+    def warning(self, name: str, option: str, message: str) -> Finding:
+        """Return a warning whose message begins with the line of the option."""
+        return self.error(name, option, message)._replace(severity="warning")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job has, or will have.
-
-    Attributes:
-        nodes: number of nodes.
-        tasks: number of processes on all nodes.
-        gpus: GPUs per node; None where none were requested.
-    """
+    """What a job has, or will have: ``tasks`` on all nodes, ``gpus`` per node (None where none were requested)."""
 
     nodes: int
     tasks: int
@@ -101,13 +95,13 @@ class Signal(NamedTuple):
 
 def read_batch_script(text: str) -> BatchScript:
     """Read the options of a batch script; errors in its lines become ``findings``, nothing is raised."""
-    script, parser, first_command = BatchScript(), _option_parser(), 0
+    script, parser, first_command = BatchScript(), _OptionParser(), 0
     if not text.startswith("#!"):
         what = "line 1: sbatch refuses a script without #!; write #!/bin/sh"
         script.findings.append(Finding("error", "no-interpreter", what))
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            first_command = first_command or number
+        if not first_command and line.strip() and not line.lstrip().startswith("#"):
+            first_command = number
         directive = re.match(r"\s*#(\w+)(\s+-.*)", line)  # ##SBATCH and # SBATCH are commented out on purpose
         if not directive or not difflib.get_close_matches(directive[1].upper(), ["SBATCH"], cutoff=0.8):
             continue
@@ -123,19 +117,18 @@ def read_batch_script(text: str) -> BatchScript:
 
 
 class _OptionParser(argparse.ArgumentParser):
+    """Accepts unique prefixes of names, as sbatch's getopt does."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, argument_default=argparse.SUPPRESS)
+        for option in SBATCH_OPTIONS.split():
+            short, _, long = option.rstrip("=?").rpartition("/")
+            flag: dict[str, Any] = {"action": "store_const", "const": ""}
+            kind: dict[str, Any] = {"=": {}, "?": {"nargs": "?", "const": ""}}.get(option[-1], flag)
+            self.add_argument(*([f"-{short}"] if short else []), f"--{long}", dest=long, **kind)
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
-
-
-def _option_parser() -> _OptionParser:
-    """Return a parser that accepts unique prefixes of names, as sbatch's getopt does."""
-    parser = _OptionParser(add_help=False, argument_default=argparse.SUPPRESS)
-    for option in SBATCH_OPTIONS.split():
-        short, _, long = option.rstrip("=?").rpartition("/")
-        flag: dict[str, Any] = {"action": "store_const", "const": ""}
-        kind: dict[str, Any] = {"=": {}, "?": {"nargs": "?", "const": ""}}.get(option[-1], flag)
-        parser.add_argument(*([f"-{short}"] if short else []), f"--{long}", dest=long, **kind)
-    return parser
 
 
 def _read_options(parser: _OptionParser, text: str, where: str, script: BatchScript) -> Iterator[Finding]:
@@ -161,11 +154,7 @@ def _read_options(parser: _OptionParser, text: str, where: str, script: BatchScr
 
 
 def parse_seconds(time: str) -> float:
-    """Parse a time limit: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S; infinite for 0, INFINITE and UNLIMITED.
-
-    Raises:
-        ValueError: it is none of these.
-    """
+    """Parse minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S (else ValueError); infinite for 0, INFINITE and UNLIMITED."""
     if time.upper() in {"0", "INFINITE", "UNLIMITED"}:
         return math.inf
     days, has_days, clock = time.rpartition("-")
@@ -213,10 +202,9 @@ _PARSERS: dict[str, Callable[[str], object]] = {
 def resources_of(options: Mapping[str, str]) -> Resources:
     """Compute the numbers as Slurm does from the options of sbatch, by their long names."""
     per_node = int(options.get("ntasks-per-node", 1))
-    if "nodes" in options or "ntasks" not in options:
-        nodes = parse_nodes(options.get("nodes", "1"))
-    else:
-        nodes = math.ceil(int(options["ntasks"]) / per_node) if "ntasks-per-node" in options else 1
+    nodes = parse_nodes(options.get("nodes", "1"))
+    if "nodes" not in options and {"ntasks", "ntasks-per-node"} <= options.keys():
+        nodes = math.ceil(int(options["ntasks"]) / per_node)
     tasks = int(options.get("ntasks", nodes * per_node))
     if "gpus-per-node" in options:
         gpus: float | None = count_gpus(options["gpus-per-node"])
@@ -230,15 +218,7 @@ def resources_of(options: Mapping[str, str]) -> Resources:
 
 
 def check_script(script: BatchScript, cluster: Mapping[str, str]) -> Iterator[Finding]:
-    """Check a batch script by itself.
-
-    Args:
-        script: its options; in a job, those that the job really has.
-        cluster: Slurm's settings, as `scontrol show config` names them; empty where they are unknown.
-
-    Yields:
-        Errors and warnings.
-    """
+    """Check a batch script by itself; ``cluster`` is what ``cluster_settings`` returns."""
     yield from script.findings
     yield from _check_tasks(script, resources_of(script.options))
     yield from _check_end(script, cluster)
@@ -246,56 +226,53 @@ def check_script(script: BatchScript, cluster: Mapping[str, str]) -> Iterator[Fi
         folder = Path(script.options.get("chdir", "."), script.options[option]).parent
         if "%" not in str(folder) and not folder.is_dir():
             what = f"{folder} does not exist, and the job would fail without a word: mkdir -p {folder}"
-            yield script.finding("error", "output-folder-missing", option, what)
+            yield script.error("output-folder-missing", option, what)
 
 
 def _check_tasks(script: BatchScript, resources: Resources) -> Iterator[Finding]:
     options, tasks, gpus = script.options, resources.tasks_per_node, resources.gpus
     if "ntasks-per-node" not in options and resources.tasks > max(1, resources.nodes) and options.get("nodes") != "1":
         what = "Slurm may put 3 tasks on one node and 1 on another: use --nodes and --ntasks-per-node instead"
-        yield script.finding("error", "ntasks-per-node-missing", "ntasks", what)
+        yield script.error("ntasks-per-node-missing", "ntasks", what)
     elif "ntasks-per-node" not in options and gpus is not None and gpus > tasks:
         what = f"missing, so {tasks:g} of {gpus:g} GPUs a node are used: add --ntasks-per-node={gpus:g}"
-        yield script.finding("error", "ntasks-per-node-missing", "ntasks-per-node", what)
+        yield script.error("ntasks-per-node-missing", "ntasks-per-node", what)
     elif tasks != int(options.get("ntasks-per-node", tasks)) or tasks % 1:
         what = f"{resources.tasks} tasks are not --ntasks-per-node times {resources.nodes} nodes: leave --ntasks out"
-        yield script.finding("error", "ntasks-uneven", "ntasks", what)
+        yield script.error("ntasks-uneven", "ntasks", what)
     elif gpus is not None and tasks != gpus:
         name = "gpus-too-few" if tasks > gpus else "gpus-idle"
         what = f"{tasks:g} tasks and {gpus:g} GPUs a node, but each task uses one GPU: ask for as many tasks as GPUs"
-        yield script.finding("error", name, "ntasks-per-node", what)
+        yield script.error(name, "ntasks-per-node", what)
 
 
 def _check_end(script: BatchScript, cluster: Mapping[str, str]) -> Iterator[Finding]:
     """Check what happens at the time limit, at preemption and when a node dies."""
     options, mentioned = script.options, {*script.options, *script.lines}
     if "time" not in mentioned:
-        what = "missing, so the partition's default holds, often minutes: add it"
-        yield script.finding("warning", "time-missing", "time", what)
+        yield script.warning("time-missing", "time", "missing, so the partition's default holds, often minutes: add it")
     if "signal" not in mentioned:
         what = "missing, so the time limit kills the job before it saves: add --signal=B:USR1@180"
-        yield script.finding("warning", "signal-missing", "signal", what)
+        yield script.warning("signal-missing", "signal", what)
     elif "signal" in options:
         signal = parse_signal(options["signal"])
         if signal.name != "USR1":
             what = "training saves and is requeued on USR1: write --signal=B:USR1@180"
-            yield script.finding("error", "signal-not-usr1", "signal", what)
+            yield script.error("signal-not-usr1", "signal", what)
         elif not signal.batch:
             what = "without B: it goes to srun's tasks alone, and only a job in finetune's training is then queued "
             what += "again: write --signal=B:USR1@180"
-            yield script.finding("warning", "signal-not-batch", "signal", what)
+            yield script.warning("signal-not-batch", "signal", what)
         if parse_seconds(options.get("time", "0")) <= signal.seconds:
             what = f"no longer than the {signal.seconds} s before the end at which --signal is sent: raise --time"
-            yield script.finding("error", "time-too-short", "time", what)
+            yield script.error("time-too-short", "time", what)
     if "no-requeue" in options:
-        what = "a job that is stopped stays stopped: write --requeue"
-        yield script.finding("warning", "requeue-off", "no-requeue", what)
+        yield script.warning("requeue-off", "no-requeue", "a job that is stopped stays stopped: write --requeue")
     elif "requeue" not in mentioned and cluster.get("JobRequeue") != "1":
-        what = "missing, so a job that is stopped may stay stopped: add it"
-        yield script.finding("warning", "requeue-missing", "requeue", what)
+        yield script.warning("requeue-missing", "requeue", "missing, so a job that is stopped may stay stopped: add it")
     if options.get("open-mode") != "append" and cluster.get("JobFileAppend") != "1":
         what = "not append, so a requeue empties the job's output: use --open-mode=append"
-        yield script.finding("warning", "open-mode-missing", "open-mode", what)
+        yield script.warning("open-mode-missing", "open-mode", what)
 
 
 def check_params(script: BatchScript, params: Params) -> Iterator[Finding]:
@@ -314,7 +291,7 @@ def check_params(script: BatchScript, params: Params) -> Iterator[Finding]:
     cpus = script.options.get("cpus-per-task", "1" if "cpus-per-task" not in script.lines else "")
     if run.workers and cpus == "1" and not {"cpus-per-gpu", "exclusive"} & set(script.options):
         what = "a task has one core for training and for loading images: ask for more, such as --cpus-per-task=8"
-        yield script.finding("warning", "cpus-per-task-missing", "cpus-per-task", what)
+        yield script.warning("cpus-per-task-missing", "cpus-per-task", what)
 
 
 def check_tracking(params: Params) -> Iterator[Finding]:
@@ -355,8 +332,7 @@ def allocated_options(options: Mapping[str, str]) -> dict[str, str]:
     actual = {option: os.environ[name] for option, name in variables.items() if name in os.environ}
     shown = run_slurm("scontrol", "show", "job", "-o", os.environ["SLURM_JOB_ID"]).stdout
     job = dict(re.findall(r"(\w+)=(\S+)", shown))
-    actual["requeue" if job.get("Requeue") == "1" else "no-requeue"] = ""
-    actual["time"] = job.get("TimeLimit", "UNLIMITED")
+    actual |= {"time": job.get("TimeLimit", "UNLIMITED"), "requeue" if job.get("Requeue") == "1" else "no-requeue": ""}
     return {name: value for name, value in options.items() if name not in replaced} | actual
 
 

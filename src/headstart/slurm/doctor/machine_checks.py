@@ -6,9 +6,9 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from tempfile import TemporaryFile
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,15 +30,8 @@ MAX_BATCH = {"cpu": 4, "mps": 8, "cuda": 32}
 """Images per measured step, so that the measurement takes a few seconds; larger batches take no more per image."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a backbone takes on disk.
-
-    Attributes:
-        weights: bytes; its gradients take as many.
-        checkpoint: bytes of a checkpoint: weights, the optimiser's moments, averaged weights, the ledger's copies.
-        width: numbers per feature row.
-    """
+class Sizes(NamedTuple):
+    """Bytes of a backbone's weights, which are also its gradients', and of a checkpoint; numbers per feature row."""
 
     weights: int
     checkpoint: int
@@ -72,9 +65,8 @@ def check_disk(params: Params, options: Mapping[str, str], sizes: Sizes) -> Iter
             what += f"{CHECKPOINTS} checkpoints of {sizes.checkpoint / 1e9:.2f} GB and the model: free some, or set "
             yield Finding("error", "disk-full", f"{folder.resolve()}: {what}run.cache to another disk")
             return
-    seconds = _seconds_to_write(cache, sizes.checkpoint)
-    what = f"a checkpoint of {sizes.checkpoint / 1e6:.0f} MB is saved in {seconds:.1f} s in {cache}"
-    yield Finding("info", "save", what)
+    seconds, megabytes = _seconds_to_write(cache, sizes.checkpoint), sizes.checkpoint / 1e6
+    yield Finding("info", "save", f"a checkpoint of {megabytes:.0f} MB is saved in {seconds:.1f} s in {cache}")
     if "signal" in options and (lead := parse_signal(options["signal"]).seconds) < 2 * seconds + 10:
         what = f"--signal: {lead} s before the end are too few for a save of {seconds:.0f} s"
         yield Finding("error", "signal-too-late", f"{what}: use @{20 + 3 * seconds:.0f}")
@@ -82,17 +74,14 @@ def check_disk(params: Params, options: Mapping[str, str], sizes: Sizes) -> Iter
 
 def _seconds_to_write(folder: Path, size: int) -> float:
     """Write and sync so many bytes; what would take long is extrapolated from a part."""
-    path, block = folder / f"doctor-{os.getpid()}", os.urandom(2**20)
-    start, written = time.perf_counter(), 0
-    try:
-        with path.open("wb") as file:
-            while written < size and time.perf_counter() - start < WRITE_TEST_S:
-                written += file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
+    block = os.urandom(2**20)
+    with TemporaryFile(dir=folder) as file:
+        start, written = time.perf_counter(), 0
+        while written < size and time.perf_counter() - start < WRITE_TEST_S:
+            written += file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
         return (time.perf_counter() - start) * size / written
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def use_own_gpu() -> None:

@@ -82,18 +82,23 @@ def _check_folders(folders: dict[str, str], token: str) -> Iterator[Finding]:
 
 
 def connect_ranks(rank: int, world: int, address: str, port: int) -> list[int]:
-    """Connect every rank to rank 0.
+    """Connect every rank to rank 0; raises OSError where rank 0 can't listen at the port.
 
     Returns:
         On rank 0 the ranks that did not connect; on another its own rank where it can't reach rank 0, or where rank 0
         misses any; empty where all connected.
-
-    Raises:
-        OSError: rank 0 can't listen at the port.
     """
     deadline = time.monotonic() + CONNECT_TIMEOUT_S
+    while rank and time.monotonic() < deadline:
+        try:
+            with socket.create_connection((address, port), timeout=deadline - time.monotonic()) as connection:
+                connection.sendall(str(rank).encode())
+                connection.settimeout(CONNECT_TIMEOUT_S)
+                return [] if connection.recv(2) == b"go" else [rank]
+        except OSError:
+            time.sleep(0.1)
     if rank:
-        return [] if _connect_to_rank_zero(rank, address, port, deadline) else [rank]
+        return [rank]
     connected: dict[int, socket.socket] = {}
     with socket.create_server(("", port)) as server:
         while len(connected) < world - 1 and (left := deadline - time.monotonic()) > 0:
@@ -108,18 +113,6 @@ def connect_ranks(rank: int, world: int, address: str, port: int) -> list[int]:
             with connection:
                 connection.sendall(b"go" if len(connected) == world - 1 else b"no")
     return sorted(set(range(1, world)) - set(connected))
-
-
-def _connect_to_rank_zero(rank: int, address: str, port: int, deadline: float) -> bool:
-    while time.monotonic() < deadline:
-        try:
-            with socket.create_connection((address, port), timeout=deadline - time.monotonic()) as connection:
-                connection.sendall(str(rank).encode())
-                connection.settimeout(CONNECT_TIMEOUT_S)
-                return connection.recv(2) == b"go"
-        except OSError:
-            time.sleep(0.1)
-    return False
 
 
 def _check_torch(rank: int, world: int, plan: dict[str, Any]) -> None:
@@ -145,13 +138,10 @@ def _check_torch(rank: int, world: int, plan: dict[str, Any]) -> None:
 
 
 def _time_all_reduce(rank: int, world: int, address: str) -> dict[str, Any]:
-    """Sum 64 MB over all ranks by gloo, then by NCCL where all have a GPU.
+    """Sum 64 MB over all ranks by gloo, then by NCCL where all have a GPU; RuntimeError at any failure or wrong sum.
 
     Returns:
         ``backend``, the last one's name, and ``seconds``, the time that it took.
-
-    Raises:
-        RuntimeError: it failed, took too long or returned a wrong sum.
     """
     import torch  # noqa: PLC0415
     import torch.distributed as dist  # noqa: PLC0415
@@ -161,7 +151,6 @@ def _time_all_reduce(rank: int, world: int, address: str) -> dict[str, Any]:
     try:
         gpus = torch.tensor([torch.cuda.device_count()])
         dist.all_reduce(gpus, dist.ReduceOp.MIN)
-        result: dict[str, Any] = {}
         for backend in ("gloo", "nccl") if gpus.item() else ("gloo",):
             device = torch.device("cuda" if backend == "nccl" else "cpu")
             group: Any = dist.new_group(backend=backend, timeout=timeout)
@@ -170,11 +159,10 @@ def _time_all_reduce(rank: int, world: int, address: str) -> dict[str, Any]:
             dist.barrier(group)
             start = time.perf_counter()
             dist.all_reduce(tensor, group=group)
-            correct = bool((tensor == world * (world + 1) / 2).all())
-            result = {"backend": backend, "seconds": time.perf_counter() - start}
-            if not correct:
+            if not (tensor == world * (world + 1) / 2).all():  # which waits for the sum
                 raise RuntimeError(f"an all-reduce by {backend} returned a wrong sum")
-        return result
+            seconds = time.perf_counter() - start
+        return {"backend": backend, "seconds": seconds}
     finally:
         dist.destroy_process_group()
 

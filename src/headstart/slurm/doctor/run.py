@@ -3,24 +3,13 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from headstart.config.loader import load_params
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
-from headstart.slurm.doctor.batch_checks import (
-    BatchScript,
-    Finding,
-    allocated_options,
-    check_by_sbatch,
-    check_params,
-    check_script,
-    check_tracking,
-    cluster_settings,
-    read_batch_script,
-    resources_of,
-)
+from headstart.slurm.doctor import batch_checks
+from headstart.slurm.doctor.batch_checks import BatchScript, Finding
 
 
 def print_findings(script: Path | None, *, as_json: bool) -> int:
@@ -37,25 +26,21 @@ def print_findings(script: Path | None, *, as_json: bool) -> int:
 
 
 def examine(path: Path | None) -> Iterator[Finding]:
-    """Check a batch script, ``params.yaml``, and the machine that this process runs on.
-
-    Args:
-        path: of the script; None for none.
-    """
-    in_job, script, cluster = "SLURM_JOB_ID" in os.environ, BatchScript(), cluster_settings()
+    """Check a batch script where there is one, ``params.yaml``, and the machine that this process runs on."""
+    in_job, script, cluster = "SLURM_JOB_ID" in os.environ, BatchScript(), batch_checks.cluster_settings()
     if path is not None:
         try:
-            script = read_batch_script(path.read_text(encoding="utf-8"))
+            script = batch_checks.read_batch_script(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             yield Finding("error", "script-unreadable", f"{path} can't be read as a batch script: {error}")
             return
         if cluster and not in_job:
-            yield from check_by_sbatch(path)
+            yield from batch_checks.check_by_sbatch(path)
     if in_job:  # sbatch accepted every option
-        findings = [finding for finding in script.findings if not finding.name.startswith("option")]
-        script = replace(script, options=allocated_options(script.options), findings=findings)
+        script.options = batch_checks.allocated_options(script.options)
+        script.findings = [finding for finding in script.findings if not finding.name.startswith("option")]
     if path is not None:
-        yield from check_script(script, cluster)
+        yield from batch_checks.check_script(script, cluster)
     try:
         params = load_params(Path("params.yaml"))
     except UserError as error:
@@ -63,8 +48,8 @@ def examine(path: Path | None) -> Iterator[Finding]:
         yield from (Finding("error", "params-invalid", line.strip()) for line in lines[1:] or lines)
         return
     if path is not None:
-        yield from check_params(script, params)
-    yield from check_tracking(params)
+        yield from batch_checks.check_params(script, params)
+    yield from batch_checks.check_tracking(params)
     yield from _examine_machine(script, params, in_job=in_job, by_hand=path is None)
 
 
@@ -77,7 +62,7 @@ def _examine_machine(script: BatchScript, params: Params, *, in_job: bool, by_ha
     except UserError as error:
         yield Finding("error", "backbone-unavailable", str(error))
         return
-    image_seconds, resources = None, resources_of(script.options)
+    image_seconds, resources = None, batch_checks.resources_of(script.options)
     try:
         yield from machine_checks.check_disk(params, script.options, sizes)
         if in_job:
