@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.evaluation.bootstrap import fraction_interval, interval, replicate_figures
-from headstart.evaluation.conformal import conformal
 from headstart.evaluation.metrics import contributions, figures
 from headstart.evaluation.significance import compare, correct_p_values
+from headstart.evaluation.trust import conformal
 
 CLASSES, TOP_K, MODELS = 10, 3, 7
 SHARES = np.linspace(4, 1, CLASSES) / np.linspace(4, 1, CLASSES).sum()

@@ -1,6 +1,6 @@
 import numpy as np
 
-from headstart.data_checks.image_quality import find_image_problems
+from headstart.data_checks.tables import find_image_problems
 
 
 def test_tiny_is_far_below_what_the_model_sees_and_below_the_others() -> None:

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from headstart.evaluation.calibration import calibration, reliability
+from headstart.evaluation.trust import calibration, reliability
 from headstart.probe.temperature import TEMPERATURE_RANGE, fit_temperature
 
 

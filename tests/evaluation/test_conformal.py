@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from headstart.evaluation.conformal import COVERAGE_LEVELS, conformal
+from headstart.evaluation.trust import COVERAGE_LEVELS, conformal
 from headstart.inference.scores import METHODS, nonconformity
 
 

@@ -11,9 +11,8 @@ from headstart.core import paths
 from headstart.core.io import read_json, read_table, write_table
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, PreparedDataset, manifest_rows, read_labels
 from headstart.data.loader import Normalize, evaluation_pixels
-from headstart.evaluation.calibration import calibration
-from headstart.evaluation.conformal import conformal
 from headstart.evaluation.ood import ood_thresholds, read_ood_reference
+from headstart.evaluation.trust import calibration, conformal
 from headstart.features.cache import read_features
 from headstart.inference.scores import distances
 from headstart.models.backbone import BUNDLED, create_backbone, features_of

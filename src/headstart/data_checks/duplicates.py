@@ -37,7 +37,8 @@ BLOCK = 2048
 """Rows at a time, so that a block of cosines takes 16 MiB."""
 
 PAIR_DTYPE = np.dtype([("near", "?"), ("row", "i8"), ("other_row", "i8"), ("cosine", "f4"), ("hash_distance", "i8")])
-Block = NDArray[np.float32]
+UnitVectors = NDArray[np.float32]
+"""Float32 (n, width), each row of length 1."""
 RowNumbers = NDArray[np.int64]
 
 
@@ -68,24 +69,6 @@ class Duplicates:
     hash_distance: int
 
 
-@dataclass(frozen=True)
-class _Images:
-    """``features`` (n, width) and ``bits`` (n, 64), their rows unit vectors; ``contents`` uint64 (n,)."""
-
-    features: Block
-    bits: Block
-    contents: NDArray[np.uint64]
-
-    def cosines(self, rows: RowNumbers, others: RowNumbers) -> Block:
-        return np.asarray(self.features[rows] @ self.features[others].T)
-
-    def hash_distances(self, rows: RowNumbers, others: RowNumbers) -> Block:
-        return np.asarray(HASH_BITS / 2 * (1 - self.bits[rows] @ self.bits[others].T))
-
-    def equal(self, rows: RowNumbers, others: RowNumbers) -> NDArray[np.bool_]:
-        return np.asarray(self.contents[rows, None] == self.contents[others])
-
-
 def find_duplicates(
     features: NDArray[np.float32],
     hashes: NDArray[np.uint64],
@@ -93,26 +76,27 @@ def find_duplicates(
     splits: NDArray[np.int8],
     max_pairs: int,
 ) -> Duplicates:
-    """Find the pairs across splits, with memory for a second copy of the features, and time quadratic in the images.
+    """Find the pairs across splits, and list at most so many; time is quadratic in the images.
 
-    Args:
-        features: float32 (n, width).
-        hashes: uint64 (n,), perceptual.
-        contents: uint64 (n,), from the hash of the file's bytes.
-        splits: int8 (n,), indices into ``SPLITS``.
-        max_pairs: how many pairs to list.
+    Memory is needed for a second copy of the features, float32 (n, width). ``hashes`` are perceptual, ``contents`` of
+    the files' bytes, ``splits`` indices into ``SPLITS``, all (n,).
     """
     lengths = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     bits = np.unpackbits(hashes[:, None].view(np.uint8), axis=1)
     signs = (bits * np.float32(2) - 1) / np.float32(np.sqrt(HASH_BITS))
-    images = _Images(np.asarray(features / lengths, np.float32), signs, contents)
+    unit = np.asarray(features / lengths, np.float32)
     members = [np.flatnonzero(splits == split) for split in range(len(SPLITS))]
-    train, held_out = members[TRAIN], np.flatnonzero(splits != TRAIN)
-    min_cosine, max_distance = _cosine_threshold(images, train, held_out), _hash_threshold(signs, members)
+    min_cosine = _cosine_threshold(unit, contents, members[TRAIN], np.flatnonzero(splits != TRAIN))
+    max_distance = _hash_threshold(signs, members)
     kept, counts = np.empty(0, PAIR_DTYPE), {"exact": 0, "near": 0}
     for one, other in combinations(members, 2):
         for rows, others in product(_blocks(one), _blocks(other)):
-            pairs = _block_pairs(images, rows, others, min_cosine, max_distance)
+            cosines, distances = unit[rows] @ unit[others].T, HASH_BITS / 2 * (1 - signs[rows] @ signs[others].T)
+            same = contents[rows, None] == contents[others]
+            i, j = np.nonzero(same | (cosines >= min_cosine) | (distances <= max_distance))
+            pairs = np.empty(len(i), PAIR_DTYPE)
+            pairs["near"], pairs["row"], pairs["other_row"] = ~same[i, j], rows[i], others[j]
+            pairs["cosine"], pairs["hash_distance"] = cosines[i, j], distances[i, j]
             counts["near"] += (near := int(pairs["near"].sum()))
             counts["exact"] += len(pairs) - near
             kept = np.concatenate([kept, pairs])
@@ -125,29 +109,17 @@ def _blocks(rows: RowNumbers) -> list[RowNumbers]:
     return np.split(rows, range(BLOCK, len(rows), BLOCK))
 
 
-def _block_pairs(
-    images: _Images, rows: RowNumbers, others: RowNumbers, min_cosine: float, max_distance: int
-) -> NDArray[np.void]:
-    """Return the duplicates between two blocks of rows, ``PAIR_DTYPE`` (n,)."""
-    cosines, distances = images.cosines(rows, others), images.hash_distances(rows, others)
-    same = images.equal(rows, others)
-    i, j = np.nonzero(same | (cosines >= min_cosine) | (distances <= max_distance))
-    pairs = np.empty(len(i), PAIR_DTYPE)
-    pairs["near"], pairs["row"], pairs["other_row"] = ~same[i, j], rows[i], others[j]
-    pairs["cosine"], pairs["hash_distance"] = cosines[i, j], distances[i, j]
-    return pairs
-
-
-def _cosine_threshold(images: _Images, train: RowNumbers, held_out: RowNumbers) -> float:
+def _cosine_threshold(
+    unit: UnitVectors, contents: NDArray[np.uint64], train: RowNumbers, held_out: RowNumbers
+) -> float:
     """Return the cosine that the nearest image held out exceeds in one of twenty data sets without duplicates."""
     sample = evenly(held_out, MAX_SAMPLED)
     if len(sample) < MIN_SAMPLED or not len(train):
         return 1 - ROUNDING
     nearest = np.full(len(sample), -1, np.float32)
-    for (start, rows), others in product(enumerate(_blocks(sample)), _blocks(train)):
-        cosines = np.where(images.equal(rows, others), -1, images.cosines(rows, others))
-        place = nearest[start * BLOCK :][: len(rows)]
-        np.maximum(place, cosines.max(axis=1), out=place)
+    for others in _blocks(train):
+        cosines = np.where(contents[sample, None] == contents[others], -1, unit[sample] @ unit[others].T)
+        nearest = np.maximum(nearest, cosines.max(axis=1))
     logs = np.log(np.maximum(1 - nearest, ROUNDING))
     deviations = norm.isf(FALSE_ALARMS / len(held_out))
     middle = np.median(logs)
@@ -156,7 +128,7 @@ def _cosine_threshold(images: _Images, train: RowNumbers, held_out: RowNumbers) 
     return float(1 - max(distance, ROUNDING))
 
 
-def _hash_threshold(signs: Block, members: list[RowNumbers]) -> int:
+def _hash_threshold(signs: UnitVectors, members: list[RowNumbers]) -> int:
     """Return the distance in bits that one of twenty data sets without duplicates has a pair within; -1 if none is."""
     pairs, total, squares = 0, 0.0, 0.0
     for one, other in combinations([signs[rows].astype(np.float64) for rows in members], 2):

@@ -38,9 +38,7 @@ class LabelError(NamedTuple):
 def find_label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.floating]) -> list[LabelError]:
     """Find likely label errors, the worst first.
 
-    Args:
-        labels: int64 (n,).
-        probabilities: float (n, classes), calibrated, by a model that was not trained on these images.
+    The probabilities, float (n, classes), are calibrated and of a model that was not trained on these images.
     """
     label_probabilities = probabilities[np.arange(len(labels)), labels]
     frequencies = np.bincount(labels, minlength=probabilities.shape[1]) / max(1, len(labels))
@@ -55,13 +53,7 @@ def find_label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.float
 def out_of_fold_probabilities(
     features: NDArray[np.float32], labels: NDArray[np.int64], group_ids: NDArray[np.uint64], classes: int
 ) -> NDArray[np.float32]:
-    """Predict each image with a linear head that was trained on the other folds.
-
-    Args:
-        features: float32 (n, width).
-        labels: int64 (n,).
-        group_ids: uint64 (n,); images of one group are in one fold.
-        classes: number of them.
+    """Predict each image with a linear head that was trained on the other folds; images of one group share a fold.
 
     Returns:
         float32 (n, classes), calibrated by one temperature, since a head with a large λ is underconfident. A class that

@@ -20,16 +20,12 @@ DRAWN_AT_ONCE = 50
 """Test sets whose draws are in memory together: 4 bytes for each image of each."""
 
 
-def draws(labels: NDArray[np.int64], groups: Sequence[str] | None, seed: int = 0) -> Iterator[NDArray[np.float32]]:
+def draws(labels: NDArray[np.int64], groups: Sequence[str] | None) -> Iterator[NDArray[np.float32]]:
     """Draw ``REPLICATES`` test sets with replacement, some at a time.
 
     As many units are drawn as there are, from each stratum its own number. A unit is a group or, without groups, an
-    image; a stratum is a class, and groups that hold several classes are one stratum together.
-
-    Args:
-        labels: int64 (n,).
-        groups: n names, equal for images of one group; None where each image is on its own.
-        seed: of the draws.
+    image; a stratum is a class, and groups that hold several classes are one stratum together. ``labels`` are int64
+    (n,), ``groups`` n names, equal for images of one group, or None where each image is on its own.
 
     Yields:
         float32 (some, n): how often each image was drawn.
@@ -43,7 +39,7 @@ def draws(labels: NDArray[np.int64], groups: Sequence[str] | None, seed: int = 0
     _, start, size = np.unique(stratum[order], return_index=True, return_counts=True)
     start, size = np.repeat(start, size), np.repeat(size, size)
     place = np.argsort(order)[unit]
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     for done in range(0, REPLICATES, DRAWN_AT_ONCE):
         times = np.empty((min(DRAWN_AT_ONCE, REPLICATES - done), len(labels)), np.float32)
         for row in times:

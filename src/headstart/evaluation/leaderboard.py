@@ -32,30 +32,25 @@ def compute_leaderboard(
 ) -> dict[str, Any]:
     """Compute the content of ``reports/evaluate.json`` from the predictions for the test images.
 
-    Args:
-        models: by name, ``finetune`` among them, which is compared with each other one.
-        labels: int64 (n,), of the test images.
-        classes: their names.
-        groups: as for ``bootstrap.draws``.
-        top_k: k of the top-k accuracy.
+    The model ``finetune`` is compared with each other one; ``groups`` are as for ``bootstrap.draws``.
     """
     logits = {name: model.logits["test"] for name, model in models.items()}
     summands = {name: contributions(each, labels, top_k) for name, each in logits.items()}
     replicates = replicate_figures(summands, labels, groups, top_k)
     units = len(labels) if groups is None else len(set(groups))
     fractions = ("accuracy", f"top_{top_k}_accuracy")
-    figures: dict[str, dict[str, Any]] = {}
-    for name, model in models.items():
-        intervals = {
-            key: fraction_interval(each, units) if key in fractions else interval(each)
-            for key, each in replicates[name].items()
-        }
-        figures[name] = {
+    figures = {
+        name: {
             **classification_figures(logits[name], labels, classes, top_k),
             "fit_seconds": model.fit_seconds,
             "seconds": model.seconds,
-            "intervals": intervals,
+            "intervals": {
+                key: fraction_interval(each, units) if key in fractions else interval(each)
+                for key, each in replicates[name].items()
+            },
         }
+        for name, model in models.items()
+    }
     correct = {name: each.argmax(1) == labels for name, each in logits.items()}
     others = [name for name in models if name != "finetune"]
     comparisons = correct_p_values(
@@ -69,11 +64,7 @@ def compute_leaderboard(
         "verdict": verdict(comparisons[rival], figures, len(labels)),
         "models": figures,
         "comparisons": comparisons,
-        "bootstrap": {
-            "replicates": REPLICATES,
-            "level": LEVEL,
-            "units": "pictures" if groups is None else "groups",
-        },
+        "bootstrap": {"replicates": REPLICATES, "level": LEVEL, "units": "pictures" if groups is None else "groups"},
     }
 
 
@@ -83,12 +74,10 @@ def format_leaderboard(report: dict[str, Any]) -> str:
     Beside the accuracy stands its interval; the last column is the time in seconds that training took, with the choice
     of the settings.
     """
-    models = sorted(report["models"].items(), key=lambda model: model[1]["accuracy"], reverse=True)
-    first, *others = LEADERBOARD_COLUMNS
-    titles = (LEADERBOARD_COLUMNS[key] for key in others)
-    table = [["model", LEADERBOARD_COLUMNS[first], "95 % interval", *titles, "fitted in"]]
-    for name, figures in models:
-        low, high = figures["intervals"][first]
-        row = [name, f"{figures[first]:.4f}", f"{low:.3f}-{high:.3f}"]
-        table.append([*row, *(f"{figures[key]:.4f}" for key in others), f"{figures['fit_seconds']:.1f} s"])
+    first, *others = LEADERBOARD_COLUMNS.values()
+    table = [["model", first, "95 % interval", *others, "fitted in"]]
+    for name, figures in sorted(report["models"].items(), key=lambda model: -model[1]["accuracy"]):
+        accuracy, *cells = (f"{figures[key]:.4f}" for key in LEADERBOARD_COLUMNS)
+        low, high = figures["intervals"]["accuracy"]
+        table.append([name, accuracy, f"{low:.3f}-{high:.3f}", *cells, f"{figures['fit_seconds']:.1f} s"])
     return text_table(table)

@@ -28,12 +28,8 @@ def contributions(logits: NDArray[np.floating], labels: NDArray[np.int64], top_k
     """Return what each image adds to the sums that ``figures`` reads: float64 (n, 4 + 3 classes + bins).
 
     The columns are: correct, label within the top k, −log p of the label, squared error; for each class the images
-    labelled, predicted, and both; for each bin of confidence, correct less confidence.
-
-    Args:
-        logits: float (n, classes), or log-probabilities.
-        labels: int64 (n,).
-        top_k: k of the top-k accuracy.
+    labelled, predicted, and both; for each bin of confidence, correct less confidence. ``logits``, float (n, classes),
+    may be log-probabilities; ``labels`` are int64 (n,).
     """
     n, classes = logits.shape
     log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
@@ -54,11 +50,7 @@ def contributions(logits: NDArray[np.floating], labels: NDArray[np.int64], top_k
 
 
 def figures(sums: NDArray[np.float64], top_k: int) -> Figures:
-    """Compute figures from sums of contributions.
-
-    Args:
-        sums: float64 (test sets, 4 + 3 classes + bins).
-        top_k: as for ``contributions``.
+    """Compute figures from sums of contributions, float64 (test sets, 4 + 3 classes + bins).
 
     Returns:
         By name, float64 (test sets,): ``accuracy``; ``balanced_accuracy``, the mean recall, and ``macro_f1``, the mean
@@ -89,13 +81,7 @@ def figures(sums: NDArray[np.float64], top_k: int) -> Figures:
 def classification_figures(
     logits: NDArray[np.floating], labels: NDArray[np.int64], classes: Sequence[str], top_k: int
 ) -> dict[str, Any]:
-    """Compute a classifier's figures, plain JSON values.
-
-    Args:
-        logits: float (n, classes), n at least 1, or log-probabilities.
-        labels: int64 (n,), indices into ``classes``; some classes may not occur.
-        classes: the names of the classes, at least 2.
-        top_k: k of the top-k accuracy.
+    """Compute a classifier's figures, plain JSON values, from ``logits`` and ``labels`` as for ``contributions``.
 
     Returns:
         The ``figures``; ``auroc``, the area under the ROC curve of each class against the rest, averaged over the
@@ -104,9 +90,12 @@ def classification_figures(
         does not occur has no recall and no F1: they are None, as is the precision of a class that is never predicted.
     """
     sums = contributions(logits, labels, top_k).sum(axis=0)[None]
+    # The AUROC averages over the classes that occur; each costs a sort of all images.
+    probabilities, occurring = softmax(logits.astype(np.float64), axis=1), np.unique(labels)
+    aurocs = [roc_auc_score(labels == i, probabilities[:, i]) for i in occurring if len(occurring) > 1]
     return {
         **{name: _rounded(value[0]) for name, value in figures(sums, top_k).items()},
-        "auroc": _auroc(softmax(logits.astype(np.float64), axis=1), labels),
+        "auroc": _rounded(np.mean(aurocs)) if aurocs else None,
         "per_class": [
             {
                 "class": name,
@@ -124,14 +113,6 @@ def _class_sums(sums: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """Return how many images are labelled with each class, predicted as it, and both: (test sets, classes) each."""
     classes = (sums.shape[1] - 4 - ECE_BINS) // 3
     return [sums[:, 4 + i * classes :][:, :classes] for i in range(3)]
-
-
-def _auroc(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:
-    """Average over the classes that occur; each costs a sort of all images."""
-    occurring = np.unique(labels)
-    if len(occurring) < 2:
-        return None
-    return _rounded(np.mean([roc_auc_score(labels == label, probabilities[:, label]) for label in occurring]))
 
 
 def _rounded(figure: float | np.floating) -> float:

@@ -22,9 +22,7 @@ OOD_LEVELS = (0.95, 0.99)
 def ood_thresholds(ood_distances: Mapping[str, NDArray[np.float32]], reference_images: int) -> dict[str, Any]:
     """Compute thresholds from validation's distances, and the fraction of test images beyond each.
 
-    Args:
-        ood_distances: by split, float32 (n,).
-        reference_images: how many training images the distances were measured to.
+    The distances are float32 (n,) by split, to as many training images as ``reference_images``.
     """
     validation = ood_distances["validation"].astype(np.float64)
     limits = {str(level): threshold(validation, level) for level in OOD_LEVELS}

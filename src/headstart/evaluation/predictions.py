@@ -25,6 +25,9 @@ from headstart.models.backbone import channels_last, features_of, get_head
 from headstart.models.head import read_head
 from headstart.probe.outputs import read_baselines
 
+EVALUATED: tuple[Split, ...] = ("validation", "test")
+"""The last one is timed."""
+
 
 @dataclass(frozen=True)
 class ModelPredictions:
@@ -34,7 +37,7 @@ class ModelPredictions:
         logits: float32 (n, classes) by split, or log-probabilities.
         val_accuracy: its accuracy on validation.
         fit_seconds: of its training and the choice of its settings, summed over the processes that trained.
-        seconds: of its own inference on the last of the splits; features of the frozen backbone are not counted.
+        seconds: of its own inference on test; features of the frozen backbone are not counted.
         ood_distances: each image's distance to the reference images, float32 (n,) by split; empty for a model that
             cannot be exported.
         reference_features: of training images evenly spread over the manifest, float32 (at most
@@ -49,12 +52,12 @@ class ModelPredictions:
     reference_features: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
-def probe_predictions(prepared: PreparedDataset, splits: Sequence[Split]) -> dict[str, ModelPredictions]:
-    """Apply the probe's head to the cached features, and read the baselines' outputs; the last split is timed."""
+def probe_predictions(prepared: PreparedDataset) -> dict[str, ModelPredictions]:
+    """Apply the probe's head to the cached features, and read the baselines' outputs."""
     probe, head = read_json(paths.report_of("probe")), read_head()
     reference = read_features(_reference_rows(prepared))
     logits, ood_distances, seconds = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float32]](), 0.0
-    for split in splits:
+    for split in EVALUATED:
         began = time.perf_counter()
         features = read_features(prepared.rows(split))
         logits[split] = head.logits(features)
@@ -63,18 +66,16 @@ def probe_predictions(prepared: PreparedDataset, splits: Sequence[Split]) -> dic
         ood_distances[split] = np.concatenate([distances(block, reference) for block in blocks])
     costs = probe["val_accuracy"], probe["fit_seconds"], round(seconds, 3)
     models = {"probe": ModelPredictions(logits, *costs, ood_distances, reference)}
-    baselines = {split: read_baselines(prepared.rows(split)) for split in splits}
+    baselines = {split: read_baselines(prepared.rows(split)) for split in EVALUATED}
     for name, figures in probe["heads"].items():
-        outputs = {str(split): baselines[split][name] for split in splits}
+        outputs = {str(split): baselines[split][name] for split in EVALUATED}
         costs = figures["val_accuracy"], figures["fit_seconds"], figures["predict_seconds"]
         models[name] = ModelPredictions(outputs, *costs)
     return models
 
 
-def finetune_predictions(
-    prepared: PreparedDataset, splits: Sequence[Split], params: Params, process_group: ProcessGroup
-) -> ModelPredictions:
-    """Apply the fine-tuned model to the images, on all ranks; the last split is timed."""
+def finetune_predictions(prepared: PreparedDataset, params: Params, process_group: ProcessGroup) -> ModelPredictions:
+    """Apply the fine-tuned model to the images, on all ranks."""
     model: nn.Module = timm.create_model(f"local-dir:{existing(paths.FINETUNE)}", pretrained=True)
     model = channels_last(model.eval().to(process_group.device))
     head = get_head(model)
@@ -91,7 +92,7 @@ def finetune_predictions(
 
     reference = np.concatenate([each for each, _ in batches(_reference_rows(prepared), "evaluate, train")])
     logits, ood_distances, seconds = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float32]](), 0.0
-    for split in splits:
+    for split in EVALUATED:
         began = time.perf_counter()
         outputs = [
             (batch_logits, distances(features, reference))
@@ -116,11 +117,7 @@ def write_predictions(
 ) -> None:
     """Write every test image's predictions, and the tables that DVC draws confusion matrices from.
 
-    Args:
-        classes: their names.
-        labels: int64 (n,), of the test images.
-        models: by name.
-        images: the test images' rows of the manifest.
+    ``labels``, int64 (n,), and ``images``, rows of the manifest, are those of the test split.
     """
     probabilities = {name: softmax(model.logits["test"], axis=1) for name, model in models.items()}
     predicted = {name: each.argmax(1) for name, each in probabilities.items()}

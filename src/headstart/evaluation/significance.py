@@ -81,11 +81,7 @@ def verdict(comparison: Mapping[str, Any], models: Mapping[str, Mapping[str, Any
     It is worth it where the whole interval of the difference in accuracy is above zero, and not worth it where the
     interval is below. Where it contains zero neither is shown; the sentence then has the number of test images that
     would show a difference as large as the observed one, from the variance of paired differences (Connor 1987).
-
-    Args:
-        comparison: from ``compare``.
-        models: each model's ``accuracy`` and ``fit_seconds``.
-        images: the number of test images.
+    ``models`` has each model's ``accuracy`` and ``fit_seconds``; ``images`` is the number of test images.
     """
     model, against = comparison["model"], comparison["against"]
     low, high = (100 * end for end in comparison["accuracy_interval"])

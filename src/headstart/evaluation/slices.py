@@ -36,11 +36,8 @@ def compute_slices(
 ) -> list[Slice]:
     """Return a classifier's accuracy by slice, in ascending order of the interval's upper end.
 
-    Args:
-        columns: n values each, as text; empty values are in no slice.
-        correct: bool (n,), which images are classified correctly.
-        labels: int64 (n,), strata of the bootstrap.
-        groups: as for ``bootstrap.draws``.
+    The columns have n values each, as text; empty ones are in no slice. ``labels`` and ``groups`` are as for
+    ``bootstrap.draws``; ``correct``, bool (n,), says which images are classified correctly.
     """
     members = {(column, value): mask for column in columns for value, mask in _values(columns[column])}
     if not members:

@@ -42,11 +42,7 @@ def logistic_path(
 
     Where rounding or MAX_NEWTON_STEPS keeps the minimum out of reach, a warning is logged and the last point yielded.
 
-    Args:
-        features: float (n, width).
-        labels: int64 (n,), in 0 .. classes-1.
-        classes: number of them.
-        l2s: the values of λ, each above 0.
+    ``features`` are float (n, width), ``labels`` int64 (n,) in 0 .. classes-1, the values of λ above 0 in any order.
 
     Yields:
         λ, W float64 (classes, width), b float64 (classes,).
@@ -62,10 +58,7 @@ def logistic_path(
 
 
 def principal_axes(features: NDArray[np.floating]) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-    """Decompose the features' covariance.
-
-    Args:
-        features: float (n, width).
+    """Decompose the covariance of features, float (n, width).
 
     Returns:
         All float64: the mean (width,), the features less the mean (n, width), the variances along the principal axes
@@ -161,17 +154,7 @@ def _minimise(objective: _Objective, head: Matrix, l2: float) -> Matrix:
 def ridge_path(
     features: NDArray[np.floating], labels: NDArray[np.int64], classes: int, l2s: Sequence[float]
 ) -> Iterator[tuple[float, Matrix, Matrix]]:
-    """Minimise the penalised squared error at each λ, from the largest to the smallest.
-
-    Args:
-        features: float (n, width).
-        labels: int64 (n,), in 0 .. classes-1.
-        classes: number of them.
-        l2s: the values of λ, each above 0.
-
-    Yields:
-        λ, W float64 (classes, width), b float64 (classes,).
-    """
+    """Minimise the penalised squared error at each λ; arguments and results are those of ``logistic_path``."""
     mean, centred, variances, axes = principal_axes(features)
     one_hot = np.eye(classes)[labels]
     moments = one_hot.T @ centred @ axes / len(labels)

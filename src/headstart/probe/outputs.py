@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from headstart.core.io import atomic_write, existing
 from headstart.core.paths import BASELINE_OUTPUTS, BASELINES
@@ -18,7 +19,7 @@ from headstart.features.cache import read_features
 from headstart.probe.temperature import negative_log_likelihood
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""From features (n, width) to log-probabilities (n, classes)."""
+"""From features float32 (n, width) to log-probabilities float32 (n, classes)."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,27 +64,14 @@ class BaselineOutputs:
 
 
 def write_baselines(rows: NDArray[np.int64], log_probabilities: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write the baselines' outputs for the same images.
-
-    Args:
-        rows: int64 (n,), increasing: which images.
-        log_probabilities: float32 (n, classes) by the baseline's name.
-    """
-    from safetensors.numpy import save_file  # noqa: PLC0415
-
+    """Write the attributes of ``BaselineOutputs`` with these names."""
     with atomic_write(BASELINES) as partial:
         partial.mkdir()
         save_file({"rows": rows, **log_probabilities}, partial / BASELINE_OUTPUTS.name)
 
 
 def read_baselines(rows: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
-    """Read the baselines' outputs for some of the images: float32 (n, classes) by name.
-
-    Args:
-        rows: int64 (n,), each among the rows that were written.
-    """
-    from safetensors.numpy import load_file  # noqa: PLC0415
-
+    """Read the baselines' outputs for some of the images that were written: float32 (n, classes) by name."""
     outputs = load_file(existing(BASELINE_OUTPUTS))
     written = outputs.pop("rows")
     places = np.searchsorted(written, rows)

@@ -64,17 +64,15 @@ class LabelledFeatures:
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A head at its best settings.
-
-    Attributes:
-        settings: the tuned ones, by name.
-        predict: from features float32 (n, width) to log-probabilities float32 (n, classes).
-        val_loss: mean negative log-likelihood of the validation images, in nats.
-    """
+    """A head at its best settings; ``val_loss`` is the mean negative log-likelihood of validation, in nats."""
 
     settings: dict[str, float]
     predict: Predict
     val_loss: float
+
+
+Candidates = Iterator[tuple[dict[str, float], Predict]]
+"""The settings that are tried, each with the predictions of a head that was fitted with them."""
 
 
 def reason_to_skip(name: str, classes: int) -> str | None:
@@ -101,20 +99,24 @@ def fit_head(
         case "boosting":
             candidates = _boosting_candidates(train, validation, classes)
         case _:
-            candidates = _estimator_candidates(name, train, validation, classes)
-    return min(candidates, key=lambda head: head.val_loss)
+            candidates = _estimator_candidates(name, train, classes)
+    heads = (
+        FittedHead(settings, predict, negative_log_likelihood(predict(validation.features), validation.labels))
+        for settings, predict in candidates
+    )
+    return min(heads, key=lambda head: head.val_loss)
 
 
 def _ridge_candidates(
     train: LabelledFeatures, validation: LabelledFeatures, classes: int, l2s: Sequence[float]
-) -> Iterator[FittedHead]:
+) -> Candidates:
     targets = np.eye(classes)[validation.labels]
     for l2, weight, bias in ridge_path(train.features, train.labels, classes, l2s):
         scores = validation.features @ weight.T + bias
         variance = max(float(((scores - targets) ** 2).mean()), MIN_RESIDUAL_VARIANCE)
         temperature = variance * fit_temperature(scores / variance, validation.labels)
         predict = partial(_linear_log_probabilities, weight / temperature, bias / temperature)
-        yield _with_loss({"l2": l2, "temperature": temperature}, predict, validation)
+        yield {"l2": l2, "temperature": temperature}, predict
 
 
 def _linear_log_probabilities(
@@ -123,38 +125,28 @@ def _linear_log_probabilities(
     return np.asarray(log_softmax(features @ weight.T + bias, axis=1), np.float32)
 
 
-def _estimator_candidates(
-    name: str, train: LabelledFeatures, validation: LabelledFeatures, classes: int
-) -> Iterator[FittedHead]:
+def _estimator_candidates(name: str, train: LabelledFeatures, classes: int) -> Candidates:
     """Fit a scikit-learn estimator at each of its settings."""
-    for settings, estimator in _estimators(name, len(train.labels)):
-        estimator.fit(train.features, train.labels)
-        yield _with_loss(settings, partial(_log_probabilities, estimator, len(train.labels), classes), validation)
-
-
-def _estimators(name: str, images: int) -> Iterator[tuple[dict[str, float], Any]]:
     # scikit-learn takes a second to import: no `--help` waits for it.
     from sklearn.ensemble import RandomForestClassifier  # noqa: PLC0415
     from sklearn.neighbors import KNeighborsClassifier  # noqa: PLC0415
     from sklearn.tree import DecisionTreeClassifier  # noqa: PLC0415
 
-    match name:
-        case "knn":
-            for k in NEIGHBOURS:
-                if k <= images:
-                    yield {"neighbours": k}, KNeighborsClassifier(k, weights="distance", metric="cosine", n_jobs=-1)
-        case "tree":
-            for leaf in TREE_LEAVES:
-                yield {"least_in_leaf": leaf}, DecisionTreeClassifier(min_samples_leaf=leaf, random_state=SEED)
-        case "forest":
-            for leaf in FOREST_LEAVES:
-                forest = RandomForestClassifier(FOREST_TREES, min_samples_leaf=leaf, n_jobs=-1, random_state=SEED)
-                yield {"least_in_leaf": leaf}, forest
-        case _:
-            raise ValueError(f"no such head: {name}")
+    images = len(train.labels)
+    knn = partial(KNeighborsClassifier, weights="distance", metric="cosine", n_jobs=-1)
+    tree = partial(DecisionTreeClassifier, random_state=SEED)
+    forest = partial(RandomForestClassifier, FOREST_TREES, n_jobs=-1, random_state=SEED)
+    estimators: dict[str, Iterator[tuple[dict[str, float], Any]]] = {
+        "knn": (({"neighbours": k}, knn(k)) for k in NEIGHBOURS if k <= images),
+        "tree": (({"least_in_leaf": leaf}, tree(min_samples_leaf=leaf)) for leaf in TREE_LEAVES),
+        "forest": (({"least_in_leaf": leaf}, forest(min_samples_leaf=leaf)) for leaf in FOREST_LEAVES),
+    }
+    for settings, estimator in estimators[name]:
+        estimator.fit(train.features, train.labels)
+        yield settings, partial(_log_probabilities, estimator, images, classes)
 
 
-def _boosting_candidates(train: LabelledFeatures, validation: LabelledFeatures, classes: int) -> Iterator[FittedHead]:
+def _boosting_candidates(train: LabelledFeatures, validation: LabelledFeatures, classes: int) -> Candidates:
     """Boost trees of each depth, and keep the iterations up to the lowest validation loss."""
     from sklearn.ensemble import HistGradientBoostingClassifier  # noqa: PLC0415
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
@@ -176,18 +168,13 @@ def _boosting_candidates(train: LabelledFeatures, validation: LabelledFeatures, 
         by_iteration = boosting.staged_predict_proba(validation.features)
         losses = [negative_log_likelihood(to_log(each), validation.labels) for each in by_iteration]
         best = int(np.argmin(losses))
-        settings: dict[str, float] = {"depth": depth, "iterations": best + 1}
-        yield FittedHead(settings, partial(_at_iteration, boosting, best, to_log), losses[best])
+        yield {"depth": depth, "iterations": best + 1}, partial(_at_iteration, boosting, best, to_log)
 
 
 def _at_iteration(
     boosting: Any, iteration: int, to_log: Callable[[Any], NDArray[np.float32]], features: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     return to_log(next(islice(boosting.staged_predict_proba(features), iteration, None)))
-
-
-def _with_loss(settings: dict[str, float], predict: Predict, validation: LabelledFeatures) -> FittedHead:
-    return FittedHead(settings, predict, negative_log_likelihood(predict(validation.features), validation.labels))
 
 
 def _log_probabilities(estimator: Any, images: int, classes: int, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -199,11 +186,7 @@ def _floored_log(
 ) -> NDArray[np.float32]:
     """Return the logarithms of probabilities of at least the floor, float32 (n, classes).
 
-    Args:
-        probabilities: float64 (n, classes that occur in train).
-        seen: int64, the classes that occur in train.
-        images: number of training images, which sets the floor.
-        classes: number of all classes.
+    The probabilities are float64 (n, seen classes), of the classes that occur among so many training images.
     """
     full = np.full((len(probabilities), classes), 1 / (images + classes))
     full[:, seen] = np.maximum(full[:, seen], probabilities)

@@ -70,34 +70,26 @@ def zero_shot_classifier(class_map: ClassMap, classes: Sequence[str]) -> tuple[d
             "or its weights have none, as most self-supervised ones): set it to null, or choose another backbone.name"
         )
     sets = resolve_class_map(class_map, classes, pretrained)
-    by_index = {
-        name: REST if class_map[name] == REST else members.tolist() for name, members in zip(classes, sets, strict=True)
-    }
+    indices = {name: members.tolist() for name, members in zip(classes, sets, strict=True)}
+    by_index = {name: REST if class_map[name] == REST else each for name, each in indices.items()}
     return by_index, lambda features: summed_log_probabilities(features, pretrained, sets)
 
 
 def resolve_class_map(
     class_map: ClassMap, classes: Sequence[str], pretrained: PretrainedHead
 ) -> list[NDArray[np.int64]]:
-    """Find the backbone's classes that belong to each of the user's.
+    """Return for each of the user's classes its set of the backbone's: int64, increasing.
 
-    Args:
-        class_map: by the user's class, the backbone's classes, many to one: indices, or names (a class's name, its
-            description or one of the synonyms that commas separate in it, in upper or lower case); or, once, ``rest``.
-        classes: the user's.
-        pretrained: the backbone's classifier.
-
-    Returns:
-        For each of ``classes``, its set: int64, increasing.
+    The map has, by the user's class, the backbone's classes, many to one: indices, or names (a class's name, its
+    description or one of the synonyms that commas separate in it, in upper or lower case); or, once, ``rest``.
 
     Raises:
         UserError: a class is missing or not in the data; a name or an index is unknown, stands for several classes or
             is in two sets; there is a second ``rest``, or nothing is left for it. The message lists every problem.
     """
     problems = [f"{name}: missing; every class of the data needs a set" for name in classes if name not in class_map]
-    problems += [
-        f"{name}: no such class in the data{_suggestion(name, classes)}" for name in class_map if name not in classes
-    ]
+    unknown = [name for name in class_map if name not in classes]
+    problems += [f"{name}: no such class in the data{_suggestion(name, classes)}" for name in unknown]
     known, owners = _indices_by_name(pretrained), dict[int, str]()
     for name, entries in class_map.items():
         for entry in entries if entries != REST else ():
@@ -124,13 +116,7 @@ def resolve_class_map(
 def summed_log_probabilities(
     features: NDArray[np.float32], pretrained: PretrainedHead, sets: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.float32]:
-    """Return the log-probabilities of the user's classes, float32 (n, classes).
-
-    Args:
-        features: float32 (n, width).
-        pretrained: the backbone's classifier.
-        sets: for each of the user's classes the indices of the backbone's, int64.
-    """
+    """Return the log-probabilities of the user's classes, float32 (n, classes), from features, float32 (n, width)."""
     outputs = np.empty((len(features), len(sets)), np.float32)
     for start in range(0, len(features), IMAGES_AT_ONCE):
         logits = features[start : start + IMAGES_AT_ONCE] @ pretrained.weight.T + pretrained.bias

@@ -1,14 +1,14 @@
 """The charts of the report. The private functions draw on matplotlib's axes and return the chart's text alternative."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from headstart.report.formatting import compact, figure, percent, small_percent, strength
 from headstart.report.inputs import ReportRow
-from headstart.report.svg import INK, Chart, ChartStyle, chart, style
+from headstart.report.svg import INK, ChartStyle, chart, style
 
 Measure = tuple[str, str, Callable[[float], str]]
 """A column of the ledger, its name in the legend, and its format."""
@@ -20,53 +20,38 @@ MOVEMENT_MEASURES: tuple[Measure, Measure] = (
 OPEN_MARKERS: ChartStyle = {"linestyle": ":", "markerfacecolor": "none"}
 
 
-def learning_charts(history: Sequence[ReportRow], finetuning: ReportRow) -> list[Chart]:
-    """Draw losses and accuracy by epoch, from the rows of history.csv."""
-    return [
-        chart("loss", "epoch", "cross-entropy", _loss, history, finetuning),
-        chart("accuracy", "epoch", "validation accuracy", _accuracy, history, finetuning),
-    ]
-
-
-def probe_chart(path: Sequence[ReportRow]) -> Chart:
-    """Draw the probe's loss along its path of λ, from the rows of l2_path.csv."""
-    return chart("probe", "log₁₀ λ of the probe", "probe: validation cross-entropy", _probe, path)
-
-
-def ledger_charts(ledger: Sequence[ReportRow], finetuning: ReportRow) -> list[Chart]:
-    """Draw each group's norm, distance from the start and causes of change by epoch, and the early stop's equivalent λ.
+def draw_charts(contents: dict[str, Any]) -> dict[str, Any]:
+    """Draw the charts from the content of the report's files, by the names that the templates know them by.
 
     Groups of biases and normalisation weights, whose names end in ``_free``, are left out: they have no penalty.
     """
+    finetuning, history, trust = contents["finetune"], contents["finetune_history"], contents["evaluate_trust"]
     groups = [group for group in finetuning["groups"] if not group["group"].endswith("_free")]
-    lines = {group["group"]: [row for row in ledger if row["group"] == group["group"]] for group in groups}
-    titles = {
-        "norm and distance from the start": SIZE_MEASURES,
-        "change within the epoch, fraction of ‖W‖": MOVEMENT_MEASURES,
-    }
-    charts = [
-        chart(f"ledger-{i}", "epoch", f"{title}, log scale", _by_group, lines, measures, finetuning)
-        for i, (title, measures) in enumerate(titles.items())
+    rows = contents["finetune_ledger"]
+    lines = {group["group"]: [row for row in rows if row["group"] == group["group"]] for group in groups}
+    size, movement = "norm and distance from the start", "change within the epoch, fraction of ‖W‖"
+    ledger = [
+        chart("ledger-0", "epoch", f"{size}, log scale", _by_group, lines, SIZE_MEASURES, finetuning),
+        chart("ledger-1", "epoch", f"{movement}, log scale", _by_group, lines, MOVEMENT_MEASURES, finetuning),
     ]
-    if any(row["equivalent_l2"] for row in ledger):
+    if any(row["equivalent_l2"] for row in rows):
         set_to = {group["group"]: group["l2"] for group in groups}
-        charts.append(
-            chart("stop", "epoch", "λ equivalent to stopping here, log scale", _early_stop, lines, set_to, finetuning)
-        )
-    return charts
-
-
-def reliability_charts(calibration: dict[str, ReportRow]) -> list[Chart]:
-    """Draw accuracy against confidence, of the fine-tuned model and of the probe."""
-    return [
-        chart(f"calibration-{name}", "mean confidence", f"{name}: accuracy", _reliability, name, calibration[name])
-        for name in ("finetune", "probe")
-    ]
-
-
-def sizes_chart(conformal: Sequence[ReportRow]) -> Chart:
-    """Draw the sizes of the prediction sets."""
-    return chart("sizes", "classes in the set, at most", "fraction of test images", _sizes, conformal)
+        title = "λ equivalent to stopping here, log scale"
+        ledger.append(chart("stop", "epoch", title, _early_stop, lines, set_to, finetuning))
+    path_title, calibration = "probe: validation cross-entropy", trust["calibration"]
+    return {
+        "learning": [
+            chart("loss", "epoch", "cross-entropy", _loss, history, finetuning),
+            chart("accuracy", "epoch", "validation accuracy", _accuracy, history, finetuning),
+            chart("probe", "log₁₀ λ of the probe", path_title, _probe, contents["probe_l2_path"]),
+        ],
+        "ledger": ledger,
+        "reliability": [
+            chart(f"calibration-{name}", "mean confidence", f"{name}: accuracy", _reliability, name, calibration[name])
+            for name in ("finetune", "probe")
+        ],
+        "sizes": chart("sizes", "classes in the set, at most", "fraction of test images", _sizes, trust["conformal"]),
+    }
 
 
 def _loss(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow) -> str:

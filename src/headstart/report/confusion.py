@@ -22,13 +22,7 @@ CORRECT_COLOUR, MISTAKE_COLOUR = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
 
 @dataclass(frozen=True)
 class Confusion:
-    """The predictions, counted.
-
-    Attributes:
-        classes: their names.
-        counts: int64 (classes, classes), images by label and prediction.
-        mistakes: the wrong predictions, the most confident first.
-    """
+    """The predictions, counted by label (rows) and prediction, and the mistakes, the most confident first."""
 
     classes: list[str]
     counts: NDArray[np.int64]
@@ -73,7 +67,7 @@ def confused_pairs(confusion: Confusion) -> list[ConfusedPair]:
     return pairs
 
 
-def row_fractions(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def _row_fractions(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Divide each row by its sum, float64 (classes, classes); a class without images has a row of zeros."""
     return np.asarray(counts / counts.sum(axis=1, keepdims=True).clip(1))
 
@@ -93,7 +87,7 @@ def cluster_classes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     from scipy.cluster.hierarchy import leaves_list, linkage  # noqa: PLC0415  (slow, and only many classes need it)
     from scipy.spatial.distance import squareform  # noqa: PLC0415
 
-    fractions = row_fractions(counts)
+    fractions = _row_fractions(counts)
     distances = 1 - np.minimum(fractions + fractions.T, 1)
     np.fill_diagonal(distances, 0)
     order = leaves_list(linkage(squareform(distances, checks=False), "average"))
@@ -108,5 +102,5 @@ def heat_map(counts: NDArray[np.int64]) -> Image.Image:
     pixels = np.empty((*counts.shape, 4), np.uint8)
     pixels[..., :3] = MISTAKE_COLOUR
     pixels[np.diag_indices(len(counts))] = (*CORRECT_COLOUR, 0)
-    pixels[..., 3] = np.rint(255 * np.sqrt(row_fractions(counts)))
+    pixels[..., 3] = np.rint(255 * np.sqrt(_row_fractions(counts)))
     return Image.fromarray(pixels)

@@ -10,7 +10,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
@@ -20,7 +19,7 @@ from headstart.core.io import atomic_write
 from headstart.core.paths import HTML_REPORT, PREDICTIONS, REPORTS, report_of
 from headstart.data.dataset import SPLITS, PreparedDataset
 from headstart.report import formatting
-from headstart.report.charts import learning_charts, ledger_charts, probe_chart, reliability_charts, sizes_chart
+from headstart.report.charts import draw_charts
 from headstart.report.confusion import (
     MAX_MISTAKES,
     Confusion,
@@ -29,7 +28,6 @@ from headstart.report.confusion import (
     count_predictions,
     heat_map,
     most_frequent_mistakes,
-    row_fractions,
 )
 from headstart.report.inputs import damaged_file_error, read_inputs, read_predictions
 
@@ -42,13 +40,7 @@ FILTERS = (
 
 
 def write_html_report(prepared: PreparedDataset) -> Path:
-    """Write the page.
-
-    Args:
-        prepared: the images that ``reports`` is about.
-
-    Returns:
-        The page's path.
+    """Write the page about these images and return its path.
 
     Raises:
         UserError: a file is missing, damaged or of another run; the message names it.
@@ -57,11 +49,14 @@ def write_html_report(prepared: PreparedDataset) -> Path:
     if contents["evaluate"]["classes"] != prepared.classes:
         raise damaged_file_error(report_of("evaluate"), "its classes are not those of data/prepared")
     confusion = count_predictions(prepared.classes, read_predictions())
+    style, script = ((files(__package__) / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     template = _environment().get_template("page.html")
     html = template.render(
         **contents,
-        **_style_and_script(),
-        **_charts(contents),
+        style=Markup(style),  # noqa: S704  (a file of this package)
+        script=Markup(script),  # noqa: S704
+        script_hash=b64encode(sha256(script.encode()).digest()).decode(),  # without it the browser runs no script
+        **draw_charts(contents),
         **_mistake_variables(prepared, confusion),
         classes=prepared.classes,
         splits=SPLITS,
@@ -86,26 +81,6 @@ def _environment() -> Environment:
     return environment
 
 
-def _style_and_script() -> dict[str, str]:
-    """Return the page's style and its only script, and the script's hash, without which the browser runs no script."""
-    style, script = ((files(__package__) / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    digest = b64encode(sha256(script.encode()).digest()).decode()
-    return {"style": Markup(style), "script": Markup(script), "script_hash": digest}  # noqa: S704  (files of this package)
-
-
-def _charts(contents: dict[str, Any]) -> dict[str, Any]:
-    finetuning, trust = contents["finetune"], contents["evaluate_trust"]
-    return {
-        "learning": [
-            *learning_charts(contents["finetune_history"], finetuning),
-            probe_chart(contents["probe_l2_path"]),
-        ],
-        "ledger": ledger_charts(contents["finetune_ledger"], finetuning),
-        "reliability": reliability_charts(trust["calibration"]),
-        "sizes": sizes_chart(trust["conformal"]),
-    }
-
-
 def _mistake_variables(prepared: PreparedDataset, confusion: Confusion) -> dict[str, Any]:
     """Return the variables of mistakes.html: the matrix of few classes is a table, that of many an image."""
     wrong = {mistake.id for mistake in confusion.mistakes}
@@ -119,16 +94,9 @@ def _mistake_variables(prepared: PreparedDataset, confusion: Confusion) -> dict[
         "pairs": confused_pairs(confusion),
         "confused_with": most_frequent_mistakes(confusion),
         "rows": rows,
-        "matrix": _matrix(confusion) if few else None,
+        "matrix": confusion.counts.tolist() if few else None,
         "heat": None if few else data_uri(heat_map(cluster_classes(confusion.counts)), "PNG"),
     }
-
-
-def _matrix(confusion: Confusion) -> list[tuple[str, list[tuple[int, float, str]]]]:
-    """Return each class with the cells of its row: images, their fraction of the row, and ``right`` or ``wrong``."""
-    cells = np.where(np.eye(len(confusion.classes), dtype=bool), "right", "wrong")
-    columns = (confusion.counts.tolist(), row_fractions(confusion.counts).tolist(), cells.tolist())
-    return [(name, list(zip(*row, strict=True))) for name, *row in zip(confusion.classes, *columns, strict=True)]
 
 
 class Thumbnail(NamedTuple):

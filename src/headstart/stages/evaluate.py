@@ -21,14 +21,13 @@ is fitted on validation.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
 
 from scipy.special import softmax
 
 from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.io import read_json, write_json, write_report
-from headstart.data.dataset import PreparedDataset, Split, data_sha256, manifest_rows, read_labels
+from headstart.data.dataset import PreparedDataset, data_sha256, manifest_rows, read_labels
 from headstart.data_checks.label_errors import find_label_errors
 from headstart.data_checks.tables import write_label_errors
 from headstart.distributed.process_group import connect
@@ -43,7 +42,6 @@ from headstart.tracking.evaluation import track_evaluation
 from headstart.tracking.provenance import provenance
 
 PARAMS = ("evaluate",)
-EVALUATED: tuple[Split, ...] = ("validation", "test")
 READS = (
     paths.PREPARED,
     paths.FEATURES,
@@ -75,14 +73,15 @@ logger = logging.getLogger(__name__)
 def run(params: Params) -> None:
     """Run every model on the same images, then write all that follows from their predictions."""
     process_group, prepared = connect(params.run), PreparedDataset.open()
-    finetune = finetune_predictions(prepared, EVALUATED, params, process_group)
+    finetune = finetune_predictions(prepared, params, process_group)
     if process_group.rank:
         return
-    models = {**probe_predictions(prepared, EVALUATED), "finetune": finetune}
+    models = {**probe_predictions(prepared), "finetune": finetune}
     labels = {"validation": read_labels("validation"), "test": read_labels("test")}
     classes, test_labels = prepared.classes, labels["test"]
     images = [row for row in manifest_rows() if row["split"] == "test"]
-    groups = _groups(images)
+    # Where some images have a group, each of the others is one of its own.
+    groups = [row["group"] or row["id"] for row in images] if any(row["group"] for row in images) else None
 
     write_predictions(classes, test_labels, models, images)
     write_trust(models, labels, classes)
@@ -102,11 +101,6 @@ def run(params: Params) -> None:
     page = write_html_report(prepared)
     logger.info("evaluate: %d test images of %d classes\n%s", len(images), len(classes), format_leaderboard(report))
     logger.info("%s\n\nthe report: %s", report["verdict"], page)
-
-
-def _groups(images: Sequence[Mapping[str, str]]) -> list[str] | None:
-    """Return each image's group, one of its own where it has none; None where there are no groups at all."""
-    return [row["group"] or row["id"] for row in images] if any(row["group"] for row in images) else None
 
 
 if __name__ == "__main__":
