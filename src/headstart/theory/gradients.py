@@ -27,25 +27,24 @@ logger = logging.getLogger(__name__)
 
 
 def run() -> None:
-    """Measure, write the figures and the image."""
+    """Measure, write the figures and draw them."""
     digits = load_digits()
     inputs, one_hot = digits.data / 16, np.eye(10)[digits.target]
     column = int(inputs.std(axis=0).argmax())
     ill_scaled = inputs.copy()
     ill_scaled[:, column] *= ILL_SCALE
 
-    check = {
-        "one_layer": _check((inputs.shape[1], 10), inputs[:CHECKED], one_hot[:CHECKED]),
-        "two_layers": _check((inputs.shape[1], HIDDEN, 10), inputs[:CHECKED], one_hot[:CHECKED]),
-    }
     errors = {
-        "central": _errors(inputs[:CHECKED], one_hot[:CHECKED], column, 1, central=True),
-        "one_sided": _errors(inputs[:CHECKED], one_hot[:CHECKED], column, 1, central=False),
-        "central_ill_scaled": _errors(ill_scaled[:CHECKED], one_hot[:CHECKED], column, ILL_SCALE, central=True),
+        "central": _errors(inputs, one_hot, column, 1, central=True),
+        "one_sided": _errors(inputs, one_hot, column, 1, central=False),
+        "central_ill_scaled": _errors(ill_scaled, one_hot, column, ILL_SCALE, central=True),
     }
     descents = {"pixels": _largest_stable(inputs, one_hot), "ill_scaled": _largest_stable(ill_scaled, one_hot)}
     figures = {
-        "largest_relative_error": check,
+        "largest_relative_error": {
+            "one_layer": _check((inputs.shape[1], 10), inputs[:CHECKED], one_hot[:CHECKED]),
+            "two_layers": _check((inputs.shape[1], HIDDEN, 10), inputs[:CHECKED], one_hot[:CHECKED]),
+        },
         "best": {
             name: {"step": float(STEPS[np.argmin(curve)]), "error": float(min(curve))} for name, curve in errors.items()
         },
@@ -66,22 +65,16 @@ def _drawn(sizes: Sequence[int]) -> list[Array]:
 
 
 def _check(sizes: Sequence[int], inputs: Array, one_hot: Array) -> dict[str, float]:
-    """Compare central differences of all parameters with the gradients by hand and by torch.
-
-    An error is relative to the largest entry of its matrix or bias; the largest of them is given.
-    """
+    """Return the largest relative error of central differences, against the gradients by hand and by torch."""
     parameters, l2s = _drawn(sizes), [L2] * (len(sizes) - 1)
     estimated = central_differences(lambda moved: loss(moved, inputs, one_hot, l2s), parameters)
-    return {
-        name: max(_relative(guess, exact) for guess, exact in zip(estimated, by_parameter, strict=True))
-        for name, by_parameter in (
-            ("by_hand", gradients(parameters, inputs, one_hot, l2s)),
-            ("by_torch", _torch_gradients(parameters, inputs, one_hot, l2s)),
-        )
-    }
+    by_hand = gradients(parameters, inputs, one_hot, l2s)
+    by_torch = _torch_gradients(parameters, inputs, one_hot, l2s)
+    return {"by_hand": max(map(_relative, estimated, by_hand)), "by_torch": max(map(_relative, estimated, by_torch))}
 
 
 def _relative(guess: Array, exact: Array) -> float:
+    """Return the largest error, relative to the largest entry of the matrix or bias."""
     return float(np.abs(guess - exact).max() / np.abs(exact).max())
 
 
@@ -90,20 +83,20 @@ def _torch_gradients(parameters: Sequence[Array], inputs: Array, one_hot: Array,
     from torch.nn.functional import cross_entropy  # noqa: PLC0415
 
     leaves = [torch.tensor(parameter, requires_grad=True) for parameter in parameters]
-    *hidden, last = zip(leaves[::2], leaves[1::2], strict=True)
     value = torch.tensor(inputs)
-    for weight, bias in hidden:
+    for weight, bias in zip(leaves[:-2:2], leaves[1:-2:2], strict=True):
         value = torch.tanh(value @ weight + bias)
     penalty = sum(l2 * weight.square().sum() for l2, weight in zip(l2s, leaves[::2], strict=True))
-    objective = cross_entropy(value @ last[0] + last[1], torch.tensor(one_hot)) + penalty
+    objective = cross_entropy(value @ leaves[-2] + leaves[-1], torch.tensor(one_hot)) + penalty
     return [by_leaf.numpy() for by_leaf in torch.autograd.grad(objective, leaves)]
 
 
 def _errors(inputs: Array, one_hot: Array, column: int, scale: float, *, central: bool) -> list[float]:
-    """Return the relative error of the derivative by one input's weights, at each of STEPS.
+    """Return the relative error of the derivative by one input's weights on the checked images, at each of STEPS.
 
     ``scale`` is what the input was multiplied by: its weights are divided by it, so that the loss is the same.
     """
+    inputs, one_hot = inputs[:CHECKED], one_hot[:CHECKED]
     weight, bias = _drawn((inputs.shape[1], one_hot.shape[1]))
     weight[column] /= scale
     exact = gradients([weight, bias], inputs, one_hot, [0.0])[0][column]
@@ -123,7 +116,7 @@ def _errors(inputs: Array, one_hot: Array, column: int, scale: float, *, central
 
 
 def _largest_stable(inputs: Array, one_hot: Array) -> tuple[float, list[float]]:
-    """Find the largest power of two as τ with which SGD from zero never stands above the loss that it started from.
+    """Find the largest power of two as τ with which SGD from zero never has a loss above the one it started from.
 
     Returns:
         τ, and the loss on all images at the start and after every RECORD_EVERY steps.
