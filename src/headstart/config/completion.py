@@ -117,10 +117,8 @@ def _edits(
 def _end(text: str, key: Node, value: Node) -> int:
     """Return where the value of a key ends in the text, without what follows: a comment, blank lines."""
     while isinstance(value, CollectionNode) and not value.flow_style and value.value:
-        if isinstance(value, MappingNode):
-            key, value = value.value[-1]
-        else:
-            value = value.value[-1]
+        last = value.value[-1]
+        key, value = last if isinstance(value, MappingNode) else (key, last)
     if value.end_mark.index == value.start_mark.index:  # nothing stands there, which is null
         return text.index(":", key.end_mark.index) + 1
     return len(text[: value.end_mark.index].rstrip())

@@ -193,9 +193,8 @@ class FinetuneConfig(ConfigSection):
                 raise ValueError(f"l2.{min(l2)}: {unit}: give decay.{min(l2)}, and set this to null")
             _check_one_per_group("decay", decay, names)
         elif decay:
-            raise ValueError(
-                f"decay.{min(decay)}: only l2.kind: decoupled reads it, and that is {kind}: set this to null"
-            )
+            only = f"only l2.kind: decoupled reads it, and that is {kind}"
+            raise ValueError(f"decay.{min(decay)}: {only}: set it to null")
         elif kind != "none":
             _check_one_per_group("l2", l2, names)
         return self

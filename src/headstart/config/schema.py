@@ -15,7 +15,7 @@ Section = TypeVar("Section", bound=ConfigSection)
 
 
 class SplitConfig(ConfigSection):
-    """Approximate fractions of the splits that the source does not bring. Adding images moves no other image."""
+    """Approximate fractions of the splits that the source does not bring; adding images moves none to another split."""
 
     validation: Fraction = 0.15
     """For validation, on which everything is chosen and tuned."""
@@ -179,8 +179,7 @@ class RunConfig(ConfigSection):
     """
 
     devices: Literal["auto"] | Count = "auto"
-    """Processes on this machine. auto: those that srun or torchrun started, on as many nodes as they were started on;
-    otherwise one per GPU, or one on the CPU."""
+    """Processes on this machine. auto: those of srun or torchrun, on all nodes; else one per GPU, or one on the CPU."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     """auto, cpu, gpu or mps."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
@@ -194,8 +193,7 @@ class RunConfig(ConfigSection):
     """Minutes between two checkpoints: what a kill -9 or a power failure may lose (a signal loses no step). They are
     further apart where saving takes more than a hundredth of the time."""
     timeout_minutes: Annotated[float, Field(ge=0.5, allow_inf_nan=False)] = 10
-    """Minutes without a step, at least 0.5, after which several processes are taken to hang and are ended with a
-    message that names the one that stands still."""
+    """Minutes without a step, at least 0.5, after which several processes are ended and the one that hangs is named."""
     tracking: Literal["offline", "online", "disabled"] = "offline"
     """wandb's mode: offline (kept in wandb/, `wandb sync` sends it later), online or disabled."""
 
