@@ -22,12 +22,9 @@ def compare(
 ) -> dict[str, Any]:
     """Compare two classifiers on the same images, plain JSON values; a positive difference favours the first.
 
-    Args:
-        names: the two, keys of the mappings that follow.
-        correct: bool (n,), where each is correct.
-        points: each one's ``accuracy`` and ``nll``.
-        replicates: each one's figures on the same redrawn test sets.
-        grouped: whether images come in groups; McNemar's test, which assumes independent images, is then left out.
+    By the names of both, ``correct`` has bool (n,), ``points`` the ``accuracy`` and ``nll``, and ``replicates`` the
+    figures on the same redrawn test sets. Where images come in groups, McNemar's test is left out, since it assumes
+    independent images.
 
     Returns:
         ``model`` and ``against``; ``accuracy_difference`` and ``nll_difference`` (how much lower the first's is)

@@ -7,9 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.core.io import write_table
-from headstart.core.paths import SLICES
-from headstart.data.dataset import MANIFEST_COLUMNS
 from headstart.evaluation.bootstrap import draws, fraction_interval
 
 MAX_VALUES = 30
@@ -70,14 +67,3 @@ def _values(texts: Sequence[str]) -> list[tuple[str, NDArray[np.bool_]]]:
         (f"{low:g} to {high:g}", (numbers >= low) & ((numbers < high) | (high == ends[-1]) & (numbers == high)))
         for low, high in pairwise(ends)
     ]
-
-
-def write_slices(
-    images: Sequence[Mapping[str, str]],
-    correct: NDArray[np.bool_],
-    labels: NDArray[np.int64],
-    groups: Sequence[str] | None,
-) -> None:
-    """Write the slices by every column that only the source's table has; ``images`` are rows of the manifest."""
-    columns = {name: [row[name] for row in images] for name in images[0] if name not in MANIFEST_COLUMNS}
-    write_table(SLICES, SLICE_COLUMNS, compute_slices(columns, correct, labels, groups))

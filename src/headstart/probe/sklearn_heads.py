@@ -86,12 +86,8 @@ def fit_head(
 ) -> FittedHead:
     """Fit a head on train and choose its settings on validation; deterministic.
 
-    Args:
-        name: ``ridge``, ``knn`` (cosine distance, votes weighted by its inverse), ``tree``, ``forest`` or ``boosting``.
-        train: to fit; a class may have no image here, and gets the lowest probability.
-        validation: to choose the settings.
-        classes: number of them.
-        l2s: ridge's values of λ, in 1/n ‖XWᵀ + b − Y‖² + λ‖W‖².
+    ``name`` is ``ridge``, which alone has a path of λ, ``knn`` (cosine distance, votes weighted by its inverse),
+    ``tree``, ``forest`` or ``boosting``. A class without an image in train gets the lowest probability.
     """
     match name:
         case "ridge":

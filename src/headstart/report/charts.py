@@ -10,13 +10,9 @@ from headstart.report.formatting import compact, figure, percent, small_percent,
 from headstart.report.inputs import ReportRow
 from headstart.report.svg import INK, ChartStyle, chart, style
 
-Measure = tuple[str, str, Callable[[float], str]]
-"""A column of the ledger, its name in the legend, and its format."""
-SIZE_MEASURES: tuple[Measure, Measure] = (("norm", "‖W‖", compact), ("distance", "‖W − W₀‖", compact))
-MOVEMENT_MEASURES: tuple[Measure, Measure] = (
-    ("data_movement", "by the data", small_percent),
-    ("shrink", "by the penalty", small_percent),
-)
+# Columns of the ledger, and their names in the legend.
+SIZES = {"norm": "‖W‖", "distance": "‖W − W₀‖"}
+MOVEMENTS = {"data_movement": "by the data", "shrink": "by the penalty"}
 OPEN_MARKERS: ChartStyle = {"linestyle": ":", "markerfacecolor": "none"}
 
 
@@ -31,8 +27,8 @@ def draw_charts(contents: dict[str, Any]) -> dict[str, Any]:
     lines = {group["group"]: [row for row in rows if row["group"] == group["group"]] for group in groups}
     size, movement = "norm and distance from the start", "change within the epoch, fraction of ‖W‖"
     ledger = [
-        chart("ledger-0", "epoch", f"{size}, log scale", _by_group, lines, SIZE_MEASURES, finetuning),
-        chart("ledger-1", "epoch", f"{movement}, log scale", _by_group, lines, MOVEMENT_MEASURES, finetuning),
+        chart("ledger-0", "epoch", f"{size}, log scale", _by_group, lines, SIZES, compact, finetuning),
+        chart("ledger-1", "epoch", f"{movement}, log scale", _by_group, lines, MOVEMENTS, small_percent, finetuning),
     ]
     if any(row["equivalent_l2"] for row in rows):
         set_to = {group["group"]: group["l2"] for group in groups}
@@ -115,18 +111,22 @@ def _log(axes: Axes, write: Callable[[float], str]) -> None:
 
 
 def _by_group(
-    axes: Axes, lines: dict[str, list[ReportRow]], pair: tuple[Measure, Measure], finetuning: ReportRow
+    axes: Axes,
+    lines: dict[str, list[ReportRow]],
+    measures: dict[str, str],
+    write: Callable[[float], str],
+    finetuning: ReportRow,
 ) -> str:
     """Draw two measures of each group, the second dotted with open markers; a logarithmic axis cannot show zeros."""
     described = []
     for i, (group, rows) in enumerate(lines.items()):
-        for (name, title, write), own_style in zip(pair, ({}, OPEN_MARKERS), strict=True):
+        for (name, title), own_style in zip(measures.items(), ({}, OPEN_MARKERS), strict=True):
             values = [(row["epoch"], row[name]) for row in rows if row[name] > 0]
             if values:
                 axes.plot(*zip(*values, strict=True), label=f"{group}, {title}", **{**style(i), **own_style})
                 (epoch, first), (_, last) = values[0], values[-1]
                 described.append(f"{group}, {title}: {write(first)} in epoch {epoch}, {write(last)} at the end")
-    _log(axes, pair[0][2])
+    _log(axes, write)
     _epochs(axes, finetuning)
     return f"By epoch. {'; '.join(described)}."
 

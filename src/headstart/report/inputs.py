@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,9 @@ TABLE_COLUMNS: dict[Path, Columns] = {
         "column": str, "value": str, "pictures": int, "accuracy": float, "low": float, "high": float,
     },
 }  # fmt: skip
+PREDICTION_COLUMNS: Columns = {
+    "id": partial(int, base=16), "source": str, "label": str, "finetune": str, "finetune_probability": float,
+}  # fmt: skip
 
 
 class PredictionRow(NamedTuple):
@@ -74,7 +78,7 @@ def read_inputs() -> dict[str, Any]:
         UserError: one of them is missing, damaged, or lacks what the page shows.
     """
     contents: dict[Path, Any] = {path: _read_keys(path, keys) for path, keys in JSON_KEYS.items()}
-    contents |= {path: _read_rows(path, columns) for path, columns in TABLE_COLUMNS.items()}
+    contents |= {path: list(_read_rows(path, columns)) for path, columns in TABLE_COLUMNS.items()}
     kept = contents[paths.report_of("finetune")]["best_epoch"]
     if kept not in {row["epoch"] for row in contents[paths.HISTORY]}:
         raise damaged_file_error(paths.HISTORY, f"it has no epoch {kept}")
@@ -87,17 +91,7 @@ def read_inputs() -> dict[str, Any]:
 
 def read_predictions() -> Iterator[PredictionRow]:
     """Stream the fine-tuned model's predictions of the test images; raises UserError."""
-    columns = ("id", "source", "label", "finetune", "finetune_probability")
-    with existing(paths.PREDICTIONS).open(newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
-        try:
-            header = next(lines, [])
-            places = [header.index(column) for column in columns]
-            for line in lines:
-                name, source, label, predicted, probability = (line[place] for place in places)
-                yield PredictionRow(int(name, 16), source, label, predicted, float(probability))
-        except (ValueError, IndexError, csv.Error) as error:
-            raise damaged_file_error(paths.PREDICTIONS, f"line {lines.line_num}: {error}") from error
+    return (PredictionRow(*row.values()) for row in _read_rows(paths.PREDICTIONS, PREDICTION_COLUMNS))
 
 
 def damaged_file_error(path: Path, problem: str) -> UserError:
@@ -119,12 +113,13 @@ def _read_keys(path: Path, keys: tuple[str, ...]) -> ReportRow:
         raise damaged_file_error(path, str(error)) from error
 
 
-def _read_rows(path: Path, columns: Columns) -> list[ReportRow]:
-    try:
-        with existing(path).open(newline="", encoding="utf-8") as file:
-            lines = csv.DictReader(file)
+def _read_rows(path: Path, columns: Columns) -> Iterator[ReportRow]:
+    with existing(path).open(newline="", encoding="utf-8") as file:
+        lines = csv.DictReader(file)
+        try:
             if missing := [name for name in columns if name not in (lines.fieldnames or ())]:
                 raise damaged_file_error(path, f"it has no column {missing[0]!r}")
-            return [{name: read(line[name]) for name, read in columns.items()} for line in lines]
-    except (ValueError, TypeError, csv.Error) as error:
-        raise damaged_file_error(path, str(error)) from error
+            for line in lines:
+                yield {name: read(line[name]) for name, read in columns.items()}
+        except (ValueError, TypeError, csv.Error) as error:
+            raise damaged_file_error(path, f"line {lines.line_num}: {error}") from error

@@ -4,6 +4,7 @@ No model is read, and the same files give the same bytes.
 """
 
 from base64 import b64encode
+from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.resources import files
 from io import BytesIO
@@ -108,24 +109,23 @@ class Thumbnail(NamedTuple):
     uri: str | None
 
 
+@dataclass(frozen=True)
 class Thumbnails:
     """Thumbnails by row; an image that the page shows twice is embedded once, and referred to by its row afterwards."""
 
-    def __init__(self, prepared: PreparedDataset) -> None:
-        """Make thumbnails of the images in ``prepared``."""
-        self._prepared = prepared
-        self._made: dict[int, Thumbnail] = {}
+    prepared: PreparedDataset
+    made: dict[int, Thumbnail] = field(default_factory=dict)
 
     def __call__(self, row: int) -> Thumbnail:
         """Return an image's thumbnail, at most ``THUMBNAIL_SIDE`` pixels a side; raises UserError at an unknown row."""
-        if not 0 <= row < len(self._prepared.ids):
+        if not 0 <= row < len(self.prepared.ids):
             raise UserError(f"{REPORTS} names image {row} and data/prepared has no such row: run `dvc repro`")
-        if row in self._made:
-            return self._made[row]._replace(uri=None)
-        image = Image.fromarray(self._prepared.pixels(row))
+        if row in self.made:
+            return self.made[row]._replace(uri=None)
+        image = Image.fromarray(self.prepared.pixels(row))
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        self._made[row] = Thumbnail(row, *image.size, data_uri(image, "WEBP", quality=75))
-        return self._made[row]
+        self.made[row] = Thumbnail(row, *image.size, data_uri(image, "WEBP", quality=75))
+        return self.made[row]
 
 
 def data_uri(image: Image.Image, kind: str, **options: int) -> str:

@@ -69,14 +69,10 @@ def style(i: int) -> ChartStyle:
 
 
 def chart(name: str, x: str, y: str, draw: Callable[..., str], *data: Any) -> Chart:
-    """Draw a chart.
+    """Draw a chart with a label of the x axis and, above it, one of the y axis.
 
-    Args:
-        name: unique on the page: the ids of the chart's elements are derived from it.
-        x: label of the x axis.
-        y: label of the y axis, written above it.
-        draw: is called with the matplotlib axes and ``data``, draws on the axes, and returns the text alternative.
-        data: the data.
+    The name is unique on the page, since the ids of the chart's elements are derived from it. ``draw`` is called with
+    the matplotlib axes and ``data``, draws on the axes, and returns the text alternative.
     """
     with rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # The browser draws the text, so it does not matter whether matplotlib's font has the letters.

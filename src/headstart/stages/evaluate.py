@@ -26,14 +26,14 @@ from scipy.special import softmax
 
 from headstart.config.schema import Params
 from headstart.core import paths
-from headstart.core.io import read_json, write_json, write_report
-from headstart.data.dataset import PreparedDataset, data_sha256, manifest_rows, read_labels
+from headstart.core.io import read_json, write_json, write_report, write_table
+from headstart.data.dataset import MANIFEST_COLUMNS, PreparedDataset, data_sha256, manifest_rows, read_labels
 from headstart.data_checks.label_errors import find_label_errors
 from headstart.data_checks.tables import write_label_errors
 from headstart.distributed.process_group import connect
 from headstart.evaluation.leaderboard import compute_leaderboard, format_leaderboard
 from headstart.evaluation.predictions import finetune_predictions, probe_predictions, write_predictions
-from headstart.evaluation.slices import write_slices
+from headstart.evaluation.slices import SLICE_COLUMNS, compute_slices
 from headstart.evaluation.trust import write_trust
 from headstart.probe.temperature import fit_temperature
 from headstart.report.page import write_html_report
@@ -85,7 +85,9 @@ def run(params: Params) -> None:
 
     write_predictions(classes, test_labels, models, images)
     write_trust(models, labels, classes)
-    write_slices(images, finetune.logits["test"].argmax(1) == test_labels, test_labels, groups)
+    correct = finetune.logits["test"].argmax(1) == test_labels
+    metadata = {name: [row[name] for row in images] for name in images[0] if name not in MANIFEST_COLUMNS}
+    write_table(paths.SLICES, SLICE_COLUMNS, compute_slices(metadata, correct, test_labels, groups))
     # The probe never saw the test images, so labels that it contradicts with confidence may be wrong.
     probe = models["probe"].logits
     temperature = fit_temperature(probe["validation"], labels["validation"])
