@@ -1,7 +1,8 @@
 """Adds the keys that a ``params.yaml`` lacks and lays an overlay over it; the rest of the file stays as it is.
 
-The file is edited as text, at the positions that ruamel gives. Its own round trip keeps a comment with the value above,
-and so would insert a key between the next one and its comment, and lose the comment with a list that is replaced.
+The file is edited as text, at the positions that ruamel gives. Its own round trip attaches a
+comment to the value above it: a key inserted there would stand between the next key and its comment, and replacing a
+list would delete the comment that follows it.
 """
 
 import re

@@ -133,7 +133,7 @@ class FinetuneConfig(ConfigSection):
     decay: dict[str, NonNegative | None] = Field(default={"backbone": None, "head": None})
     """Decay of each group for `l2.kind: decoupled`; null for the other kinds."""
     warmup_epochs: NonNegative = 1
-    """Epochs in which the learning rate rises from zero to its peak."""
+    """Epochs in which the learning rate rises linearly to its peak."""
     batch_norm: Literal["auto", "frozen", "train"] = "train"
     """BatchNorm's running statistics: train suits images unlike those of pretraining. frozen gives the same weights on
     any number of processes and suits small batches, but needs `clip` or lower learning rates (at 0.01 it diverged

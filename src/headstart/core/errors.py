@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and what its message needs."""
+"""UserError, the one exception that a user is meant to read, and helpers for its message."""
 
 import json
 

@@ -91,7 +91,7 @@ class Packer:
         shard, items = task
         with atomic_write(shard_path(self.folder, shard)) as temporary, temporary.open("xb") as file:
             images = [self._pack(item, shard, file) for item in items]
-            shard_rows_path(self.folder, shard).unlink(missing_ok=True)  # before its shard is replaced
+            shard_rows_path(self.folder, shard).unlink(missing_ok=True)  # first: they describe the old shard
         write_shard_rows(self.folder, shard, images)
         return images
 

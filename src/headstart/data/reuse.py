@@ -46,7 +46,7 @@ class ReusableRows:
     """
 
     def __init__(self, index: Path, spec: dict[str, Any]) -> None:
-        """Create an empty index in a new file; images of another spec of ``packing.store_spec`` are not reused."""
+        """Create an empty index in a new file, for images that were stored by this ``packing.store_spec`` only."""
         self._index, self._spec = index, spec
         self._folders: list[Path] = []
         self._database: sqlite3.Connection | None = None

@@ -315,5 +315,6 @@ def open_source(prepare: PrepareConfig, run: RunConfig) -> Source:
             return Torchvision(name, cache_folder(run.cache) / "torchvision")
         case "csv":
             return CsvTable(Path(prepare.path), name)
-        case _:
+        case "imagefolder":
             return ImageFolder(Path(prepare.path))
+    raise AssertionError(f"prepare.source: {kind} has no case here")

@@ -43,7 +43,7 @@ def device_of(run: RunConfig) -> torch.device:
 
 
 class SlurmTasks(SLURMEnvironment):
-    """srun's tasks, whatever the job is called, and whether each sees all GPUs of its node or one of its own."""
+    """srun's tasks, also in jobs whose name Lightning takes for interactive, and where a task sees only its GPU."""
 
     def __init__(self) -> None:
         """Turn off Lightning's own requeueing, which saves inside a signal handler and can deadlock there."""

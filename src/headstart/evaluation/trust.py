@@ -94,7 +94,7 @@ def reliability(logits: NDArray[np.float32], labels: NDArray[np.int64], temperat
 
 
 def conformal(logits: Logits, labels: Labels, classes: list[str]) -> list[dict[str, Any]]:
-    """Compute thresholds on validation and measure their sets on test, for each method and level.
+    """Fit conformal thresholds on validation, and measure their prediction sets on test, for each method and level.
 
     Returns:
         For each ``method`` and ``level``: ``threshold``, None where every set holds all classes; ``coverage``, the

@@ -79,7 +79,7 @@ def image_keys(prepared: PreparedDataset, process_group: ProcessGroup) -> list[b
     """Compute ``image_key`` of every image, in the order of rows; each rank reads a part of the images."""
     training = (prepared.splits == SPLITS.index("train")).tolist()
     count = len(training)
-    # The same number on each rank: some compute the keys of the first images a second time.
+    # ``gather`` needs equally many from each rank: some compute the keys of the first images a second time.
     mine = [row % count for row in range(process_group.rank, count + -count % process_group.world, process_group.world)]
     keys = b"".join(image_key(prepared.pixels(row), training=training[row]) for row in mine)
     gathered = process_group.gather(torch.frombuffer(bytearray(keys), dtype=torch.uint8).view(len(mine), -1))

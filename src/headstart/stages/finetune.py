@@ -37,7 +37,7 @@ from headstart.training.history import HistoryRow
 from headstart.training.losses import balanced_weights
 from headstart.training.module import FineTuner
 from headstart.training.phases import TrainingPlan, describe, starting_model
-from headstart.training.regularization.ledger import COLUMNS, LedgerRow, ledger_table, with_curves
+from headstart.training.regularization.ledger import COLUMNS, LedgerRow, ledger_table, with_ledger
 from headstart.training.trainer import best_epoch, fit, load_history
 
 PARAMS = ("backbone", "finetune")
@@ -93,8 +93,8 @@ def _train(params: Params, prepared: PreparedDataset, run_dir: RunDir, process_g
             save_timm(module.model, raw, prepared, partial / paths.RAW_MODEL.name)
         if tracker:
             write_json(partial / paths.TRACKED_RUN.name, {"id": tracker.id})
-    epochs, ledger, steps = load_history(run_dir)
-    log_history(with_curves(epochs, ledger), steps)
+    epochs, ledger, curve = load_history(run_dir)
+    log_history(with_ledger(epochs, ledger), curve)
     _write_tables(history := [start, *epochs], ledger)
     shown = best["epoch"] or len(epochs)  # the start has no row
     last_rows = [row for row in ledger if row["epoch"] == shown]

@@ -14,7 +14,7 @@ from headstart.core.progress import Progress
 from headstart.training.datamodule import Batch
 from headstart.training.history import HistoryRow
 from headstart.training.module import FineTuner
-from headstart.training.regularization.ledger import with_curves
+from headstart.training.regularization.ledger import with_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class EpochReport(Callback):
             )
         self._logged = len(history.rows)
         saved = [row for row in history.ledger_rows if int(row["epoch"] or 0) <= history.saved_epochs]
-        self._log_history(with_curves(history.rows[: history.saved_epochs], saved), history.curve)
+        self._log_history(with_ledger(history.rows[: history.saved_epochs], saved), history.curve)
 
 
 class FiniteLossCheck:

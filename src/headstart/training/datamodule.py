@@ -1,7 +1,8 @@
 """The data module: global batches that depend on (seed, epoch) alone, whatever the number of processes.
 
 Every process draws the same permutation and takes its part of each global batch; an image's augmentation follows from
-(seed, epoch, image id). So 1, 2 and 4 processes see the same batches of the same pixels.
+(seed, epoch, image id), a mixture from (seed, epoch, position). So 1, 2 and 4 processes see the
+same batches of the same pixels.
 """
 
 from collections.abc import Iterator
@@ -110,6 +111,7 @@ class GlobalBatchSampler(Sampler[BatchSpec]):
             whole = np.arange(start, start + self.batch_size)
             mine = np.array_split(whole, self._world)[self._rank]
             for positions in np.array_split(mine, self._accumulation_steps):
+                # 0 and 1, 2 and 3 … are each other's; the last of an odd number has itself.
                 neighbours = np.minimum(start + ((positions - start) ^ 1), whole[-1])
                 yield BatchSpec(self._epoch, positions, order[positions], order[neighbours])
 

@@ -1,5 +1,9 @@
 """The training step: a batch from the data module becomes a loss, its gradient is clipped, the optimiser steps.
 
+For each batch the Trainer calls ``training_step`` and backward (in which DDP averages the gradients), after the last
+batch of a step ``configure_gradient_clipping``, the optimiser and the schedule, then
+``CheckpointManager.on_train_batch_end``.
+
 ``datamodule.py`` makes the batch, ``trainer.py`` calls this module phase after phase, ``history.py`` records it all.
 """
 
@@ -88,6 +92,7 @@ class FineTuner(LightningModule):
         self.history.add_loss(loss_sum.detach(), new_step=batch_idx % accumulation_steps == 0)
         # DDP takes the mean over the ranks and Lightning over the accumulation steps, where the sum is wanted.
         loss = loss_sum * (self.trainer.world_size * accumulation_steps / self.plan.batch_size)
+        # The penalty is whole in the loss of each rank and accumulation step, so that their mean is the penalty itself.
         if self.plan.penalty_in_loss:
             loss = loss + penalty(self.plan.groups, self._anchors)
         return loss
@@ -146,6 +151,7 @@ class FineTuner(LightningModule):
         """Move the tensors that are no parameters to the device of the weights."""
         if self._class_weights is not None:
             self._class_weights = self._class_weights.to(self.device)
+        # In place: the ledger has the same dicts.
         self._start.update({name: value.to(self.device) for name, value in self._start.items()})
         self._anchors.update({name: self._start[name] for name in self._anchors})
 

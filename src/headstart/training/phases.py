@@ -110,8 +110,9 @@ def starting_model(
 ) -> tuple[nn.Module, TrainingPlan]:
     """Build the model as it is before the first step, and the plan of its training.
 
-    The probe's head is taken at fine-tuning's own λ and not at the λ that the probe chose: a head of a smaller λ would
-    start far from its objective's minimum, where it is steep; on the digits the first steps then diverged.
+    The probe's chosen head is taken; where its λ is smaller than fine-tuning's, the head on the path whose λ is nearest
+    to fine-tuning's: one of a smaller λ would start far from its objective's minimum, where it is steep; on the digits
+    the first steps then diverged.
 
     Raises:
         UserError: see ``make_plan``; or the probe has no heads.

@@ -97,7 +97,7 @@ def fit(
 
 
 class _Position(NamedTuple):
-    """Where a checkpoint stands: whole epochs, optimiser steps in the next and in all, and whether it stopped early."""
+    """Completed epochs, optimiser steps in the epoch under way and in total, and whether early stopping ended it."""
 
     epochs: int
     step: int
@@ -142,8 +142,8 @@ def best_epoch(run_dir: RunDir, start: HistoryRow, monitor: str) -> tuple[Histor
     """Return the best epoch, the start counted as epoch 0.
 
     Returns:
-        Its history row; its weights, None for the start; and where an average is kept, which the weights then are, the
-        raw weights beside it.
+        Its history row; its weights, which are the averaged ones with ``finetune.ema``, None for the start; and with
+        ``finetune.ema`` the raw weights, else None.
     """
     checkpoint = load_checkpoint(run_dir.best)
     best = checkpoint["history"][-1]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
-from headstart.training.regularization.ledger import COLUMNS, RegularizationLedger, ledger_table, with_curves
+from headstart.training.regularization.ledger import COLUMNS, RegularizationLedger, ledger_table, with_ledger
 from headstart.training.regularization.param_groups import Group
 from headstart.training.regularization.penalty import expected_shrink, make_optimizer, penalty
 
@@ -182,7 +182,7 @@ def test_what_does_not_train_yet_is_not_shrunk() -> None:
 
 def test_curves_and_table_show_the_rows() -> None:
     rows, _ = Fit("l2", ("sgd", 0.9, True), None).epoch(0)
-    (flat,) = with_curves([{"epoch": 1, "val_loss": 0.5}], rows)
+    (flat,) = with_ledger([{"epoch": 1, "val_loss": 0.5}], rows)
     assert (flat["val_loss"], flat["backbone/norm"]) == (0.5, rows[0]["norm"])
     assert len(flat) == 2 + 3 * (len(COLUMNS) - 2)
     lines = ledger_table(rows).splitlines()

@@ -57,7 +57,7 @@ def _check_host_names(hosts: list[str]) -> Iterator[Finding]:
 
 
 def _check_folders(folders: dict[str, str], token: str) -> Iterator[Finding]:
-    """Check that each folder is the one in which the doctor left a token, can be written to, and can be locked."""
+    """Check that each folder is the first node's (it has the doctor's token), can be written to, and can be locked."""
     host = socket.gethostname()
     for name, folder in folders.items():
         path = Path(folder)

@@ -209,7 +209,7 @@ def _squares(value: Tensor) -> Tensor:
     return value.square().sum(dtype=torch.float64)
 
 
-def with_curves(history: Sequence[dict[str, int | float]], rows: Sequence[LedgerRow]) -> list[dict[str, int | float]]:
+def with_ledger(history: Sequence[dict[str, int | float]], rows: Sequence[LedgerRow]) -> list[dict[str, int | float]]:
     """Return a training's history, one row an epoch, with the ledger's figures in it, such as ``backbone/norm``."""
     flat: dict[int, dict[str, int | float]] = {int(row["epoch"]): {**row} for row in history}
     for row in rows:
