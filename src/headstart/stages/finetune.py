@@ -80,7 +80,9 @@ def _train(params: Params, prepared: PreparedDataset, run_dir: RunDir, process_g
     _warn_what_depends_on_processes(module, params, process_group)
     tracker = None
     if params.run.tracking != "disabled" and process_group.rank == 0:
-        tracker = Tracker(params.run, run_dir.tracking, _config(params, prepared, model, groups))
+        hashes = {"data_sha256": data_sha256(prepared), "weights_sha256": weights_sha256(model)}
+        config = {**params.record(), "groups": groups, **hashes, **provenance()}
+        tracker = Tracker(params.run, run_dir.tracking, config)
     log_history = tracker.log if tracker else lambda _history, _curve: None
     start = fit(module, images, run=params.run, process_group=process_group, run_dir=run_dir, log_history=log_history)
     if process_group.rank:
@@ -133,12 +135,6 @@ def _log_result(report: dict[str, Any], shown: float, rows: list[LedgerRow]) -> 
         "finetune: best epoch %d of %d, validation loss %.4f, accuracy %.4f",
         *(report[name] for name in ("best_epoch", "epochs", "val_loss", "val_accuracy")),
     )
-
-
-def _config(params: Params, prepared: PreparedDataset, model: nn.Module, groups: Any) -> dict[str, Any]:
-    """Return the tracked run's config: all of params.yaml, and what it was made with."""
-    hashes = {"data_sha256": data_sha256(prepared), "weights_sha256": weights_sha256(model)}
-    return {**params.record(), "groups": groups, **hashes, **provenance()}
 
 
 def _warn_what_depends_on_processes(module: FineTuner, params: Params, process_group: ProcessGroup) -> None:

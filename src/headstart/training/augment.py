@@ -25,35 +25,20 @@ MIX_DRAWS = 4
 
 @dataclass(frozen=True)
 class Augment:
-    """RandomResizedCrop (Szegedy et al. 2015, "Going deeper with convolutions"), flips, then torchvision's transforms.
+    """RandomResizedCrop (Szegedy et al. 2015, "Going deeper with convolutions"), flips, torchvision's transforms."""
 
-    Attributes:
-        size: height and width of the result, in pixels.
-        scale: least and largest fraction of the image's area.
-        ratio: least and largest ratio of width to height.
-        hflip: probability of a flip from left to right.
-        vflip: probability of a flip from top to bottom.
-        interpolation: timm's name; all but bilinear are done as bicubic, for which torch has a uint8 kernel.
-        transforms: of a uint8 image (3, *size), with torch's generator seeded for it; or None.
-    """
-
-    size: tuple[int, int]
-    scale: Sequence[float]
-    ratio: Sequence[float]
-    hflip: float
-    vflip: float
-    interpolation: str
-    transforms: v2.Transform | None = None
+    size: tuple[int, int]  # height and width of the result, in pixels
+    scale: Sequence[float]  # least and largest fraction of the image's area
+    ratio: Sequence[float]  # least and largest ratio of width to height
+    hflip: float  # probability of a flip from left to right
+    vflip: float  # probability of a flip from top to bottom
+    interpolation: str  # timm's name; all but bilinear are done as bicubic, for which torch has a uint8 kernel
+    transforms: v2.Transform | None = None  # of a uint8 image (3, *size), with torch's generator seeded for it
 
     def __call__(self, images: Sequence[NDArray[np.uint8]], draws: NDArray[np.float64]) -> Tensor:
-        """Augment images, of any sizes.
+        """Augment n images, uint8 (height, width, 3) of any sizes, into uint8 (n, *size, 3).
 
-        Args:
-            images: n of uint8 (height, width, 3).
-            draws: float64 (n, DRAWS), uniform in [0, 1).
-
-        Returns:
-            uint8 (n, *size, 3).
+        ``draws`` is float64 (n, DRAWS), uniform in [0, 1).
         """
         boxes = crop_boxes(np.array([image.shape[:2] for image in images]), draws, self.scale, self.ratio)
         flips, seeds = draws[:, -3:-1] < (self.hflip, self.vflip), (draws[:, -1] * 2**53).astype(np.int64)
@@ -82,14 +67,8 @@ def crop_boxes(
     Own code, since ``v2.RandomResizedCrop.make_params`` under a seed for each image took 22 to 24 µs an image where
     this takes 10 in batches of 8 and 2 in batches of 64.
 
-    Args:
-        sizes: int64 (n, 2), height and width of each image, in pixels.
-        draws: float64 (n, DRAWS), uniform in [0, 1).
-        scale: least and largest fraction of the image's area.
-        ratio: least and largest ratio of width to height.
-
     Returns:
-        int64 (n, 4): top, left, height, width of each box.
+        int64 (n, 4): top, left, height, width of each box, for images of ``sizes`` (n, 2), height and width in pixels.
     """
     heights, widths = sizes.T
     low, high = np.log(ratio)

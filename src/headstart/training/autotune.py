@@ -57,14 +57,7 @@ def _has_bf16(device: torch.device) -> bool:
 def precision_of_run(
     model: nn.Module, config: dict[str, Any], finetune: FinetuneConfig, run: RunConfig, run_dir: RunDir
 ) -> Precision:
-    """Return ``finetune.precision``; for ``auto`` the faster one, which the run then keeps.
-
-    Args:
-        model: what will be trained; it stays as it is.
-        config: timm's data config.
-        finetune: the section of params.
-        run: the section of params.
-        run_dir: where the run's choice is kept.
+    """Return ``finetune.precision``; for ``auto`` the faster one, which the run then keeps in ``run_dir``.
 
     Raises:
         UserError: the run began in a precision that the hardware here lacks.
@@ -117,12 +110,9 @@ def seconds_a_step(
 ) -> list[float]:
     """Time forward and backward passes on grey images: medians of several rounds, after a warm-up.
 
-    Args:
-        model: a copy of what will be trained; it is moved, and its gradients and BatchNorm's statistics change.
-        config: timm's data config.
-        device: where to.
-        size: images a step; halved while a GPU's memory is too small for them.
-        bf16: whether under autocast, for each kind of step; the kinds take turns.
+    ``model`` is a copy: it is moved, and its gradients and BatchNorm's statistics change. ``size`` images make a step,
+    half as many while a GPU's memory is too small for them. ``bf16`` has for each kind of step whether it is under
+    autocast; the kinds take turns.
 
     Returns:
         Seconds for each kind.
@@ -158,14 +148,7 @@ def _seconds(model: nn.Module, normalize: Normalize, pixels: Tensor, *, bf16: bo
 def check_compiling(
     model: nn.Module, config: dict[str, Any], finetune: FinetuneConfig, run: RunConfig, steps: int
 ) -> None:
-    """Refuse ``finetune.compile`` where it takes longer than it saves.
-
-    Args:
-        model: what will be trained; it stays as it is.
-        config: timm's data config.
-        finetune: the section of params, its precision known.
-        run: the section of params.
-        steps: optimiser steps of the training.
+    """Refuse ``finetune.compile`` where it takes longer than it saves in all optimiser steps of the training.
 
     Raises:
         UserError: it can't be compiled here, or the time to compile is more than the steps would save.

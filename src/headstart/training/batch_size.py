@@ -48,11 +48,8 @@ def fitting_accumulation(
 ) -> int:
     """Find in how many accumulation steps a rank's part of a batch fits into memory, by steps that leave no trace.
 
-    Args:
-        module: on its device, in its trainer.
-        world: number of processes.
-        accumulation_steps: to begin with; doubled until they fit.
-        fits_on_all: reduces whether an attempt fits here to whether it fits on every rank.
+    ``accumulation_steps`` is doubled until they fit; ``fits_on_all`` reduces whether an attempt fits here to whether it
+    fits on every rank. ``module`` is on its device and in its trainer.
 
     Raises:
         UserError: not even single images fit.

@@ -26,7 +26,6 @@ class EpochReport(Callback):
     """Shows a progress bar, logs each epoch, and passes its row to ``log_history`` once a checkpoint contains it."""
 
     def __init__(self, log_history: LogHistory, epochs: int) -> None:
-        """Keep where the rows go and how many epochs there are."""
         self._log_history, self._epochs, self._logged = log_history, epochs, 0
         self._progress: Progress | None = None
 
@@ -37,7 +36,22 @@ class EpochReport(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the epochs that are over."""
-        self._report(trainer, pl_module)
+        assert isinstance(pl_module, FineTuner)
+        if not trainer.is_global_zero:
+            return
+        history = pl_module.history
+        for row in history.rows[self._logged :]:
+            logger.info(
+                "epoch %3d of %d  loss %.4f  penalty %.4f  validation %.4f  accuracy %.4f  %.1f s",
+                row["epoch"],
+                self._epochs,
+                *(row[name] for name in ("train_loss", "penalty", "val_loss", "val_accuracy", "seconds")),
+            )
+        self._logged = len(history.rows)
+        saved = [row for row in history.ledger_rows if int(row["epoch"] or 0) <= history.saved_epochs]
+        self._log_history(with_ledger(history.rows[: history.saved_epochs], saved), history.curve)
+
+    on_train_end = on_train_epoch_start
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int  # noqa: ARG002  (Lightning's)
@@ -62,26 +76,6 @@ class EpochReport(Callback):
             self._progress.close()
             self._progress = None
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the last epoch."""
-        self._report(trainer, pl_module)
-
-    def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, FineTuner)
-        if not trainer.is_global_zero:
-            return
-        history = pl_module.history
-        for row in history.rows[self._logged :]:
-            logger.info(
-                "epoch %3d of %d  loss %.4f  penalty %.4f  validation %.4f  accuracy %.4f  %.1f s",
-                row["epoch"],
-                self._epochs,
-                *(row[name] for name in ("train_loss", "penalty", "val_loss", "val_accuracy", "seconds")),
-            )
-        self._logged = len(history.rows)
-        saved = [row for row in history.ledger_rows if int(row["epoch"] or 0) <= history.saved_epochs]
-        self._log_history(with_ledger(history.rows[: history.saved_epochs], saved), history.curve)
-
 
 class FiniteLossCheck:
     """Ends the training when a loss was not finite. It looks now and then: to read a loss is to wait for the device."""
@@ -89,7 +83,6 @@ class FiniteLossCheck:
     BATCHES_BETWEEN_CHECKS = 50
 
     def __init__(self) -> None:
-        """Begin without losses."""
         self._losses, self._batches = list[Tensor](), 0
 
     def add(self, trainer: Trainer, loss: Tensor, batch_idx: int) -> None:

@@ -14,7 +14,6 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -43,41 +42,17 @@ LARGEST_FRACTION = 0.01
 """Of the time that may be spent on saving."""
 
 
-@dataclass(frozen=True)
 class RunDir:
     """The folder of a run, and the files in it."""
 
-    path: Path
-
-    @property
-    def last(self) -> Path:
-        """The last checkpoint that was saved."""
-        return self.path / "last.ckpt"
-
-    @property
-    def previous(self) -> Path:
-        """The one before it, in case that it is damaged."""
-        return self.path / "previous.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint after the best epoch."""
-        return self.path / "best.ckpt"
-
-    @property
-    def start(self) -> Path:
-        """The validation figures before the first step."""
-        return self.path / "start.json"
-
-    @property
-    def precision(self) -> Path:
-        """The precision that ``auto`` chose."""
-        return self.path / "precision.json"
-
-    @property
-    def tracking(self) -> Path:
-        """The wandb run's id, and how many rows of the history it has."""
-        return self.path / "tracking.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = path / "last.ckpt"
+        self.previous = path / "previous.ckpt"  # the checkpoint before the last, in case that the last is damaged
+        self.best = path / "best.ckpt"  # after the best epoch
+        self.start = path / "start.json"  # the validation figures before the first step
+        self.precision = path / "precision.json"  # that ``auto`` chose
+        self.tracking = path / "tracking.json"  # the wandb run's id, and how many rows of the history it has
 
 
 def run_key(content: dict[str, Any], files: list[Path]) -> str:
@@ -109,10 +84,8 @@ class CheckpointFiles(TorchCheckpointIO):
     """Writes a checkpoint to a temporary file and onto the disk, then names it the last; that becomes the previous."""
 
     def __init__(self, run_dir: RunDir) -> None:
-        """Keep where they are."""
         self._run_dir = run_dir
-        self.best = False
-        """Whether the checkpoint to be saved is the best epoch's."""
+        self.best = False  # whether the checkpoint to be saved is the best epoch's
         self.error: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
@@ -188,10 +161,8 @@ def load_checkpoint(path: Path) -> Any:
 class CheckpointManager(Checkpoint):
     """Saves when a stop is requested, when the interval is over, and after epochs; keeps the best; resumes.
 
-    Attributes:
-        run_dir: where the checkpoints are.
-        files: the trainer's plugin that saves them.
-        average: of the weights, which takes their place while it is validated; or None.
+    The interval is ``run.save_minutes``, or longer where a save takes over a hundredth of it. ``monitor`` chooses the
+    best epoch. ``average`` is of the weights, and takes their place while it is validated.
     """
 
     def __init__(
@@ -206,18 +177,6 @@ class CheckpointManager(Checkpoint):
         images: FineTuneDataModule,
         average: WeightAveraging | None,
     ) -> None:
-        """Keep when and where to save.
-
-        Args:
-            run_dir: of the run.
-            run: ``save_minutes`` is the interval; longer where a save takes over a hundredth of it.
-            process_group: the ranks that save together.
-            monitor: the figure that chooses the best epoch.
-            stop: the flag that a signal sets.
-            watchdog: is notified of each batch.
-            images: the data module.
-            average: see above.
-        """
         self.run_dir, self.files, self.average = run_dir, CheckpointFiles(run_dir), average
         self._monitor, self._interval = monitor, 60 * run.save_minutes
         self._process_group, self._stop, self._watchdog, self._images = process_group, stop, watchdog, images
@@ -253,10 +212,8 @@ class CheckpointManager(Checkpoint):
         history, steps_per_epoch = pl_module.history, pl_module.plan.steps_per_epoch
         history.load_state_dict(self._resumed, rank=pl_module.global_rank, device=pl_module.device)
         if history.steps:
-            position = len(history.rows), history.steps
-            set_loop_position(
-                self._resumed["loops"], *position, steps_per_epoch, accumulation_steps=trainer.accumulate_grad_batches
-            )
+            loops, accumulation_steps = self._resumed["loops"], trainer.accumulate_grad_batches
+            set_loop_position(loops, len(history.rows), history.steps, steps_per_epoch, accumulation_steps)
         self._resumed = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
@@ -350,7 +307,7 @@ class CheckpointManager(Checkpoint):
 
 
 def set_loop_position(
-    loops: dict[str, Any], epoch: int, step: int, steps_per_epoch: int, *, accumulation_steps: int
+    loops: dict[str, Any], epoch: int, step: int, steps_per_epoch: int, accumulation_steps: int
 ) -> None:
     """Write the position in an epoch into a checkpoint's ``loops``, by which Lightning's loops find theirs.
 
@@ -358,12 +315,9 @@ def set_loop_position(
     save that follows the last batch it skips the validation or takes one batch of it: upstream's issues 19764 and
     19549, both open (github.com/Lightning-AI/pytorch-lightning/issues).
 
-    Args:
-        loops: changed in place.
-        epoch: from 0.
-        step: optimiser steps taken in it, from 1 to ``steps_per_epoch``; after the last the validation is to be done.
-        steps_per_epoch: optimiser steps.
-        accumulation_steps: batches a step, perhaps not as many as when the checkpoint was saved.
+    ``loops`` is changed in place. ``epoch`` counts from 0; ``step`` optimiser steps were taken in it, from 1 to
+    ``steps_per_epoch``, and after the last the validation is to be done. ``accumulation_steps``, the batches a step,
+    need not be as many as when the checkpoint was saved.
     """
     fit = loops["fit_loop"]
     batches, before = step * accumulation_steps, epoch * steps_per_epoch * accumulation_steps

@@ -30,57 +30,38 @@ MIXING_STREAM = 1
 
 
 class Batch(NamedTuple):
-    """Images and their labels.
+    """Images and their labels; partners and fractions are None without mixing."""
 
-    Attributes:
-        pixels: uint8 (n, height, width, 3).
-        labels: int64 (n,).
-        partners: int64 (n,), the labels of the images that are mixed in; None without mixing.
-        fractions: float32 (n,), how much of each mixture is the image itself; None without mixing.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    partners: Tensor | None = None
-    fractions: Tensor | None = None
+    pixels: Tensor  # uint8 (n, height, width, 3)
+    labels: Tensor  # int64 (n,)
+    partners: Tensor | None = None  # int64 (n,), the labels of the images that are mixed in
+    fractions: Tensor | None = None  # float32 (n,), how much of each mixture is the image itself
 
 
 class BatchSpec(NamedTuple):
     """Which images a batch has: this rank's part of a global batch, or of one of its accumulation steps.
 
-    Attributes:
-        epoch: from 0.
-        positions: int64 (n,), in the epoch's order: a mixture's random numbers follow from them.
-        indices: int64 (n,), of training images.
-        partners: int64 (n,), of the training images that would be mixed in: each one's neighbour in the global batch,
-            which is as random as any and most often the same rank's.
+    The partner of an image, which would be mixed in, is its neighbour in the global batch: as random as any, and most
+    often the same rank's.
     """
 
-    epoch: int
-    positions: Indices
-    indices: Indices
-    partners: Indices
+    epoch: int  # from 0
+    positions: Indices  # (n,), in the epoch's order: a mixture's random numbers follow from them
+    indices: Indices  # (n,), of training images
+    partners: Indices  # (n,), likewise
 
 
 class GlobalBatchSampler(Sampler[BatchSpec]):
     """Yields this rank's part of each global batch, one accumulation step at a time.
 
-    The last images of an epoch's permutation that do not fill a global batch are left out of that epoch.
+    The last of the ``count`` training images in an epoch's permutation that do not fill a global batch are left out of
+    that epoch.
+
+    Raises:
+        UserError: a process would have no image in some accumulation step.
     """
 
     def __init__(self, count: int, finetune: FinetuneConfig, rank: int, world: int, accumulation_steps: int) -> None:
-        """Keep which part is this rank's.
-
-        Args:
-            count: training images.
-            finetune: ``batch_size`` and ``seed`` are used.
-            rank: this process's.
-            world: number of processes.
-            accumulation_steps: in which a rank's part of a global batch is computed.
-
-        Raises:
-            UserError: a process would have no image in some accumulation step.
-        """
         self._count, self._seed, self._rank, self._world = count, finetune.seed, rank, world
         self._accumulation_steps = accumulation_steps
         self.batch_size = global_batch_size(count, finetune)
@@ -125,7 +106,6 @@ class TrainDataset(Dataset[Batch]):
     """Makes augmented batches, one for each ``BatchSpec``."""
 
     def __init__(self, prepared: PreparedDataset, finetune: FinetuneConfig) -> None:
-        """Read the training split's labels."""
         self._prepared, self._seed, self._settings = prepared, finetune.seed, finetune.augment
         self.rows, self.labels = prepared.rows("train"), read_labels("train", prepared.folder)
         _, height, width = prepared.input["input_size"]
@@ -163,7 +143,6 @@ class ValidationDataset(Dataset[Batch]):
     """Makes batches of the validation split as evaluation sees it, one for each array of indices."""
 
     def __init__(self, prepared: PreparedDataset) -> None:
-        """Read the validation split's labels."""
         self._prepared = prepared
         self.rows, self.labels = prepared.rows("validation"), read_labels("validation", prepared.folder)
 

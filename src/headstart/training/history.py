@@ -35,13 +35,6 @@ class TrainingHistory:
     """
 
     def __init__(self, plan: TrainingPlan, *, start: Mapping[str, Tensor], anchors: Mapping[str, Tensor]) -> None:
-        """Begin without rows.
-
-        Args:
-            plan: of the training.
-            start: the weights before the first step, by name.
-            anchors: the weights that ``l2_sp`` pulls towards, by name.
-        """
         self.rows, self.ledger_rows, self.curve = list[HistoryRow](), list[LedgerRow](), list[HistoryRow]()
         self.saved_epochs = 0
         self._plan, finetune = plan, plan.finetune
@@ -92,16 +85,7 @@ class TrainingHistory:
     def end_epoch(
         self, epoch: int, losses: Tensor, *, phase: int, optimizer: Optimizer, val_loss: float, val_accuracy: float
     ) -> None:
-        """Append the rows of the epoch that is over.
-
-        Args:
-            epoch: from 0.
-            losses: the loss of each step, summed over the images of all ranks: (steps,).
-            phase: the current one.
-            optimizer: for the ledger, and the learning rate.
-            val_loss: of the validation after it.
-            val_accuracy: likewise.
-        """
+        """Append the rows of the epoch that is over, counted from 0; ``losses`` as in ``state_dict``."""
         plan, now = self._plan, time.perf_counter()
         first_step = epoch * plan.steps_per_epoch
         factors = [plan.lr_factor(first_step + step) for step in range(plan.steps_per_epoch)]
@@ -135,11 +119,7 @@ class TrainingHistory:
         return [min(1.0, clip / max(norm, 1e-12)) for norm in norms]
 
     def state_dict(self, losses: Tensor) -> dict[str, Any]:
-        """Return what a checkpoint contains of it.
-
-        Args:
-            losses: the loss of each step of this epoch, summed over the images of all ranks: (steps,).
-        """
+        """Return what a checkpoint contains of it; ``losses`` (steps,) are summed over the images of all ranks."""
         return {
             "history": self.rows,
             "ledger": self.ledger_rows,
@@ -173,13 +153,8 @@ def curve_rows(
 ) -> list[HistoryRow]:
     """Return rows that show how an epoch's steps went, each the mean over some steps, at most ``CURVE_POINTS`` rows.
 
-    Args:
-        epoch: from 1.
-        first_step: optimiser steps before this epoch.
-        losses: of each step, the mean over its images.
-        norms: of each step's gradient, None where none is clipped.
-        groups: of the optimiser; of several with one name the highest learning rate is shown.
-        lr_factors: on each group's learning rate, of each step.
+    ``epoch`` counts from 1. ``losses`` are means over a step's images; ``norms`` are None where no gradient is clipped.
+    Of several groups with one name the highest learning rate is shown.
 
     Returns:
         ``epoch``, ``step`` (optimiser steps taken), ``step/loss``, ``step/lr/<group>`` and ``step/gradient_norm``.

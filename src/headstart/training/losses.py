@@ -10,11 +10,7 @@ from torch import Tensor
 
 
 def balanced_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Compute ``n / (classes · n_class)`` for each class, as scikit-learn's ``balanced``: the mean over images is 1.
-
-    Returns:
-        float32 (classes,).
-    """
+    """Compute ``n / (classes · n_class)`` for each class, as scikit-learn's ``balanced``: the mean over images is 1."""
     counts = np.bincount(labels, minlength=classes)
     return np.asarray(len(labels) / (classes * np.maximum(counts, 1)), np.float32)
 
@@ -22,12 +18,8 @@ def balanced_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.floa
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
     """Return the factor on the learning rate: a linear warm-up from 1/warmup to 1, then half a cosine down to 0.
 
-    Loshchilov and Hutter 2017, "SGDR", without restarts.
-
-    Args:
-        step: optimiser steps taken so far.
-        warmup: steps of warm-up.
-        total: steps of the whole training, warm-up included.
+    Loshchilov and Hutter 2017, "SGDR", without restarts. ``step`` counts the optimiser steps taken so far; ``total`` is
+    of the whole training, warm-up included.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -45,13 +37,8 @@ def cross_entropies(
 ) -> Tensor:
     """Compute each image's cross-entropy; for a mixture, that of both labels weighted by their fractions: (n,).
 
-    Args:
-        logits: float (n, classes).
-        labels: int64 (n,).
-        partners: int64 (n,), labels of the images that are mixed in; None without mixing.
-        fractions: float32 (n,), how much of each mixture is the image itself; None without mixing.
-        class_weights: float32 (classes,), factor on the loss of each label; None for 1.
-        label_smoothing: fraction of the label that is spread evenly over all classes.
+    Logits are float (n, classes); labels, partners and fractions as in ``Batch``. ``class_weights`` (classes,) are
+    factors on the loss of each label; ``label_smoothing`` is the fraction of it that is spread over all classes.
     """
 
     def losses_for(target: Tensor) -> Tensor:

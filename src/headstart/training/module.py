@@ -32,13 +32,10 @@ SEEDS_AT_ONCE = 64
 
 
 class FineTuner(LightningModule):
-    """Trains all parameters of a model, or some while the others are frozen in every respect.
+    """Trains all parameters of a timm model, or some while the others are frozen in every respect.
 
-    Attributes:
-        model: timm's.
-        plan: of its training.
-        history: what has been counted.
-        image_size: height and width of the input, in pixels.
+    ``image_config`` is timm's data config, for the normalisation and the image size (height and width, in pixels);
+    ``class_weights`` are float32 (classes,).
     """
 
     def __init__(
@@ -49,14 +46,6 @@ class FineTuner(LightningModule):
         image_config: dict[str, Any],
         class_weights: NDArray[np.float32] | None = None,
     ) -> None:
-        """Keep what the steps need.
-
-        Args:
-            model: with as many outputs as classes; ``plan`` has its parameters.
-            plan: of its training.
-            image_config: timm's data config, for the normalisation and the image size.
-            class_weights: float32 (classes,), or None.
-        """
         super().__init__()
         self.model, self.plan, self.normalize = model, plan, Normalize(image_config)
         _, *self.image_size = image_config["input_size"]

@@ -46,25 +46,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything about a training that follows from params, the model and the number of images; computed once.
+    """Everything about a training that follows from params, the model and the number of images; computed once."""
 
-    Attributes:
-        finetune: the section of params, for what is used as it stands there (epochs, clip, seed ...).
-        groups: every parameter of the model, once; the optimiser has these groups in this order.
-        phases: names of the parameters that train in each phase; the last phase has all of them.
-        anchored: names of the parameters that ``l2_sp`` pulls towards their values at the start.
-        batch_size: images of an optimiser step, over all processes.
-        steps_per_epoch: optimiser steps.
-        freeze_statistics: whether BatchNorm keeps its running statistics.
-    """
-
-    finetune: FinetuneConfig
-    groups: list[Group]
-    phases: list[set[str]]
-    anchored: set[str]
-    batch_size: int
+    finetune: FinetuneConfig  # for what is used as it stands there (epochs, clip, seed ...)
+    groups: list[Group]  # every parameter of the model, once; the optimiser has these groups in this order
+    phases: list[set[str]]  # names of the parameters that train in each phase; the last phase has all of them
+    anchored: set[str]  # names of the parameters that ``l2_sp`` pulls towards their values at the start
+    batch_size: int  # images of an optimiser step, over all processes
     steps_per_epoch: int
-    freeze_statistics: bool
+    freeze_statistics: bool  # whether BatchNorm keeps its running statistics
 
     @property
     def steps(self) -> int:
@@ -74,9 +64,8 @@ class TrainingPlan:
     @cached_property
     def penalty_in_loss(self) -> bool:
         """Whether the penalty is written out in the loss."""
-        finetune = self.finetune
-        location = penalty_location(finetune.l2.kind, finetune.optimizer, clipped=finetune.clip is not None)
-        return location == "loss"
+        kind, clipped = self.finetune.l2.kind, self.finetune.clip is not None
+        return penalty_location(kind, self.finetune.optimizer, clipped=clipped) == "loss"
 
     @cached_property
     def lr_factor(self) -> Callable[[int], float]:
@@ -126,13 +115,7 @@ def starting_model(
 
 
 def make_plan(model: nn.Module, finetune: FinetuneConfig, *, train_images: int, pretrained: bool) -> TrainingPlan:
-    """Plan the training of a model.
-
-    Args:
-        model: timm's, with as many outputs as classes.
-        finetune: the section of params.
-        train_images: images of the training split.
-        pretrained: whether the backbone has pretrained weights.
+    """Plan the training of a timm model that has as many outputs as there are classes.
 
     Raises:
         UserError: the groups' rules do not fit the model, or there are too few epochs for the phases.

@@ -45,13 +45,7 @@ def fit(
 ) -> HistoryRow:
     """Train phase after phase, from the checkpoint in ``run_dir`` where there is one.
 
-    Args:
-        module: freshly built.
-        images: the data module.
-        run: the section of params.
-        process_group: the ranks that train together.
-        run_dir: where the checkpoints are.
-        log_history: is called on rank 0 with the history and the curve, once a checkpoint contains them.
+    ``module`` is freshly built. ``log_history`` is called on rank 0.
 
     Returns:
         The figures before the first step, as a history row of epoch 0.
@@ -80,7 +74,7 @@ def fit(
             average=None if finetune.ema is None else EMAWeightAveraging(process_group.device, decay=finetune.ema),
         )
         start = _validate_start(module, images, run, process_group, checkpoints)
-        report = EpochReport(log_history, finetune.epochs)
+        report, rule = EpochReport(log_history, finetune.epochs), finetune.early_stopping
         for phase in range(len(plan.phases)):
             end = plan.end_of_phase(phase)
             if position.stopped or position.epochs >= end:
@@ -88,9 +82,10 @@ def fit(
             module.set_phase(phase)
             images.start_at(position.epochs, position.step)
             # An earlier phase only prepares the next one: its plateau is no reason to leave that out.
-            last = phase == len(plan.phases) - 1
-            stopping = [_early_stopping(finetune)] if last else []
-            trainer = _make_trainer(finetune, run, checkpoints, [report, *stopping], max_epochs=end)
+            callbacks: list[Callback] = [report]
+            if phase == len(plan.phases) - 1:
+                callbacks.append(EarlyStopping(rule.monitor, rule.min_delta, rule.patience, mode=mode_of(rule.monitor)))
+            trainer = _make_trainer(finetune, run, checkpoints, callbacks, max_epochs=end)
             trainer.fit(module, images, ckpt_path=checkpoint, weights_only=True)
             checkpoint, position = run_dir.last, _Position(end, 0, trainer.global_step, trainer.should_stop)
     return start
@@ -174,11 +169,6 @@ def _validate_start(
     if process_group.rank == 0:
         write_json(path, start)
     return start
-
-
-def _early_stopping(finetune: FinetuneConfig) -> EarlyStopping:
-    rule = finetune.early_stopping
-    return EarlyStopping(rule.monitor, min_delta=rule.min_delta, patience=rule.patience, mode=mode_of(rule.monitor))
 
 
 def _make_trainer(

@@ -51,17 +51,8 @@ class RegularizationLedger:
         momentum: float,
         nesterov: bool,
     ) -> None:
-        """Begin before the first step.
-
-        Args:
-            groups: every parameter once.
-            kind: of regulariser.
-            start: W₀ by a parameter's name, on the parameters' device.
-            anchors: A by a parameter's name, 0 where it is missing.
-            first_phase: the phase in which a parameter begins to train, by its name.
-            momentum: SGD's μ, or Adam's β₁.
-            nesterov: whether SGD looks ahead.
-        """
+        # By a parameter's name: W₀, on the parameter's device; A, 0 where it is missing; and when it begins to train.
+        # The momentum is SGD's μ, or Adam's β₁.
         self._groups, self._kind = groups, kind
         self._start, self._anchors, self._first_phase = start, anchors, first_phase
         self._momentum, self._nesterov = momentum, nesterov
@@ -77,22 +68,15 @@ class RegularizationLedger:
     def start_epoch(self, optimizer: Optimizer) -> None:
         """Copy the weights before an epoch's first step."""
         self._factors_now[:], self._time_now[:] = 0, 0
-        self._before = {name: value.detach().clone() for name, value in self._parameters()}
+        self._before = {name: value.detach().clone() for _, name, value in self._all()}
         self._pull_before = {
             name: self._pull(name, value, optimizer).clone()
-            for name, value in self._parameters()
+            for _, name, value in self._all()
             if self._is_scaled(value, optimizer)
         }
 
     def step(self, factor: float, clipping: float, phase: int, optimizer: Optimizer) -> None:
-        """Count one optimiser step.
-
-        Args:
-            factor: the schedule's, on the learning rate.
-            clipping: what clipping multiplied the gradient by, 1 where it did nothing.
-            phase: the current one.
-            optimizer: the one that steps.
-        """
+        """Count one optimiser step: the schedule's factor on the learning rate, and clipping's on the gradient."""
         training, mu, adam = slice(phase + 1), self._momentum, isinstance(optimizer, Adam)
         self._steps[training] += 1
         self._push[training] = mu * self._push[training] + (1 - mu if adam else 1) * clipping
@@ -105,13 +89,7 @@ class RegularizationLedger:
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, loss: float, optimizer: Optimizer) -> list[LedgerRow]:
-        """Return the epoch's rows, one for each group.
-
-        Args:
-            epoch: from 1.
-            loss: training loss without penalty.
-            optimizer: for Adam's second moments.
-        """
+        """Return the epoch's rows, one for each group; it counts from 1, and its training loss is without penalty."""
         self._time += self._time_now
         sums: dict[str, Any] = defaultdict(lambda: torch.zeros(7, dtype=torch.float64))
         for group in self._groups:
@@ -185,9 +163,6 @@ class RegularizationLedger:
 
     def _all(self) -> list[tuple[Group, str, Tensor]]:
         return [(group, name, value) for group in self._groups for name, value in group.parameters.items()]
-
-    def _parameters(self) -> list[tuple[str, Tensor]]:
-        return [(name, value) for _, name, value in self._all()]
 
     def state_dict(self, *, mid_epoch: bool) -> dict[str, Any]:
         """Return what later epochs need of those so far; within an epoch also what was copied at its start."""

@@ -22,21 +22,13 @@ NO_DECAY_SUFFIX = "_free"
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters of one rule that share λ and learning rate: with layer-wise learning rates a rule has several.
+    """Parameters of one rule that share λ and learning rate: with layer-wise learning rates a rule has several."""
 
-    Attributes:
-        name: the rule's, with ``_free`` for those of its parameters that are outside its penalty and decay.
-        l2: λ of the penalty ``λ ‖W‖²``.
-        decay: decoupled decay, ``W ← (1 − lr · decay) W`` each step.
-        lr: peak learning rate.
-        parameters: by the model's own names, in its order.
-    """
-
-    name: str
-    l2: float
-    decay: float
-    lr: float
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    name: str  # the rule's, with ``_free`` for those of its parameters that are outside its penalty and decay
+    l2: float  # λ of the penalty ``λ ‖W‖²``
+    decay: float  # decoupled, ``W ← (1 − lr · decay) W`` each step
+    lr: float  # at its peak
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)  # by the model's own names, in its order
 
     @property
     def count(self) -> int:
@@ -70,22 +62,16 @@ def group_parameters(
     """Assign every parameter to the group of the first rule that matches its name.
 
     Biases, normalisation weights and what timm's model names in ``no_weight_decay`` are in a rule's penalty or decay
-    only where its ``biases_and_norms`` is ``in``.
-
-    Args:
-        model: timm's.
-        classifier: name of the classifier's module.
-        rules: in order; several may name one group.
-        lr: peak learning rate by group.
-        l2: λ by group; 0 where it is missing.
-        decay: decoupled decay by group; 0 where it is missing.
-        layer_decay: factor on the learning rate from one of timm's layers to the one below; None for 1.
+    only where its ``biases_and_norms`` is ``in``. Several rules may name one group; a group that ``l2`` or ``decay``
+    lacks has 0. ``layer_decay`` is the factor on the learning rate from one of timm's layers to the one below.
 
     Raises:
         UserError: a parameter that no rule matches, or a rule that no parameter is left for.
     """
     no_decay: set[str] = getattr(model, "no_weight_decay", set)()
-    depth = _depths(model) if layer_decay is not None else {}
+    # How many layers each parameter's is below the classifier's, as timm counts them.
+    layers = _layers(model, coarse=False) if layer_decay is not None else ()
+    depths = {name: depth for depth, layer in enumerate(layers) for name in layer}
     aliases, groups, matched = rule_names(model, classifier), dict[tuple[str, float], Group](), set[GroupRule]()
     for name, parameter in model.named_parameters():
         rule = next((rule for rule in rules if re.fullmatch(rule.match, aliases[name])), None)
@@ -94,7 +80,7 @@ def group_parameters(
         matched.add(rule)
         undecayed = (parameter.ndim <= 1 or name in no_decay) and rule.biases_and_norms == "out"
         group = rule.name + NO_DECAY_SUFFIX * undecayed
-        rate = lr[rule.name] * (layer_decay or 1.0) ** depth.get(name, 0)
+        rate = lr[rule.name] * (layer_decay or 1.0) ** depths.get(name, 0)
         strengths = (0.0, 0.0) if undecayed else (l2.get(rule.name, 0.0), decay.get(rule.name, 0.0))
         groups.setdefault((group, rate), Group(group, *strengths, rate)).parameters[name] = parameter
     for rule in rules:
@@ -125,11 +111,6 @@ def backbone_stages(model: nn.Module, classifier: str) -> list[set[str]]:
             stages.append(stage)
         only_norms = all(dimensions[name] <= 1 for name in stages[-1])
     return stages
-
-
-def _depths(model: nn.Module) -> dict[str, int]:
-    """Return how many layers each parameter's is below the classifier's, as timm counts them."""
-    return {name: depth for depth, layer in enumerate(_layers(model, coarse=False)) for name in layer}
 
 
 def _layers(model: nn.Module, *, coarse: bool) -> Iterator[list[str]]:

@@ -50,9 +50,7 @@ def penalty_location(kind: RegularizerKind, optimizer: OptimizerName, *, clipped
 def penalty(groups: Sequence[Group], anchors: Mapping[str, Tensor] | None = None) -> Tensor:
     """Compute the penalty ``Σ_g λ_g ‖W_g − A_g‖²``, a float32 scalar (float64 for float64 parameters).
 
-    Args:
-        groups: with λ and parameters.
-        anchors: A by a parameter's name; 0 for those that it lacks.
+    ``anchors`` has A by a parameter's name; it is 0 for those that it lacks.
     """
     anchors = anchors or {}
     terms = [
@@ -81,14 +79,8 @@ def make_optimizer(
 ) -> Optimizer:
     """Make the optimiser, with the regulariser in it where that is exactly the same.
 
-    Args:
-        groups: each becomes one of the optimiser's groups, in order, with its name.
-        name: ``adamw`` is Adam unless the decay is decoupled.
-        kind: of regulariser.
-        clipped: whether gradients are clipped.
-        momentum: SGD's.
-        nesterov: SGD's.
-        fused: whether torch's fused kernels step (timm's SGDW has none).
+    Each group becomes one of the optimiser's, in order, with its name. ``adamw`` is Adam unless the decay is decoupled;
+    momentum and nesterov are SGD's; timm's SGDW has no fused kernels.
     """
     inside = penalty_location(kind, name, clipped=clipped) == "optimizer"
     params = [
@@ -122,14 +114,8 @@ def expected_shrink(
 
     ``1 − Π_t (1 − 2 τ_t λ / (1 − μ))``, and for decoupled decay ``1 − Π_t (1 − τ_t d)``; for ``l2_sp`` the fraction of
     the distance from the pretrained weights. Clipping makes it less. None under Adam with the penalty in the gradient,
-    which the second moment rescales.
-
-    Args:
-        group: with its λ or decay and its peak learning rate.
-        kind: of regulariser.
-        optimizer: its name.
-        factors: float64 (steps,), the schedule's factor on the learning rate at each step in which the group trains.
-        momentum: SGD's.
+    which the second moment rescales. ``factors`` (steps,) are the schedule's on the learning rate at each step in which
+    the group trains; the momentum is SGD's.
     """
     if kind != "decoupled" and optimizer != "sgd":
         return None
