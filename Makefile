@@ -11,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 # Every stage is a process that imports torch, which is slow without byte code. Python writes what is used.
 export PYTHONDONTWRITEBYTECODE :=
 # As many tests at once as there are cores; `make test PYTEST=` runs them one after the other.
-PYTEST := --numprocesses auto --dist loadgroup
+PYTEST := --numprocesses auto --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test fix dist lock test-minimum clean

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+LONGEST = ("test_pipeline.py", "test_resume.py", "test_several_ranks.py", "test_repro.py", "test_finetune.py")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give each of several test processes one thread, before torch is imported: more would wait for each other."""
@@ -14,8 +16,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that one process runs together, the longest: at the end the others would wait for it."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """Begin with the longest files, each of which one process runs: at the end the others would wait for it."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)

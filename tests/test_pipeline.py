@@ -15,9 +15,6 @@ from ruamel.yaml import YAML
 
 from helpers.images import ROOT, params
 
-# One process runs them all: their project takes a minute to make.
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 CHANGES = {
     "prepare.source": "imagefolder",
     "backbone.name": "test_resnet",

@@ -7,6 +7,7 @@ what else is read when torch is imported are those of the first program.
 """
 
 import atexit
+import ctypes
 import json
 import os
 import runpy
@@ -142,6 +143,7 @@ def _serve(connection: socket.socket) -> None:
             os.close(output)
             os.close(status)
             continue
+        _end_with_parent()
         connection.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if program := os.fork():
@@ -150,12 +152,19 @@ def _serve(connection: socket.socket) -> None:
             _, code = os.waitpid(program, 0)
             os.write(status, os.waitstatus_to_exitcode(code).to_bytes(4, "big", signed=True))
             os._exit(0)
+        _end_with_parent()
         os.close(status)
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
         _become(json.loads(content))
         return
+
+
+def _end_with_parent() -> None:
+    """Have this process killed when the one that forked it ends: tests that are killed leave no program behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _become(request: Mapping[str, object]) -> None:

@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+import wandb
+
 Json = dict[str, Any]
 ENTITY, PROJECT = "somebody", "headstart"
 FEATURES = ("CLIENT_IDS", "ARTIFACT_REGISTRY_SEARCH")
@@ -186,6 +188,7 @@ def _named(name: str) -> Json:
 @contextmanager
 def wandb_server() -> Iterator[WandbServer]:
     """Serve on a free port while the block runs."""
+    wandb.teardown()  # what an earlier test in this process began knows of no server
     state = WandbServer()
 
     class Handler(BaseHTTPRequestHandler):

@@ -13,8 +13,7 @@ from headstart.report.page import write_html_report
 from helpers.reported import write_reported
 
 CHROMIUM = shutil.which("chromium")
-# One process runs them all: what they share takes seconds to make.
-pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="no chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 CLASSES = ("<script>alert(1)</script>", "\"quoted\" & 'co'", "\U0001f98a fox", "a" * 120, "class 10", "class 9")
 MANY = (*CLASSES, *(f"another class {i}" for i in range(34)))
 LEAST_CONTRAST = """() => {

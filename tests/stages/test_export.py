@@ -34,9 +34,6 @@ from headstart.models.timm_checkpoint import load_timm, save_timm
 from headstart.stages import export
 from helpers.images import CLASSES, INPUT, params, sources, write_finetune, write_prepared
 
-# One process runs them all: what they share takes seconds to make.
-pytestmark = pytest.mark.xdist_group("export")
-
 FIGURES: dict[str, Any] = {"accuracy": 0.75, "balanced_accuracy": 0.5, "macro_f1": 0.25, "nll": 1.125, "ece": 0.0625}
 FIGURES |= {"intervals": {"accuracy": [0.5, 0.875]}}
 CALIBRATION = {"temperature": 1.25, "before": {"ece": 0.0625}, "after": {"ece": 0.03125}}
