@@ -250,3 +250,13 @@ def test_python_m_headstart_is_the_command() -> None:
     answer = subprocess.run(run, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "80"})
     assert (answer.returncode, answer.stdout) == (1, "")
     assert answer.stderr.startswith("error: reports/evaluate.json does not exist")
+
+
+@pytest.mark.parametrize("name", ["doctor", "repro"])
+def test_projects_of_before_find_the_commands_of_their_launch_script(name: str) -> None:
+    """In a process: as a module is what slurm/launch.sh of an older project calls."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"headstart.{name}", "--help"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Usage: headstart {name}")

@@ -1,6 +1,7 @@
 """Interrupted equals uninterrupted: bit for bit, wherever a signal comes; after a kill, from the last saved state."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -23,7 +24,8 @@ from headstart.core.paths import FINETUNE
 from headstart.core.run_state import read_stopped
 from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
-from headstart.training.checkpoint import CheckpointFiles
+from headstart.training import checkpoint
+from headstart.training.checkpoint import CHECKPOINT_FORMAT, CheckpointFiles
 from headstart.training.datamodule import FineTuneDataModule
 from headstart.training.module import FineTuner
 from helpers.images import params, write_prepared
@@ -309,3 +311,17 @@ def test_a_signal_to_all_processes_of_a_job_leaves_those_that_load() -> None:
     marker = read_stopped()
     assert marker is not None
     assert marker["progress"] >= 2 * STEPS
+
+
+def test_checkpoints_of_an_earlier_version_are_named_and_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_FORMAT", CHECKPOINT_FORMAT - 1)
+    run({"run.cache": "cache"})
+    (earlier,) = (path for path in Path("cache/runs").iterdir() if path.is_dir())
+    monkeypatch.undo()
+    monkeypatch.chdir(earlier.resolve().parents[2])
+    with caplog.at_level(logging.INFO):
+        run({"run.cache": "cache"})
+    assert f"begins anew, since {earlier} is of an earlier version: delete that folder" in caplog.text
+    assert (earlier / "last.ckpt").exists()

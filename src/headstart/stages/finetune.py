@@ -31,7 +31,7 @@ from headstart.stages.program import main
 from headstart.tracking.provenance import provenance
 from headstart.tracking.wandb_run import Tracker
 from headstart.training.autotune import check_compiling, check_precision, precision_of_run
-from headstart.training.checkpoint import RunDir, open_run_dir, run_key
+from headstart.training.checkpoint import CHECKPOINT_FORMAT, RunDir, open_run_dir, run_key
 from headstart.training.datamodule import FineTuneDataModule
 from headstart.training.history import HistoryRow
 from headstart.training.losses import balanced_weights
@@ -52,11 +52,12 @@ def run(params: Params) -> None:
     check_precision(params.finetune.precision, device_of(params.run))
     process_group = connect(params.run)
     prepared = PreparedDataset.open()
-    key = run_key(
-        {"backbone": params.backbone.model_dump(), "finetune": params.finetune.model_dump()},
-        [paths.MANIFEST, paths.DATASET, paths.HEADS],
-    )
-    cache = paths.cache_folder(params.run.cache)
+    content = {"backbone": params.backbone.model_dump(), "finetune": params.finetune.model_dump()}
+    files = [paths.MANIFEST, paths.DATASET, paths.HEADS]
+    key, cache = run_key(content, files), paths.cache_folder(params.run.cache)
+    earlier = cache / "runs" / run_key(content, files, CHECKPOINT_FORMAT - 1)
+    if process_group.rank == 0 and earlier.exists() and not (cache / "runs" / key).exists():
+        logger.info("finetune: begins anew, since %s is of an earlier version: delete that folder", earlier)
     with contextlib.ExitStack() as opened:
         run_dir = process_group.broadcast_from_rank_zero(
             lambda: opened.enter_context(open_run_dir(cache, key, resume=params.run.resume))

@@ -55,11 +55,10 @@ class RunDir:
         self.tracking = path / "tracking.json"  # the wandb run's id, and how many rows of the history it has
 
 
-def run_key(content: dict[str, Any], files: list[Path]) -> str:
+def run_key(content: dict[str, Any], files: list[Path], checkpoint_format: int | None = None) -> str:
     """Hash what a run depends on: params, the bytes of small files that name its inputs, the package, the format."""
-    digest = hashlib.sha256(
-        json.dumps({**content, "format": CHECKPOINT_FORMAT, "version": version("headstart")}, sort_keys=True).encode()
-    )
+    versioned = {**content, "format": checkpoint_format or CHECKPOINT_FORMAT, "version": version("headstart")}
+    digest = hashlib.sha256(json.dumps(versioned, sort_keys=True).encode())
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:24]
