@@ -316,11 +316,10 @@ def test_a_signal_to_all_processes_of_a_job_leaves_those_that_load() -> None:
 def test_checkpoints_of_an_earlier_version_are_named_and_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(checkpoint, "CHECKPOINT_FORMAT", CHECKPOINT_FORMAT - 1)
-    run({"run.cache": "cache"})
+    with monkeypatch.context() as before:
+        before.setattr(checkpoint, "CHECKPOINT_FORMAT", CHECKPOINT_FORMAT - 1)
+        run({"run.cache": "cache"})
     (earlier,) = (path for path in Path("cache/runs").iterdir() if path.is_dir())
-    monkeypatch.undo()
-    monkeypatch.chdir(earlier.resolve().parents[2])
     with caplog.at_level(logging.INFO):
         run({"run.cache": "cache"})
     assert f"begins anew, since {earlier} is of an earlier version: delete that folder" in caplog.text
