@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
 from headstart.config.schema import RunConfig
-from headstart.core.errors import UserError
+from headstart.core.errors import UserError, first_line
 from headstart.core.lock import locked
 from headstart.distributed.heartbeat import Watchdog
 from headstart.distributed.process_group import ProcessGroup
@@ -105,7 +105,7 @@ class CheckpointFiles(TorchCheckpointIO):
             _sync_folder(self._run_dir.path)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
             partial.unlink(missing_ok=True)
-            self.error = error if isinstance(error, OSError) else OSError(str(error).splitlines()[0])
+            self.error = error if isinstance(error, OSError) else OSError(first_line(error))
 
 
 def _sync_folder(folder: Path) -> None:
