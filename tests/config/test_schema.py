@@ -248,9 +248,13 @@ def test_a_whole_number_is_a_number(content: Any) -> None:
         (b"", "must hold the sections prepare, backbone"),
         (b"# only a comment\n", "must hold the sections"),
         (b"- prepare\n- features\n", "must hold the sections"),
-        (b"prepare: [1, 2\n", "is not YAML"),
-        (b"run: {}\nrun: {}\n", "is not YAML"),
-        (b"prepare: \xff\xff", "is not YAML"),
+        (b"prepare: [1, 2\n", "is not YAML: line 2"),
+        (b"run: {}\nrun: {}\n", "is not YAML: line 2: found duplicate key"),
+        (b"prepare: \xff\xff", "is not YAML: unacceptable character"),
+        (b"run:\n\tworkers: 0\n", "is not YAML: line 2"),
+        (b'run:\n  cache: "x\n', "is not YAML: line"),
+        (b"run: {}\n---\nrun: {}\n", "is not YAML: line 2"),
+        (b"run: {cache: !!python/object:os.system x}\n", "is not YAML: line 1: could not determine a constructor"),
         (None, "does not exist"),
     ],
 )
@@ -261,6 +265,7 @@ def test_a_file_that_is_no_params_file_is_refused_by_name(tmp_path: Path, text: 
     with pytest.raises(UserError, match=said) as caught:
         load_params(path)
     assert "mine.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_params_are_immutable(params: Params) -> None:

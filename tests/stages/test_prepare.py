@@ -433,6 +433,14 @@ def test_classes_are_checked_before_anything_is_decoded(monkeypatch: pytest.Monk
         prepare.run(params())
 
 
+@pytest.mark.parametrize("folder", [".", "data", "data/prepared", "reports/images", "models"])
+def test_images_where_stages_write_are_refused_and_stay(folder: str) -> None:
+    draw_classes(root=folder)
+    with pytest.raises(UserError, match=r"prepare\.path: .*which this pipeline writes.*a folder of their own"):
+        prepare.run(params(path=folder))
+    assert len(list(Path(folder).rglob("*.png"))) == 24
+
+
 def test_a_class_of_bad_images_only_is_refused() -> None:
     draw_classes()
     Path("images/c").mkdir()

@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from headstart.config.schema import Params
 from headstart.config.section import ConfigSection
-from headstart.core.errors import UserError
+from headstart.core.errors import UserError, first_line
 
 
 def load_params(path: Path, *, partial: bool = False) -> Params:
@@ -32,7 +32,9 @@ def read_sections(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run this in the project's folder") from None
     except YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
+        place, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or first_line(error)
+        where = f"line {place.line + 1}: " if place else ""
+        raise UserError(f"{path} is not YAML: {where}{problem}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold the sections {', '.join(Params.model_fields)}")
     return content

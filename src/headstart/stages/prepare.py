@@ -30,7 +30,7 @@ from headstart.data.index import Catalog
 from headstart.data.packing import Packer, Resizes, SizeEstimate, choose_store, pack_all, repack, store_spec
 from headstart.data.reuse import has_reusable_store, index_reusable_rows, resumable_store
 from headstart.data.shards import STORES, checksum, write_index
-from headstart.data.sources import Source, open_source
+from headstart.data.sources import FileSource, Source, open_source
 from headstart.data.splits import (
     NOT_GIVEN,
     check_classes,
@@ -60,6 +60,8 @@ def run(params: Params) -> None:
     began = time.perf_counter()
     _refuse_own_outputs(params.backbone.name)
     source = open_source(params.prepare, params.run)
+    if isinstance(source, FileSource):
+        _refuse_output_folders(source.root)
     with resumable_store(paths.PREPARED) as folder, closing(Catalog(folder / "work" / "catalog.sqlite")) as catalog:
         catalog.add(source.images())
         if catalog.class_counts():  # torchvision's labels come with the pixels
@@ -98,6 +100,17 @@ def _refuse_own_outputs(backbone: str) -> None:
             f"it: mkdir -p backbones && cp -r {written[0]} backbones/first, "
             f"and backbone.name: {LOCAL_DIR}backbones/first"
         )
+
+
+def _refuse_output_folders(folder: Path) -> None:
+    """Raise UserError if the images are where stages write, or the reverse: they would be removed, or be a class."""
+    root = folder.resolve()
+    for written in (paths.PREPARED, paths.FEATURES, paths.FINETUNE.parent, paths.REPORTS, paths.EXPORT):
+        if root.is_relative_to(written.resolve()) or written.resolve().is_relative_to(root):
+            raise UserError(
+                f"prepare.path: {folder} and {written}, which this pipeline writes, are one within the other: "
+                "move the images to a folder of their own, such as data/raw"
+            )
 
 
 def _check_classes(catalog: Catalog) -> None:
