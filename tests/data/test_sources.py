@@ -1,5 +1,6 @@
 """What each source lists, reads and refuses: folders and tables; test_datasets.py has those of libraries."""
 
+import logging
 import os
 import pickle
 import subprocess
@@ -81,17 +82,15 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         ImageFolder(tmp_path / "nowhere")
 
 
-def test_links_are_followed_but_no_loops(tmp_path: Path) -> None:
-    root = write(tmp_path / "root", "cat/a.jpg")
-    write(tmp_path / "elsewhere", "b.jpg", "c/d.jpg")
-    (root / "dog").symlink_to(tmp_path / "elsewhere")
+def test_links_to_files_are_followed_but_no_loops(tmp_path: Path) -> None:
+    root = write(tmp_path / "root", "cat/a.jpg", "cat/c/d.jpg")
     (root / "cat" / "a_link.jpg").symlink_to("a.jpg")
     (root / "cat" / "up").symlink_to("..")
-    (tmp_path / "elsewhere" / "c" / "round").symlink_to("..")
+    (root / "cat" / "c" / "round").symlink_to("..")
     problems = {name: item.problem for name, item in listed(ImageFolder(root).images()).items()}
     loop = "a link to a folder that it lies in"
-    good = dict.fromkeys(["cat/a.jpg", "cat/a_link.jpg", "dog/b.jpg", "dog/c/d.jpg"])
-    assert problems == {**good, "cat/up": loop, "dog/c/round": loop}
+    good = dict.fromkeys(["cat/a.jpg", "cat/a_link.jpg", "cat/c/d.jpg"])
+    assert problems == {**good, "cat/up": loop, "cat/c/round": loop}
 
 
 def test_images_beside_the_class_folders_are_bad(tmp_path: Path) -> None:
@@ -115,12 +114,120 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
             files.read(name)
 
 
-def table(root: Path, text: str) -> CsvTable:
-    (root / "list.csv").write_text(text, encoding="utf-8-sig")
+def test_split_folders_of_many_spellings(tmp_path: Path) -> None:
+    write(tmp_path, "Training/cat/a", "DEV/cat/b", "test-set/dog/c", "__MACOSX/Training/x", "lost+found/y")
+    assert {(item.source, item.label, item.split) for item in ImageFolder(tmp_path).images()} == {
+        ("Training/cat/a", "cat", "train"),
+        ("DEV/cat/b", "cat", "validation"),
+        ("test-set/dog/c", "dog", "test"),
+    }
+
+
+@pytest.mark.parametrize("named", [None, {}, {"cats": "train", "dogs": "test"}])
+def test_folders_that_share_their_names_are_splits_or_classes_as_the_user_says(
+    tmp_path: Path, named: dict[str, str] | None
+) -> None:
+    write(tmp_path, "cats/indoor/a", "cats/outdoor/b", "dogs/indoor/c", "dogs/outdoor/d", "dogs/stray.jpg")
+    source = ImageFolder(tmp_path, named)
+    if named is None:
+        with pytest.raises(UserError, match=r"\(indoor, outdoor\).*prepare\.split_folders: \{cats: train, …\}.*\{\}$"):
+            list(source.images())
+        return
+    found = {item.source: (item.label, item.split) for item in source.images() if item.problem is None}
+    assert found["dogs/outdoor/d"] == (("outdoor", "test") if named else ("dogs", None))
+    assert len(found) == (4 if named else 5)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["animals/cat/1", "animals/other/2", "plants/rose/3", "plants/other/4"],
+        ["n01/images/1", "n02/images/2", "n03/images/3"],
+        ["cat/1.jpg", "cat/2.jpg", "cat/more/3.jpg", "dog/more/4.jpg"],
+    ],
+)
+def test_classes_of_two_levels_are_classes(tmp_path: Path, names: list[str]) -> None:
+    items = ImageFolder(write(tmp_path, *names)).images()
+    expected = {(name, name.split("/", 1)[0], None) for name in names}
+    assert {(item.source, item.label, item.split) for item in items} == expected
+
+
+def test_several_named_folders_may_be_one_split(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{fold}/{label}/1" for fold in ("f1", "f2", "f3") for label in ("cat", "dog")))
+    items = list(ImageFolder(tmp_path, {"f1": "train", "f2": "train", "f3": "validation"}).images())
+    assert [item.split for item in items] == ["train"] * 4 + ["validation"] * 2
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"a": "train", "none": "test"}, r"prepare\.split_folders: .*has no folder 'none', only a, b$"),
+        ({"a": "train"}, "b in .* is not named"),
+        ({"a": "validation", "b": "test"}, "no folder is train"),
+    ],
+)
+def test_split_folders_that_do_not_fit_are_refused(tmp_path: Path, named: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        list(ImageFolder(write(tmp_path, "a/cat/1", "b/cat/2"), named).images())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train/cat/a", "Training/cat/b"], r"prepare\.split_folders: \{Training: train, train: train\}"),
+        (["cat/a", "Test/b.jpg"], r"Test look like splits, but beside them lies 'cat'.*prepare\.split_folders"),
+        (["train/1.jpg", "train/2.jpg", "test/3.jpg"], "train: 2 images and no class folder"),
+        (["1.jpg", "notes.txt"], "1 images and no class folder: .*csv:FILE"),
+        (["\u200b/1.jpg", "cat/2.jpg"], "the name of the class folder .* is blank"),
+    ],
+)
+def test_layouts_that_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        list(ImageFolder(write(tmp_path, *names)).images())
+
+
+@pytest.mark.parametrize("inside", ["test", "test/test", "test/images"])
+def test_images_without_classes_are_no_training_data(
+    tmp_path: Path, inside: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    write(tmp_path, "train/cat/a.jpg", "train/dog/b.jpg", *(f"{inside}/{i}.jpg" for i in range(300)))
+    assert [item.source for item in ImageFolder(tmp_path).images()] == ["train/cat/a.jpg", "train/dog/b.jpg"]
+    assert f"{tmp_path / inside}: 300 images in no class folder are left out" in caplog.text
+    assert "`headstart predict`" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["", "train/", "train/train/"])
+@pytest.mark.parametrize("around", ["", "dataset/", "a/b/"])
+def test_folders_around_all_others_are_passed_through(tmp_path: Path, around: str, split: str) -> None:
+    write(tmp_path, f"{around}{split}cat/1", f"{around}{split}dog/2", "__MACOSX/x/._1", f"{around}.hidden/3")
+    items = ImageFolder(tmp_path).images()
+    assert {(item.source, item.label, item.split) for item in items} == {
+        (f"{around}{split}cat/1", "cat", "train" if split else None),
+        (f"{around}{split}dog/2", "dog", "train" if split else None),
+    }
+
+
+def test_blanks_and_unicode_forms_make_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    names = ["cafe\u0301/1", "caf\xe9 /2", "dog/3", "\ufeffdog/4"]
+    items = ImageFolder(write(tmp_path, *names)).images()
+    assert {(item.source, item.label) for item in items} == {
+        (names[0], "caf\xe9"),
+        (names[1], "caf\xe9"),
+        (names[2], "dog"),
+        (names[3], "dog"),
+    }
+    assert r"the folders 'cafe\u0301' and 'caf\xe9 ' are one class" in caplog.text
+
+
+def table(root: Path, text: str, encoding: str = "utf-8-sig") -> CsvTable:
+    (root / "list.csv").write_bytes(text.encode(encoding))
     return CsvTable(root, "list.csv")
 
 
 def test_table(tmp_path: Path) -> None:
+    write(tmp_path, "x/1.jpg", "2.jpg")
     text = 'camera,path,label,split,group\nA,x/1.jpg,"cat, big",train,g1\n\nB,./x/../2.jpg,dog,valid,\n'
     source = table(tmp_path, text)
     assert list(source.images()) == [
@@ -131,6 +238,7 @@ def test_table(tmp_path: Path) -> None:
 
 
 def test_table_without_splits(tmp_path: Path) -> None:
+    write(tmp_path, "a", "b")
     assert [each.split for each in table(tmp_path, "path,label,split\na,x,\nb,y,\n").images()] == [None, None]
 
 
@@ -138,20 +246,35 @@ def test_table_without_splits(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "no column path and no column label"),
-        ("path;label\na;x\n", r"no column path .*path;label"),
+        ("path:label\na:x\n", r"no column path .*path:label.*first line must name"),
+        ("path,label,Path\n", "two columns"),
         ("path,label,path\n", "two columns"),
         ("path,label,sha256\n", "rename the column 'sha256'"),
         ("path,label,split\na,x,train\nb,y,\n", "line 3: the split is missing"),
         ("path,label,split\na,x,\nb,y,test\n", "line 3: the split is given"),
-        ("path,label,split\na,x,dev\n", "line 2: unknown split 'dev'"),
+        ("path,label,split\na,x,fold1\n", "line 2: unknown split 'fold1'"),
         ("path,label\na,x\nb,\n", "line 3: the label is empty"),
         ("path,label\n,x\n", "line 2: the path is empty"),
         ("path,label\na\n", "line 2: 1 values for 2 columns"),
         ("path,label\n/etc/a.jpg,x\n", "line 2: /etc/a.jpg is not inside"),
         ("path,label\nx/../../a.jpg,x\n", "line 2: .* is not inside"),
+        ("path,label\nC:\\data\\a.jpg,x\n", "line 2: .* is not inside"),
+        ("path,label\nhttps://x.org/a.jpg,x\n", "line 2: .* is not inside"),
+        ("path,label\nfile:///a%00.jpg,x\n", "line 2: .* is not inside"),
+        ("path,label\nin,x\n", "line 2: in is a folder"),
+        ('path,label\na,"x\nb,y\nc,y\n', "line 2: is a quote opened there"),
+        ('path,label\na,x\n"b,y\nc,y\n', "line 3: is a quote opened there"),
+        ('path,label,note\na,x,"n\nb,y,n\n', "line 2: is a quote opened there"),
+        ('path,label\na,"x\nb,y"\nc,y\n', "line 2: a line break .* in the label: is a quote not closed"),
+        ("path,label\na,x\0y\n", "line 2: .* NUL byte in the label"),
+        (f"path,label,note\na,x,{'n' * 200_000}\n", "line 2: .*field larger"),
+        (f"path,label,{'n' * 200_000}\na,x,\n", "not a CSV table .*field larger"),
+        ("path,label\nb.jpg,x\nc.jpg,x\n", r"none of its 2 rows names a file; the first would be .*b\.jpg"),
+        (f"path,label\n{'long' * 100},x\n", "none of its 1 rows names a file"),
     ],
 )
 def test_tables_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "in").mkdir()
     with pytest.raises(UserError, match=message):
         list(table(tmp_path, text).images())
 
@@ -162,3 +285,56 @@ def test_a_missing_table_and_one_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes(b"path,label\ncaf\xe9.jpg,x\n")
     with pytest.raises(UserError, match="not a CSV table in UTF-8"):
         list(CsvTable(tmp_path, "latin.csv").images())
+    with pytest.raises(
+        UserError, match=r"prepare\.source: \.\./list\.csv is not inside .*, the folder that DVC watches"
+    ):
+        CsvTable(tmp_path, "../list.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="is no file"):
+        CsvTable(tmp_path, "pipe.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label,split\na.jpg,caf\xe9,train\nb.jpg,dog,test\n",
+        "Path; LABEL ;Split\na.jpg;caf\xe9;Training\n\nb.jpg;dog;TST\n",
+        "sep=;\r\npath;label;split\r\na.jpg;caf\xe9;train\r\nb.jpg;dog;test\r\n",
+        '"path"\t"label"\t"split"\r"a.jpg"\t"caf\xe9"\t"train"\r"b.jpg"\t"dog"\t"test"\r',
+        'path, label, split,,\n a.jpg , "cafe\u0301 ", train,,\nb.jpg,\xa0dog,test,,\n,,,,\n',
+        ",path,label,split\n0,a.jpg,caf\xe9,train,\n1,b.jpg,dog,test,\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str, encoding: str) -> None:
+    source = table(write(tmp_path, "a.jpg", "b.jpg"), text, encoding)
+    assert source.metadata_columns == []
+    assert list(source.images()) == [SourceItem("a.jpg", "caf\xe9", "train"), SourceItem("b.jpg", "dog", "test")]
+
+
+def test_paths_of_tables_in_other_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["cat/1.jpg", "cat/a b.jpg", "cat/ends in a blank.jpg ", "cat/back\\slash.jpg", "cat/cafe\u0301.jpg"]
+    root = write(tmp_path / "real", *names)
+    monkeypatch.chdir(tmp_path)
+    Path("raw").symlink_to("real")
+    Path("other").symlink_to("real")
+    spellings = {
+        names[0]: [
+            *("cat/1.jpg", " cat/1.jpg", "./cat/1.jpg", "../raw/cat/1.jpg", "raw/cat/1.jpg", "cat\\1.jpg"),
+            *(f"{tmp_path}/{folder}/cat/1.jpg" for folder in ("raw", "real", "other", "raw/cat/..")),
+        ],
+        names[1]: [f"file://{root}/cat/a%20b.jpg"],
+        names[2]: [names[2]],
+        names[3]: [names[3]],
+        names[4]: ["cat/caf\xe9.jpg"],
+    }
+    for name, paths in spellings.items():
+        for path in paths:
+            assert [item.source for item in table(Path("raw"), f"path,label\n{path},x\n").images()] == [name], path
+
+
+def test_absent_files_of_a_table_are_bad_images_and_groups_have_no_blanks(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg")
+    items = list(table(tmp_path, "path,label,group\na.jpg,x,g \nb.jpg,x,g\n").images())
+    assert [item.problem for item in items] == [None, "there is no such file"]
+    assert {item.group for item in items} == {"g"}

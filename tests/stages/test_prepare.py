@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -60,7 +60,7 @@ def draw(path: str, seed: int, size: tuple[int, int] = (30, 20)) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def draw_classes(classes: str = "ab", each: int = 12, root: str = "images") -> None:
+def draw_classes(classes: Sequence[str] = "ab", each: int = 12, root: str = "images") -> None:
     for number, name in enumerate(classes):
         for i in range(each):
             draw(f"{root}/{name}/{i:03d}.png", 1000 * number + i)
@@ -365,8 +365,13 @@ def test_every_damaged_file_is_named(caplog: pytest.LogCaptureFixture) -> None:
     assert len(names) == 200
     with pytest.raises(UserError) as error:
         prepare.run(params())
-    lines = str(error.value).splitlines()[1:-1]
+    shown = str(error.value).splitlines()[1:-1]
+    assert len(shown) == 21
+    assert "180 more, in all" in shown[-1]
+    assert str(paths.PROBLEMS) in shown[-1]
+    lines = paths.PROBLEMS.read_text().splitlines()
     assert len(lines) == 200
+    assert shown[:-1] == lines[:20]
     assert all(any(line.startswith((f"  {name}: ", f"  {name!r}: ")) for line in lines) for name in names)
     assert not PREPARED.exists()
 
@@ -378,6 +383,46 @@ def test_every_damaged_file_is_named(caplog: pytest.LogCaptureFixture) -> None:
     assert {bad["source"] for bad in report["bad"]} == names
     assert report["pictures"] == 30
     assert "200 bad images left out" in caplog.text
+
+
+def test_absent_files_are_told_before_others_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing.Packer, "__call__", lambda *_: pytest.fail("decoded"))
+    draw_classes()
+    rows = [f"{label}/{i:03d}.png,{label}" for label in "ab" for i in range(30)]
+    Path("images/list.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(UserError, match="36 bad images") as error:
+        prepare.run(params("csv:list.csv"))
+    assert len(str(error.value).splitlines()) == 23
+    assert len(paths.PROBLEMS.read_text().splitlines()) == 36
+
+
+def test_splits_of_other_names_and_classes_that_train_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_classes("ab", root="images/Lernen")
+    for i, label in enumerate("abab"):
+        draw(f"images/Probe/{label}/{i}.png", 5000 + i)
+    with pytest.raises(UserError, match=r"prepare\.split_folders: \{Lernen: train"):
+        prepare.run(params())
+    prepare.run(params(split_folders={"Lernen": "train", "Probe": "test"}))
+    assert {source.split("/")[0]: split == "test" for source, split in splits().items()} == {
+        "Lernen": False,
+        "Probe": True,
+    }
+    monkeypatch.setattr(packing.Packer, "__call__", lambda *_: pytest.fail("decoded"))
+    draw("images/Probe/c/1.png", 6000)
+    with pytest.raises(UserError, match="no training image of 'c'"):
+        prepare.run(params(split_folders={"Lernen": "train", "Probe": "test"}))
+
+
+def test_classes_that_differ_in_case_alone() -> None:
+    draw_classes(["Dog", "cat", "dog", "DOG"])
+    with pytest.raises(UserError, match=r"'DOG' \(12 images\) and 'Dog' .* \(1 such\): set prepare\.label_case: fold"):
+        prepare.run(params())
+    prepare.run(params(label_case="keep"))
+    assert PreparedDataset.open().classes == ["DOG", "Dog", "cat", "dog"]
+    prepare.run(params(label_case="fold"))
+    assert PreparedDataset.open().classes == ["cat", "dog"]
+    labels = {row["source"].split("/")[0]: row["label"] for row in manifest_rows()}
+    assert labels == {"DOG": "dog", "Dog": "dog", "cat": "cat", "dog": "dog"}
 
 
 def test_a_table_keeps_its_splits_groups_and_metadata() -> None:

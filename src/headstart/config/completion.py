@@ -21,8 +21,8 @@ from headstart.config.writer import Keys, inline_yaml, yaml_lines
 from headstart.core.errors import UserError
 from headstart.core.io import atomic_write
 
-WHOLE = {"args", "class_map"}
-"""Keys whose mappings an overlay replaces: what they hold is of one backbone."""
+WHOLE = {"args", "class_map", "split_folders"}
+"""Keys whose mappings an overlay replaces: what they hold is of one backbone, or of one folder of images."""
 
 
 class _Edit(NamedTuple):

@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 from headstart.config.schema import Params
 from headstart.config.section import ConfigSection
 from headstart.core.errors import UserError, first_line
+from headstart.core.problems import list_problems, some
 
 
 def load_params(path: Path, *, partial: bool = False) -> Params:
@@ -43,7 +44,7 @@ def read_sections(path: Path) -> dict[str, Any]:
 def parse_params(content: Mapping[str, Any], name: str = "params.yaml", *, partial: bool = False) -> Params:
     """Check the content of ``params.yaml``; raises UserError as ``load_params`` does."""
     filled, missing = with_defaults(content)
-    problems = []
+    problems: list[tuple[str, str]] = []
     try:
         params = Params.model_validate(filled)
     except ValidationError as error:
@@ -52,11 +53,9 @@ def parse_params(content: Mapping[str, Any], name: str = "params.yaml", *, parti
         problems = [_explanation(key, section, list(group)) for (key, section), group in by_key]
     if missing and not partial:
         command = "headstart params" if name == "params.yaml" else f"headstart params --params {name}"
-        problems.append(
-            f"  {', '.join(missing)}: missing; add {'it' if len(missing) == 1 else 'them'} with `{command}`"
-        )
+        problems.append((some(missing), f"missing; add {'it' if len(missing) == 1 else 'them'} with `{command}`"))
     if problems:
-        raise UserError("\n".join([f"{name}:", *problems]))
+        raise UserError(list_problems(f"{name}:", problems))
     return params
 
 
@@ -98,17 +97,17 @@ def _locate(location: tuple[int | str, ...]) -> tuple[str, ConfigSection]:
     return ".".join(names), section
 
 
-def _explanation(key: str, section: ConfigSection, problems: Sequence[Mapping[str, Any]]) -> str:
-    """Return one line for the user about what pydantic found wrong with a key."""
+def _explanation(key: str, section: ConfigSection, problems: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return a key, and in a line for the user what pydantic found wrong with it."""
     kind, value = problems[0]["type"], problems[0]["input"]
     if kind == "extra_forbidden":
         known = list(section.values_by_key())
         nearest = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
-        return f"  {key}: unknown key; {hint}"
+        return key, f"unknown key; {hint}"
     if kind == "missing":
-        return f"  {key}: missing; add it"
+        return key, "missing; add it"
     first, *others = (problem["msg"].removeprefix("Value error, ") for problem in problems)
     message = "; or ".join([first, *(f"{other[:1].lower()}{other[1:]}" for other in others)])
     shown = "" if isinstance(value, dict) else f" (got {value!r})"
-    return f"  {key or 'the file'}: {message}{shown}"
+    return key or "the file", f"{message}{shown}"

@@ -43,8 +43,15 @@ class PrepareConfig(ConfigSection):
     """
     path: Annotated[str, Field(min_length=1)] = "data/raw"
     """The folder with the images. DVC watches it: the next `dvc repro` notices images added, changed or removed."""
+    split_folders: dict[str, Annotated[str, Field(pattern=r"^(train|validation|test)$")]] | None = None
+    """Which folders of `imagefolder` are which split, such as {Lernen: train, Pruefen: test}; several may be one. null:
+    those with a usual name (train, training, val, dev, eval, test, testing ... in any case, also as train_set or
+    images-test); {}: none, they are classes."""
+    label_case: Literal["keep", "fold"] | None = None
+    """For classes whose names differ in case alone, as Dog and dog: `keep` keeps them apart, `fold` makes them one with
+    the name that sorts last (dog), null refuses them. Outer blanks and Unicode forms never tell classes apart."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """For files that cannot be read as images: `error` lists them all and stops, `skip` lists them in the report."""
+    """For files that cannot be read as images: `error` lists them and stops, `skip` lists them in the report."""
     split: SplitConfig = SplitConfig()
     train_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = 1.5
     """Short side of stored training images, as a multiple of the model's input side; smaller ones keep their size (or
@@ -55,6 +62,14 @@ class PrepareConfig(ConfigSection):
     - `jpeg`: a sixth of that or less, decoded at each use (quality 95, 4:4:4: off by 1.0 to 1.2 of 255 in RMS)
     - `auto`: `raw` where half of the free disk and half of the memory hold it; an existing store keeps its format
     """
+
+    @field_validator("split_folders", mode="before")
+    @classmethod
+    def _names_in_quotes(cls, split_folders: Any) -> Any:
+        for name in split_folders if isinstance(split_folders, dict) else ():
+            if not isinstance(name, str):
+                raise ValueError(f"write the folder {name!r} in quotes")
+        return split_folders
 
 
 class BackboneConfig(ConfigSection):

@@ -57,6 +57,7 @@ STOPPED = STATE / "stopped.json"
 REQUEUES = STATE / "requeues.json"
 HEARTBEATS = STATE / "ranks"
 BATCH_HEARTBEAT = HEARTBEATS / "batch.json"
+PROBLEMS = STATE / "problems.txt"
 DVC_RWLOCK = Path(".dvc/tmp/rwlock")
 
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from headstart.data.dataset import SPLITS
 from headstart.data.image_info import PackedImage
 from headstart.data.sources import SourceItem
 from headstart.data.splits import NOT_GIVEN, TRAIN, group_number
+
+logger = logging.getLogger(__name__)
 
 CATALOG_TABLE = """
 CREATE TABLE pictures (
@@ -66,7 +70,7 @@ class Catalog:
                 same = self._database.execute("SELECT source FROM pictures WHERE id = ?", (name,)).fetchone()
                 if same != (item.source,):
                     raise UserError(f"prepare: {item.source} and another image have the same id: rename it") from None
-                raise UserError(f"prepare: {item.source} is listed twice in the source") from None
+                raise UserError(f"prepare: {item.source} is listed twice in the source: keep one of its rows") from None
 
     def batches(self, size: int) -> Iterator[list[SourceItem]]:
         """Yield the good images, ``size`` at a time, without their labels."""
@@ -125,6 +129,34 @@ class Catalog:
         ).fetchall()
         for source, label, other in conflicts:
             self._record_problem(source, f"the same bytes as {other}, but that is labelled {label!r}")
+
+    def untrained_classes(self) -> list[str]:
+        """Return the classes whose good images all have another split than train from the source."""
+        rows = self._database.execute(
+            "SELECT label FROM good WHERE label IS NOT NULL GROUP BY label HAVING min(given <> 'train') ORDER BY label"
+        )
+        return [label for (label,) in rows]
+
+    def settle_case(self, label_case: Literal["keep", "fold"] | None) -> None:
+        """Make classes whose names differ in case alone one, under the name that sorts last, if that is wanted.
+
+        Raises UserError if there are such classes and ``prepare.label_case`` is not set.
+        """
+        spellings: dict[str, list[str]] = {}
+        counts = self.class_counts()
+        for label in counts:
+            spellings.setdefault(label.casefold(), []).append(label)
+        twins = [labels for labels in spellings.values() if len(labels) > 1]
+        if twins and label_case is None:
+            shown = " and ".join(f"{label!r} ({counts[label]:,} images)" for label in twins[0])
+            raise UserError(
+                f"prepare: the classes {shown} differ in case alone ({len(twins)} such): set prepare.label_case: fold "
+                "to make them one class, or keep to keep them apart"
+            )
+        for *others, kept in twins if label_case == "fold" else ():
+            update = "UPDATE pictures SET label = ? WHERE label = ?"
+            self._database.executemany(update, [(kept, label) for label in others])
+            logger.info("the classes %s are one class with %r", ", ".join(map(repr, others)), kept)
 
     def check_groups(self) -> None:
         """Raise UserError if a group is in two of the splits that the source assigns."""

@@ -4,33 +4,43 @@ A new source is a class with what ``Source`` lists, and a case in ``open_source`
 ``prepare.source`` in ``config.schema``. scikit-learn and torchvision are imported only by the sources that use them.
 """
 
+import codecs
 import csv
 import difflib
+import functools
 import inspect
+import logging
+import os
 import posixpath
-from collections.abc import Iterator, Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import Image
 
 from headstart.config.schema import PrepareConfig, RunConfig
+from headstart.config.writer import inline_yaml
 from headstart.core.errors import UserError
 from headstart.core.paths import cache_folder
+from headstart.core.problems import some
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Split
 from headstart.data.image_info import LabelledImage
+from headstart.data.names import is_wrapper, normalize_label, split_of
+from headstart.data.watched import WatchedFiles
 from headstart.images.decode import BadImageError
 from headstart.images.files import is_image_name, read_file, scan, walk
 
-SPLIT_NAMES: dict[str, Split] = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+TABLE_COLUMNS = ("path", "label", "split", "group")
+BREAKS = re.compile("[\0\r\n]")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,68 +99,183 @@ class FileSource(Source):
 
 
 class ImageFolder(FileSource):
-    """One folder per class, or the folders ``train``, ``val`` and ``test`` with one folder per class.
+    """One folder per class, or a folder per split with one folder per class in it.
 
-    Hidden files, Thumbs.db and desktop.ini are ignored; every other file in a class folder is taken for an image.
+    A single folder around all of them is passed through. Hidden files, Thumbs.db and what else file browsers leave are
+    ignored; every other file in a class folder is taken for an image.
     """
 
-    def images(self) -> Iterator[SourceItem]:
-        """Yield the images; raises UserError if the layout of the folders is ambiguous."""
-        names = [name for name, is_folder, _ in scan(self.root) if is_folder]
-        given = [name for name in names if name in SPLIT_NAMES]
-        if not given:
-            yield from self._classes("", None)
-            return
-        others = [name for name in names if name not in SPLIT_NAMES]
-        if others:
-            raise UserError(
-                f"{self.root}: {', '.join(given)} look like splits, but beside them lies {others[0]!r}, which does not "
-                f"({len(others)} such folders): keep either split folders or class folders there"
-            )
-        splits = [SPLIT_NAMES[name] for name in given]
-        if len(set(splits)) < len(splits) or "train" not in splits:
-            raise UserError(
-                f"{self.root} has the split folders {', '.join(given)}: there must be train, "
-                "and at most one of val, valid and validation"
-            )
-        for name in given:
-            yield from self._classes(name, SPLIT_NAMES[name])
+    def __init__(self, root: Path, split_folders: Mapping[str, str] | None = None) -> None:
+        """Open the folder; ``split_folders`` is ``prepare.split_folders``. Raises UserError if it is not a folder."""
+        super().__init__(root)
+        self.split_folders = split_folders
 
-    def _classes(self, inside: str, split: Split | None) -> Iterator[SourceItem]:
+    def images(self) -> Iterator[SourceItem]:
+        """Yield the images; raises UserError if the layout of the folders is ambiguous, or DVC does not watch one."""
+        watched, top = WatchedFiles(self.root), self._innermost("", None)
+        if top:
+            logger.info("the classes are those in %s, its only folder", self.root / top)
+        splits = self._splits(top)
+        try:
+            if not splits:
+                yield from self._classes(top, None, watched)
+            for name, split in splits.items():
+                yield from self._classes(self._innermost(posixpath.join(top, name), split), split, watched)
+        except OSError as error:
+            raise UserError(f"prepare.path: {error.filename} can't be read: {error.strerror}") from error
+
+    def _contents(self, inside: str) -> tuple[list[str], int]:
+        """Return the names of the folders in a folder, and the number of images beside them, if it is readable."""
+        entries: list[tuple[str, bool]] = []
+        with suppress(OSError):
+            entries = [(name, is_folder) for name, is_folder, problem in scan(self.root / inside) if not problem]
+        images = sum(not is_folder and is_image_name(name) for name, is_folder in entries)
+        return [name for name, is_folder in entries if is_folder], images
+
+    def _innermost(self, inside: str, split: Split | None) -> str:
+        """Return a folder, or the one in it that does nothing but hold it all, as in the contents of many zip files."""
+        folders, images = self._contents(inside)
+        if len(folders) != 1 or images:
+            return inside
+        below = posixpath.join(inside, folders[0])
+        if split is not None:
+            passes = split_of(folders[0]) == split or is_wrapper(folders[0])
+        else:  # one class alone is no data set
+            is_split = bool(split_of(folders[0])) if self.split_folders is None else folders[0] in self.split_folders
+            inner, images = self._contents(below)
+            passes = len(inner) > images and not is_split
+        return self._innermost(below, split) if passes else inside
+
+    def _splits(self, top: str) -> dict[str, Split]:
+        """Return the split of each folder in ``top``, none if these are classes; raises UserError if it is unclear."""
+        where, names = self.root / top, self._contents(top)[0]
+        if self.split_folders is not None:
+            return self._named_splits(where, names, self.split_folders)
+        given = {name: split for name in names if (split := split_of(name))}
+        others = [name for name in names if name not in given]
+        if not given and (shared := self._shared_names(top, names)):
+            raise UserError(
+                f"{where}: {some(names, 3)} hold folders of the same names ({some(shared, 3)}), as splits do: say what "
+                f"each is by prepare.split_folders: {{{inline_yaml(names[0])}: train, …}}, or that all are classes by "
+                "prepare.split_folders: {}"
+            )
+        if given and others:
+            raise UserError(
+                f"{where}: {', '.join(given)} look like splits, but beside them lies {others[0]!r}, which does not "
+                f"({len(others)} such folders): keep either split folders or class folders there, or name all splits "
+                "in prepare.split_folders ({} if none is one)"
+            )
+        if given and ("train" not in given.values() or len(set(given.values())) < len(given)):
+            raise UserError(
+                f"{where} has the split folders {', '.join(given)}: there must be train, and at most one of val, valid "
+                "and validation, or of the names of another split: rename or join them, or say what they are by "
+                f"prepare.split_folders: {inline_yaml(given)}"
+            )
+        return given
+
+    def _named_splits(self, where: Path, names: Sequence[str], named: Mapping[str, str]) -> dict[str, Split]:
+        """Return the folders with the splits that ``prepare.split_folders`` names; raises UserError if they differ."""
+        wanted = {normalize_label(name): split_of(split) for name, split in named.items()}
+        given = {name: split for name in names if (split := wanted.get(normalize_label(name)))}
+        problem = None
+        if absent := wanted.keys() - set(map(normalize_label, given)):
+            problem = f"{where} has no folder {min(absent)!r}, only {some(names)}"
+        elif given and (others := [name for name in names if name not in given]):
+            problem = f"{some(others)} in {where} is not named: give it a split too, or move it elsewhere"
+        elif given and "train" not in given.values():
+            problem = "no folder is train: name one"
+        if problem:
+            raise UserError(f"prepare.split_folders: {problem}")
+        return given
+
+    def _shared_names(self, top: str, names: Sequence[str]) -> list[str]:
+        """Return the names that the folders in ``top`` share, none unless they look like splits of unknown names.
+
+        Splits hold hardly more than folders: two or more of these in several of them, on average in over two thirds.
+        """
+        counts = Counter[str]()
+        for name in names:
+            folders, images = self._contents(posixpath.join(top, name))
+            if len(folders) <= images:
+                return []
+            counts.update({normalize_label(folder).casefold() for folder in folders})
+        shared = sorted(name for name, count in counts.items() if count > 1)
+        return shared if len(shared) > 1 and counts.total() > 2 / 3 * len(names) * len(counts) else []
+
+    def _classes(self, inside: str, split: Split | None, watched: WatchedFiles) -> Iterator[SourceItem]:
         """Yield the images of all class folders in the folder ``inside``."""
-        for name, is_folder, problem in scan(self.root / inside):
+        watched.check_folder(inside)
+        folders, images = self._contents(inside)
+        where, names = self.root / inside, dict[str, str]()
+        if images and not folders:
+            _without_classes(where, images, split)
+            return
+        for name, is_folder, problem in scan(where):
             source = posixpath.join(inside, name)
             if problem:
                 yield SourceItem(source, None, split, problem=problem)
             elif is_folder:
-                file = None
-                for file, file_problem in walk(self.root, source):
-                    yield SourceItem(file, name, split, problem=file_problem)
-                if file is None and split in (None, "train"):
-                    raise UserError(f"{self.root / source}: the class folder holds no image: fill it or remove it")
+                label = normalize_label(name)
+                if names.setdefault(label, name) != name:
+                    logger.info("%s: the folders %a and %a are one class", where, names[label], name)
+                yield from self._class(source, label, split, watched)
             # Other files beside the class folders, such as notes and lists, are common and no problem.
             elif is_image_name(name) or (self.root / source).is_symlink():
                 yield SourceItem(source, None, split, problem="lies in no class folder")
+
+    def _class(self, inside: str, label: str, split: Split | None, watched: WatchedFiles) -> Iterator[SourceItem]:
+        """Yield the images of a class folder."""
+        if not label:
+            raise UserError(f"{self.root}: the name of the class folder {inside!a} is blank: rename it")
+        watched.check_folder(inside)
+        file = None
+        for file, problem in walk(self.root, inside):
+            watched.check(file)
+            yield SourceItem(file, label, split, problem=problem)
+        if file is None and split in (None, "train"):
+            raise UserError(f"{self.root / inside}: the class folder holds no image: fill it or remove it")
+
+
+def _without_classes(folder: Path, images: int, split: Split | None) -> None:
+    """Log that a folder of images without labels is left out; raises UserError if it should be trained on."""
+    if split in (None, "train"):
+        raise UserError(
+            f"{folder}: {images:,} images and no class folder: make one folder per class, or list the images with "
+            "their labels in a table (prepare.source: csv:FILE)"
+        )
+    text = "%s: %s images in no class folder are left out, since they have no labels; `headstart predict` takes them"
+    logger.info(text, folder, f"{images:,}")
 
 
 class CsvTable(FileSource):
     """A CSV table with the columns path and label, optionally split and group; the manifest keeps all other columns.
 
-    Paths are relative to the folder and must stay inside it, since DVC watches that folder only.
+    Commas, semicolons, tabs or bars separate the values, as the header shows; it is UTF-8, or UTF-16 with its byte
+    order mark. Paths are relative to the folder and must stay inside it, since DVC watches that folder only.
     """
 
     def __init__(self, root: Path, name: str) -> None:
         """Read the header; raises UserError if the file or a column is missing."""
         super().__init__(root)
-        self.path = root / name
-        self.header = next(self._lines(), (0, []))[1]
+        self._roots = os.path.abspath(root), os.path.realpath(root)  # noqa: PTH100  (links in it are kept)
+        inside = self._inside(name)
+        if inside is None:
+            raise UserError(f"prepare.source: {name} is not inside {root}, the folder that DVC watches: move it there")
+        self.path, self._name = root / inside, inside
+        self._encoding, self._delimiter = self._format()
+        header = [name.strip() for name in next(self._lines(), (0, []))[1]]
+        self.header = [name.casefold() if name.casefold() in TABLE_COLUMNS else name for name in header]
         missing = [column for column in ("path", "label") if column not in self.header]
         if missing:
-            columns = ", ".join(self.header)
-            raise UserError(f"{self.path}: no column {' and no column '.join(missing)} (the columns are {columns})")
-        if len(set(self.header)) < len(self.header):
-            raise UserError(f"{self.path}: two columns have one name")
-        self.metadata_columns = [column for column in self.header if column not in ("path", "label", "split", "group")]
+            columns = some(header)
+            raise UserError(
+                f"{self.path}: no column {' and no column '.join(missing)} (the columns are {columns}): the first line "
+                "must name the columns, as in path,label"
+            )
+        named = [column for column in self.header if column]
+        if len(set(named)) < len(named):
+            raise UserError(f"{self.path}: two columns have one name: rename one of them")
+        self.metadata_columns = [column for column in named if column not in TABLE_COLUMNS]
         clash = [column for column in self.metadata_columns if column in MANIFEST_COLUMNS]
         if clash:
             raise UserError(
@@ -159,49 +284,142 @@ class CsvTable(FileSource):
 
     def images(self) -> Iterator[SourceItem]:
         """Yield the images; raises UserError that names the line that is wrong."""
+        watched = WatchedFiles(self.root)
+        watched.check(self._name)
         lines = self._lines()
         next(lines)
         has_splits: bool | None = None
+        rows, absent, first = 0, 0, ""
         for number, values in lines:
             where = f"{self.path}, line {number}"
-            if len(values) != len(self.header):
+            if len(values) < len(self.header) or any(values[len(self.header) :]):
                 raise UserError(f"{where}: {len(values)} values for {len(self.header)} columns")
-            item = self._item(dict(zip(self.header, values, strict=True)), where)
+            item = self._item(dict(zip(self.header, values, strict=False)), where)
+            watched.check(item.source)
             if has_splits not in (None, item.split is not None):
                 raise UserError(
                     f"{where}: the split is {'missing' if has_splits else 'given'}, unlike in the lines before: "
                     "give it everywhere or nowhere"
                 )
-            has_splits = item.split is not None
+            has_splits, rows = item.split is not None, rows + 1
+            absent, first = absent + (item.problem is not None), first or item.source
             yield item
+        if rows and absent == rows:
+            raise UserError(
+                f"{self.path}: none of its {rows:,} rows names a file; the first would be {self.root / first}: write "
+                f"the paths relative to {self.root}, or change prepare.path"
+            )
 
     def _item(self, row: dict[str, str], where: str) -> SourceItem:
-        path, split = posixpath.normpath(row["path"]), row.get("split", "")
-        if not row["path"] or not row["label"]:
-            raise UserError(f"{where}: the {'label' if row['path'] else 'path'} is empty")
-        if path.startswith(("/", "../")) or path == "..":
-            raise UserError(
-                f"{where}: {row['path']} is not inside {self.root}, the folder that DVC watches: "
-                "write it relative to that folder, and move the image or prepare.path"
-            )
-        if split and split not in SPLIT_NAMES:
-            raise UserError(f"{where}: unknown split {split!r}; known: {', '.join(SPLITS)}")
+        for column in TABLE_COLUMNS:
+            if BREAKS.search(row.get(column, "")):
+                raise UserError(f"{where}: a line break or a NUL byte in the {column}: is a quote not closed there?")
+        path, label, group = row["path"], normalize_label(row["label"]), normalize_label(row.get("group", ""))
+        if not path.strip() or not label:
+            raise UserError(f"{where}: the {'label' if path.strip() else 'path'} is empty")
+        split = split_of(row.get("split", ""))
+        if row.get("split", "").strip() and split is None:
+            raise UserError(f"{where}: unknown split {row['split']!r}; known: {', '.join(SPLITS)}")
+        source = self._locate(path)
+        if source is None:
+            advice = "write it relative to that folder, and move the image or prepare.path"
+            raise UserError(f"{where}: {path} is not inside {self.root}, the folder that DVC watches: {advice}")
+        problem = None if os.path.lexists(self.root / source) else "there is no such file"
+        if problem is None and (self.root / source).is_dir():
+            raise UserError(f"{where}: {path} is a folder: the column path must name files")
         metadata = tuple(row[column] for column in self.metadata_columns)
-        return SourceItem(path, row["label"], SPLIT_NAMES.get(split), row.get("group") or None, metadata)
+        return SourceItem(source, label, split, group or None, metadata, problem)
+
+    def _locate(self, path: str) -> str | None:
+        """Return a path relative to the root: as it stands, or in the first other spelling that is there.
+
+        None if it is not inside.
+        """
+        for spelling in _spellings(path):
+            inside = self._inside(spelling)
+            if inside is not None and os.path.lexists(self.root / inside):
+                return inside
+        elsewhere = "://" in path or PureWindowsPath(path.strip()).drive
+        return None if elsewhere else self._inside(path.strip())
+
+    def _inside(self, path: str) -> str | None:
+        """Return a path relative to the root, None if it is outside; links are resolved only where that decides."""
+        if "\0" in path:
+            return None
+        full = posixpath.normpath(posixpath.join(self._roots[0], path))
+        real = posixpath.join(_real_path(posixpath.dirname(full)), posixpath.basename(full))
+        for file, root in ((full, self._roots[0]), (full, self._roots[1]), (real, self._roots[1])):
+            if file.startswith(f"{root.rstrip('/')}/"):
+                return posixpath.relpath(file, root)
+        return None
+
+    def _format(self) -> tuple[str, str]:
+        """Return the encoding, and the character that separates values in the header."""
+        if not self.path.is_file():
+            what = "is no file" if self.path.exists() else "does not exist"
+            raise UserError(f"prepare.source: {self.path} {what} (the file's name is relative to prepare.path)")
+        with self.path.open("rb") as file:
+            start = file.read(2)
+        # UTF-16 with its byte order mark; or without, where every second byte of the ASCII header is 0.
+        utf16 = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+        nul = {1: "utf-16-le", 0: "utf-16-be"}.get(start.find(b"\0"), "utf-8-sig")
+        encoding = utf16.get(start, nul)
+        with self._errors(), self.path.open(encoding=encoding) as text:
+            header = next(filter(str.strip, text), "").rstrip("\n")
+            columns = {each: next(csv.reader([header], delimiter=each), []) for each in ",;\t|"}
+        if header.lower().startswith("sep="):  # Excel's way to name it
+            return encoding, header[4:5] or ","
+        matches = (each for each, names in columns.items() if {"path", "label"} <= {*map(_plain, names)})
+        return encoding, next(matches, ",")
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the table's rows with their line numbers; empty lines are skipped."""
-        try:
-            with self.path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.reader(file)
+        """Yield the table's rows with the numbers of their first lines; rows without a value are skipped."""
+        number = 1
+        with self._errors(), self.path.open(newline="", encoding=self._encoding) as file:
+            reader = csv.reader(file, delimiter=self._delimiter, strict=True, skipinitialspace=True)
+            try:
                 for values in reader:
-                    if values:
-                        yield reader.line_num, values
-        except FileNotFoundError:
-            message = f"prepare.source: {self.path} does not exist (the file's name is relative to prepare.path)"
-            raise UserError(message) from None
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{self.path} is not a CSV table in UTF-8: {error}") from error
+                    if any(map(str.strip, values)) and not (number == 1 and values[0].lower().startswith("sep=")):
+                        yield number, values
+                    number = reader.line_num + 1
+            except csv.Error as error:
+                raise UserError(
+                    f"{self.path}, line {number}: is a quote opened there and not closed? ({error})"
+                ) from error
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn what reading raises into UserError."""
+        try:
+            yield
+        except (OSError, UnicodeError, csv.Error) as error:
+            raise UserError(
+                f"{self.path} is not a CSV table in UTF-8: {error}. Save it as that (in a spreadsheet: CSV UTF-8)"
+            ) from error
+
+
+def _spellings(path: str) -> Iterator[str]:
+    """Yield ways to read a path of a table, first as it stands.
+
+    Then without blanks around it and from a ``file:`` URL, with slashes for backslashes, relative to the working
+    directory, and in both of Unicode's forms.
+    """
+    yield path
+    plain = path.strip()
+    if plain.startswith("file:"):
+        plain = unquote(urlsplit(plain).path)
+    slashes = plain.replace("\\", "/")
+    yield from (plain, slashes, os.path.abspath(slashes))  # noqa: PTH100  (links are kept)
+    yield from (unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
+
+
+@functools.lru_cache(maxsize=4096)
+def _real_path(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _plain(column: str) -> str:
+    return column.strip().casefold()
 
 
 class Digits(Source):
@@ -246,7 +464,7 @@ class Torchvision(Source):
     def images(self) -> Iterator[SourceItem]:
         """Yield the images without labels: torchvision returns a label only with the decoded image."""
         for split, dataset in self._splits.items():
-            given = SPLIT_NAMES["train" if split == "trainval" else split] if split != "all" else None
+            given = split_of("train" if split == "trainval" else split)  # None of "all"
             for i in range(len(dataset)):
                 yield SourceItem(f"{self.name}/{split}/{i:07d}", None, given)
 
@@ -305,8 +523,11 @@ def _official_splits(name: str, folder: Path) -> dict[str, Any]:
     return splits
 
 
-def open_source(prepare: PrepareConfig, run: RunConfig) -> Source:
-    """Open ``prepare.source``; raises UserError if it is missing or can't be read."""
+def open_source(prepare: PrepareConfig, run: RunConfig, split_folders: Mapping[str, str] | None = None) -> Source:
+    """Open ``prepare.source``; raises UserError if it is missing or can't be read.
+
+    Only who lists its images needs ``prepare.split_folders``.
+    """
     kind, _, name = prepare.source.partition(":")
     match kind:
         case "digits":
@@ -316,5 +537,5 @@ def open_source(prepare: PrepareConfig, run: RunConfig) -> Source:
         case "csv":
             return CsvTable(Path(prepare.path), name)
         case "imagefolder":
-            return ImageFolder(Path(prepare.path))
+            return ImageFolder(Path(prepare.path), split_folders)
     raise AssertionError(f"prepare.source: {kind} has no case here")

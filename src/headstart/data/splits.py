@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from headstart.core.errors import UserError
+from headstart.core.problems import list_problems, some
 from headstart.data.dataset import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -33,11 +34,20 @@ def check_classes(counts: Mapping[str, int], *, splits_given: bool) -> None:
     _refuse_small_classes(counts, 1 if splits_given else len(SPLITS))
 
 
+def refuse_untrained_classes(names: Sequence[str]) -> None:
+    """Raise UserError if there is a class without a training image."""
+    if names:
+        raise UserError(
+            f"prepare: no training image of {some(map(repr, names))}; add some or remove the class (images without "
+            "labels are for `headstart predict`)"
+        )
+
+
 def _refuse_small_classes(counts: Mapping[str, int], needed: int) -> None:
-    small = [f"  {name}: {count}" for name, count in counts.items() if count < needed]
+    small = [(name, str(count)) for name, count in counts.items() if count < needed]
     if small:
         first = f"prepare: a class needs {needed} distinct usable images (or groups), one per split. These have fewer:"
-        raise UserError("\n".join([first, *small, "Add images, or remove the class."]))
+        raise UserError(list_problems(first, small, "Add images, or remove the class."))
 
 
 def group_number(group: str | None, sha256: bytes) -> int:
@@ -136,11 +146,10 @@ def complete_splits(
     splits[splits == NOT_GIVEN] = TRAIN
     for split in np.unique(splits):
         lacking = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), labels[splits == split])]
-        names = ", ".join(map(repr, lacking))
-        if lacking and split == TRAIN:
-            raise UserError(f"prepare: no training image of {names}; add some or remove the class")
-        if lacking:
-            logger.info("%s has no image of %s", SPLITS[split], names)
+        if split == TRAIN:
+            refuse_untrained_classes(lacking)
+        elif lacking:
+            logger.info("%s has no image of %s", SPLITS[split], some(map(repr, lacking)))
     fractions = fractions_to_draw(present, validation=validation, test=test)
     if fractions:
         pool = np.flatnonzero(splits == TRAIN)

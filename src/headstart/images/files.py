@@ -13,7 +13,7 @@ from typing import NamedTuple
 from headstart.core.errors import UserError
 from headstart.images.decode import BadImageError
 
-IGNORED = {"thumbs.db", "desktop.ini"}
+IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"}
 LARGEST_FILE = 2**30
 SPECIAL_FILES = {

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
 from headstart.core.errors import UserError
+from headstart.core.problems import list_problems, some
+from headstart.data.names import normalize_label
 from headstart.models.head import PretrainedHead, read_pretrained_head
 from headstart.probe.outputs import Predict
 
@@ -87,26 +89,27 @@ def resolve_class_map(
         UserError: a class is missing or not in the data; a name or an index is unknown, stands for several classes or
             is in two sets; there is a second ``rest``, or nothing is left for it. The message lists every problem.
     """
-    problems = [f"{name}: missing; every class of the data needs a set" for name in classes if name not in class_map]
+    class_map = {normalize_label(name): entries for name, entries in class_map.items()}
+    problems = [(name, "missing; every class of the data needs a set") for name in classes if name not in class_map]
     unknown = [name for name in class_map if name not in classes]
-    problems += [f"{name}: no such class in the data{_suggestion(name, classes)}" for name in unknown]
+    problems += [(name, f"no such class in the data{_suggestion(name, classes)}") for name in unknown]
     known, owners = _indices_by_name(pretrained), dict[int, str]()
     for name, entries in class_map.items():
         for entry in entries if entries != REST else ():
             index = _index_of(entry, pretrained, known)
             if isinstance(index, str):
-                problems.append(f"{name}: {index}")
+                problems.append((name, index))
             elif owners.setdefault(index, name) != name:
                 shown = _class_text(index, pretrained)
-                problems.append(f"{name}: {entry!r} ({shown}) is in the set of {owners[index]} already")
+                problems.append((name, f"{entry!r} ({shown}) is in the set of {owners[index]} already"))
     rest = np.setdiff1d(np.arange(len(pretrained.bias)), list(owners))
     resting = [name for name, entries in class_map.items() if entries == REST]
     if len(resting) > 1:
-        problems.append(f"{', '.join(resting)}: only one class can be the rest")
+        problems.append((some(resting), "only one class can be the rest"))
     if resting and not len(rest):
-        problems.append(f"{resting[0]}: every class of the backbone is in another set: nothing is left for the rest")
+        problems.append((resting[0], "every class of the backbone is in another set: nothing is left for the rest"))
     if problems:
-        raise UserError("\n  ".join(["probe.class_map:", *problems]))
+        raise UserError(list_problems("probe.class_map:", problems))
     return [
         rest if class_map[name] == REST else np.array(sorted(k for k, owner in owners.items() if owner == name))
         for name in classes

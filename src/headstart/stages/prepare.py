@@ -24,6 +24,7 @@ from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import write_json, write_report, write_table
+from headstart.core.problems import SHOWN, count_kinds, list_problems
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS
 from headstart.data.image_info import TrainingResize
 from headstart.data.index import Catalog
@@ -39,6 +40,7 @@ from headstart.data.splits import (
     count_splits,
     fractions_to_draw,
     join_groups,
+    refuse_untrained_classes,
 )
 from headstart.data.transforms import evaluation_transform
 from headstart.data_checks.tables import check_images, class_imbalance
@@ -59,11 +61,14 @@ def run(params: Params) -> None:
     """Prepare the images; raises UserError if the source is bad, or an image with ``on_bad_image: error``."""
     began = time.perf_counter()
     _refuse_own_outputs(params.backbone.name)
-    source = open_source(params.prepare, params.run)
+    source = open_source(params.prepare, params.run, params.prepare.split_folders)
     if isinstance(source, FileSource):
         _refuse_output_folders(source.root)
     with resumable_store(paths.PREPARED) as folder, closing(Catalog(folder / "work" / "catalog.sqlite")) as catalog:
         catalog.add(source.images())
+        catalog.settle_case(params.prepare.label_case)
+        if len(catalog.bad()) > SHOWN:  # told before the other images are read, which may take hours
+            _bad_images(catalog, params.prepare.on_bad_image)
         if catalog.class_counts():  # torchvision's labels come with the pixels
             _check_classes(catalog)
         spec, packer, shard_images = _plan(params, source, catalog, folder)
@@ -71,6 +76,7 @@ def run(params: Params) -> None:
         workers = 0 if source.in_memory else workers
         with closing(packer.reusable):
             figures = pack_all(packer, catalog, shard_images, workers)
+            catalog.reject_conflicting_labels()
             bad = _bad_images(catalog, params.prepare.on_bad_image)
             classes = list(catalog.class_counts())
             splits, counts = _decide_splits(params, catalog, classes)
@@ -115,6 +121,7 @@ def _refuse_output_folders(folder: Path) -> None:
 
 def _check_classes(catalog: Catalog) -> None:
     check_classes(catalog.class_counts(), splits_given=NOT_GIVEN not in catalog.given_counts())
+    refuse_untrained_classes(catalog.untrained_classes())
 
 
 def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tuple[dict[str, Any], Packer, int]:
@@ -133,13 +140,11 @@ def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tup
 
 
 def _bad_images(catalog: Catalog, on_bad_image: str) -> list[dict[str, str]]:
-    """Return the bad images; raises UserError with all of them if they shall stop the stage."""
-    catalog.reject_conflicting_labels()
+    """Return the bad images; raises UserError that lists them if they shall stop the stage."""
     bad = catalog.bad()
     if bad and on_bad_image == "error":
-        lines = [f"  {name if name.isprintable() else repr(name)}: {problem}" for name, problem in bad]
         advice = "Correct or remove them, or set prepare.on_bad_image: skip"
-        raise UserError("\n".join([f"prepare: {len(bad)} bad images:", *lines, advice]))
+        raise UserError(list_problems(f"prepare: {len(bad)} bad images:", bad, advice))
     return [{"source": name, "problem": problem} for name, problem in bad]
 
 
@@ -160,7 +165,8 @@ def _log_summary(counts: dict[str, Any], figures: dict[str, Any], bad: list[dict
     if counts["duplicates"]["across_splits"]:
         logger.info("%s images are in more than one of the given splits", counts["duplicates"]["across_splits"])
     if bad:
-        logger.info("%s bad images left out; they are listed in reports/prepare.json", len(bad))
+        kinds = count_kinds(each["problem"] for each in bad)
+        logger.info("%s bad images left out; they are listed in reports/prepare.json: %s", len(bad), kinds)
 
 
 if __name__ == "__main__":
