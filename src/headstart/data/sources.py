@@ -22,7 +22,7 @@ from headstart.core.paths import cache_folder
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Split
 from headstart.data.image_info import LabelledImage
 from headstart.images.decode import BadImageError
-from headstart.images.files import is_image_name, read_file, scan, walk
+from headstart.images.files import is_image_file, read_file, scan, walk
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -129,7 +129,7 @@ class ImageFolder(FileSource):
                 if file is None and split in (None, "train"):
                     raise UserError(f"{self.root / source}: the class folder holds no image: fill it or remove it")
             # Other files beside the class folders, such as notes and lists, are common and no problem.
-            elif is_image_name(name) or (self.root / source).is_symlink():
+            elif is_image_file(self.root / source) or (self.root / source).is_symlink():
                 yield SourceItem(source, None, split, problem="lies in no class folder")
 
 
