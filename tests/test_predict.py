@@ -82,7 +82,7 @@ def test_the_rows_say_what_the_predictor_says(folder: Path) -> None:
     done = headstart("predict", "export", "pictures", "--top", "2")
     found, predictor = rows(done.stdout), Predictor(folder / "export")
     assert list(found[0]) == COLUMNS
-    assert done.stderr == "1 of 5 images are bad: the reasons stand with them as their error\n"
+    assert done.stderr == "1 of 5 images are bad: the reasons stand with them as their error\npassed over: 1 text\n"
     for row in found[:4]:
         said = predictor(folder / row["picture"])
         assert (row["label"], row["label_2"]) == (said.top[0][0], said.top[1][0])
@@ -91,7 +91,11 @@ def test_the_rows_say_what_the_predictor_says(folder: Path) -> None:
         assert float(row["distance"]) == pytest.approx(said.distance, abs=1e-5)
         assert row["unusual"] == ("" if said.unusual is None else str(said.unusual))
         assert row["error"] == ""
-    assert list(found[4].values()) == [ALL[4], *[""] * 7, "not an image that Pillow can read"]
+    assert list(found[4].values()) == [
+        ALL[4],
+        *[""] * 7,
+        "text, not an image that Pillow can read: remove it, or fetch the image again",
+    ]
 
 
 def test_all_formats_say_the_same(tmp_path: Path) -> None:

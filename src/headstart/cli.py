@@ -80,6 +80,13 @@ def predictor_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--threads", metavar="N", type=COUNT, help="Threads that decode and compute.  [default: one for each core]"
         ),
+        click.option(
+            "--max-aspect-ratio",
+            metavar="N",
+            type=click.FloatRange(min=1),
+            default=20,
+            help="Longest side of an image over its shortest.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -141,6 +148,9 @@ def export_checkpoint(checkpoint: Path, out: Path | None, params: Path) -> None:
 @cli.command()
 @predictor_options
 @click.argument("images", metavar="IMAGES...", nargs=-1, required=True)
+@click.option(
+    "--max-pixels", metavar="N", type=COUNT, help="Most pixels in an image, about 8 bytes each.  [default: 178956970]"
+)
 @click.option("--out", metavar="FILE", type=PATH, help="Write FILE.csv, FILE.jsonl or FILE.parquet.")
 @click.option(
     "--device",
@@ -152,7 +162,7 @@ def predict(images: tuple[str, ...], out: Path | None, top: int, **options: Any)
     """Classify images with an exported model; no torch needed.
 
     EXPORT is the folder that `headstart export` wrote. IMAGES are files, folders (searched to their depth for images,
-    by their names), patterns like 'new/*.jpg', or - for paths on stdin, one a line. An image that can't be read is a
+    by their content), patterns like 'new/*.jpg', or - for paths on stdin, one a line. An image that can't be read is a
     row with its error. Without --out, a line for each goes to a terminal, and CSV elsewhere.
 
     In Python: from headstart.predict import Predictor; Predictor("export")("cat.jpg").label
@@ -175,6 +185,7 @@ def predict(images: tuple[str, ...], out: Path | None, top: int, **options: Any)
 @click.option("--max-bytes", metavar="N", type=COUNT, default=16 * 2**20, help="Largest body of a request, in bytes.")
 @click.option("--max-pictures", metavar="N", type=COUNT, default=32, help="Most images in a request.")
 @click.option("--max-pixels", metavar="N", type=COUNT, default=50_000_000, help="Most pixels in an image.")
+@click.option("--heic", is_flag=True, help="Decode HEIC, by pillow-heif of the extra heic.")
 @click.option(
     "--max-clients", metavar="N", type=click.IntRange(2), default=256, help="Most connections at once; others get 503."
 )
@@ -191,7 +202,6 @@ def serve(
     port: int,
     max_bytes: int,
     max_pictures: int,
-    max_pixels: int,
     max_clients: int,
     timeout: int,
     threads: int | None,
@@ -221,7 +231,6 @@ def serve(
             limits = Limits(
                 body_bytes=max_bytes,
                 images=max_pictures,
-                pixels=max_pixels,
                 seconds=timeout,
                 threads=threads or cores(),
             )

@@ -6,6 +6,7 @@ In Python: from headstart.predict import Predictor; Predictor("export")("cat.jpg
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from headstart.core.errors import UserError
 from headstart.core.progress import Progress
 from headstart.images.decode import BadImageError
-from headstart.images.files import ImageFile, find_images
+from headstart.images.files import ImageFile, counted, find_images
 from headstart.inference.postprocess import Prediction
 from headstart.inference.predictor import Predictor
 from headstart.inference.writers import Write, check_out, csv_rows, text_writer, writing
@@ -38,7 +39,8 @@ def predict_images(predictor: Predictor, images: Sequence[str], out: Path | None
     from_stdin = list(images) == ["-"]
     if "-" in images and not from_stdin:
         raise UserError("- stands alone: paths come from stdin or from the command line")
-    files = _paths_on_stdin() if from_stdin else find_images(images)
+    passed_over: Counter[str] = Counter()
+    files = _paths_on_stdin() if from_stdin else find_images(images, passed_over)
     bad = 0
     # Lines on a terminal are themselves the progress.
     with Progress("predict", None, shown=out is not None or not sys.stdout.isatty()) as progress:
@@ -56,6 +58,8 @@ def predict_images(predictor: Predictor, images: Sequence[str], out: Path | None
         print(f"{bad} of {progress.done} images are bad: the reasons stand with them as their error", file=sys.stderr)
     if out is not None:
         print(f"{out}: {progress.done} images in {seconds:.1f} s", file=sys.stderr)
+    if passed_over:
+        print(f"passed over: {counted(passed_over)}", file=sys.stderr)
 
 
 def _count(images: Sequence[str], progress: Progress) -> None:

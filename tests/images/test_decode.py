@@ -1,7 +1,9 @@
 """Every mode becomes the right RGB, and a bad image gets a reason."""
 
 import io
+import struct
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.images.decode import BadImageError, decode, header_size, to_rgb
+from headstart.images.decode import NOTE, BadImageError, ImageLimits, decode, header_size, to_rgb
+from helpers.kinds import tiff
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -152,3 +155,131 @@ def test_many_threads_decode_without_a_warning_and_leave_the_filters_as_they_wer
     with ThreadPoolExecutor(8) as pool:
         assert {image.size for image in pool.map(decode, [content] * 400)} == {(15, 10)}
     assert list(warnings.filters) == before
+
+
+def test_the_limits_are_named_and_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    scan, line = encoded(Image.new("RGB", (30, 10))), encoded(Image.new("RGB", (60, 1)))
+    with pytest.raises(
+        BadImageError, match=r"300 pixels.* raise prepare\.max_pixels, for predict and serve --max-pixels"
+    ):
+        decode(scan)
+    assert decode(scan, ImageLimits(max_pixels=300)).size == header_size(scan, ImageLimits(max_pixels=300)) == (30, 10)
+    for lower in (299, 10):  # Pillow itself refuses more than 200
+        with pytest.raises(BadImageError, match=r"pixels.* raise prepare\.max_pixels"):
+            decode(scan, ImageLimits(max_pixels=lower))
+    with pytest.raises(BadImageError, match=r"^15 x 10 pixels are more than 149: .* raise prepare\.max_pixels"):
+        decode(encoded(Image.new("RGB", (15, 10))), ImageLimits(max_pixels=149))
+    with pytest.raises(BadImageError, match=r"60 x 1 pixels: longer than 20 times .* raise prepare\.max_aspect_ratio"):
+        decode(line)
+    assert decode(line, ImageLimits(max_aspect_ratio=60)).size == (60, 1)
+    with pytest.raises(BadImageError, match=r"longer than 59\.5 times"):
+        header_size(line, ImageLimits(max_aspect_ratio=59.5))
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_threads_of_several_limits_keep_theirs_and_leave_pillows_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    content = encoded(Image.new("RGB", (30, 10)))
+
+    def accepted(number: int) -> bool:
+        try:
+            decode(content, ImageLimits(max_pixels=(300, 299, 1000, 250)[number % 4]))
+        except BadImageError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(accepted, range(400))) == [True, False, True, False] * 100
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+GREY = np.add.outer(np.arange(40), np.arange(30)).astype(np.uint16) * 3  # 0 to 204
+COLOURS = np.stack([GREY, GREY // 2, GREY // 3], axis=2)
+
+
+def deep_png(pixels: Any, colour: int) -> bytes:
+    """Return a PNG with 16 bits a band, of which Pillow writes none but grey ones; colour 2: RGB, 4: grey and alpha."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, colour, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize(
+    ("content", "bits"),
+    [
+        (encoded(Image.fromarray(GREY * 16)), 12),
+        (encoded(Image.fromarray(GREY * 4), "TIFF"), 10),
+        (encoded(Image.fromarray(GREY)), 8),
+        (tiff(GREY * 64, order=">"), 14),
+        (tiff(GREY * 16, photometric=0), 12),
+        (tiff((GREY * 16).astype(np.int16)), 12),
+        (tiff((GREY * 16).astype(np.uint32)), 12),
+        (tiff(GREY * 16, tags={281: [4095]}), 12),
+        (tiff(COLOURS * 16, photometric=2), 12),
+        (tiff(COLOURS * 16, photometric=2, order=">"), 12),
+        (deep_png(COLOURS * 16, 2), 12),
+        (deep_png(np.dstack([GREY * 16, np.full(GREY.shape, 65535)]), 4), 12),
+        (b"P5 30 40 65535\n" + (GREY * 16).astype(">u2").tobytes(), 12),
+        (encoded(Image.fromarray(GREY * 257)), None),
+        (tiff(COLOURS * 257, photometric=2), None),
+        (deep_png(COLOURS * 257, 2), None),
+        (b"P5 30 40 4095\n" + (GREY * 16).astype(">u2").tobytes(), None),  # Pillow scales by the header's maximum
+        (encoded(Image.fromarray(GREY.astype(np.uint8) // 16)), None),
+        (encoded(Image.fromarray(GREY * 0)), None),
+    ],
+)
+def test_few_bits_in_a_deep_file_are_noted(content: bytes, bits: int | None) -> None:
+    note = decode(content).info.get(NOTE)
+    assert note == (None if bits is None else ("few_bits", f"{bits} of 16"))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [
+        (GREY.astype(np.int16) * 12 - 1024, "signed 16-bit pixels from -1024 to 1424"),
+        (GREY.astype(np.uint32) * 21_000_000, "unsigned 32-bit pixels from 0 to 4284000000"),
+        (GREY.astype(np.int32) - 5, "signed 32-bit pixels from -5 to 199"),
+        (GREY.astype(np.int8), "signed 8-bit values"),
+        (GREY.astype(np.float32), "floating-point pixels from 0 to 204"),
+        (np.full((9, 9), np.nan, np.float32), "floating-point pixels without a finite one"),
+    ],
+)
+def test_values_that_have_no_white_are_called_by_their_type_and_range(pixels: Any, said: str) -> None:
+    with pytest.raises(BadImageError, match=f"^{said}"):
+        decode(tiff(pixels))
+
+
+NOISE = np.random.default_rng(0).normal(120, 40, (64, 64)).clip(0, 255).astype(np.uint8)
+RGB = np.dstack([NOISE, NOISE.T, NOISE // 2])
+DISC = (np.hypot(*np.mgrid[-32:32, -32:32]) < 20).astype(np.uint8) * 255
+SMOOTH = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("extra", [None, [1], [2], [999]])
+def test_a_tiffs_last_band_that_is_no_transparency_is_refused(extra: list[int] | None) -> None:
+    for pixels in (np.dstack([RGB, NOISE[::-1]]), np.dstack([RGB, NOISE[::-1]]).astype(np.uint16) * 257):
+        if extra != [999] or pixels.dtype == np.uint8:
+            with pytest.raises(BadImageError, match="its last band is no transparency"):
+                decode(tiff(pixels, photometric=2, extra=extra))
+    for mask in (DISC, SMOOTH, np.full_like(DISC, 255), np.full_like(DISC, 128), np.zeros_like(DISC)):
+        assert NOTE not in decode(tiff(np.dstack([RGB, mask]), photometric=2, extra=extra)).info
+
+
+def test_other_bands_are_noted() -> None:
+    said = {
+        tiff(np.dstack([RGB, NOISE]), photometric=2, extra=[0]): ("unused_bands", "1 of 4"),
+        tiff(np.dstack([RGB, NOISE, NOISE]), photometric=2, extra=[0, 0]): ("unused_bands", "2 of 5"),
+        tiff(np.dstack([NOISE, NOISE.T]), extra=[0]): ("unused_bands", "1 of 2"),
+        encoded(Image.fromarray(np.dstack([RGB, NOISE]))): ("odd_transparency", "varies like a photograph"),
+        encoded(Image.fromarray(np.dstack([RGB, DISC]))): None,
+        encoded(Image.fromarray(np.dstack([RGB, SMOOTH]))): None,
+    }
+    assert {content: decode(content).info.get(NOTE) for content in said} == said
+    with pytest.raises(BadImageError, match="its last band is no transparency"):
+        decode(tiff(np.dstack([NOISE, NOISE.T]), extra=[2]))

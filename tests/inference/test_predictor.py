@@ -96,7 +96,7 @@ def test_many_come_in_order_and_a_bad_one_is_a_row(predictor: Predictor, tmp_pat
     found = list(predictor.predict_many(paths))
     assert [each.image for each in found] == [str(path) for path in paths]
     assert {i: each.error for i, each in enumerate(found) if each.error} == {
-        7: "not an image that Pillow can read",
+        7: "text, not an image that Pillow can read: remove it, or fetch the image again",
         40: "there is no such file",
     }
     for i in (0, 1, 8, 39, 59):

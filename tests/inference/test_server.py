@@ -16,7 +16,7 @@ from headstart.core.errors import UserError
 from headstart.inference.postprocess import Prediction
 from headstart.inference.server import Limits, application, listening_socket
 
-LIMITS = Limits(body_bytes=10_000, images=2, pixels=10_000, seconds=0.1, threads=1)
+LIMITS = Limits(body_bytes=10_000, images=2, seconds=0.1, threads=1)
 
 
 class Slow:

@@ -44,5 +44,5 @@ def test_json_lines_and_parquet(tmp_path: Path) -> None:
 
 def test_the_services_description_of_an_answer() -> None:
     predictor: Any = SimpleNamespace(bundle=SimpleNamespace(config=SimpleNamespace(architecture="a", classes=["cat"])))
-    app = application(predictor, Limits(body_bytes=1, images=1, pixels=1, seconds=1, threads=1))
+    app = application(predictor, Limits(body_bytes=1, images=1, seconds=1, threads=1))
     assert list(app.openapi()["components"]["schemas"]["Prediction"]["properties"]) == NAMES

@@ -52,6 +52,12 @@ class PrepareConfig(ConfigSection):
     the name that sorts last (dog), null refuses them. Outer blanks and Unicode forms never tell classes apart."""
     on_bad_image: Literal["error", "skip"] = "error"
     """For files that cannot be read as images: `error` lists them and stops, `skip` lists them in the report."""
+    max_pixels: Count = 178_956_970
+    """Most pixels in an image; more are refused as a decompression bomb. Decoding takes about 8 bytes a pixel in each
+    process of `run.workers`; predict and serve have `--max-pixels`."""
+    max_aspect_ratio: Annotated[float, Field(ge=1, le=1000)] = 20.0
+    """Longest side of an image over its shortest; narrower ones, such as long lines of text, are refused: they are
+    stored far larger than the square that the model sees of them. predict and serve have `--max-aspect-ratio`."""
     split: SplitConfig = SplitConfig()
     train_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = 1.5
     """Short side of stored training images, as a multiple of the model's input side; smaller ones keep their size (or

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from headstart.data.shards import ShardEntry
-from headstart.images.decode import decode, header_size, to_rgb
+from headstart.images.decode import DEFAULT_LIMITS, ImageLimits, Note, decode, header_size, to_rgb
 from headstart.images.preprocess import INTERPOLATIONS
 
 # An image is reduced until its short side is this long, or up to twice as long, before it is hashed: a bit or two of
@@ -42,7 +42,7 @@ class PackedImage:
     """The result of packing one image: of a bad one its name in the source and the problem alone.
 
     The label is set if only reading the image reveals it. What is not ``for_training`` is stored at the size for
-    evaluation; what is not ``decoded`` was reused as an earlier run packed it.
+    evaluation; what is not ``decoded`` was reused as an earlier run packed it. ``note`` is as ``decode`` leaves it.
     """
 
     source: str
@@ -53,6 +53,7 @@ class PackedImage:
     decoded: bool = False
     entry: ShardEntry | None = None
     problem: str | None = None
+    note: Note | None = None
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,11 @@ def content_sha256(content: bytes | LabelledImage) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def to_image(content: bytes | LabelledImage) -> Image.Image:
+def to_image(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Return the RGB image of what a source returns; raises BadImageError."""
-    return decode(content) if isinstance(content, bytes) else to_rgb(content.image)
+    return decode(content, limits) if isinstance(content, bytes) else to_rgb(content.image)
 
 
-def size_of(content: bytes | LabelledImage) -> tuple[int, int]:
+def size_of(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Return width and height without the EXIF orientation, a file's from its header; raises BadImageError."""
-    return content.image.size if isinstance(content, LabelledImage) else header_size(content)
+    return content.image.size if isinstance(content, LabelledImage) else header_size(content, limits)

@@ -18,6 +18,7 @@ from headstart.data.dataset import SPLITS
 from headstart.data.image_info import PackedImage
 from headstart.data.sources import SourceItem
 from headstart.data.splits import NOT_GIVEN, TRAIN, group_number
+from headstart.images.decode import Note
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ CREATE TABLE pictures (
     source TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE, label TEXT, given TEXT, grp TEXT, further TEXT NOT NULL,
     problem TEXT, sha256 BLOB, training INTEGER,
     width INTEGER, height INTEGER, phash TEXT, contrast REAL,
-    shard INTEGER, offset INTEGER, bytes INTEGER, crc32 INTEGER, stored_height INTEGER, stored_width INTEGER
+    shard INTEGER, offset INTEGER, bytes INTEGER, crc32 INTEGER, stored_height INTEGER, stored_width INTEGER, note TEXT
 ) WITHOUT ROWID
 """
 # Those not known to be bad, in the order of every array and file about them.
@@ -96,12 +97,13 @@ class Catalog:
             if image.info is None or image.entry is None:
                 self._record_problem(image.source, str(image.problem))
                 continue
+            note = json.dumps(image.note) if image.note else None
             counts["decoded" if image.decoded else "reused"] += 1
             self._database.execute(
                 "UPDATE pictures SET label = coalesce(label, ?), sha256 = ?, training = ?, width = ?, height = ?, "
                 "phash = ?, contrast = ?, shard = ?, offset = ?, bytes = ?, crc32 = ?, stored_height = ?, "
-                "stored_width = ? WHERE source = ?",
-                (image.label, image.sha256, image.for_training, *image.info, *image.entry, image.source),
+                "stored_width = ?, note = ? WHERE source = ?",
+                (image.label, image.sha256, image.for_training, *image.info, *image.entry, note, image.source),
             )
         return counts
 
@@ -220,6 +222,11 @@ class Catalog:
         )
         for split, (name, source, label, *values, metadata) in zip(splits, rows, strict=True):
             yield [name, source, label, SPLITS[split], *values, *json.loads(metadata)]
+
+    def notes(self) -> list[tuple[int, str, Note]]:
+        """Return the row in the manifest, the hex digits of the sha256 and the note of each image that has one."""
+        rows = self._database.execute("SELECT lower(hex(sha256)), note FROM good ORDER BY source")
+        return [(row, sha256, Note(*json.loads(note))) for row, (sha256, note) in enumerate(rows) if note]
 
     def index_rows(self, classes: list[str], splits: NDArray[np.int8]) -> Iterator[tuple[int, ...]]:
         """Yield the rows of the shards' index, in the order of ``INDEX_DTYPE``; labels are numbered by ``classes``."""

@@ -32,10 +32,10 @@ from headstart.data.image_info import (
 from headstart.data.index import Catalog
 from headstart.data.parallel import map_in_order
 from headstart.data.reuse import PackedRow, ReusableRows, shard_rows_path, write_shard_rows
-from headstart.data.shards import ShardEntry, Store, pack_image, shard_path
+from headstart.data.shards import LONGEST_SIDE, ShardEntry, Store, pack_image, shard_path
 from headstart.data.sources import SourceItem
 from headstart.data.splits import NOT_GIVEN, TRAIN, assign_by_hash, group_number
-from headstart.images.decode import BadImageError
+from headstart.images.decode import DEFAULT_LIMITS, NOTE, BadImageError, ImageLimits, Note
 
 SHARD_IMAGES = 1024
 SHARD_BYTES = 128 * 2**20
@@ -85,6 +85,7 @@ class Packer:
     fractions: Mapping[int, float]
     store: Store
     reusable: ReusableRows
+    limits: ImageLimits
 
     def __call__(self, task: tuple[int, list[SourceItem]]) -> list[PackedImage]:
         """Write a shard, given its number and images; a bad image yields a result with a problem, no exception."""
@@ -104,19 +105,26 @@ class Packer:
             for_training = not evaluated and bool(assign_by_hash(group_ids, self.fractions)[0] == TRAIN)
             certain = evaluated or not self.fractions
             reused = self.reusable.find(sha256, for_training=for_training, exact=certain)
-            row = reused or self._decode(content, for_training=for_training)
+            if reused:
+                row, note = reused, self.reusable.notes.get(sha256.hex())
+                self.limits.check(row.info.width, row.info.height)
+            else:
+                row, note = self._decode(content, for_training=for_training)
         except BadImageError as bad:
             return PackedImage(item.source, problem=str(bad))
         entry = ShardEntry(shard, file.tell(), len(row.packed), crc32(row.packed), row.stored_height, row.stored_width)
         file.write(row.packed)
         label = content.label if isinstance(content, LabelledImage) else None
-        return PackedImage(item.source, label, sha256, row.info, row.for_training, reused is None, entry)
+        return PackedImage(item.source, label, sha256, row.info, row.for_training, reused is None, entry, note=note)
 
-    def _decode(self, content: bytes | LabelledImage, *, for_training: bool) -> PackedRow:
-        image = to_image(content)
+    def _decode(self, content: bytes | LabelledImage, *, for_training: bool) -> tuple[PackedRow, Note | None]:
+        image = to_image(content, self.limits)
+        note: Note | None = image.info.get(NOTE)
         resized = self.resizes.apply(image, for_training=for_training)
+        if max(resized.size) > LONGEST_SIDE:
+            raise BadImageError(f"{image.width} x {image.height} pixels: too narrow to be stored: cut it into parts")
         packed = pack_image(resized, self.store)
-        return PackedRow(packed, for_training, info_of(image), resized.height, resized.width)
+        return PackedRow(packed, for_training, info_of(image), resized.height, resized.width), note
 
 
 def pack_all(packer: Packer, catalog: Catalog, shard_images: int, workers: int) -> dict[str, Any]:
@@ -157,13 +165,17 @@ class SizeEstimate:
 
     @classmethod
     def of(
-        cls, sources: Iterable[str], read: Callable[[str], bytes | LabelledImage], resizes: Resizes
+        cls,
+        sources: Iterable[str],
+        read: Callable[[str], bytes | LabelledImage],
+        resizes: Resizes,
+        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> "SizeEstimate":
         """Estimate from a sample of images, of which only the sizes are read."""
         sizes = [[1.0, 1.0]]
         for source in sources:
             try:
-                blank = Image.new("L", size_of(read(source)))
+                blank = Image.new("L", size_of(read(source), limits))
             except BadImageError:
                 continue
             sizes.append([3.0 * math.prod(resizes.apply(blank, for_training=use).size) for use in (True, False)])

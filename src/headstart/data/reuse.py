@@ -14,7 +14,10 @@ from headstart.core.io import atomic_write, read_json, write_json
 from headstart.data.dataset import SPLITS, manifest_rows
 from headstart.data.image_info import ImageInfo, PackedImage
 from headstart.data.shards import checksum, read_index, shard_path
+from headstart.images.decode import Note
 
+# Of a store: the notes of images that have one, by the hex digits of their sha256. An unfinished store has one a shard.
+NOTES_PATH = Path("notes.json")
 # In an unfinished store: what determines its pixels, beside the shards.
 SPEC_PATH = Path("work/made.json")
 # One image of an unfinished store's ``rows-SHARD.npy``, which lists the images of a completed shard.
@@ -42,12 +45,14 @@ class PackedRow(NamedTuple):
 class ReusableRows:
     """An index of packed images that already exist; one whose bytes are damaged is not returned.
 
-    It can be pickled to worker processes, each of which opens the index itself.
+    It can be pickled to worker processes, each of which opens the index itself. ``notes`` has the images' notes by the
+    hex digits of their sha256.
     """
 
     def __init__(self, index: Path, spec: dict[str, Any]) -> None:
         """Create an empty index in a new file, for images that were stored by this ``packing.store_spec`` only."""
         self._index, self._spec = index, spec
+        self.notes: dict[str, Note] = {}
         self._folders: list[Path] = []
         self._database: sqlite3.Connection | None = None
         with sqlite3.connect(index) as database:
@@ -58,6 +63,9 @@ class ReusableRows:
         """Index the images of a finished or unfinished store that are not indexed yet; return their number."""
         number = len(self._folders)
         self._folders.append(folder)
+        for path in (folder / NOTES_PATH, *(folder / "work").glob("notes-*.json")):
+            if path.exists():
+                self.notes |= {sha256: Note(*note) for sha256, note in read_json(path).items()}
         rows = ((*row, number) for row in _rows_of(folder, self._spec))
         with sqlite3.connect(self._index) as database:
             database.execute("PRAGMA synchronous=OFF")
@@ -141,9 +149,18 @@ def has_reusable_store(folder: Path, final: Path, spec: dict[str, Any]) -> bool:
 
 def write_shard_rows(folder: Path, shard: int, images: list[PackedImage]) -> None:
     """List the images of a completed shard, for the run after a kill."""
+    write_notes(
+        folder / "work" / f"notes-{shard:05d}.json", {each.sha256.hex(): each.note for each in images if each.note}
+    )
     rows = [(each.sha256, each.for_training, *each.info, *each.entry) for each in images if each.info and each.entry]
     with atomic_write(shard_rows_path(folder, shard)) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(rows, SHARD_ROW_DTYPE))
+
+
+def write_notes(path: Path, notes: dict[str, Note]) -> None:
+    """Write the notes of a store or a shard, by the hex digits of the images' sha256, where there are any."""
+    if notes:
+        write_json(path, notes)
 
 
 def shard_rows_path(folder: Path, shard: int) -> Path:

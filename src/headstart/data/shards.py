@@ -21,6 +21,10 @@ INDEX_DTYPE = np.dtype([
 ], align=True)  # fmt: skip
 
 
+LONGEST_SIDE = 2**16 - 1
+"""Of a stored image, in pixels: what the index has room for."""
+
+
 class ShardEntry(NamedTuple):
     """A packed image of a shard: the position, size and checksum of its bytes, and its height and width in pixels."""
 

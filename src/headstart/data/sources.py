@@ -35,7 +35,7 @@ from headstart.data.image_info import LabelledImage
 from headstart.data.names import is_wrapper, normalize_label, split_of
 from headstart.data.watched import WatchedFiles
 from headstart.images.decode import BadImageError
-from headstart.images.files import is_image_name, read_file, scan, walk
+from headstart.images.files import is_image_file, read_file, scan, walk
 
 TABLE_COLUMNS = ("path", "label", "split", "group")
 BREAKS = re.compile("[\0\r\n]")
@@ -220,7 +220,7 @@ class ImageFolder(FileSource):
                     logger.info("%s: the folders %a and %a are one class", where, names[label], name)
                 yield from self._class(source, label, split, watched)
             # Other files beside the class folders, such as notes and lists, are common and no problem.
-            elif is_image_name(name) or (self.root / source).is_symlink():
+            elif is_image_file(self.root / source) or (self.root / source).is_symlink():
                 yield SourceItem(source, None, split, problem="lies in no class folder")
 
     def _class(self, inside: str, label: str, split: Split | None, watched: WatchedFiles) -> Iterator[SourceItem]:

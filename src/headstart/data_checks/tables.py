@@ -5,7 +5,8 @@ is always the number of an image's row in data/prepared.
 """
 
 import logging
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from headstart.data.splits import group_number, join_groups
 from headstart.data_checks.duplicates import Duplicates, find_duplicates
 from headstart.data_checks.label_errors import LabelError, find_label_errors, out_of_fold_probabilities
 from headstart.features.cache import read_features
+from headstart.images.decode import Note
 
 MAX_ROWS = 1000
 TINY_FRACTION = 0.5
@@ -36,11 +38,22 @@ IMBALANCE_LOGGED = 3
 SIDE_RATIO_LOGGED = 4
 """Largest short side over the smallest, above which the log has a line."""
 
+NOTED_PROBLEMS = {
+    "few_bits": "hold few of their bits, such as %s %s: they become nearly black; scale them to the full range",
+    "unused_bands": "have bands that are not used, such as %s %s: save those that the model is to see as grey or RGB",
+    "odd_transparency": "may have no transparency but another band, such as of %s, which %s: if so, save RGB alone",
+}
+"""The problems of ``Note``, with what the log says of an example, its value and the table."""
+
 logger = logging.getLogger(__name__)
 
 
-def check_images(table: Path, folder: Path, images: int, input_side: int) -> dict[str, Any]:
+def check_images(
+    table: Path, folder: Path, images: int, input_side: int, notes: Sequence[tuple[int, Note]] = ()
+) -> dict[str, Any]:
     """Find tiny and blank images in a manifest of so many rows, for a model that sees ``input_side`` pixels a side.
+
+    ``notes`` has what was noted when images were decoded, by their rows.
 
     Returns:
         ``odd_pictures``, how many images have each problem; ``side_range``, the smallest and the largest short side, in
@@ -49,26 +62,31 @@ def check_images(table: Path, folder: Path, images: int, input_side: int) -> dic
     sizes = ((min(int(row["width"]), int(row["height"])), float(row["contrast"])) for row in manifest_rows(folder))
     columns: NDArray[np.float64] = np.fromiter(sizes, np.dtype((np.float64, 2)), images)
     sides, contrasts = columns[:, 0], columns[:, 1]
-    problems = find_image_problems(sides, contrasts, input_side)
+    problems = [*(ImageProblem(row, *note) for row, note in notes), *find_image_problems(sides, contrasts, input_side)]
     named = _sources_and_splits({each.row for each in problems}, folder)
     write_table(table, IMAGE_QUALITY_COLUMNS, [(row, *named[row], *rest) for row, *rest in problems])
-    counts = {problem: sum(each.problem == problem for each in problems) for problem in ("tiny", "blank")}
+    counts = Counter({"tiny": 0, "blank": 0})
+    counts.update(each.problem for each in problems)
     low, high = int(sides.min()), int(sides.max())
-    if problems:
+    if counts["tiny"] or counts["blank"]:
         logger.info("%d images are tiny, %d are blank: %s", counts["tiny"], counts["blank"], table)
+    for problem, advice in NOTED_PROBLEMS.items():
+        if first := next((each for each in problems if each.problem == problem), None):
+            example = named[first.row][0]
+            logger.warning(f"{counts[problem]} images {advice}: %s", example, first.value, table)
     if np.median(sides) < input_side:
         logger.info("most images are smaller than the %d pixels that the model sees: they are enlarged", input_side)
     if high > SIDE_RATIO_LOGGED * low:
         logger.info("the short sides vary: %d to %d pixels", low, high)
-    return {"odd_pictures": counts, "side_range": [low, high]}
+    return {"odd_pictures": dict(counts), "side_range": [low, high]}
 
 
 class ImageProblem(NamedTuple):
-    """An image's row, its ``problem`` (``tiny`` or ``blank``), and its short side in pixels or its contrast."""
+    """An image's row, its ``problem``, and its short side in pixels, its contrast, or the value of its note."""
 
     row: int
     problem: str
-    value: float
+    value: float | str
 
 
 def find_image_problems(

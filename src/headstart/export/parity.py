@@ -23,7 +23,7 @@ from headstart.data.transforms import evaluation_transform
 from headstart.distributed.process_group import ProcessGroup
 from headstart.export.formats import ModelFunction
 from headstart.features.extract import run_inference
-from headstart.images.decode import BadImageError
+from headstart.images.decode import UNLIMITED, BadImageError
 from headstart.images.preprocess import Preprocessing
 from headstart.models.backbone import features_of, get_head
 
@@ -211,4 +211,4 @@ def _unchanged_image(source: Source, entry: dict[str, str]) -> Image.Image:
         raise UserError(f"export: {entry['source']} can't be read any more: {error}. Run `dvc repro`") from error
     if content_sha256(content).hex() != entry["sha256"]:
         raise UserError(f"export: {entry['source']} was changed since it was prepared: run `dvc repro`")
-    return to_image(content)
+    return to_image(content, UNLIMITED)

@@ -1,10 +1,12 @@
 """Image files: found below folders, and read without ever opening a pipe or a device."""
 
+import contextlib
 import glob
 import itertools
 import os
 import posixpath
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
@@ -12,9 +14,12 @@ from typing import NamedTuple
 
 from headstart.core.errors import UserError
 from headstart.images.decode import BadImageError
+from headstart.images.kinds import HEAD_BYTES, image_format, recognise
 
 IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found"}
+# Files with these are images, even where their content is not: it should be one. Others are judged by their content.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"}
+IMAGE_SUFFIXES |= {".jpe", ".jfif", ".tga", ".heic", ".heif"}
 LARGEST_FILE = 2**30
 SPECIAL_FILES = {
     stat.S_IFDIR: "a folder",
@@ -42,35 +47,68 @@ def read_file(path: Path) -> bytes:
             raise BadImageError("larger than 1 GiB")
         return path.read_bytes()
     except FileNotFoundError:
-        raise BadImageError("a link to nothing" if path.is_symlink() else "there is no such file") from None
+        if not path.is_symlink():
+            raise BadImageError("there is no such file") from None
+        annexed = ": `git annex get` fetches it" if ".git/annex/objects" in str(path.readlink()) else ""
+        raise BadImageError(f"a link to nothing{annexed}") from None
     except (OSError, ValueError) as error:
         raise BadImageError(f"can't be read: {error.strerror if isinstance(error, OSError) else error}") from None
 
 
-def find_images(arguments: Sequence[str]) -> Iterator[ImageFile]:
+def find_images(arguments: Sequence[str], passed_over: Counter[str] | None = None) -> Iterator[ImageFile]:
     """Yield the images that a command's arguments name, in their order; a folder's images are sorted by name.
 
-    Arguments are files, which need not exist; folders, searched for files with an image's suffix; and patterns with
-    ``*``, ``?``, ``[...]`` and ``**`` that the shell has not expanded. Raises UserError immediately if a folder or a
-    pattern has no image.
+    Arguments are files, which need not exist; folders, searched to their depth; and patterns with ``*``, ``?``,
+    ``[...]`` and ``**`` that the shell has not expanded. In folders and of patterns, files count that have an image's
+    suffix or content; the others are counted in ``passed_over`` by their kind as they are met. Raises UserError
+    immediately if a folder or a pattern has no image.
     """
     for argument in arguments:
-        if next(_images_of(argument), None) is None:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(f"{argument}: no image is there; in folders, files with these suffixes count: {suffixes}")
-    return itertools.chain.from_iterable(map(_images_of, arguments))
+        others: Counter[str] = Counter()
+        if next(_images_of(argument, others), None) is None:
+            raise UserError(f"{argument}: no image is there{f', but {counted(others)}' if others else ''}")
+    kinds = Counter[str]() if passed_over is None else passed_over
+    return itertools.chain.from_iterable(_images_of(argument, kinds) for argument in arguments)
 
 
-def _images_of(argument: str) -> Iterator[ImageFile]:
+def counted(kinds: Counter[str]) -> str:
+    """Return counts by kind as text, the commonest first, such as "3 text, 1 PDF"."""
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+
+
+def _images_of(argument: str, passed_over: Counter[str]) -> Iterator[ImageFile]:
     if Path(argument).is_dir():
         for name, problem in walk(Path(argument), ""):
-            if problem or is_image_name(name):
-                yield ImageFile(Path(argument, name), problem)
+            path = Path(argument, name)
+            if problem or is_image_file(path, passed_over):
+                yield ImageFile(path, problem)
     elif not os.path.lexists(argument) and set(argument) & set("*?["):
         names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute pattern)
-        yield from (ImageFile(Path(name), None) for name in names if not Path(name).is_dir())
+        paths = (Path(name) for name in names)
+        yield from (ImageFile(path, None) for path in paths if not path.is_dir() and is_image_file(path, passed_over))
     else:
         yield ImageFile(Path(argument), None)
+
+
+def is_image_file(path: Path, passed_over: Counter[str] | None = None) -> bool:
+    """Return whether a file has an image's suffix or content; count it in ``passed_over`` by its kind if not."""
+    if is_image_name(path.name):
+        return True
+    head, kind = b"", "unreadable"
+    with contextlib.suppress(OSError):
+        kind = SPECIAL_FILES.get(stat.S_IFMT(path.stat().st_mode), "empty").removeprefix("a ")
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                head = file.read(HEAD_BYTES)
+    if image_format(head):
+        return True
+    if passed_over is None:
+        return False
+    if head:
+        known = recognise(head)
+        kind = known.name if known else "unknown"
+    passed_over[kind] += 1
+    return False
 
 
 def walk(root: Path, inside: str) -> Iterator[tuple[str, str | None]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headstart.core.errors import UserError
-from headstart.images.decode import BadImageError, decode, to_upright_rgb
+from headstart.images.decode import MAX_ASPECT_RATIO, BadImageError, ImageLimits, decode, to_upright_rgb
 from headstart.images.files import ImageFile, read_file, utf8_name
 from headstart.images.preprocess import Preprocessing
 from headstart.inference.bundle import ONNX, Bundle, open_bundle
@@ -53,6 +53,9 @@ class Predictor:
         conformal_method: str | None = None,
         top: int = 5,
         threads: int | None = None,
+        max_pixels: int | None = None,
+        max_aspect_ratio: float = MAX_ASPECT_RATIO,
+        heic: bool = True,
     ) -> None:
         """Check the bundle and load its model.
 
@@ -65,12 +68,16 @@ class Predictor:
             conformal_method: ``LAC`` or ``APS``; None takes the first that the bundle has of that level.
             top: how many of the likeliest classes ``Prediction.top`` lists.
             threads: that decode and compute; None is one for each core that this process may use.
+            max_pixels: of an image; more are refused. None is Pillow's own limit, 178,956,970.
+            max_aspect_ratio: the longest side of an image over the shortest; a narrower one is refused.
+            heic: whether HEIC is read, where pillow-heif is installed.
 
         Raises:
             UserError: the bundle fails a check, or has no such level, temperature or file.
         """
         self.bundle: Bundle = open_bundle(Path(folder))
         self.preprocessing = Preprocessing.of(self.bundle.config.input)
+        self._limits = ImageLimits(max_pixels, max_aspect_ratio, heic)
         self._threads = cores() if threads is None else threads
         if self._threads < 1:
             raise UserError(f"threads must be at least 1, not {threads}")
@@ -122,7 +129,8 @@ class Predictor:
         try:
             if isinstance(image, Image.Image):
                 return self.preprocessing(to_upright_rgb(image))
-            return self.preprocessing(decode(image if isinstance(image, bytes) else read_file(Path(image))))
+            content = image if isinstance(image, bytes) else read_file(Path(image))
+            return self.preprocessing(decode(content, self._limits))
         except MemoryError:
             raise BadImageError("there is not enough memory to decode it") from None
 

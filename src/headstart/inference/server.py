@@ -1,6 +1,7 @@
 """The HTTP service: images in, predictions as JSON out, with limits on what a request may cost."""
 
 import asyncio
+import contextlib
 import socket
 from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
@@ -17,7 +18,8 @@ from starlette.types import Message
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from headstart.core.errors import UserError
-from headstart.images.decode import BadImageError, header_size
+from headstart.images.decode import BadImageError
+from headstart.images.kinds import HEAD_BYTES, image_format
 from headstart.inference.postprocess import Prediction
 from headstart.inference.predictor import Predictor
 from headstart.inference.writers import OUTPUT_NAMES, output_record
@@ -26,16 +28,22 @@ IMAGE = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "additionalProperties": {"type": "array", "items": IMAGE["schema"]}}}
 ANSWER_FIELDS: dict[str, Any] = {OUTPUT_NAMES[name]: (hint, ...) for name, hint in get_type_hints(Prediction).items()}
 ANSWER: Any = create_model("Prediction", **ANSWER_FIELDS)
+HOW = (
+    "send an image's bytes as the body with its Content-Type, image/* (curl -H 'Content-Type: image/jpeg' "
+    "--data-binary @cat.jpg URL), or several as the files of multipart/form-data (curl -F file=@cat.jpg URL)"
+)
+_NAMED = ", only fields of text, which are ignored"
+MAX_FIELDS = 100
+"""Fields of text in a form, all of them ignored."""
 BODY = {"content": {"image/*": IMAGE, "application/octet-stream": IMAGE, "multipart/form-data": FORM}}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on a request's body, its images and the pixels of each, and on the threads that decode and predict."""
+    """Limits on a request's body and its images, and on the threads that decode and predict."""
 
     body_bytes: int
     images: int
-    pixels: int
     seconds: float  # for the body to come, and again for the answer
     threads: int
 
@@ -57,8 +65,7 @@ def application(predictor: Predictor, limits: Limits) -> FastAPI:
         try:
             with fail_after(limits.seconds):
                 predictions = [
-                    await anyio.to_thread.run_sync(_predict_upload, predictor, *image, limits.pixels, limiter=pool)
-                    for image in images
+                    await anyio.to_thread.run_sync(_predict_upload, predictor, *image, limiter=pool) for image in images
                 ]
         except TimeoutError:
             raise HTTPException(503, f"no answer within {limits.seconds:g} s: too busy", {"Retry-After": "1"}) from None
@@ -74,11 +81,8 @@ def application(predictor: Predictor, limits: Limits) -> FastAPI:
     return app
 
 
-def _predict_upload(predictor: Predictor, name: str, content: bytes, max_pixels: int) -> Prediction:
+def _predict_upload(predictor: Predictor, name: str, content: bytes) -> Prediction:
     try:
-        width, height = header_size(content)
-        if width * height > max_pixels:
-            raise BadImageError(f"{width} x {height} pixels are more than {max_pixels}")
         return replace(predictor(content), image=name)
     except BadImageError as error:
         return Prediction(name, error=str(error))
@@ -87,6 +91,9 @@ def _predict_upload(predictor: Predictor, name: str, content: bytes, max_pixels:
 async def _uploaded(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
     """Return each image's name (empty where it has none) and content: the body is one image, or a form with files.
 
+    A form's fields of text are ignored, and so are its file fields that were left empty. A file that came without a
+    name counts as one, such as of clients that write only ``filename*``, which the parser takes for a field.
+
     Raises HTTPException where the body is something else, beyond a limit, or does not come.
     """
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -94,18 +101,34 @@ async def _uploaded(request: Request, limits: Limits) -> list[tuple[str, bytes]]
         with fail_after(limits.seconds):
             if kind == "multipart/form-data":
                 bounded = _with_body_limit(request, limits.body_bytes)
-                async with bounded.form(max_files=limits.images, max_fields=0) as form:
-                    files = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
+                async with bounded.form(
+                    max_files=limits.images, max_fields=MAX_FIELDS, max_part_size=limits.body_bytes
+                ) as form:
+                    parts = [await _file(part) for _, part in form.multi_items()]
+                    files = [part for part in parts if part is not None]
                     if not files:
-                        raise HTTPException(400, "the form has no file")
-                    return [(file.filename or "", await file.read()) for file in files]
+                        raise HTTPException(400, f"the form has no file{_NAMED if form else ''}: {HOW}")
+                    if len(files) > limits.images:
+                        raise HTTPException(400, f"Too many files. Maximum number of files is {limits.images}.")
+                    return files
             if kind.startswith("image/") or kind == "application/octet-stream":
                 return [("", await _with_body_limit(request, limits.body_bytes).body())]
     except TimeoutError:
         raise HTTPException(408, f"the body did not come within {limits.seconds:g} s") from None
     except ClientDisconnect:
         raise HTTPException(400, "the body did not come whole") from None  # nobody is left to read it
-    raise HTTPException(415, "send an image as image/*, or several as the files of multipart/form-data")
+    raise HTTPException(415, f"{kind or 'a body without a Content-Type'} is not read: {HOW}")
+
+
+async def _file(part: UploadFile | str) -> tuple[str, bytes] | None:
+    """Return the name and content of a part of a form that is a file; None for text and for a field left empty."""
+    if isinstance(part, UploadFile):
+        content = await part.read()
+        return (part.filename or "", content) if part.filename or content else None
+    with contextlib.suppress(UnicodeEncodeError):
+        content = part.encode("latin-1")  # in which the parser decodes what is not UTF-8
+        return ("", content) if image_format(content[:HEAD_BYTES]) else None
+    return None
 
 
 def _with_body_limit(request: Request, max_bytes: int) -> Request:

@@ -6,7 +6,7 @@ for random crops. Killed and started again, it resumes after the last completed 
 reads:  prepare.path (digits and torchvision: the package, or the cache folder), and data/prepared of the previous run,
         so that only new images are decoded
 writes: data/prepared: the packed images and their index, manifest.csv, dataset.json
-        reports/prepare.json, reports/prepare/odd_pictures.csv (tiny and blank ones)
+        reports/prepare.json, reports/prepare/odd_pictures.csv (tiny and blank ones, and ones whose values are odd)
 params: prepare, backbone.name, backbone.image_size, backbone.args
 """
 
@@ -29,7 +29,7 @@ from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS
 from headstart.data.image_info import TrainingResize
 from headstart.data.index import Catalog
 from headstart.data.packing import Packer, Resizes, SizeEstimate, choose_store, pack_all, repack, store_spec
-from headstart.data.reuse import has_reusable_store, index_reusable_rows, resumable_store
+from headstart.data.reuse import NOTES_PATH, has_reusable_store, index_reusable_rows, resumable_store, write_notes
 from headstart.data.shards import STORES, checksum, write_index
 from headstart.data.sources import FileSource, Source, open_source
 from headstart.data.splits import (
@@ -44,6 +44,7 @@ from headstart.data.splits import (
 )
 from headstart.data.transforms import evaluation_transform
 from headstart.data_checks.tables import check_images, class_imbalance
+from headstart.images.decode import ImageLimits
 from headstart.models.backbone import input_config_by_name
 from headstart.stages.program import main
 
@@ -83,6 +84,8 @@ def run(params: Params) -> None:
             figures |= repack(packer, catalog, splits, workers)
         columns = (*MANIFEST_COLUMNS, *source.metadata_columns)
         write_table(folder / "manifest.csv", columns, catalog.manifest(splits))
+        notes = catalog.notes()
+        write_notes(folder / NOTES_PATH, {sha256: note for _, sha256, note in notes})
         write_index(folder, catalog.index_rows(classes, splits), len(splits))
         shard_bytes = [path.stat().st_size for path in sorted(folder.glob("pixels-*.bin"))]
         checksums = {name: checksum(folder / name) for name in ("manifest.csv", "index.npy")}
@@ -92,7 +95,9 @@ def run(params: Params) -> None:
     figures["seconds"] = round(time.perf_counter() - began, 1)
     _log_summary(counts, figures, bad)
     counts["class_imbalance"] = class_imbalance(counts["per_class"])
-    figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, len(splits), max(spec["input"]["input_size"][1:]))
+    input_side = max(spec["input"]["input_size"][1:])
+    noted = [(row, note) for row, _, note in notes]
+    figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, len(splits), input_side, noted)
     write_report("prepare", counts | figures | {"bad": bad})
 
 
@@ -131,12 +136,14 @@ def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tup
     spec = store_spec(config, prepare.train_scale, "raw")
     resizes = Resizes(TrainingResize(spec["train_side"], config["interpolation"]), evaluation_transform(config)[0])
     fractions = fractions_to_draw(given, **prepare.split.model_dump())
-    estimate = SizeEstimate.of(catalog.sample(SAMPLE), source.read, resizes)
+    limits = ImageLimits(prepare.max_pixels, prepare.max_aspect_ratio)
+    estimate = SizeEstimate.of(catalog.sample(SAMPLE), source.read, resizes, limits)
     size = estimate.total(given, sum(fractions.values()))
     reusable = (kind for kind in STORES if has_reusable_store(folder, paths.PREPARED, spec | {"store": kind}))
     spec["store"] = store = choose_store(prepare.store, size, folder, previous=next(reusable, None))
     rows = index_reusable_rows(folder, paths.PREPARED, spec)
-    return spec, Packer(folder, source.read, resizes, fractions, store, rows), estimate.shard_images(store)
+    packer = Packer(folder, source.read, resizes, fractions, store, rows, limits)
+    return spec, packer, estimate.shard_images(store)
 
 
 def _bad_images(catalog: Catalog, on_bad_image: str) -> list[dict[str, str]]:
