@@ -28,6 +28,7 @@ ADVICE = {
 }
 """What to do about the errors of operating systems that a user can mend."""
 PROBE_BYTES = 2**20
+FEW_INODES = 1000
 
 
 def storage_message(error: OSError) -> str | None:
@@ -40,7 +41,7 @@ def storage_message(error: OSError) -> str | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = next((each for each in Path(path).absolute().parents if each.is_dir()), Path("/"))
         disk = os.statvfs(folder)
-        inodes = f" and {disk.f_favail} inodes" if disk.f_files else ""
+        inodes = f" and {disk.f_favail} inodes" if disk.f_files and disk.f_favail < FEW_INODES else ""
         free = f" ({disk.f_bavail * disk.f_frsize / 1e6:.1f} MB{inodes} free on its disk)"
     advice = "; ".join([ADVICE[error.errno], *getattr(error, "__notes__", [])])
     return f"{path}: {os.strerror(error.errno).lower()}{free}: {advice}"
@@ -51,7 +52,8 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turn what is raised inside into an OSError with a number and a path, where the disk of ``path`` is to blame.
 
     SQLite, safetensors, torch and ONNX have errors of their own for a full disk, NumPy's has no number, and that of a
-    file which is open has no path. So whether the disk is to blame is tried: by writing a mebibyte there.
+    file which is open has no path. Whether the disk is to blame is read in the error's text, or else tried: by writing
+    a mebibyte there.
     """
     try:
         yield
@@ -62,10 +64,14 @@ def storage_errors(path: Path) -> Iterator[None]:
             error.filename = error.filename or str(path)
             raise
         try:
+            for number in ADVICE:
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number))
             with TemporaryFile(dir=path.parent) as file:
                 file.write(bytes(PROBE_BYTES))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as failure:
-            raise OSError(failure.errno, failure.strerror, str(path)) from error
+            if failure.errno in ADVICE:
+                raise OSError(failure.errno, failure.strerror, str(path)) from error
         raise

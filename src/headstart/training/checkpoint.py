@@ -270,9 +270,9 @@ class CheckpointManager(Checkpoint):
         error = self._save(trainer, pl_module, best=better)
         if error is not None and (better or last):
             raise UserError(
-                f"the checkpoint after epoch {len(history.rows)} can't be saved in {self.run_dir.path}: "
-                f"{storage_message(error) or error}. run.cache can be another folder; the next start resumes from the "
-                "one before"
+                f"the checkpoint after epoch {len(history.rows)} can't be saved in "
+                f"{storage_message(error) or f'{self.run_dir.path}: {error}'}; run.cache can be another folder. The "
+                "next start resumes from the checkpoint before"
             )
 
     def on_exception(
