@@ -1,5 +1,6 @@
 """Work in other processes: the same results in order, bounded memory, and no process that outlives its parent."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,7 +13,6 @@ from threading import Event
 import pytest
 
 from headstart.core.errors import UserError
-from headstart.data import parallel
 from headstart.data.parallel import map_in_order
 from helpers.waiting import wait_for_workers
 
@@ -97,7 +97,7 @@ def test_without_a_server_everything_runs_in_this_process(
             asked.set()
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(parallel.multiprocessing, "get_context", lambda _: NoServer())
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: NoServer())
     numbers = map_in_order(process_of, range(30), workers=2, preload=["json"])
     assert next(numbers) == os.getpid()
     assert asked.wait(10)

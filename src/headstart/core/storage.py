@@ -35,10 +35,10 @@ def storage_message(error: OSError) -> str | None:
     """Return one line that names the path, what is wrong with its disk and what to do; None for any other error."""
     if error.errno not in ADVICE:
         return None
-    path = os.fsdecode(error.filename) if error.filename else "a file or the output"
+    path = os.fsdecode(error.filename) if error.filename else "the output"
     path = re.sub(r"\.([^/]+)\.partial(?=/|$)", r"\1", path)  # what is written aside has the name that it will get
     free = ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.filename and error.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = next((each for each in Path(path).absolute().parents if each.is_dir()), Path("/"))
         disk = os.statvfs(folder)
         inodes = f" and {disk.f_favail} inodes" if disk.f_files and disk.f_favail < FEW_INODES else ""
