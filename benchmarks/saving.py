@@ -76,12 +76,12 @@ def time_saves(params: Params) -> None:
     sizes, real = [], CheckpointManager._save  # noqa: SLF001  (all that a training waits for)
     seconds = []
 
-    def save(*arguments: Any, **options: Any) -> bool:
+    def save(*arguments: Any, **options: Any) -> OSError | None:
         began = time.perf_counter()
-        saved = real(*arguments, **options)
+        failure = real(*arguments, **options)
         seconds.append(time.perf_counter() - began)
         sizes.append(next(Path(str(params.run.cache)).glob("runs/*/last.ckpt")).stat().st_size)
-        return saved
+        return failure
 
     setattr(CheckpointManager, "_save", save)  # noqa: B010  (mypy forbids the assignment)
     checkpoint.LARGEST_FRACTION = 1.0

@@ -47,7 +47,7 @@ def test_git_and_dvc_take_the_project_as_it_is(tmp_path: Path, monkeypatch: pyte
 def test_it_is_this_repositorys_pipeline(tmp_path: Path) -> None:
     lay_out(tmp_path)
     tracked = output("git", "ls-files", cwd=ROOT).splitlines()
-    files = ("dvc.yaml", "params.yaml", "sweep.yaml", ".gitignore", ".dvcignore")
+    files = ("dvc.yaml", "params.yaml", "sweep.yaml", ".gitignore", ".gitattributes", ".dvcignore")
     folders = ("slurm/", ".dvc/", "data/", "models/", "reports/")
     assert set(template()) == {name for name in tracked if name in files or name.startswith(folders)}
     assert all((tmp_path / name).read_bytes() == (ROOT / name).read_bytes() for name in template())

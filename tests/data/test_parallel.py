@@ -1,14 +1,18 @@
 """Work in other processes: the same results in order, bounded memory, and no process that outlives its parent."""
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
+from headstart.core.errors import UserError
 from headstart.data.parallel import map_in_order
 from helpers.waiting import wait_for_workers
 
@@ -64,6 +68,41 @@ def test_a_failure_does_not_wait_for_what_is_under_way(monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="seven"):
         list(map_in_order(failing, range(12), workers=2, preload=["json"]))
     assert time.monotonic() - began < 15
+
+
+def killed(number: int) -> int:
+    if number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_worker_that_is_killed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel kills one when memory runs out."""
+    wait_for_workers(monkeypatch)
+    with pytest.raises(UserError, match=r"^run\.workers: a worker process was killed, .*: use fewer, then start again"):
+        list(map_in_order(killed, range(12), workers=2, preload=["json"]))
+
+
+def test_without_a_server_everything_runs_in_this_process(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was killed, or there is no room for its socket."""
+    asked = Event()
+
+    class NoServer:
+        def set_forkserver_preload(self, _: list[str]) -> None:
+            """Take the names."""
+
+        def Process(self, **_: object) -> None:  # noqa: N802  (multiprocessing's)
+            asked.set()
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: NoServer())
+    numbers = map_in_order(process_of, range(30), workers=2, preload=["json"])
+    assert next(numbers) == os.getpid()
+    assert asked.wait(10)
+    assert set(numbers) == {os.getpid()}
+    assert capfd.readouterr().err == ""
 
 
 KILLED = """

@@ -1,7 +1,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from headstart.evaluation.ood import write_ood_reference
 from headstart.export import bundle_writer, parity
 from headstart.export.formats import ModelFunction, onnx_model
 from headstart.images.preprocess import Preprocessing
+from headstart.inference.bundle import open_bundle
 from headstart.models.backbone import create_backbone, features_of, get_head, input_config
 from headstart.models.head import Head, write_heads
 from headstart.models.timm_checkpoint import load_timm, save_timm
@@ -88,6 +89,19 @@ def assert_nothing_was_written() -> None:
     assert not paths.EXPORT.exists()
     assert not list(Path().glob(".export*"))
     assert not (paths.REPORTS / "export.json").exists()
+
+
+def assert_written_without(*failed: str, having: Sequence[str] = ()) -> None:
+    """The bundle is whole, and has of the formats only timm's and those named."""
+    files = {"pt2": "model.pt2", "onnx": "model.onnx", "onnx_fp16": "model.fp16.onnx", "onnx_int8": "model.int8.onnx"}
+    whole = {"model.safetensors", "config.json", "reference.npy", "README.md", "LICENSE", "manifest.json"}
+    assert {path.name for path in paths.EXPORT.iterdir()} == whole | {files[name] for name in having}
+    assert set(open_bundle(paths.EXPORT).files) == {path.name for path in paths.EXPORT.iterdir()} - {"manifest.json"}
+    card = (paths.EXPORT / "README.md").read_text()
+    assert not [name for name in failed if f"`{files[name]}`" in card]
+    report = read_json(paths.REPORTS / "export.json")
+    assert (list(report["formats"]), list(report["failed"])) == (["timm", *having], list(failed))
+    assert not list(Path().glob(".export*"))
 
 
 def test_timm_loads_the_folder_with_all_that_it_needs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +266,7 @@ def test_a_broken_onnx_export_is_caught(project: Path, how: str, monkeypatch: py
     monkeypatch.setattr(bundle_writer, "write_onnx", change_onnx(project, changed_weight(BROKEN[how])))
     with pytest.raises(UserError, match="onnx: logits of random input differ"):
         run({"export.formats": ["onnx"]})
-    assert_nothing_was_written()
+    assert_written_without("onnx")
 
 
 @pytest.mark.usefixtures("project")
@@ -271,7 +285,7 @@ def test_a_format_that_reads_its_input_otherwise_is_caught(
     monkeypatch.setattr(bundle_writer, "onnx_model", wrong)
     with pytest.raises(UserError, match="onnx: logits of random input differ"):
         run({"export.formats": ["onnx"]})
-    assert_nothing_was_written()
+    assert_written_without("onnx")
 
 
 @pytest.mark.usefixtures("project")
@@ -298,7 +312,7 @@ def test_the_error_names_the_first_image_that_differs_and_by_how_much(monkeypatc
     third = sources(prepared)[prepared.rows("validation")[2]]
     with pytest.raises(UserError, match=rf"onnx, batch 1: .+ first is {re.escape(third)}: its logits by 0\.5,"):
         run({"export.formats": ["onnx"]})
-    assert_nothing_was_written()
+    assert_written_without("onnx")
 
 
 @pytest.mark.usefixtures("project")
@@ -324,7 +338,7 @@ def test_a_format_that_rounds_too_coarsely_is_caught(
     monkeypatch.setattr(bundle_writer, "onnx_model", coarse)
     with pytest.raises(UserError, match=rf"onnx_fp16, batch 1: the outputs are beyond export\.fp16: .*{moved}"):
         run({"export.formats": ["onnx", "onnx_fp16"], "export.fp16": bound})
-    assert_nothing_was_written()
+    assert_written_without("onnx_fp16", having=["onnx"])
 
 
 @pytest.mark.usefixtures("project")

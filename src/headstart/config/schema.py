@@ -170,7 +170,7 @@ class ExportConfig(ConfigSection):
     """
     pictures: Count = 256
     """Number of validation images (training images where there are none) for the parity check: every format must give
-    the trained model's outputs on these, from their files on, or nothing is written. Use 200 or more."""
+    the trained model's outputs on these, from their files on, or is left out. Use 200 or more."""
     tolerance: Positive = 1e-3
     """Largest difference of a logit for formats in fp32."""
     fp16: RoundedConfig = RoundedConfig(agreement=0.99, nll=0.01)

@@ -14,6 +14,7 @@ import click
 
 from headstart.core.errors import UserError, requirement
 from headstart.core.run_state import rank_of_process
+from headstart.core.storage import storage_message
 
 SECONDS_FOR_RANK_0 = 3
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120}
@@ -37,7 +38,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Call the command's function."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # its disk may be full
         except UserError as error:
             # One that a DataLoader's worker raised comes with the worker's traceback before it.
             _fail(str(error).rpartition("UserError: ")[2])
@@ -46,8 +48,14 @@ class Command(click.Command):
                 raise
             needed = shlex.quote(requirement("serve" if ctx.info_name == "serve" else "train"))
             _fail(f"{ctx.command_path} needs {error.name}, which is not installed: pip install {needed}")
+        except OSError as error:
+            message = storage_message(error)
+            if message is None:
+                raise
+            _fail(message)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
+        return result
 
     def get_short_help_str(self, limit: int = 45) -> str:  # noqa: ARG002  (click's)
         """Return the first sentence of the help, whole; click would cut it to one line."""

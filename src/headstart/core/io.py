@@ -10,6 +10,7 @@ from typing import Any
 
 from headstart.core.errors import UserError
 from headstart.core.paths import report_of
+from headstart.core.storage import storage_errors
 
 
 @contextmanager
@@ -21,16 +22,20 @@ def atomic_write(final: Path, *, resumable: bool = False) -> Iterator[Path]:
     Args:
         final: the path that readers know.
         resumable: keep what a failure or a kill leaves, for the next run to continue.
+
+    Raises:
+        OSError: the disk is full or can't be written, whatever the library raised that met it; it has the path.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.name}.partial")
     if not resumable:
         _remove(partial)  # nobody else writes it: DVC runs one stage at a time
     try:
-        yield partial
-        if final.is_dir():
-            _remove(final)
-        partial.replace(final)
+        with storage_errors(final):
+            yield partial
+            if final.is_dir():
+                _remove(final)
+            partial.replace(final)
     finally:
         if not resumable:
             _remove(partial)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from headstart.core.errors import UserError
 from headstart.core.io import existing, read_json
 from headstart.core.paths import PREPARED
+from headstart.core.storage import storage_message
 from headstart.data.shards import Shards, Store, checksum, read_index, shard_path
 
 Split = Literal["train", "validation", "test"]
@@ -69,6 +70,8 @@ class PreparedDataset:
         try:
             return self._shards.pixels(row)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and storage_message(error) is not None:
+                raise
             path = shard_path(self.folder, int(self._shards.index["shard"][row]))
             source = next(itertools.islice(manifest_rows(self.folder), row, None))["source"]
             raise _damaged(path, f"is damaged: the image {source} is not as it was stored") from error

@@ -10,11 +10,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from multiprocessing.context import ForkServerContext
 from threading import Event, Thread
 from typing import Any, TypeVar
+
+from headstart.core.errors import UserError
 
 Task = TypeVar("Task")
 TaskResult = TypeVar("TaskResult")
@@ -33,6 +36,9 @@ def map_in_order(
 
     Below 2 ``workers`` everything runs in this process. The function is sent to each one once. ``preload`` names the
     modules that they need, not ``__main__``: imported once, and their memory is shared.
+
+    Raises:
+        UserError: a worker was killed, as the kernel does when memory runs out.
     """
     # fork is unsafe in a process that may have threads; with spawn each worker would import torch again.
     context = multiprocessing.get_context("forkserver")
@@ -60,10 +66,11 @@ def start_server(context: ForkServerContext, preload: Sequence[str]) -> Event:
     ready = Event()
 
     def wait_for_first_process() -> None:
-        process = context.Process(target=bool, daemon=True)  # does nothing
-        process.start()
-        process.join()
-        ready.set()
+        with suppress(OSError, EOFError):  # the server was killed, or has no room for its socket: it is done without
+            process = context.Process(target=bool, daemon=True)  # does nothing
+            process.start()
+            process.join()
+            ready.set()
 
     Thread(target=wait_for_first_process, daemon=True).start()
     return ready
@@ -75,9 +82,14 @@ def _kill_workers_on_failure() -> Iterator[None]:
     others = set(multiprocessing.active_children())
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                "run.workers: a worker process was killed, most likely because memory ran out: use fewer, then start "
+                "again; what is packed already is kept"
+            ) from error
         raise
 
 

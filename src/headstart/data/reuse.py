@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headstart.core.io import atomic_write, read_json, write_json
+from headstart.core.storage import storage_errors
 from headstart.data.dataset import SPLITS, manifest_rows
 from headstart.data.image_info import ImageInfo, PackedImage
 from headstart.data.shards import checksum, read_index, shard_path
@@ -122,7 +123,8 @@ def resumable_store(final: Path) -> Iterator[Path]:
                 path.rename(run / path.name)
         work.mkdir()
         try:
-            yield folder
+            with storage_errors(final):  # before what is of no use is removed, and the disk no longer full
+                yield folder
         except BaseException:
             if not any(folder.rglob("rows-*.npy")):  # nothing that the next run could reuse
                 shutil.rmtree(folder)

@@ -87,10 +87,16 @@ def read_index(folder: Path) -> NDArray[np.void]:
 
 def write_index(folder: Path, rows: Iterable[tuple[Any, ...]], count: int) -> None:
     """Write the index from tuples in the order of ``INDEX_DTYPE``, one in memory at a time."""
-    index = np.lib.format.open_memmap(folder / "index.npy", mode="w+", dtype=INDEX_DTYPE, shape=(count,))
-    for i, row in enumerate(rows):
-        index[i] = row
-    index.flush()
+    write_array(folder / "index.npy", rows, INDEX_DTYPE, (count,))
+
+
+def write_array(path: Path, rows: Iterable[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Write a .npy file of ``shape`` row by row; to a memory map a full disk would be SIGBUS, and no exception."""
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, row in zip(range(shape[0]), rows, strict=True):
+            file.write(np.asarray(row, dtype).tobytes())
 
 
 def pack_image(image: Image.Image, store: Store) -> bytes:

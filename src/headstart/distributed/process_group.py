@@ -128,13 +128,13 @@ class ProcessGroup:
     group: Any = None
 
     def run_on_rank_zero(self, function: Callable[[], Value]) -> Value | None:
-        """Call the function on rank 0 while the others wait, and return its result there; all raise its UserError."""
+        """Call the function on rank 0 while the others wait, and return its result there; all raise its error."""
         result: Value | None = None
-        error: list[UserError | None] = [None]
+        error: list[UserError | OSError | None] = [None]
         if self.rank == 0:
             try:
                 result = function()
-            except UserError as raised:
+            except (UserError, OSError) as raised:
                 error[0] = raised
         if self.group is not None:
             dist.broadcast_object_list(error, src=0, group=self.group)
@@ -143,7 +143,7 @@ class ProcessGroup:
         return result
 
     def broadcast_from_rank_zero(self, function: Callable[[], Value]) -> Value:
-        """Call the function on rank 0, and return its result on all ranks; all raise its UserError."""
+        """Call the function on rank 0, and return its result on all ranks; all raise its error."""
         results: list[Any] = [self.run_on_rank_zero(function)]
         if self.group is not None:
             dist.broadcast_object_list(results, src=0, group=self.group)

@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from headstart.config.schema import Params
-from headstart.core.errors import UserError
+from headstart.core.errors import UserError, first_line
 from headstart.core.io import atomic_write, read_json, write_json
 from headstart.core.paths import MODEL_CONFIG
+from headstart.core.storage import storage_errors, storage_message
 from headstart.data.dataset import SPLITS, PreparedDataset, evenly
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.sources import Source
@@ -41,11 +44,11 @@ def write_bundle(
     *,
     info: ModelCardInfo,
     calibration: tuple[dict[str, Any], NDArray[np.float32]] | None = None,
-) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+) -> tuple[dict[str, dict[str, float]], dict[str, Any], dict[str, str]]:
     """Write a bundle, once the images were compared in every preprocessing.
 
     Args:
-        folder: takes its name when all formats agree; one that is there already is replaced.
+        folder: takes its name when it is whole; one that is there already is replaced.
         model: in evaluation mode, on the CPU.
         prepared: the images that it was trained on.
         source: of the same images, as files.
@@ -54,19 +57,35 @@ def write_bundle(
         calibration: of this very model, as ``read_ood_reference`` returns it; None where it was not measured.
 
     Returns:
-        The figures of the parity check by format, and those of ``compare_preprocessing``.
+        The figures of the parity check by format, those of ``compare_preprocessing``, and of each format that failed,
+        and is not in the bundle, why.
 
     Raises:
-        UserError: a format computes something else than the model, or images are preprocessed otherwise.
+        UserError: timm's format computes something else than the model, or images are preprocessed otherwise.
     """
     checker = ParityChecker(model, prepared, params.export, params.run)
     preprocessing = compare_preprocessing(source, prepared, checker.rows)
     formats = {}
+
+    def check(name: str, function: ModelFunction) -> None:
+        formats[name] = checker.check(name, function)
+        logger.info("export: %s: logits differ by %.1e at most", name, formats[name]["max_difference"])
+
     with atomic_write(folder) as partial:
         partial.mkdir()
-        for name, function in _written_formats(partial, model, prepared, params.export.formats):
-            formats[name] = checker.check(name, function)
-            logger.info("export: %s: logits differ by %.1e at most", name, formats[name]["max_difference"])
+        save_timm(model, model.state_dict(), prepared, partial)
+        reloaded = load_timm(partial)
+        check_config(partial / MODEL_CONFIG, reloaded, prepared)
+        check("timm", WithFeatures(reloaded))
+        failed = write_formats(
+            partial,
+            model,
+            tuple(prepared.input["input_size"]),
+            params.export.formats,
+            metadata={"headstart": json.dumps({"label_names": prepared.classes, "input": prepared.input})},
+            range_batches=_range_batches(prepared),
+            check=check,
+        )
         entries: dict[str, Any] = {"format": FORMAT, "input": prepared.input, "features": get_head(model).in_features}
         entries |= {"temperature": None, "conformal": [], "out_of_distribution": None}
         if calibration is not None:
@@ -79,33 +98,72 @@ def write_bundle(
         (partial / bundle.CARD).write_text(card, encoding="utf-8")
         (partial / bundle.LICENSE).write_text(licence_notes(config, params.export), encoding="utf-8")
         bundle.write_manifest(partial)
-    return formats, preprocessing
+    return formats, preprocessing, failed
 
 
-def _written_formats(
-    folder: Path, model: nn.Module, prepared: PreparedDataset, formats: Sequence[str]
-) -> Iterator[tuple[str, ModelFunction]]:
-    """Write one format after the other; yield its name and the function that its file computes."""
-    save_timm(model, model.state_dict(), prepared, folder)
-    reloaded = load_timm(folder)
-    check_config(folder / MODEL_CONFIG, reloaded, prepared)
-    yield "timm", WithFeatures(reloaded)
-    if not formats:
-        return
-    program = traced(model, tuple(prepared.input["input_size"]))
-    if "pt2" in formats:
-        torch.export.save(program, folder / bundle.EXPORTED_PROGRAM)
-        yield "pt2", load_program(folder / bundle.EXPORTED_PROGRAM)
-    if "onnx" in formats:
-        metadata = json.dumps({"label_names": prepared.classes, "input": prepared.input})
-        write_onnx(program, folder / bundle.ONNX, {"headstart": metadata})
-        yield "onnx", onnx_model(folder / bundle.ONNX)
-    if "onnx_fp16" in formats:
-        write_fp16(folder / bundle.ONNX, folder / bundle.ONNX_FP16)
-        yield "onnx_fp16", onnx_model(folder / bundle.ONNX_FP16)
-    if "onnx_int8" in formats:
-        write_int8(folder / bundle.ONNX, folder / bundle.ONNX_INT8, _range_batches(prepared))
-        yield "onnx_int8", onnx_model(folder / bundle.ONNX_INT8)
+def write_formats(
+    folder: Path,
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    formats: Sequence[str],
+    *,
+    metadata: dict[str, str],
+    range_batches: Iterable[NDArray[np.float32]],
+    check: Callable[[str, ModelFunction], Any],
+) -> dict[str, str]:
+    """Write a model, in evaluation mode and on the CPU, in each of ``export.formats``, and check it.
+
+    Args:
+        folder: where the files are written; of a format that fails none stays.
+        model: a timm model with a head of its own.
+        input_size: 3, height, width.
+        formats: their names, ``onnx`` among them where one is made from it.
+        metadata: for ``write_onnx``.
+        range_batches: for ``write_int8``.
+        check: is called with a format's name and the function that its file computes; raises UserError to reject it.
+
+    Returns:
+        Of each format that can't be had one line with its name and the reason.
+
+    Raises:
+        OSError: the disk is full or can't be written.
+    """
+    program, onnx, failed = cache(lambda: traced(model, input_size)), folder / bundle.ONNX, dict[str, str]()
+    writers: dict[str, tuple[Path, Callable[[Path], None], Callable[[Path], ModelFunction]]] = {
+        "pt2": (folder / bundle.EXPORTED_PROGRAM, lambda path: torch.export.save(program(), path), load_program),
+        "onnx": (onnx, lambda path: write_onnx(program(), path, metadata), onnx_model),
+        "onnx_fp16": (folder / bundle.ONNX_FP16, lambda path: write_fp16(onnx, path), onnx_model),
+        "onnx_int8": (folder / bundle.ONNX_INT8, lambda path: write_int8(onnx, path, range_batches), onnx_model),
+    }
+    for name in (name for name in writers if name in formats):
+        path, write, load = writers[name]
+        if "onnx" in failed:
+            failed[name] = f"{name}: is made from onnx"
+            continue
+        try:
+            with storage_errors(path), warnings.catch_warnings(action="ignore"):
+                write(path)
+            check(name, load(path))
+        except Exception as error:
+            if isinstance(error, OSError) and storage_message(error) is not None:
+                raise
+            reason: BaseException = error
+            while reason.__cause__ is not None:  # the exporters' own messages are on how to report it to them
+                reason = reason.__cause__
+            failed[name] = f"{name}: this model can't be converted to it: {first_line(reason)}"
+            if isinstance(error, UserError):
+                failed[name] = str(error).removeprefix("export: ")
+            for written in folder.glob(f"{path.name}*"):  # with its weights, where they are in a file of their own
+                written.unlink()
+    return failed
+
+
+def check_complete(folder: Path, written: Iterable[str], failed: Mapping[str, str]) -> None:
+    """Raise UserError that names the formats that failed, a line each, and those that are in ``folder``."""
+    if failed:
+        lines = [f"  {reason}" for reason in failed.values()]
+        head = f"export.formats: {folder} has {', '.join(written)}, but not {', '.join(failed)}:"
+        raise UserError("\n".join([head, *lines, "Leave out what failed there, or choose another backbone.name"]))
 
 
 def _range_batches(prepared: PreparedDataset) -> Iterator[NDArray[np.float32]]:

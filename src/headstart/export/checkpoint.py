@@ -8,7 +8,7 @@ from headstart.core.errors import UserError
 
 
 def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
-    """Write a checkpoint's bundle; raises UserError where its weights do not fit the model, or a parity check fails."""
+    """Write a checkpoint's bundle; raises UserError where its weights do not fit the model, or a format fails."""
     if out.exists():
         raise UserError(f"{out} exists already: name another folder with --out, or remove it")
     if not checkpoint.is_file():
@@ -20,7 +20,7 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
     from headstart.data.dataset import PreparedDataset, data_sha256  # noqa: PLC0415
     from headstart.data.sources import open_source  # noqa: PLC0415
     from headstart.distributed.process_group import use_cores  # noqa: PLC0415
-    from headstart.export.bundle_writer import write_bundle  # noqa: PLC0415
+    from headstart.export.bundle_writer import check_complete, write_bundle  # noqa: PLC0415
     from headstart.export.model_card import ModelCardInfo  # noqa: PLC0415
     from headstart.models.backbone import backbone_for  # noqa: PLC0415
     from headstart.models.timm_checkpoint import load_weights  # noqa: PLC0415
@@ -32,5 +32,6 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
     load_weights(model, checkpoint)
     info = ModelCardInfo(checkpoint.name, {"checkpoint": digest, "data and splits": data_sha256(prepared)})
     source = open_source(params.prepare, params.run)
-    write_bundle(out, model, prepared, source, params, info=info)
+    formats, _, failed = write_bundle(out, model, prepared, source, params, info=info)
+    check_complete(out, formats, failed)
     logging.getLogger(__name__).info("%s", out)

@@ -95,10 +95,7 @@ class ParityChecker:
         bound: float | RoundedConfig = getattr(self._export, key)
         noise = float(np.abs(self._logits_of_noise(function) - self._trained_on_noise).max())
         if not noise <= (np.finfo(np.float32).max if isinstance(bound, RoundedConfig) else bound):
-            raise UserError(
-                f"export: {name}: logits of random input differ by {noise:.3g} from the trained model's. "
-                "Nothing was exported"
-            )
+            raise UserError(f"export: {name}: logits of random input differ by {noise:.3g} from the trained model's")
         differences = []
         for batch_size in (1, PARITY_BATCH):
             difference = self._difference(self._outputs(function, batch_size, name))
@@ -111,8 +108,7 @@ class ParityChecker:
                     f"export: {name}, batch {batch_size}: the outputs are beyond export.{key}: the top class is the "
                     f"same on {difference.same_class.mean():.2%} of {len(self.rows)} images, the loss differs by "
                     f"{difference.nll:.3g}. Of {len(wrong)} images that differ the first is {entry['source']}: its "
-                    f"logits by {difference.logits[first]:.3g}, its features by {difference.features[first]:.2%}. "
-                    "Nothing was exported"
+                    f"logits by {difference.logits[first]:.3g}, its features by {difference.features[first]:.2%}"
                 )
         return {
             "max_difference": max(float(each.logits.max()) for each in differences),

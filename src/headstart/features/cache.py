@@ -19,6 +19,8 @@ from numpy.typing import DTypeLike, NDArray
 from headstart.core.errors import UserError
 from headstart.core.io import atomic_write, existing, write_json
 from headstart.core.paths import FEATURE_ROWS, FEATURES, FEATURES_INFO
+from headstart.core.storage import storage_errors
+from headstart.data.shards import write_array
 
 SECONDS_TO_WAIT_FOR_A_LOCK = 60
 
@@ -30,10 +32,7 @@ def write_features(rows: Iterator[NDArray[Any]], shape: tuple[int, int], dtype: 
     """
     with atomic_write(FEATURES) as folder:
         folder.mkdir()
-        features = np.lib.format.open_memmap(folder / FEATURE_ROWS.name, mode="w+", dtype=np.dtype(dtype), shape=shape)
-        for target, row in zip(features, rows, strict=True):
-            target[:] = row
-        features.flush()
+        write_array(folder / FEATURE_ROWS.name, rows, np.dtype(dtype), shape)
         write_json(folder / FEATURES_INFO.name, info)
 
 
@@ -51,7 +50,8 @@ class FeatureCache:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.path, self._width, self._dtype = folder / f"{name[:32]}.sqlite", width, np.dtype(dtype)
         folder.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(self.path, timeout=SECONDS_TO_WAIT_FOR_A_LOCK)
+        with storage_errors(self.path):
+            self._database = sqlite3.connect(self.path, timeout=SECONDS_TO_WAIT_FOR_A_LOCK)
         with self._database_errors():
             self._database.execute("CREATE TABLE IF NOT EXISTS rows (picture BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID")
 
@@ -78,9 +78,13 @@ class FeatureCache:
 
     @contextmanager
     def _database_errors(self) -> Iterator[None]:
-        """Turn SQLite's errors into UserError, and close the file."""
+        """Turn SQLite's errors into UserError, or OSError where the disk is to blame, and close the file."""
         try:
-            yield
+            with storage_errors(self.path):
+                yield
+        except OSError:
+            self._database.close()
+            raise
         except sqlite3.DatabaseError as error:
             self._database.close()
             message = f"{self.path} can't be used ({error}): delete it, or set run.cache to another folder"

@@ -8,8 +8,9 @@ writes:  export (the bundle: model.safetensors and config.json for timm, model.o
 params:  export, backbone, prepare.source, prepare.path
 
 Each format's outputs on real images are compared with the trained model's, all on the CPU and so with the same
-arithmetic, and so are the ways in which an image's file becomes the model's input. Where they differ by more than the
-bounds allow, nothing is written. `headstart export-checkpoint` does the same with the weights of any checkpoint.
+arithmetic, and so are the ways in which an image's file becomes the model's input. A format that differs by more than
+the bounds allow, or that this model can't be converted to, is left out and named, and the stage fails. `headstart
+export-checkpoint` does the same with the weights of any checkpoint.
 """
 
 import logging
@@ -25,7 +26,7 @@ from headstart.data.dataset import PreparedDataset
 from headstart.data.sources import open_source
 from headstart.distributed.process_group import use_cores
 from headstart.evaluation.ood import read_ood_reference
-from headstart.export.bundle_writer import check_config, write_bundle
+from headstart.export.bundle_writer import check_complete, check_config, write_bundle
 from headstart.export.model_card import ModelCardInfo
 from headstart.models.backbone import backbone_for, set_head
 from headstart.models.head import read_head
@@ -50,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(params: Params) -> None:
-    """Write the bundle and ``reports/export.json``."""
+    """Write the bundle and ``reports/export.json``; raises UserError where a format failed, and so is left out."""
     began = time.perf_counter()
     use_cores(1)
     prepared = PreparedDataset.open()
@@ -63,7 +64,7 @@ def run(params: Params) -> None:
     )
     model, calibration = _load_model(params, prepared), read_ood_reference(name)
     source = open_source(params.prepare, params.run)
-    formats, preprocessing = write_bundle(
+    formats, preprocessing, failed = write_bundle(
         paths.EXPORT, model, prepared, source, params, info=card_info, calibration=calibration
     )
     max_difference = max(figures["max_difference"] for kind, figures in formats.items() if "_" not in kind)
@@ -72,11 +73,13 @@ def run(params: Params) -> None:
         "tolerance": params.export.tolerance,
         "max_difference": max_difference,
         "formats": formats,
+        "failed": failed,
         "preparation": preprocessing,
         "files": {path.name: path.stat().st_size for path in sorted(paths.EXPORT.iterdir())},
         "seconds": round(time.perf_counter() - began, 2),
     }
     write_report("export", report)
+    check_complete(paths.EXPORT, formats, failed)
     track_model(params.run, prepared)
     images = preprocessing["pictures"]
     logger.info("export: %s; logits of %d images differ by %.1e at most", paths.EXPORT, images, max_difference)

@@ -15,7 +15,7 @@ from headstart.config.loader import load_params
 from headstart.config.schema import Params
 from headstart.core.command import SETTINGS, Command, log_to_stdout, params_option
 from headstart.core.lock import locked
-from headstart.core.paths import LOCK
+from headstart.core.paths import LOCK, cache_folder
 from headstart.core.run_state import UNDER_LOCK, rank_of_process
 
 
@@ -51,6 +51,11 @@ def run_stage(run: Callable[[Params], None], declared: Sequence[str], params_fil
         except (BrokenPipeError, EOFError) as error:
             # Click would take them for the end of whoever reads stdout or types on stdin, and hide the traceback.
             raise RuntimeError("a process or a file that this stage uses ended too early") from error
+        except OSError as error:
+            cache = cache_folder(params.run.cache).absolute()
+            if error.filename and cache in (path := Path(error.filename).absolute(), *path.parents):
+                error.add_note("run.cache can be another folder")
+            raise
 
 
 def _alone_in_folder() -> AbstractContextManager[None]:

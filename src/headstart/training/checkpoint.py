@@ -27,6 +27,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError, first_line
 from headstart.core.lock import locked
+from headstart.core.storage import storage_errors, storage_message
 from headstart.distributed.heartbeat import Watchdog
 from headstart.distributed.process_group import ProcessGroup
 from headstart.distributed.signals import SignalSync, StopFlag, StopRequested
@@ -92,7 +93,7 @@ class CheckpointFiles(TorchCheckpointIO):
         self.error = None
         partial = Path(path).with_suffix(".partial")
         try:
-            with partial.open("wb") as file:
+            with storage_errors(partial), partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -266,11 +267,12 @@ class CheckpointManager(Checkpoint):
         due = better or last or self._overdue
         if not (due or self._process_group.broadcast_from_rank_zero(lambda: self._is_due(0))):
             return
-        saved = self._save(trainer, pl_module, best=better)
-        if not saved and (better or last):
+        error = self._save(trainer, pl_module, best=better)
+        if error is not None and (better or last):
             raise UserError(
-                f"the checkpoint after epoch {len(history.rows)} can't be saved in {self.run_dir.path}: free some "
-                "space there or set run.cache to another folder; the next start resumes from the one before"
+                f"the checkpoint after epoch {len(history.rows)} can't be saved in "
+                f"{storage_message(error) or f'{self.run_dir.path}: {error}'}; run.cache can be another folder. The "
+                "next start resumes from the checkpoint before"
             )
 
     def on_exception(
@@ -287,8 +289,8 @@ class CheckpointManager(Checkpoint):
     def _is_due(self, seconds: float) -> bool:
         return time.monotonic() - self._saved_at >= max(seconds, self._save_seconds / LARGEST_FRACTION)
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule, *, best: bool = False) -> bool:
-        """Save on all ranks, unless the loss is not finite; return whether it succeeded."""
+    def _save(self, trainer: Trainer, pl_module: LightningModule, *, best: bool = False) -> OSError | None:
+        """Save on all ranks, unless the loss is not finite; return why it failed, None where it did not."""
         assert isinstance(pl_module, FineTuner)
         self._finite.check(trainer)
         began = time.monotonic()
@@ -301,8 +303,9 @@ class CheckpointManager(Checkpoint):
             self._watchdog.saved_steps = trainer.global_step
             pl_module.history.saved_epochs = len(pl_module.history.rows)
         else:
-            logger.warning("the checkpoint was not saved in %s (%s); the one before stays", self.run_dir.path, error)
-        return error is None
+            reason = storage_message(error) or error
+            logger.warning("the checkpoint was not saved in %s (%s); the one before stays", self.run_dir.path, reason)
+        return error
 
 
 def set_loop_position(

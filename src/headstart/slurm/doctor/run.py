@@ -8,6 +8,7 @@ from pathlib import Path
 from headstart.config.loader import load_params
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
+from headstart.core.storage import storage_message
 from headstart.slurm.doctor import batch_checks
 from headstart.slurm.doctor.batch_checks import BatchScript, Finding
 
@@ -71,7 +72,12 @@ def _examine_machine(script: BatchScript, params: Params, *, in_job: bool, by_ha
             findings, image_seconds = check_allocation(params, resources, sizes.weights)
             yield from findings
     except (OSError, NotImplementedError) as error:
-        yield Finding("error", "folder-not-writable", f"{error}: repair that, or set run.cache to another folder")
+        reason = (isinstance(error, OSError) and storage_message(error)) or f"{error}: repair that"
+        yield Finding("error", "folder-not-writable", f"{reason}, or set run.cache to another folder")
+    if not in_job:  # whoever submits a job is told before, and its time is not spent on this
+        from headstart.slurm.doctor.export_check import check_formats  # noqa: PLC0415
+
+        yield from check_formats(params)
     if by_hand and not in_job:
         device_findings = list(machine_checks.check_device(params))
         yield from device_findings
