@@ -35,7 +35,7 @@ from headstart.data.image_info import LabelledImage
 from headstart.data.names import is_wrapper, normalize_label, split_of
 from headstart.data.watched import WatchedFiles
 from headstart.images.decode import BadImageError
-from headstart.images.files import is_image_file, read_file, scan, walk
+from headstart.images.files import is_image_file, is_image_name, read_file, scan, walk
 
 TABLE_COLUMNS = ("path", "label", "split", "group")
 BREAKS = re.compile("[\0\r\n]")
