@@ -153,7 +153,13 @@ class ImageFolder(FileSource):
             return self._named_splits(where, names, self.split_folders)
         given = {name: split for name in names if (split := split_of(name))}
         others = [name for name in names if name not in given]
-        if not given and (shared := self._shared_names(top, names)):
+        shared = [] if given else self._shared_names(top, names)
+        if shared and all(map(split_of, shared)):
+            raise UserError(
+                f"{where}: the splits {some(shared)} lie in the class folders: put these into them ({shared[0]}/{names[0]}), "
+                "or set prepare.split_folders: {} to draw splits instead"
+            )
+        if shared:
             raise UserError(
                 f"{where}: {some(names, 3)} hold folders of the same names ({some(shared, 3)}), as splits do: say what "
                 f"each is by prepare.split_folders: {{{inline_yaml(names[0])}: train, …}}, or that all are classes by "
@@ -162,8 +168,8 @@ class ImageFolder(FileSource):
         if given and others:
             raise UserError(
                 f"{where}: {', '.join(given)} look like splits, but beside them lies {others[0]!r}, which does not "
-                f"({len(others)} such folders): keep either split folders or class folders there, or name all splits "
-                "in prepare.split_folders ({} if none is one)"
+                f"({len(others)} such folders): keep either split folders or class folders there and move others "
+                "elsewhere, or name all splits in prepare.split_folders ({} if none is one)"
             )
         if given and ("train" not in given.values() or len(set(given.values())) < len(given)):
             raise UserError(
@@ -206,7 +212,7 @@ class ImageFolder(FileSource):
         """Yield the images of all class folders in the folder ``inside``."""
         watched.check_folder(inside)
         folders, images = self._contents(inside)
-        where, names = self.root / inside, dict[str, str]()
+        where, names, joined = self.root / inside, dict[str, str](), list[str]()
         if images and not folders:
             _without_classes(where, images, split)
             return
@@ -217,11 +223,13 @@ class ImageFolder(FileSource):
             elif is_folder:
                 label = normalize_label(name)
                 if names.setdefault(label, name) != name:
-                    logger.info("%s: the folders %a and %a are one class", where, names[label], name)
+                    joined.append(f"{name!a} is {names[label]!a}")
                 yield from self._class(source, label, split, watched)
             # Other files beside the class folders, such as notes and lists, are common and no problem.
             elif is_image_name(name) or (self.root / source).is_symlink():
                 yield SourceItem(source, None, split, problem="lies in no class folder")
+        if joined:
+            logger.info("%s: one class each: %s", where, some(joined))
 
     def _class(self, inside: str, label: str, split: Split | None, watched: WatchedFiles) -> Iterator[SourceItem]:
         """Yield the images of a class folder."""
@@ -267,7 +275,7 @@ class CsvTable(FileSource):
         self.header = [name.casefold() if name.casefold() in TABLE_COLUMNS else name for name in header]
         missing = [column for column in ("path", "label") if column not in self.header]
         if missing:
-            columns = some(header)
+            columns = some(name if name.isprintable() else repr(name) for name in header) or "none"
             raise UserError(
                 f"{self.path}: no column {' and no column '.join(missing)} (the columns are {columns}): the first line "
                 "must name the columns, as in path,label"
@@ -320,38 +328,41 @@ class CsvTable(FileSource):
         split = split_of(row.get("split", ""))
         if row.get("split", "").strip() and split is None:
             raise UserError(f"{where}: unknown split {row['split']!r}; known: {', '.join(SPLITS)}")
-        source = self._locate(path)
+        source, is_there = self._locate(path)
         if source is None:
             advice = "write it relative to that folder, and move the image or prepare.path"
             raise UserError(f"{where}: {path} is not inside {self.root}, the folder that DVC watches: {advice}")
-        problem = None if os.path.lexists(self.root / source) else "there is no such file"
-        if problem is None and (self.root / source).is_dir():
+        if is_there and os.path.isdir(self._file(source)):  # noqa: PTH112  (a Path for each row takes longer)
             raise UserError(f"{where}: {path} is a folder: the column path must name files")
         metadata = tuple(row[column] for column in self.metadata_columns)
+        problem = None if is_there else "there is no such file"
         return SourceItem(source, label, split, group or None, metadata, problem)
 
-    def _locate(self, path: str) -> str | None:
-        """Return a path relative to the root: as it stands, or in the first other spelling that is there.
+    def _locate(self, path: str) -> tuple[str | None, bool]:
+        """Return a path relative to the root, and whether a file is there: as it stands, or in another spelling.
 
         None if it is not inside.
         """
         for spelling in _spellings(path):
             inside = self._inside(spelling)
-            if inside is not None and os.path.lexists(self.root / inside):
-                return inside
+            if inside is not None and os.path.lexists(self._file(inside)):
+                return inside, True
         elsewhere = "://" in path or PureWindowsPath(path.strip()).drive
-        return None if elsewhere else self._inside(path.strip())
+        return None if elsewhere else self._inside(path.strip()), False
+
+    def _file(self, inside: str) -> str:
+        return f"{self._roots[0]}/{inside}"
 
     def _inside(self, path: str) -> str | None:
         """Return a path relative to the root, None if it is outside; links are resolved only where that decides."""
         if "\0" in path:
             return None
         full = posixpath.normpath(posixpath.join(self._roots[0], path))
+        for root in self._roots:
+            if full.startswith(f"{root}/"):
+                return full[len(root) + 1 :]
         real = posixpath.join(_real_path(posixpath.dirname(full)), posixpath.basename(full))
-        for file, root in ((full, self._roots[0]), (full, self._roots[1]), (real, self._roots[1])):
-            if file.startswith(f"{root.rstrip('/')}/"):
-                return posixpath.relpath(file, root)
-        return None
+        return real[len(self._roots[1]) + 1 :] if real.startswith(f"{self._roots[1]}/") else None
 
     def _format(self) -> tuple[str, str]:
         """Return the encoding, and the character that separates values in the header."""
