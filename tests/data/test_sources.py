@@ -177,6 +177,10 @@ def test_split_folders_that_do_not_fit_are_refused(tmp_path: Path, named: dict[s
         (["train/cat/a", "Training/cat/b"], r"prepare\.split_folders: \{Training: train, train: train\}"),
         (["cat/a", "Test/b.jpg"], r"Test look like splits, but beside them lies 'cat'.*prepare\.split_folders"),
         (["train/1.jpg", "train/2.jpg", "test/3.jpg"], "train: 2 images and no class folder"),
+        (
+            ["cat/train/1", "cat/test/2", "dog/train/3", "dog/test/4"],
+            r"the splits test, train lie in the class .*test/cat",
+        ),
         (["1.jpg", "notes.txt"], "1 images and no class folder: .*csv:FILE"),
         (["\u200b/1.jpg", "cat/2.jpg"], "the name of the class folder .* is blank"),
     ],
@@ -186,7 +190,7 @@ def test_layouts_that_are_refused(tmp_path: Path, names: list[str], message: str
         list(ImageFolder(write(tmp_path, *names)).images())
 
 
-@pytest.mark.parametrize("inside", ["test", "test/test", "test/images"])
+@pytest.mark.parametrize("inside", ["test", "test/test"])
 def test_images_without_classes_are_no_training_data(
     tmp_path: Path, inside: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -218,7 +222,7 @@ def test_blanks_and_unicode_forms_make_no_classes(tmp_path: Path, caplog: pytest
         (names[2], "dog"),
         (names[3], "dog"),
     }
-    assert r"the folders 'cafe\u0301' and 'caf\xe9 ' are one class" in caplog.text
+    assert r"one class each: 'caf\xe9 ' is 'cafe\u0301', '\ufeffdog' is 'dog'" in caplog.text
 
 
 def table(root: Path, text: str, encoding: str = "utf-8-sig") -> CsvTable:

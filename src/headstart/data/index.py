@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
+from headstart.core.problems import some
 from headstart.data.dataset import SPLITS
 from headstart.data.image_info import PackedImage
 from headstart.data.sources import SourceItem
@@ -155,10 +156,10 @@ class Catalog:
                 f"prepare: the classes {shown} differ in case alone ({len(twins)} such): set prepare.label_case: fold "
                 "to make them one class, or keep to keep them apart"
             )
-        for *others, kept in twins if label_case == "fold" else ():
-            update = "UPDATE pictures SET label = ? WHERE label = ?"
-            self._database.executemany(update, [(kept, label) for label in others])
-            logger.info("the classes %s are one class with %r", ", ".join(map(repr, others)), kept)
+        if twins and label_case == "fold":
+            joined = [(labels[-1], label) for labels in twins for label in labels[:-1]]
+            self._database.executemany("UPDATE pictures SET label = ? WHERE label = ?", joined)
+            logger.info("one class each: %s", some(f"{label!r} is {kept!r}" for kept, label in joined))
 
     def check_groups(self) -> None:
         """Raise UserError if a group is in two of the splits that the source assigns."""

@@ -4,23 +4,17 @@ A new source is a class with what ``Source`` lists, and a case in ``open_source`
 ``prepare.source`` in ``config.schema``. scikit-learn and torchvision are imported only by the sources that use them.
 """
 
-import codecs
-import csv
 import difflib
-import functools
 import inspect
 import logging
-import os
 import posixpath
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import Image
@@ -32,7 +26,8 @@ from headstart.core.paths import cache_folder
 from headstart.core.problems import some
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Split
 from headstart.data.image_info import LabelledImage
-from headstart.data.names import is_wrapper, normalize_label, split_of
+from headstart.data.names import normalize_label, split_of
+from headstart.data.tables import FolderPaths, TableFile
 from headstart.data.watched import WatchedFiles
 from headstart.images.decode import BadImageError
 from headstart.images.files import is_image_file, is_image_name, read_file, scan, walk
@@ -139,7 +134,7 @@ class ImageFolder(FileSource):
             return inside
         below = posixpath.join(inside, folders[0])
         if split is not None:
-            passes = split_of(folders[0]) == split or is_wrapper(folders[0])
+            passes = split_of(folders[0]) == split
         else:  # one class alone is no data set
             is_split = bool(split_of(folders[0])) if self.split_folders is None else folders[0] in self.split_folders
             inner, images = self._contents(below)
@@ -153,7 +148,13 @@ class ImageFolder(FileSource):
             return self._named_splits(where, names, self.split_folders)
         given = {name: split for name in names if (split := split_of(name))}
         others = [name for name in names if name not in given]
-        if not given and (shared := self._shared_names(top, names)):
+        shared = [] if given else self._shared_names(top, names)
+        if shared and all(map(split_of, shared)):
+            raise UserError(
+                f"{where}: the splits {some(shared)} lie in the class folders: put these into them "
+                f"({shared[0]}/{names[0]}), or set prepare.split_folders: {{}} to draw splits instead"
+            )
+        if shared:
             raise UserError(
                 f"{where}: {some(names, 3)} hold folders of the same names ({some(shared, 3)}), as splits do: say what "
                 f"each is by prepare.split_folders: {{{inline_yaml(names[0])}: train, …}}, or that all are classes by "
@@ -162,8 +163,8 @@ class ImageFolder(FileSource):
         if given and others:
             raise UserError(
                 f"{where}: {', '.join(given)} look like splits, but beside them lies {others[0]!r}, which does not "
-                f"({len(others)} such folders): keep either split folders or class folders there, or name all splits "
-                "in prepare.split_folders ({} if none is one)"
+                f"({len(others)} such folders): keep either split folders or class folders there and move others "
+                "elsewhere, or name all splits in prepare.split_folders ({} if none is one)"
             )
         if given and ("train" not in given.values() or len(set(given.values())) < len(given)):
             raise UserError(
@@ -206,7 +207,7 @@ class ImageFolder(FileSource):
         """Yield the images of all class folders in the folder ``inside``."""
         watched.check_folder(inside)
         folders, images = self._contents(inside)
-        where, names = self.root / inside, dict[str, str]()
+        where, names, joined = self.root / inside, dict[str, str](), list[str]()
         if images and not folders:
             _without_classes(where, images, split)
             return
@@ -217,11 +218,13 @@ class ImageFolder(FileSource):
             elif is_folder:
                 label = normalize_label(name)
                 if names.setdefault(label, name) != name:
-                    logger.info("%s: the folders %a and %a are one class", where, names[label], name)
+                    joined.append(f"{name!a} is {names[label]!a}")
                 yield from self._class(source, label, split, watched)
             # Other files beside the class folders, such as notes and lists, are common and no problem.
             elif is_image_file(self.root / source) or (self.root / source).is_symlink():
                 yield SourceItem(source, None, split, problem="lies in no class folder")
+        if joined:
+            logger.info("%s: one class each: %s", where, some(joined))
 
     def _class(self, inside: str, label: str, split: Split | None, watched: WatchedFiles) -> Iterator[SourceItem]:
         """Yield the images of a class folder."""
@@ -257,17 +260,16 @@ class CsvTable(FileSource):
     def __init__(self, root: Path, name: str) -> None:
         """Read the header; raises UserError if the file or a column is missing."""
         super().__init__(root)
-        self._roots = os.path.abspath(root), os.path.realpath(root)  # noqa: PTH100  (links in it are kept)
-        inside = self._inside(name)
+        self._paths = FolderPaths(root)
+        inside = self._paths.inside(name)
         if inside is None:
             raise UserError(f"prepare.source: {name} is not inside {root}, the folder that DVC watches: move it there")
-        self.path, self._name = root / inside, inside
-        self._encoding, self._delimiter = self._format()
-        header = [name.strip() for name in next(self._lines(), (0, []))[1]]
+        self.path, self._name, self._file = root / inside, inside, TableFile(root / inside)
+        header = [name.strip() for name in next(self._file.rows(), (0, []))[1]]
         self.header = [name.casefold() if name.casefold() in TABLE_COLUMNS else name for name in header]
         missing = [column for column in ("path", "label") if column not in self.header]
         if missing:
-            columns = some(header)
+            columns = some(name if name.isprintable() else repr(name) for name in header) or "none"
             raise UserError(
                 f"{self.path}: no column {' and no column '.join(missing)} (the columns are {columns}): the first line "
                 "must name the columns, as in path,label"
@@ -286,7 +288,7 @@ class CsvTable(FileSource):
         """Yield the images; raises UserError that names the line that is wrong."""
         watched = WatchedFiles(self.root)
         watched.check(self._name)
-        lines = self._lines()
+        lines = self._file.rows()
         next(lines)
         has_splits: bool | None = None
         rows, absent, first = 0, 0, ""
@@ -320,106 +322,15 @@ class CsvTable(FileSource):
         split = split_of(row.get("split", ""))
         if row.get("split", "").strip() and split is None:
             raise UserError(f"{where}: unknown split {row['split']!r}; known: {', '.join(SPLITS)}")
-        source = self._locate(path)
+        source, is_there = self._paths.locate(path)
         if source is None:
             advice = "write it relative to that folder, and move the image or prepare.path"
             raise UserError(f"{where}: {path} is not inside {self.root}, the folder that DVC watches: {advice}")
-        problem = None if os.path.lexists(self.root / source) else "there is no such file"
-        if problem is None and (self.root / source).is_dir():
+        if is_there and self._paths.is_folder(source):
             raise UserError(f"{where}: {path} is a folder: the column path must name files")
         metadata = tuple(row[column] for column in self.metadata_columns)
+        problem = None if is_there else "there is no such file"
         return SourceItem(source, label, split, group or None, metadata, problem)
-
-    def _locate(self, path: str) -> str | None:
-        """Return a path relative to the root: as it stands, or in the first other spelling that is there.
-
-        None if it is not inside.
-        """
-        for spelling in _spellings(path):
-            inside = self._inside(spelling)
-            if inside is not None and os.path.lexists(self.root / inside):
-                return inside
-        elsewhere = "://" in path or PureWindowsPath(path.strip()).drive
-        return None if elsewhere else self._inside(path.strip())
-
-    def _inside(self, path: str) -> str | None:
-        """Return a path relative to the root, None if it is outside; links are resolved only where that decides."""
-        if "\0" in path:
-            return None
-        full = posixpath.normpath(posixpath.join(self._roots[0], path))
-        real = posixpath.join(_real_path(posixpath.dirname(full)), posixpath.basename(full))
-        for file, root in ((full, self._roots[0]), (full, self._roots[1]), (real, self._roots[1])):
-            if file.startswith(f"{root.rstrip('/')}/"):
-                return posixpath.relpath(file, root)
-        return None
-
-    def _format(self) -> tuple[str, str]:
-        """Return the encoding, and the character that separates values in the header."""
-        if not self.path.is_file():
-            what = "is no file" if self.path.exists() else "does not exist"
-            raise UserError(f"prepare.source: {self.path} {what} (the file's name is relative to prepare.path)")
-        with self.path.open("rb") as file:
-            start = file.read(2)
-        # UTF-16 with its byte order mark; or without, where every second byte of the ASCII header is 0.
-        utf16 = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-        nul = {1: "utf-16-le", 0: "utf-16-be"}.get(start.find(b"\0"), "utf-8-sig")
-        encoding = utf16.get(start, nul)
-        with self._errors(), self.path.open(encoding=encoding) as text:
-            header = next(filter(str.strip, text), "").rstrip("\n")
-            columns = {each: next(csv.reader([header], delimiter=each), []) for each in ",;\t|"}
-        if header.lower().startswith("sep="):  # Excel's way to name it
-            return encoding, header[4:5] or ","
-        matches = (each for each, names in columns.items() if {"path", "label"} <= {*map(_plain, names)})
-        return encoding, next(matches, ",")
-
-    def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the table's rows with the numbers of their first lines; rows without a value are skipped."""
-        number = 1
-        with self._errors(), self.path.open(newline="", encoding=self._encoding) as file:
-            reader = csv.reader(file, delimiter=self._delimiter, strict=True, skipinitialspace=True)
-            try:
-                for values in reader:
-                    if any(map(str.strip, values)) and not (number == 1 and values[0].lower().startswith("sep=")):
-                        yield number, values
-                    number = reader.line_num + 1
-            except csv.Error as error:
-                raise UserError(
-                    f"{self.path}, line {number}: is a quote opened there and not closed? ({error})"
-                ) from error
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn what reading raises into UserError."""
-        try:
-            yield
-        except (OSError, UnicodeError, csv.Error) as error:
-            raise UserError(
-                f"{self.path} is not a CSV table in UTF-8: {error}. Save it as that (in a spreadsheet: CSV UTF-8)"
-            ) from error
-
-
-def _spellings(path: str) -> Iterator[str]:
-    """Yield ways to read a path of a table, first as it stands.
-
-    Then without blanks around it and from a ``file:`` URL, with slashes for backslashes, relative to the working
-    directory, and in both of Unicode's forms.
-    """
-    yield path
-    plain = path.strip()
-    if plain.startswith("file:"):
-        plain = unquote(urlsplit(plain).path)
-    slashes = plain.replace("\\", "/")
-    yield from (plain, slashes, os.path.abspath(slashes))  # noqa: PTH100  (links are kept)
-    yield from (unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
-
-
-@functools.lru_cache(maxsize=4096)
-def _real_path(folder: str) -> str:
-    return os.path.realpath(folder)
-
-
-def _plain(column: str) -> str:
-    return column.strip().casefold()
 
 
 class Digits(Source):
