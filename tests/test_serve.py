@@ -121,6 +121,7 @@ BROKEN = encoded(0)[:1000]
         (b"", "the file is empty"),
         (b"no image", "not an image that Pillow can read"),
         (BROKEN, "damaged"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "start the service with --heic"),
         (encoded(0, (400, 300)), "400 x 300 pixels are more than 90000"),
     ],
 )
