@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import shlex
+import shutil
 import subprocess
 import sys
 import termios
@@ -232,3 +233,37 @@ def test_predicting_loads_the_base_install_alone(start: str, further: list[str])
     *_, answer, loaded = done.stdout.splitlines()
     assert any(label in answer for label in CLASSES)
     assert loaded == str(sorted(["PIL", *further, "headstart", "numpy", "onnxruntime"]))
+
+
+def test_the_content_decides_in_a_folder_as_it_does_for_a_file(folder: Path) -> None:
+    odd = folder / "odd"
+    odd.mkdir()
+    image = folder / ALL[2]
+    for name in ("a.jfif", "b.jpe", "c", "d.apng", "e.img", "f.jpg.1"):
+        shutil.copy(image, odd / name)
+    Image.open(image).save(odd / "g.pbm", "PPM")
+    Image.open(image).save(odd / "h.tga")
+    Image.open(image).save(odd / "i.j2k")
+    (odd / "slice").write_bytes(bytes(128) + b"DICM")
+    for name in ("notes.txt", "list.csv", "paper.pdf"):
+        (odd / name).write_bytes(b"%PDF-1.7" if name == "paper.pdf" else b"words")
+    (odd / "broken.jpg").write_bytes(image.read_bytes()[:600])
+    done = headstart("predict", "export", "odd")
+    found = {row["picture"]: row for row in rows(done.stdout)}
+    named = "a.jfif b.jpe broken.jpg c d.apng e.img f.jpg.1 g.pbm h.tga i.j2k slice"
+    assert list(found) == [f"odd/{name}" for name in named.split()]
+    assert done.stderr.splitlines()[1:] == ["passed over: 2 text, 1 PDF"]
+    assert {name for name, row in found.items() if row["error"]} == {"odd/broken.jpg", "odd/slice"}
+    singly = {row["picture"]: row for row in rows(headstart("predict", "export", *found).stdout)}
+    assert {name: row["label"] for name, row in singly.items()} == {name: row["label"] for name, row in found.items()}
+    assert rows(headstart("predict", "export", "odd/notes.txt").stdout)[0]["error"].startswith("text, not an image")
+
+
+def test_the_limits_can_be_moved(tmp_path: Path) -> None:
+    Image.new("RGB", (60, 2)).save(tmp_path / "line.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "scan.png")
+    found = rows(headstart("predict", "export", str(tmp_path), "--max-pixels", "1599").stdout)
+    assert "60 x 2 pixels: longer than 20 times its width" in found[0]["error"]
+    assert "40 x 40 pixels are more than 1599: " in found[1]["error"]
+    done = headstart("predict", "export", str(tmp_path), "--max-pixels", "1600", "--max-aspect-ratio", "30")
+    assert [row["error"] for row in rows(done.stdout)] == ["", ""]

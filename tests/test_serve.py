@@ -92,6 +92,26 @@ def test_what_it_says_of_itself(client: httpx.Client) -> None:
     assert client.get("/predict").status_code == 405
 
 
+def test_a_forms_other_fields_are_ignored(client: httpx.Client, folder: Path) -> None:
+    image = encoded(1)
+    expected = [as_json(Predictor(folder, threads=1), image, "a.png")]
+    fields = {"user": "me", "note": "x" * 50_000, "json": '{"a": 1}'}
+    for files in ([("image", ("a.png", image))], [("other", ("", b"")), ("file", ("a.png", image))]):
+        answer = client.post("/predict", data=fields, files=files)
+        assert (answer.status_code, answer.json()) == (200, expected)
+
+
+@pytest.mark.parametrize("disposition", ['name="file"', "name=\"file\"; filename*=utf-8''gr%C3%B6%C3%9Fe.png"])
+def test_a_file_may_come_without_a_name_that_the_parser_knows(
+    client: httpx.Client, folder: Path, disposition: str
+) -> None:
+    """As `curl -F 'file=<a.png'` sends it, and clients that encode names as RFC 5987 does."""
+    image = encoded(1)
+    body = f"--b\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + image + b"\r\n--b--\r\n"
+    answer = post(client, body, "multipart/form-data; boundary=b")
+    assert (answer.status_code, answer.json()) == (200, [as_json(Predictor(folder, threads=1), image)])
+
+
 BROKEN = encoded(0)[:1000]
 
 
@@ -101,6 +121,7 @@ BROKEN = encoded(0)[:1000]
         (b"", "the file is empty"),
         (b"no image", "not an image that Pillow can read"),
         (BROKEN, "damaged"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "start the service with --heic"),
         (encoded(0, (400, 300)), "400 x 300 pixels are more than 90000"),
     ],
 )
@@ -140,7 +161,14 @@ def test_a_body_that_is_too_large_is_refused_announced_or_not(client: httpx.Clie
         ({"content": b"--b--\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, "no file"),
         ({"content": b"??", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, ""),
         ({"content": b"??", "headers": {"Content-Type": "multipart/form-data"}}, 400, "boundary"),
-        ({"content": b"{}", "headers": {"Content-Type": "application/json"}}, 415, "image/*"),
+        (
+            {"content": b"{}", "headers": {"Content-Type": "application/json"}},
+            415,
+            "application/json is not read: ",
+        ),
+        ({"data": {"image": "/9j/4AAQSkZJ"}}, 415, "application/x-www-form-urlencoded is not read: send"),
+        ({"data": {f"f{i}": "x" for i in range(101)}, "files": {"file": b"x"}}, 400, "Maximum number of fields is 100"),
+        ({"files": {"file": ("", b"")}, "data": {"a": "b"}}, 400, "no file, only fields of text"),
         ({"content": b"an image"}, 415, "multipart/form-data"),
     ],
 )

@@ -10,6 +10,7 @@ from headstart.data.dataset import MANIFEST_COLUMNS, PreparedDataset, Split, man
 from headstart.data_checks import tables
 from headstart.data_checks.tables import check_features, check_images, class_imbalance
 from headstart.features.cache import write_features
+from headstart.images.decode import Note
 from helpers.images import write_prepared
 
 IMAGE_QUALITY, DUPLICATES, LABELS = Path("image_quality.csv"), Path("duplicates.csv"), Path("labels.csv")
@@ -98,6 +99,23 @@ def test_tiny_and_blank_images_are_listed_and_sizes_that_vary_are_said(
     ]
     assert any("1 images are tiny, 1 are blank" in message for message in caplog.messages)
     assert any("the short sides vary: 10 to 3000 pixels" in message for message in caplog.messages)
+
+
+def test_what_was_noted_when_images_were_decoded_is_listed_and_said(
+    prepared: PreparedDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes = [(row, Note("few_bits", "12 of 16")) for row in (2, 4)] + [(6, Note("unused_bands", "1 of 4"))]
+    found = check_images(IMAGE_QUALITY, prepared.folder, 240, 32, notes)
+    assert found["odd_pictures"] == {"tiny": 0, "blank": 0, "few_bits": 2, "unused_bands": 1}
+    table = read_table(IMAGE_QUALITY)
+    assert [(row["row"], row["problem"], row["value"]) for row in table] == [
+        ("2", "few_bits", "12 of 16"),
+        ("4", "few_bits", "12 of 16"),
+        ("6", "unused_bands", "1 of 4"),
+    ]
+    first = table[0]["source"]
+    assert f"2 images hold few of their bits, such as {first} 12 of 16: they become nearly black" in caplog.text
+    assert f"1 images have bands that are not used, such as {table[2]['source']} 1 of 4" in caplog.text
 
 
 def test_uneven_classes_are_said(caplog: pytest.LogCaptureFixture) -> None:

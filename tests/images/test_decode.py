@@ -267,6 +267,9 @@ def test_a_tiffs_last_band_that_is_no_transparency_is_refused(extra: list[int] |
         if extra != [999] or pixels.dtype == np.uint8:
             with pytest.raises(BadImageError, match="its last band is no transparency"):
                 decode(tiff(pixels, photometric=2, extra=extra))
+    if extra != [999]:  # 12 bits of 16 in each band
+        with pytest.raises(BadImageError, match="its last band is no transparency"):
+            decode(tiff(np.dstack([RGB, NOISE]).astype(np.uint16) * 16, photometric=2, extra=extra))
     for mask in (DISC, SMOOTH, np.full_like(DISC, 255), np.full_like(DISC, 128), np.zeros_like(DISC)):
         assert NOTE not in decode(tiff(np.dstack([RGB, mask]), photometric=2, extra=extra)).info
 
@@ -276,7 +279,7 @@ def test_other_bands_are_noted() -> None:
         tiff(np.dstack([RGB, NOISE]), photometric=2, extra=[0]): ("unused_bands", "1 of 4"),
         tiff(np.dstack([RGB, NOISE, NOISE]), photometric=2, extra=[0, 0]): ("unused_bands", "2 of 5"),
         tiff(np.dstack([NOISE, NOISE.T]), extra=[0]): ("unused_bands", "1 of 2"),
-        encoded(Image.fromarray(np.dstack([RGB, NOISE]))): ("odd_transparency", "varies like a photograph"),
+        encoded(Image.fromarray(np.dstack([RGB, NOISE]))): ("odd_transparency", "not a mask's values"),
         encoded(Image.fromarray(np.dstack([RGB, DISC]))): None,
         encoded(Image.fromarray(np.dstack([RGB, SMOOTH]))): None,
     }

@@ -29,7 +29,9 @@ from headstart.data import packing
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, PreparedDataset, manifest_rows, read_labels
 from headstart.data.image_info import LabelledImage, content_sha256, info_of
 from headstart.data.loader import Normalize, evaluation_pixels
+from headstart.data.sources import ImageFolder
 from headstart.data.transforms import evaluation_transform
+from headstart.export.parity import compare_preprocessing
 from headstart.stages import prepare
 from helpers.damaged import make_damaged
 from helpers.waiting import wait_for_workers
@@ -516,3 +518,54 @@ def test_size_and_appearance_are_recorded_and_tiny_or_blank_images_listed() -> N
     report = read_json(Path("reports/prepare.json"))
     assert report["odd_pictures"] == {"tiny": 0, "blank": 1}
     assert report["class_imbalance"] >= 1
+
+
+def test_values_that_become_nearly_black_are_said_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    """Twelve bits in sixteen: said of new images, and of those that an earlier run packed."""
+    draw_classes(each=12)
+    pixels = np.random.default_rng(0).integers(0, 4096, (20, 30)).astype(np.uint16)
+    Image.fromarray(pixels).save("images/a/deep.tif")
+    prepare.run(params())
+    assert read_json(Path("reports/prepare.json"))["odd_pictures"]["few_bits"] == 1
+    draw("images/b/new.png", 99)
+    caplog.clear()
+    prepare.run(params())
+    assert read_json(Path("reports/prepare.json"))["decoded"] == 1
+    assert "1 images hold few of their bits, such as a/deep.tif 12 of 16" in caplog.text
+    (odd,) = [row for row in read_table(paths.ODD_IMAGES) if row["problem"] == "few_bits"]
+    assert (odd["source"], odd["value"]) == ("a/deep.tif", "12 of 16")
+    Path("images/a/deep.tif").unlink()
+    prepare.run(params())
+    assert not (PREPARED / "notes.json").exists()  # a store without notes is what it was before there were any
+
+
+def test_scans_and_lines_of_text_are_taken_where_the_limits_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # Pillow refuses twice as many
+    draw_classes(each=12)
+    draw("images/a/line.png", 1, (700, 7))
+    draw("images/b/scan.png", 2, (100, 100))
+    with pytest.raises(UserError) as raised:
+        prepare.run(params(max_pixels=6000))
+    said = str(raised.value)
+    assert "line.png: 700 x 7 pixels: longer than 20 times its width: if that is right, raise prepare.max_asp" in said
+    assert (
+        "scan.png: Image size (10000 pixels) exceeds limit of 6000 pixels: a decompression bomb, or raise pre" in said
+    )
+    limits = {"max_aspect_ratio": 100.0, "max_pixels": 10_000}
+    prepare.run(params(**limits))
+    rows = {row["source"]: (row["width"], row["height"]) for row in manifest_rows()}
+    assert rows["a/line.png"] == ("700", "7")
+    assert rows["b/scan.png"] == ("100", "100")
+    # The export reads the files once more.
+    compared = compare_preprocessing(ImageFolder(Path("images")), PreparedDataset.open(), np.arange(len(rows)))
+    assert compared["pictures"] == len(rows)
+    with pytest.raises(UserError, match=r"1 bad images:\n  b/scan\.png: 100 x 100 pixels are more than 9999"):
+        prepare.run(params(**limits | {"max_pixels": 9999}))  # though it is packed already
+
+
+def test_an_image_too_narrow_to_be_stored_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_classes(each=12)
+    draw("images/a/thread.png", 1, (1000, 1))
+    monkeypatch.setattr(packing, "LONGEST_SIDE", 10_000)  # 65,535 is beyond such small images
+    with pytest.raises(UserError, match=r"thread\.png: 1000 x 1 pixels: too narrow to be stored"):
+        prepare.run(params(max_aspect_ratio=1000.0))

@@ -41,7 +41,7 @@ SIDE_RATIO_LOGGED = 4
 NOTED_PROBLEMS = {
     "few_bits": "hold few of their bits, such as %s %s: they become nearly black; scale them to the full range",
     "unused_bands": "have bands that are not used, such as %s %s: save those that the model is to see as grey or RGB",
-    "odd_transparency": "may have no transparency but another band, such as of %s, which %s: if so, save RGB alone",
+    "odd_transparency": "may have another band for transparency, such as %s with %s: if so, save RGB alone",
 }
 """The problems of ``Note``, with what the log says of an example, its value and the table."""
 

@@ -24,6 +24,8 @@ FEW_BITS = 14
 MASK_SHARE = 0.25
 """The two commonest values of a transparency mask are at least this share of it: 0.39 was the lowest of 5,000 icons;
 of 405 photographs' red bands, which stand for infrared ones, 8 % had more than 0.25."""
+MASK_TRACE = 32
+"""A mask that has no more than this of 255 anywhere shows nothing; it is what 12 bits of infrared in 16 become."""
 MASK_STEP = 2.0
 """Mean difference of neighbouring values below which a band is a smooth gradient, as a soft mask may be."""
 NOTE = "headstart_note"
@@ -120,7 +122,7 @@ def decode(content: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     with _bad_image_errors(content, limits):
         image = _open(content, limits)
         # Whether a band has 16 bits, of which Pillow keeps 8 where there are several bands.
-        deep = any(way in str(image.tile[:1]) for way in (";16", ", 65535"))
+        deep = bool(image.tile) and any(way in str(image.tile[0][3]) for way in (";16", ", 65535"))
         image.load()
         note = _note(image, deep=deep)
         ImageOps.exif_transpose(image, in_place=True)
@@ -211,7 +213,14 @@ def _open_heic(content: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
 
 def _note(image: Image.Image, *, deep: bool) -> Note | None:
     """Look at an opened image's values; ``deep``: each band had 16 bits. Raises BadImageError for a wrong last band."""
-    bands = image.getbands()
+    bands, tags = image.getbands(), getattr(image, "tag_v2", {})
+    if bands[-1] == "A" and not _is_mask(image.getchannel("A")):
+        if tags:
+            raise BadImageError(
+                "its last band is no transparency, though the file says or implies it (infrared?): save the bands that "
+                "the model is to see as grey or RGB; or as PNG, where a last band is transparency by definition"
+            )
+        return Note("odd_transparency", "not a mask's values")
     if image.mode in SIXTEEN_BIT_MODES:
         highest = int(np.asarray(image).max())
     else:
@@ -219,21 +228,15 @@ def _note(image: Image.Image, *, deep: bool) -> Note | None:
         highest = 256 * int(np.max(ends)) + 255 if ends else 0
     if 0 < highest < 2**FEW_BITS:
         return Note("few_bits", f"{highest.bit_length()} of 16")
-    tags = getattr(image, "tag_v2", {})
-    if bands[-1] == "A" and not _is_mask(image.getchannel("A")):
-        if tags:
-            raise BadImageError(
-                "its last band is no transparency, though the file says or implies it (infrared?): save the bands that "
-                "the model is to see as grey or RGB; or as PNG, where a last band is transparency by definition"
-            )
-        return Note("odd_transparency", "varies like a photograph")
     if tags.get(277, 1) > len(bands):
         return Note("unused_bands", f"{tags[277] - len(bands)} of {tags[277]}")
     return None
 
 
 def _is_mask(band: Image.Image) -> bool:
-    """Whether a band may be transparency: large areas of one value, or smooth."""
+    """Whether a band may be transparency: large areas of one value, or smooth, and somewhere more than a trace."""
+    if 0 < band.getextrema()[1] < MASK_TRACE:  # type: ignore[operator]
+        return False
     if sum(sorted(band.histogram())[-2:]) >= MASK_SHARE * band.width * band.height:
         return True
     values = np.asarray(band).astype(np.int16)
@@ -249,7 +252,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in SIXTEEN_BIT_MODES:  # Pillow's own conversion clips them at 255
         values = np.asarray(image).astype(np.int64)
         tags = getattr(image, "tag_v2", {})
-        bits, signed = tags.get(258, (32,))[0], tags.get(339, (2,))[0] == 2
+        bits, signed = tags.get(258, (32,))[0], not tags or tags.get(339, (1,))[0] == 2
         if bits == 32 and not signed:
             values &= 0xFFFFFFFF  # Pillow reads them as signed
         if values.min() < 0 or values.max() > 65535:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 HEAD_BYTES = 1024
 """What ``recognise`` looks at."""
@@ -50,11 +49,15 @@ _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"FUJIFILMCCD-RAW", Kind("camera raw (Fujifilm RAF)", _RAW, is_image=True)),
     *((0, start, Kind("camera raw (Olympus ORF)", _RAW, is_image=True)) for start in (b"IIRO", b"IIRS", b"MMOR")),
     (0, b"IIU\0", Kind("camera raw (Panasonic RW2)", _RAW, is_image=True)),
+    (6, b"HEAPCCDR", Kind("camera raw (Canon CRW)", _RAW, is_image=True)),
+    (8, b"IIII", Kind("camera raw (Phase One IIQ)", _RAW, is_image=True)),
     (0, b"FOVb", Kind("camera raw (Sigma X3F)", _RAW, is_image=True)),
     (0, b"\0MRM", Kind("camera raw (Minolta MRW)", _RAW, is_image=True)),
     (0, b"\x76\x2f\x31\x01", Kind("OpenEXR", _CONVERT, is_image=True)),
     (0, b"#?RADIANCE", Kind("Radiance HDR", _CONVERT, is_image=True)),
     (0, b"#?RGBE", Kind("Radiance HDR", _CONVERT, is_image=True)),
+    (0, b"II\xbc", Kind("JPEG XR", _CONVERT, is_image=True)),
+    (0, b"BPG\xfb", Kind("BPG", _CONVERT, is_image=True)),
     (0, b"gimp xcf", Kind("GIMP XCF", _CONVERT, is_image=True)),
     (0, b"AT&TFORM", Kind("DjVu", _PAGE)),
     (0, b"%PDF-", Kind("PDF", _PAGE)),
@@ -66,7 +69,7 @@ _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
     (8, b"AVI LIST", _VIDEO),
     *((0, start, _AUDIO) for start in (b"ID3", b"OggS", b"fLaC")),
     (8, b"WAVE", _AUDIO),
-    (0, b"PK\x03\x04", Kind("archive (zip, or an office document)", "unpack it")),
+    (0, b"PK\x03\x04", Kind("zip archive or office document", "unpack it")),
     *((0, start, _ARCHIVE) for start in (b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"BZh", b"\xfd7zXZ\0")),
     *((at, start, _ARCHIVE) for at, start in ((0, b"\x28\xb5\x2f\xfd"), (257, b"ustar"))),
     (0, b"\x89HDF\r\n\x1a\n", Kind("HDF5 or netCDF", _ARRAY)),
@@ -82,6 +85,7 @@ _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"ZISRAWFILE", Kind("Zeiss CZI", _ARRAY)),
     (0, b"PAR1", Kind("Parquet", "write its images as files")),
     (0, b"ARROW1", Kind("Arrow", "write its images as files")),
+    *((0, b"\x80" + bytes([version]) + b"\x95", Kind("Python pickle", _REMOVE)) for version in (4, 5)),
     (0, b"SQLite format 3", Kind("SQLite", "write its images as files")),
     *((0, b"\0\x05\x16" + last, Kind("macOS AppleDouble", _REMOVE)) for last in (b"\x07", b"\0")),
     (0, b"L\0\0\0\x01\x14\x02\0", Kind("Windows shortcut", "copy the file that it points to")),
@@ -99,7 +103,7 @@ _TEXTS: tuple[tuple[str, Kind], ...] = (
     (r"(md5: \w+\n)?(outs|deps):\n- (md5|etag|path|hash)", Kind("DVC pointer", "run `dvc pull`")),
     (r"<svg|<\?xml[\s\S]*<svg", Kind("SVG", "draw it as PNG")),
     (r"(?i)<!doctype html|<html|<head|<body|<script|<br", Kind("HTML page", _FETCH)),
-    (r"(?i)<\?xml[\s\S]*<error|HTTP/1", Kind("a server's answer", _FETCH)),
+    (r"(?i)<\?xml[\s\S]*<error|HTTP/1", Kind("server's answer", _FETCH)),
     (r"<\?xml|<\w+>", Kind("XML", _REFETCH)),
     (r'[{\[]\s*["{\[\d\]}]', Kind("JSON", _REFETCH)),
     (r"data:image/|/9j/4|iVBORw0KGgo|R0lGOD|UklGR", Kind("base64 text", "decode it to a file")),
@@ -118,7 +122,7 @@ def recognise(content: bytes) -> Kind | None:
         if head.startswith(signature, at):
             return kind
     if head and not any(head):
-        return Kind("only zero bytes", _FETCH)
+        return Kind("zero bytes", _FETCH)
     return None if _TEXT_IMAGES.match(head) else _of_text(head)
 
 
@@ -167,6 +171,8 @@ def describe_tiff(content: bytes) -> str | None:
     """Return what a TIFF's tags say of its pixels; None where it is no TIFF, or damaged."""
     if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return None
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2  # noqa: PLC0415  (only such files need it)
+
     with contextlib.suppress(Exception):  # Pillow's parser raises anything for damaged tags
         tags = ImageFileDirectory_v2(content[: 16 if b"+" in content[:4] else 8])
         file = io.BytesIO(content)
