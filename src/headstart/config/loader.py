@@ -28,9 +28,11 @@ def load_params(path: Path, *, partial: bool = False) -> Params:
 def read_sections(path: Path) -> dict[str, Any]:
     """Read a file of params, complete or not, without checking its keys; raises UserError if it has no sections."""
     try:
-        content = YAML(typ="safe").load(path)
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8-sig"))  # as DVC, and with what Notepad adds
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run this in the project's folder") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not YAML in UTF-8 ({error}): save it in that encoding") from error
     except YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):

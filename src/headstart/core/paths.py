@@ -57,6 +57,7 @@ STOPPED = STATE / "stopped.json"
 REQUEUES = STATE / "requeues.json"
 HEARTBEATS = STATE / "ranks"
 BATCH_HEARTBEAT = HEARTBEATS / "batch.json"
+LAUNCH_SCRIPT = Path("slurm/launch.sh")
 DVC_RWLOCK = Path(".dvc/tmp/rwlock")
 
 
