@@ -44,6 +44,24 @@ def test_git_and_dvc_take_the_project_as_it_is(tmp_path: Path, monkeypatch: pyte
     assert load_params(project / "params.yaml").prepare.source == "digits"
 
 
+def test_a_clone_of_windows_git_has_the_same_bytes_and_starts_its_stages(tmp_path: Path) -> None:
+    project, clone = tmp_path / "mein Projekt ä", tmp_path / "the clone"
+    lay_out(project)
+    (project / "data" / "raw" / "labels.csv").write_bytes(b"path,label\r\n")
+    output("git", "add", "-A", "-f", cwd=project)
+    output("git", "commit", "-qm", "start", cwd=project)
+    output("git", "clone", "-q", "-c", "core.autocrlf=true", str(project), str(clone), cwd=tmp_path)
+    tracked = [*template(), "data/raw/labels.csv"]
+    assert {name: (clone / name).read_bytes() for name in tracked} == {
+        name: (project / name).read_bytes() for name in tracked
+    }
+    assert "usage" in output("sh", "slurm/launch.sh", "doctor", "--help", cwd=clone).lower()
+    script = clone / "slurm" / "launch.sh"
+    script.write_bytes(script.read_bytes().replace(b"\n", b"\r\n"))  # an editor's
+    output("git", "add", "-A", cwd=clone)
+    assert output("git", "diff", "--cached", "--stat", cwd=clone) == ""
+
+
 def test_it_is_this_repositorys_pipeline(tmp_path: Path) -> None:
     lay_out(tmp_path)
     tracked = output("git", "ls-files", cwd=ROOT).splitlines()

@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from headstart.config.completion import complete_params
-from headstart.config.loader import load_params
+from headstart.config.loader import load_params, parse_params
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
 
@@ -72,6 +72,26 @@ def test_missing_keys_come_back_where_they_were_with_their_comments(path: Path, 
     assert path.read_text(encoding="utf-8") == COMMITTED
     assert [change.split()[0] for change in changes] == ["added"] * len(changes)
     assert complete_params(path) == []
+
+
+@pytest.mark.parametrize(("mark", "newline"), [(b"\xef\xbb\xbf", b"\n"), (b"", b"\r\n"), (b"\xef\xbb\xbf", b"\r\n")])
+def test_what_windows_editors_write_is_read_and_stays(path: Path, mark: bytes, newline: bytes) -> None:
+    whole = mark + COMMITTED.encode().replace(b"\n", newline)
+    path.write_bytes(whole)
+    assert load_params(path) == parse_params(YAML(typ="safe").load(COMMITTED))
+    assert complete_params(path) == []
+    seed = next(line for line in whole.splitlines(keepends=True) if line.startswith(b"  seed:"))
+    path.write_bytes(whole.replace(seed, b"", 1))
+    assert complete_params(path) == ["added backbone.seed: 0"]
+    assert path.read_bytes().startswith(mark)
+    assert path.read_bytes().count(newline) == path.read_bytes().count(b"\n")
+
+
+def test_another_encoding_is_named(path: Path) -> None:
+    for encoding in ("utf-16", "latin-1"):
+        path.write_text(COMMITTED.replace("λ", "ä"), encoding=encoding, errors="replace")
+        with pytest.raises(UserError, match=r"is not YAML in UTF-8 .*: save it in that encoding"):
+            complete_params(path)
 
 
 def test_what_is_added_is_named(path: Path) -> None:

@@ -196,3 +196,12 @@ def test_an_older_params_file_stops_it_in_one_line_that_names_the_command(projec
     assert log(project) == []
     complete_params(project / "params.yaml")
     assert finish(project).returncode == 0
+
+
+def test_a_launch_script_with_windows_line_ends_stops_it_in_one_line(project: Path) -> None:
+    script = project / "slurm" / "launch.sh"
+    script.parent.mkdir(exist_ok=True)
+    script.write_bytes(b"#!/bin/sh\r\nset -eu\r\n")
+    answer = finish(project)
+    assert (answer.returncode, answer.stderr.count("\n")) == (1, 1)
+    assert answer.stderr.startswith("error: slurm/launch.sh: has Windows line ends")

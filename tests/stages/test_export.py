@@ -29,7 +29,7 @@ from headstart.export import bundle_writer, parity
 from headstart.export.formats import ModelFunction, onnx_model
 from headstart.images.preprocess import Preprocessing
 from headstart.inference.bundle import open_bundle
-from headstart.models.backbone import create_backbone, features_of, get_head, input_config
+from headstart.models.backbone import WithFeatures, create_backbone, features_of, get_head, input_config
 from headstart.models.head import Head, write_heads
 from headstart.models.timm_checkpoint import load_timm, save_timm
 from headstart.stages import export
@@ -339,6 +339,46 @@ def test_a_format_that_rounds_too_coarsely_is_caught(
     with pytest.raises(UserError, match=rf"onnx_fp16, batch 1: the outputs are beyond export\.fp16: .*{moved}"):
         run({"export.formats": ["onnx", "onnx_fp16"], "export.fp16": bound})
     assert_written_without("onnx_fp16", having=["onnx"])
+
+
+@pytest.mark.usefixtures("project")
+def test_a_format_that_cannot_be_made_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As a MaxViT's ONNX, of which the exporter's own message is 130 lines."""
+
+    def fails(_program: Any, path: Path, _metadata: Any) -> None:
+        path.write_text("half")
+        path.with_name(f"{path.name}.data").write_text("half")
+        raise ValueError("Cannot view a tensor\nlines of a graph")
+
+    monkeypatch.setattr(bundle_writer, "write_onnx", fails)
+    monkeypatch.setattr(torch.export, "save", lambda _program, path: path.write_text("a program"))
+    model = load_timm(paths.FINETUNE)
+    monkeypatch.setattr(bundle_writer, "load_program", lambda _path: WithFeatures(model))
+    with pytest.raises(UserError) as caught:
+        run({"export.formats": ["onnx", "onnx_int8", "pt2"]})
+    assert str(caught.value).splitlines() == [
+        "export.formats: export has timm, pt2, but not onnx, onnx_int8:",
+        "  onnx: this model can't be converted to it: Cannot view a tensor",
+        "  onnx_int8: is made from onnx",
+        "Leave out what failed there, or choose another backbone.name",
+    ]
+    assert_written_without("onnx", "onnx_int8", having=["pt2"])
+    assert "export.onnx" not in (paths.EXPORT / "README.md").read_text()
+    assert "predict export/ image.jpg --device torch" in (paths.EXPORT / "README.md").read_text()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("project")
+def test_a_full_disk_is_not_taken_for_the_exporters_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:746] . open file failed: No space left on device")
+
+    monkeypatch.setattr(torch.export, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run({"export.formats": ["pt2"]})
+    assert_nothing_was_written()
 
 
 @pytest.mark.usefixtures("project")

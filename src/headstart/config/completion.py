@@ -50,7 +50,7 @@ def complete_params(path: Path, overlay: Path | None = None) -> list[str]:
     if overlay is not None:
         wanted = _overlaid(wanted, read_sections(overlay))
         parse_params(wanted, f"{overlay} over {path}")
-    text = path.read_text(encoding="utf-8")
+    text, newline = path.read_text(encoding="utf-8"), "\r\n" if b"\r\n" in path.read_bytes() else "\n"
     root = YAML(typ="safe", pure=True).compose(text)
     edits = list(_edits(text, root, given, wanted))
     # Reversed, so that the positions of those before stay; a reverse sort would also swap insertions at one place.
@@ -66,7 +66,7 @@ def complete_params(path: Path, overlay: Path | None = None) -> list[str]:
         )
     if changes:
         with atomic_write(path.resolve()) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", newline=newline)
             shutil.copymode(path, temporary)
     return changes
 

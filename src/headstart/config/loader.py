@@ -29,9 +29,11 @@ def load_params(path: Path, *, partial: bool = False) -> Params:
 def read_sections(path: Path) -> dict[str, Any]:
     """Read a file of params, complete or not, without checking its keys; raises UserError if it has no sections."""
     try:
-        content = YAML(typ="safe").load(path)
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8-sig"))  # as DVC, and with what Notepad adds
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run this in the project's folder") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not YAML in UTF-8 ({error}): save it in that encoding") from error
     except YAMLError as error:
         place, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or first_line(error)
         where = f"line {place.line + 1}: " if place else ""

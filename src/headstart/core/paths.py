@@ -58,6 +58,7 @@ REQUEUES = STATE / "requeues.json"
 HEARTBEATS = STATE / "ranks"
 BATCH_HEARTBEAT = HEARTBEATS / "batch.json"
 PROBLEMS = STATE / "problems.txt"
+LAUNCH_SCRIPT = Path("slurm/launch.sh")
 DVC_RWLOCK = Path(".dvc/tmp/rwlock")
 
 

@@ -22,6 +22,7 @@ ADVICE = {
     errno.ENAMETOOLONG: "give it a shorter name, or work in a folder with a shorter path",
     errno.ENOTDIR: "a file is where a folder is needed: move it away",
     errno.EEXIST: "a file is where a folder is needed: move it away",
+    errno.EISDIR: "a folder is where a file is needed: move it away",
     errno.EBUSY: "it is in use, or a disk is mounted there: mount the folder above it instead",
     errno.EIO: "the disk or its server fails, and its administrator should know",
     errno.ESTALE: "its file server has lost it: mount it anew, then start again",

@@ -7,8 +7,9 @@ from pathlib import Path
 from headstart.config.loader import load_params
 from headstart.core.errors import UserError
 from headstart.core.lock import locked
-from headstart.core.paths import DVC_RWLOCK, LOCK, STOPPED
+from headstart.core.paths import DVC_RWLOCK, LAUNCH_SCRIPT, LOCK, STOPPED
 from headstart.core.run_state import read_stopped, slurm_job
+from headstart.slurm.doctor.batch_checks import check_line_ends
 from headstart.slurm.dvc_lock import remove_stale_rwlock
 from headstart.slurm.requeue import requeue
 from headstart.slurm.supervisor import run_dvc
@@ -29,6 +30,8 @@ def repro(arguments: list[str]) -> int:
     if not Path(".dvc").is_dir():
         raise UserError(".dvc does not exist: run this in the project's folder")
     load_params(Path("params.yaml"))  # names every missing key, and the command that adds them; DVC does not
+    for finding in check_line_ends(LAUNCH_SCRIPT):
+        raise UserError(finding.message)
     with locked(LOCK, "the pipeline of this folder already runs"):
         return _run_pipeline(arguments)
 

@@ -52,8 +52,8 @@ def run_stage(run: Callable[[Params], None], declared: Sequence[str], params_fil
             # Click would take them for the end of whoever reads stdout or types on stdin, and hide the traceback.
             raise RuntimeError("a process or a file that this stage uses ended too early") from error
         except OSError as error:
-            cache = cache_folder(params.run.cache).absolute()
-            if error.filename and cache in (path := Path(error.filename).absolute(), *path.parents):
+            path, cache = Path(error.filename or os.devnull).absolute(), cache_folder(params.run.cache).absolute()
+            if path.is_relative_to(cache) or cache.is_relative_to(path):  # a folder above it may be what can't be made
                 error.add_note("run.cache can be another folder")
             raise
 

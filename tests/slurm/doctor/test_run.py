@@ -24,7 +24,7 @@ def doctor(*arguments: str) -> Result:
 
 
 def test_a_good_script_on_a_good_machine(project: Path) -> None:
-    changed = params({"run.cache": "cache", "run.accelerator": "auto"})
+    changed = params({"run.cache": "cache", "run.accelerator": "auto", "export.formats": ["pt2"]})
     YAML().dump(changed.model_dump(), project / "params.yaml")
     answer = doctor(str(ROOT / "slurm" / "finetune.sbatch"))
     assert (answer.exit_code, answer.stderr) == (0, "")
@@ -52,3 +52,15 @@ def test_a_script_that_is_not_there_is_an_error() -> None:
     answer = doctor("gone.sbatch")
     assert answer.exit_code == 1
     assert answer.stdout.startswith("error: gone.sbatch can't be read")
+
+
+@pytest.mark.usefixtures("project")
+def test_windows_line_ends_are_named() -> None:
+    Path("slurm").mkdir()
+    for name in ("slurm/launch.sh", "job.sbatch"):
+        Path(name).write_bytes(b"#!/bin/sh\r\nset -eu\r\n")
+    Path("params.yaml").write_text("run: 1\n")
+    findings = json.loads(doctor("job.sbatch", "--json").stdout)
+    named = [each["message"] for each in findings if each["name"] == "windows-line-ends"]
+    assert [message.partition(":")[0] for message in named] == ["slurm/launch.sh", "job.sbatch"]
+    assert named[0].endswith("which a shell can't read: sed -i 's/\\r$//' slurm/launch.sh")

@@ -116,6 +116,15 @@ def read_batch_script(text: str) -> BatchScript:
     return script
 
 
+def check_line_ends(script: Path) -> Iterator[Finding]:
+    """Check that a script has no Windows line ends, which neither a shell nor sbatch reads."""
+    if os.access(script, os.R_OK) and script.is_file() and b"\r\n" in script.read_bytes():
+        what = (
+            f"{script}: has Windows line ends, which a shell can't read: sed -i 's/\\r$//' {shlex.quote(str(script))}"
+        )
+        yield Finding("error", "windows-line-ends", what)
+
+
 class _OptionParser(argparse.ArgumentParser):
     """Accepts unique prefixes of names, as sbatch's getopt does."""
 

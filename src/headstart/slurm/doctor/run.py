@@ -8,6 +8,7 @@ from pathlib import Path
 from headstart.config.loader import load_params
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
+from headstart.core.paths import LAUNCH_SCRIPT
 from headstart.core.storage import storage_message
 from headstart.slurm.doctor import batch_checks
 from headstart.slurm.doctor.batch_checks import BatchScript, Finding
@@ -29,6 +30,8 @@ def print_findings(script: Path | None, *, as_json: bool) -> int:
 def examine(path: Path | None) -> Iterator[Finding]:
     """Check a batch script where there is one, ``params.yaml``, and the machine that this process runs on."""
     in_job, script, cluster = "SLURM_JOB_ID" in os.environ, BatchScript(), batch_checks.cluster_settings()
+    for each in filter(None, (LAUNCH_SCRIPT, path)):
+        yield from batch_checks.check_line_ends(each)
     if path is not None:
         try:
             script = batch_checks.read_batch_script(path.read_text(encoding="utf-8"))
