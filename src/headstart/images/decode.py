@@ -19,6 +19,8 @@ from headstart.images.kinds import HEAD_BYTES, HEIC, describe_tiff, image_format
 
 MAX_ASPECT_RATIO = 20
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+PADDED_FORMATS = ("BMP", "DIB", "TGA")
+"""Formats whose fourth byte is often padding: where it is 0 everywhere, nothing is transparent."""
 FEW_BITS = 14
 """Of 16: an image whose values need no more is at most a quarter as bright as it could be."""
 MASK_SHARE = 0.25
@@ -269,6 +271,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise BadImageError(
             f"floating-point pixels {found}: which value is white is unknown; save it with 8 or 16 bits"
         )
+    if image.format in PADDED_FORMATS and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")
     if image.has_transparency_data:
         # Pillow converts La, grey levels multiplied with alpha, to LA only.
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")

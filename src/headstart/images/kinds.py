@@ -94,6 +94,7 @@ _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"\x7fELF", Kind("program", _REMOVE)),
     (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("office document", _PAGE)),
     (0, b"version https://git-lfs.github.com/", Kind("Git LFS pointer", "run `git lfs pull`")),
+    (0, b"HTTP/1.", Kind("server's answer", _FETCH)),
     (0, b"/annex/objects/", Kind("git-annex pointer", "run `git annex get`")),
 )  # fmt: skip
 
@@ -103,7 +104,7 @@ _TEXTS: tuple[tuple[str, Kind], ...] = (
     (r"(md5: \w+\n)?(outs|deps):\n- (md5|etag|path|hash)", Kind("DVC pointer", "run `dvc pull`")),
     (r"<svg|<\?xml[\s\S]*<svg", Kind("SVG", "draw it as PNG")),
     (r"(?i)<!doctype html|<html|<head|<body|<script|<br", Kind("HTML page", _FETCH)),
-    (r"(?i)<\?xml[\s\S]*<error|HTTP/1", Kind("server's answer", _FETCH)),
+    (r"(?i)<\?xml[\s\S]*<error", Kind("server's answer", _FETCH)),
     (r"<\?xml|<\w+>", Kind("XML", _REFETCH)),
     (r'[{\[]\s*["{\[\d\]}]', Kind("JSON", _REFETCH)),
     (r"data:image/|/9j/4|iVBORw0KGgo|R0lGOD|UklGR", Kind("base64 text", "decode it to a file")),

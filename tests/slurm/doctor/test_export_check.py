@@ -13,7 +13,7 @@ from helpers.images import params
 SMALL = {"backbone.name": "test_resnet", "backbone.image_size": 32}
 
 
-def trial(*formats: str) -> list[tuple[str, str, str]]:
+def trial(*formats: str) -> list[tuple[str, ...]]:
     return [tuple(finding) for finding in check_formats(params({**SMALL, "export.formats": list(formats)}))]
 
 
