@@ -298,6 +298,13 @@ def test_a_missing_table_and_one_that_is_not_utf8(tmp_path: Path) -> None:
         CsvTable(tmp_path, "pipe.csv")
 
 
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"])
+def test_a_workbook_is_called_one(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "table.csv").write_bytes(start + bytes(range(256)))
+    with pytest.raises(UserError, match=r"table\.csv is a workbook, not a CSV table: save it as CSV UTF-8"):
+        CsvTable(tmp_path, "table.csv")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize(
     "text",

@@ -17,6 +17,8 @@ from urllib.parse import unquote, urlsplit
 from headstart.core.errors import UserError
 
 NEEDED_COLUMNS = {"path", "label"}
+WORKBOOKS = {b"PK\x03\x04", b"\xd0\xcf\x11\xe0"}
+"""How the files of Excel and LibreOffice begin."""
 
 
 class TableFile:
@@ -29,10 +31,12 @@ class TableFile:
             what = "is no file" if path.exists() else "does not exist"
             raise UserError(f"prepare.source: {path} {what} (the file's name is relative to prepare.path)")
         with path.open("rb") as file:
-            start = file.read(2)
+            start = file.read(4)
+        if start in WORKBOOKS:
+            raise UserError(f"prepare.source: {path} is a workbook, not a CSV table: save it as CSV UTF-8")
         # UTF-16 with its byte order mark; or without, where every second byte of the ASCII header is 0.
         marks = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-        self._encoding = marks.get(start) or {1: "utf-16-le", 0: "utf-16-be"}.get(start.find(b"\0"), "utf-8-sig")
+        self._encoding = marks.get(start[:2]) or {1: "utf-16-le", 0: "utf-16-be"}.get(start[:2].find(b"\0"), "utf-8-sig")
         self._delimiter = ","
         with self._text(newline=None) as lines:
             header = next(filter(str.strip, lines), "").rstrip("\n")
