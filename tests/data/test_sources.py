@@ -190,7 +190,7 @@ def test_layouts_that_are_refused(tmp_path: Path, names: list[str], message: str
         list(ImageFolder(write(tmp_path, *names)).images())
 
 
-@pytest.mark.parametrize("inside", ["test", "test/test", "test/images"])
+@pytest.mark.parametrize("inside", ["test", "test/test"])
 def test_images_without_classes_are_no_training_data(
     tmp_path: Path, inside: str, caplog: pytest.LogCaptureFixture
 ) -> None:

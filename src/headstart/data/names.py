@@ -29,11 +29,6 @@ def split_of(name: str) -> Split | None:
     return None
 
 
-def is_wrapper(name: str) -> bool:
-    """Return whether a folder's name only says that it holds images, as ``images`` and ``data`` do."""
-    return re.fullmatch(DECORATION, name.strip().casefold()) is not None
-
-
 @functools.lru_cache
 def normalize_label(name: str) -> str:
     """Return a class's name in Unicode's composed form (NFC), without outer, repeated and invisible characters."""

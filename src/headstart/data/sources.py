@@ -4,23 +4,17 @@ A new source is a class with what ``Source`` lists, and a case in ``open_source`
 ``prepare.source`` in ``config.schema``. scikit-learn and torchvision are imported only by the sources that use them.
 """
 
-import codecs
-import csv
 import difflib
-import functools
 import inspect
 import logging
-import os
 import posixpath
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import Image
@@ -32,7 +26,8 @@ from headstart.core.paths import cache_folder
 from headstart.core.problems import some
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Split
 from headstart.data.image_info import LabelledImage
-from headstart.data.names import is_wrapper, normalize_label, split_of
+from headstart.data.names import normalize_label, split_of
+from headstart.data.tables import FolderPaths, TableFile
 from headstart.data.watched import WatchedFiles
 from headstart.images.decode import BadImageError
 from headstart.images.files import is_image_name, read_file, scan, walk
@@ -139,7 +134,7 @@ class ImageFolder(FileSource):
             return inside
         below = posixpath.join(inside, folders[0])
         if split is not None:
-            passes = split_of(folders[0]) == split or is_wrapper(folders[0])
+            passes = split_of(folders[0]) == split
         else:  # one class alone is no data set
             is_split = bool(split_of(folders[0])) if self.split_folders is None else folders[0] in self.split_folders
             inner, images = self._contents(below)
@@ -156,8 +151,8 @@ class ImageFolder(FileSource):
         shared = [] if given else self._shared_names(top, names)
         if shared and all(map(split_of, shared)):
             raise UserError(
-                f"{where}: the splits {some(shared)} lie in the class folders: put these into them ({shared[0]}/{names[0]}), "
-                "or set prepare.split_folders: {} to draw splits instead"
+                f"{where}: the splits {some(shared)} lie in the class folders: put these into them "
+                f"({shared[0]}/{names[0]}), or set prepare.split_folders: {{}} to draw splits instead"
             )
         if shared:
             raise UserError(
@@ -265,13 +260,12 @@ class CsvTable(FileSource):
     def __init__(self, root: Path, name: str) -> None:
         """Read the header; raises UserError if the file or a column is missing."""
         super().__init__(root)
-        self._roots = os.path.abspath(root), os.path.realpath(root)  # noqa: PTH100  (links in it are kept)
-        inside = self._inside(name)
+        self._paths = FolderPaths(root)
+        inside = self._paths.inside(name)
         if inside is None:
             raise UserError(f"prepare.source: {name} is not inside {root}, the folder that DVC watches: move it there")
-        self.path, self._name = root / inside, inside
-        self._encoding, self._delimiter = self._format()
-        header = [name.strip() for name in next(self._lines(), (0, []))[1]]
+        self.path, self._name, self._file = root / inside, inside, TableFile(root / inside)
+        header = [name.strip() for name in next(self._file.lines(), (0, []))[1]]
         self.header = [name.casefold() if name.casefold() in TABLE_COLUMNS else name for name in header]
         missing = [column for column in ("path", "label") if column not in self.header]
         if missing:
@@ -294,7 +288,7 @@ class CsvTable(FileSource):
         """Yield the images; raises UserError that names the line that is wrong."""
         watched = WatchedFiles(self.root)
         watched.check(self._name)
-        lines = self._lines()
+        lines = self._file.lines()
         next(lines)
         has_splits: bool | None = None
         rows, absent, first = 0, 0, ""
@@ -328,109 +322,15 @@ class CsvTable(FileSource):
         split = split_of(row.get("split", ""))
         if row.get("split", "").strip() and split is None:
             raise UserError(f"{where}: unknown split {row['split']!r}; known: {', '.join(SPLITS)}")
-        source, is_there = self._locate(path)
+        source, is_there = self._paths.locate(path)
         if source is None:
             advice = "write it relative to that folder, and move the image or prepare.path"
             raise UserError(f"{where}: {path} is not inside {self.root}, the folder that DVC watches: {advice}")
-        if is_there and os.path.isdir(self._file(source)):  # noqa: PTH112  (a Path for each row takes longer)
+        if is_there and self._paths.is_folder(source):
             raise UserError(f"{where}: {path} is a folder: the column path must name files")
         metadata = tuple(row[column] for column in self.metadata_columns)
         problem = None if is_there else "there is no such file"
         return SourceItem(source, label, split, group or None, metadata, problem)
-
-    def _locate(self, path: str) -> tuple[str | None, bool]:
-        """Return a path relative to the root, and whether a file is there: as it stands, or in another spelling.
-
-        None if it is not inside.
-        """
-        for spelling in _spellings(path):
-            inside = self._inside(spelling)
-            if inside is not None and os.path.lexists(self._file(inside)):
-                return inside, True
-        elsewhere = "://" in path or PureWindowsPath(path.strip()).drive
-        return None if elsewhere else self._inside(path.strip()), False
-
-    def _file(self, inside: str) -> str:
-        return f"{self._roots[0]}/{inside}"
-
-    def _inside(self, path: str) -> str | None:
-        """Return a path relative to the root, None if it is outside; links are resolved only where that decides."""
-        if "\0" in path:
-            return None
-        full = posixpath.normpath(posixpath.join(self._roots[0], path))
-        for root in self._roots:
-            if full.startswith(f"{root}/"):
-                return full[len(root) + 1 :]
-        real = posixpath.join(_real_path(posixpath.dirname(full)), posixpath.basename(full))
-        return real[len(self._roots[1]) + 1 :] if real.startswith(f"{self._roots[1]}/") else None
-
-    def _format(self) -> tuple[str, str]:
-        """Return the encoding, and the character that separates values in the header."""
-        if not self.path.is_file():
-            what = "is no file" if self.path.exists() else "does not exist"
-            raise UserError(f"prepare.source: {self.path} {what} (the file's name is relative to prepare.path)")
-        with self.path.open("rb") as file:
-            start = file.read(2)
-        # UTF-16 with its byte order mark; or without, where every second byte of the ASCII header is 0.
-        utf16 = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-        nul = {1: "utf-16-le", 0: "utf-16-be"}.get(start.find(b"\0"), "utf-8-sig")
-        encoding = utf16.get(start, nul)
-        with self._errors(), self.path.open(encoding=encoding) as text:
-            header = next(filter(str.strip, text), "").rstrip("\n")
-            columns = {each: next(csv.reader([header], delimiter=each), []) for each in ",;\t|"}
-        if header.lower().startswith("sep="):  # Excel's way to name it
-            return encoding, header[4:5] or ","
-        matches = (each for each, names in columns.items() if {"path", "label"} <= {*map(_plain, names)})
-        return encoding, next(matches, ",")
-
-    def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the table's rows with the numbers of their first lines; rows without a value are skipped."""
-        number = 1
-        with self._errors(), self.path.open(newline="", encoding=self._encoding) as file:
-            reader = csv.reader(file, delimiter=self._delimiter, strict=True, skipinitialspace=True)
-            try:
-                for values in reader:
-                    if any(map(str.strip, values)) and not (number == 1 and values[0].lower().startswith("sep=")):
-                        yield number, values
-                    number = reader.line_num + 1
-            except csv.Error as error:
-                raise UserError(
-                    f"{self.path}, line {number}: is a quote opened there and not closed? ({error})"
-                ) from error
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn what reading raises into UserError."""
-        try:
-            yield
-        except (OSError, UnicodeError, csv.Error) as error:
-            raise UserError(
-                f"{self.path} is not a CSV table in UTF-8: {error}. Save it as that (in a spreadsheet: CSV UTF-8)"
-            ) from error
-
-
-def _spellings(path: str) -> Iterator[str]:
-    """Yield ways to read a path of a table, first as it stands.
-
-    Then without blanks around it and from a ``file:`` URL, with slashes for backslashes, relative to the working
-    directory, and in both of Unicode's forms.
-    """
-    yield path
-    plain = path.strip()
-    if plain.startswith("file:"):
-        plain = unquote(urlsplit(plain).path)
-    slashes = plain.replace("\\", "/")
-    yield from (plain, slashes, os.path.abspath(slashes))  # noqa: PTH100  (links are kept)
-    yield from (unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
-
-
-@functools.lru_cache(maxsize=4096)
-def _real_path(folder: str) -> str:
-    return os.path.realpath(folder)
-
-
-def _plain(column: str) -> str:
-    return column.strip().casefold()
 
 
 class Digits(Source):
