@@ -30,7 +30,7 @@ from headstart.data.names import normalize_label, split_of
 from headstart.data.tables import FolderPaths, TableFile
 from headstart.data.watched import WatchedFiles
 from headstart.images.decode import BadImageError
-from headstart.images.files import is_image_file, is_image_name, read_file, scan, walk
+from headstart.images.files import is_image_name, read_file, scan, walk
 
 TABLE_COLUMNS = ("path", "label", "split", "group")
 BREAKS = re.compile("[\0\r\n]")
@@ -221,7 +221,7 @@ class ImageFolder(FileSource):
                     joined.append(f"{name!a} is {names[label]!a}")
                 yield from self._class(source, label, split, watched)
             # Other files beside the class folders, such as notes and lists, are common and no problem.
-            elif is_image_file(self.root / source) or (self.root / source).is_symlink():
+            elif is_image_name(name) or (self.root / source).is_symlink():
                 yield SourceItem(source, None, split, problem="lies in no class folder")
         if joined:
             logger.info("%s: one class each: %s", where, some(joined))
@@ -265,7 +265,7 @@ class CsvTable(FileSource):
         if inside is None:
             raise UserError(f"prepare.source: {name} is not inside {root}, the folder that DVC watches: move it there")
         self.path, self._name, self._file = root / inside, inside, TableFile(root / inside)
-        header = [name.strip() for name in next(self._file.rows(), (0, []))[1]]
+        header = [name.strip() for name in next(self._file.lines(), (0, []))[1]]
         self.header = [name.casefold() if name.casefold() in TABLE_COLUMNS else name for name in header]
         missing = [column for column in ("path", "label") if column not in self.header]
         if missing:
@@ -288,7 +288,7 @@ class CsvTable(FileSource):
         """Yield the images; raises UserError that names the line that is wrong."""
         watched = WatchedFiles(self.root)
         watched.check(self._name)
-        lines = self._file.rows()
+        lines = self._file.lines()
         next(lines)
         has_splits: bool | None = None
         rows, absent, first = 0, 0, ""

@@ -38,8 +38,8 @@ class TableFile:
         marks = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
         self._encoding = marks.get(start[:2]) or {1: "utf-16-le", 0: "utf-16-be"}.get(start[:2].find(b"\0"), "utf-8-sig")
         self._delimiter = ","
-        with self._text(newline=None) as lines:
-            header = next(filter(str.strip, lines), "").rstrip("\n")
+        with self._text(newline=None) as text:
+            header = next(filter(str.strip, text), "").rstrip("\n")
             for delimiter in ",;\t|":
                 columns = {name.strip().casefold() for name in next(csv.reader([header], delimiter=delimiter), [])}
                 if columns >= NEEDED_COLUMNS:
@@ -47,14 +47,14 @@ class TableFile:
         if header.lower().startswith("sep="):  # Excel's way to name it
             self._delimiter = header[4:5] or ","
 
-    def rows(self) -> Iterator[tuple[int, list[str]]]:
+    def lines(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the values of each row with the number of its first line; rows without a value are skipped.
 
         Raises UserError, mostly where a quote is not closed.
         """
         number = 1
-        with self._text(newline="") as lines:
-            reader = csv.reader(lines, delimiter=self._delimiter, strict=True, skipinitialspace=True)
+        with self._text(newline="") as text:
+            reader = csv.reader(text, delimiter=self._delimiter, strict=True, skipinitialspace=True)
             try:
                 for values in reader:
                     if any(map(str.strip, values)) and not (number == 1 and values[0].lower().startswith("sep=")):

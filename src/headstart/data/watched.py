@@ -9,11 +9,13 @@ import os
 import posixpath
 from contextlib import suppress
 from pathlib import Path
-
-from pathspec import GitIgnoreSpec
+from typing import TYPE_CHECKING
 
 from headstart.core.errors import UserError
 from headstart.core.paths import STATE
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 LEFT_OUT = {".git", ".hg", ".dvc"}
 
@@ -32,9 +34,9 @@ class WatchedFiles:
         for folder in self._absolute.parents if self._in_project else ():
             with suppress(FileNotFoundError):
                 lines = (folder / ".dvcignore").read_text(encoding="utf-8").splitlines()
-                # Not matched with every image: the pattern that all projects have.
+                # The pattern that all projects have needs no match with every image.
                 patterns = [line for line in lines if line.strip("/ ") != str(STATE) and not line.startswith("#")]
-                self._ignored += [(folder, GitIgnoreSpec.from_lines(patterns))] if any(patterns) else []
+                self._ignored += _compiled(folder, patterns) if any(patterns) else []
             if folder == project:
                 break
 
@@ -66,3 +68,9 @@ class WatchedFiles:
                 "its .dvc, or move the images elsewhere"
             )
         self._checked.add(folder)
+
+
+def _compiled(folder: Path, patterns: list[str]) -> list[tuple[Path, "GitIgnoreSpec"]]:
+    from pathspec import GitIgnoreSpec  # noqa: PLC0415  (few projects have a pattern)
+
+    return [(folder, GitIgnoreSpec.from_lines(patterns))]
