@@ -1,5 +1,6 @@
 """Which rank is blamed, by invented heartbeats; tests/stages has the loss of a real rank."""
 
+import itertools
 import json
 import os
 import socket
@@ -100,11 +101,29 @@ def test_as_long_as_there_is_progress_nothing_happens() -> None:
     assert read_stopped() is None
 
 
-def test_one_alone_is_not_watched() -> None:
-    with watch_heartbeats(0, 1, minutes=1e-9) as watching:
-        watching.beat("here")
-        time.sleep(0.2)
+def test_one_alone_is_watched_without_files() -> None:
+    with watch_heartbeats(0, 1, minutes=0.5 / 60) as watching:
+        for step in range(10):
+            watching.beat(f"step {step}")
+            time.sleep(0.1)
     assert not HEARTBEATS.exists()
+    assert read_stopped() is None
+    alone = Watchdog(0, 1, timeout=0.2)
+    alone.beat("epoch 1, batch 8")
+    assert diagnosis_of(alone) == (
+        f"run.timeout_minutes: no progress for 0 s on {HOST}, at epoch 1, batch 8: see whether its disks and devices "
+        "answer; if a step takes that long, raise it"
+    )
+
+
+def test_a_pause_of_the_whole_process_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that jumps by an hour is what Ctrl-Z and fg look like."""
+    hours = itertools.count(step=3600)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(hours)))
+    watching = Watchdog(0, 1, timeout=100)
+    turns = iter([False, True])
+    monkeypatch.setattr(watching._stopped, "wait", lambda _: next(turns))  # noqa: SLF001
+    watching.run()
 
 
 def test_the_lowest_rank_that_lives_reports(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from headstart.data.dataset import PreparedDataset
 from headstart.models.backbone import create_backbone
 from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
+from headstart.training import batch_size
 from headstart.training.autotune import check_precision
 from headstart.training.callbacks import EpochReport
 from headstart.training.datamodule import Batch, BatchSpec, TrainDataset
@@ -112,6 +113,17 @@ def test_accumulated_parts_give_the_same_weights() -> None:
     assert largest_difference(run(), run({"finetune.accumulate": 3})) < 1e-5
 
 
+def test_parts_that_a_cpu_s_memory_needs_give_the_same_weights_and_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run()
+    monkeypatch.setattr(batch_size, "images_that_fit", lambda *_: (4, 1e9))
+    split = run({"run.cache": "another"})
+    assert largest_difference(whole, split) < 1e-5
+    assert "finetune.batch_size: 8 images at a time take about" in caplog.text
+    assert "so a batch is computed in 2 parts instead of 1" in caplog.text
+
+
 def test_frozen_means_frozen() -> None:
     """With a phase of the head alone of all epochs but one, and a last epoch at the backbone's learning rate zero."""
     start = create_backbone("test_resnet", pretrained=False, image_size=None, args={}, num_classes=4).state_dict()
@@ -124,6 +136,28 @@ def test_frozen_means_frozen() -> None:
     weights = run({**changes, "finetune.l2": {"kind": "l2", "backbone": 0.1, "head": 0.1}})
     moved = {name for name in start if not torch.equal(start[name], weights[name])}
     assert moved == {"fc.weight", "fc.bias"}
+
+
+def test_with_training_statistics_a_batch_that_does_not_fit_is_refused_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_size, "images_that_fit", lambda *_: (4, 1e9))
+    with pytest.raises(
+        UserError, match=r"finetune\.batch_size: 8 images .* set it to 4 or less, or finetune\.batch_norm"
+    ):
+        run({"finetune.batch_norm": "train"})
+    assert not list(Path("cache").glob("runs/*/start.json"))
+
+
+@pytest.mark.parametrize("accumulate", [1, 5])
+def test_one_image_at_a_time_trains_but_not_batch_norm_on_maps_of_one_pixel(accumulate: int) -> None:
+    """The last map of 32 pixels' is one, and parts of 9 in 5 are 2 images and 1."""
+    one: dict[str, Any] = {"finetune.batch_size": 1 if accumulate == 1 else 9, "finetune.accumulate": accumulate}
+    one |= {"finetune.epochs": 1, "finetune.lr": {"backbone": 1e-4, "head": 1e-4}}
+    with pytest.raises(UserError, match=r"finetune\.batch_size: BatchNorm needs 2 images or more at a time.*: frozen"):
+        run({**one, "finetune.batch_norm": "train"})
+    assert not list(Path("cache").glob("runs/*/start.json"))
+    run(one)
 
 
 def test_training_statistics_move() -> None:

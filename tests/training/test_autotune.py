@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def invented(plain: float, bf16: float, monkeypatch: pytest.MonkeyPatch) -> list
         return plain, bf16
 
     monkeypatch.setattr(autotune, "seconds_a_step", measure)
+    monkeypatch.setattr(autotune, "_cpu_lines", lambda *_: ["flags : fpu avx512_bf16"])
     return measured
 
 
@@ -105,6 +107,60 @@ def test_a_hopeless_precision_is_tried_twice_and_too_large_a_batch_is_halved(
     monkeypatch.setattr(autotune, "_seconds", step)
     assert autotune.seconds_a_step(model, SIZE, torch.device("cpu"), 32, (False, True)) == [1.0, 5.0]
     assert tried == [(32, False), (16, False), *[(8, False), (8, True)] * 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "has_bf16"),
+    [
+        ("flags\t\t: fpu avx2 f16c", False),  # as up to Ice Lake and Zen 3
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", False),
+        ("flags\t\t: fpu avx512f avx512_bf16", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile", True),
+        ("Features\t: fp asimd svebf16 i8mm bf16", True),  # ARM's Neoverse V1
+        ("Features\t: fp asimd asimddp", False),
+        ("arm", False),  # macOS, which has no such file
+    ],
+)
+def test_steps_are_measured_only_where_the_processor_has_bf16(
+    line: str, *, has_bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+    caplog.set_level(logging.INFO)
+    measured = invented(1.0, 0.5, monkeypatch)
+    monkeypatch.setattr(autotune, "_cpu_lines", lambda *_: [line])
+    assert choose(model, tmp_path) == ("bf16-mixed" if has_bf16 else "32-true")
+    assert len(measured) == has_bf16
+    said = "precision: measuring steps in fp32 and bf16, for at most 10 s" if has_bf16 else "does not compute in bf16"
+    assert said in caplog.messages[0]
+
+
+class Slow(nn.Module):
+    """Layers that take so many seconds for each image, by a clock that only they move."""
+
+    def __init__(self, clock: list[float], seconds: float, layers: int) -> None:
+        super().__init__()
+        self.weight, self._clock, self._seconds = nn.Parameter(torch.zeros(1)), clock, seconds
+        self.layers = nn.Sequential(*(nn.Identity() for _ in range(layers)))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            layer(pixels)
+            self._clock[0] += self._seconds * len(pixels)
+        return self.weight * pixels.mean(dim=(2, 3))
+
+    def __deepcopy__(self, _: Any) -> "Slow":
+        return self
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 0.01, 0.1, 0.5, 2, 40])
+def test_a_measurement_ends_after_ten_seconds_and_leaves_a_step_that_takes_too_long(
+    seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(autotune, "_cpu_lines", lambda *_: ["flags : avx512_bf16"])
+    assert choose(Slow(clock, seconds / 20, 20), tmp_path) == "32-true"
+    assert clock[0] <= 10
 
 
 def check(model: nn.Module, steps: int) -> None:

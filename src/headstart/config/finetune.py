@@ -147,8 +147,9 @@ class FinetuneConfig(ConfigSection):
     clip: Positive | None = None
     """Largest norm of the gradient, with a penalty in the loss but without a decoupled decay; null: no clipping."""
     accumulate: Count = 1
-    """Gradient accumulation steps per batch, to save memory; a GPU with too little takes more by itself. The result is
-    the same except with training BatchNorm (each step has its own statistics) and dropout."""
+    """Gradient accumulation steps per batch, to save memory. Where there is too little, more are taken by themselves
+    (on a CPU not with training BatchNorm: there too large a batch is refused). The result is the same except with
+    training BatchNorm (each step has its own statistics) and dropout."""
     label_smoothing: BelowOne = 0.0
     """Label smoothing of the cross-entropy, such as 0.1; 0: none."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -158,6 +159,14 @@ class FinetuneConfig(ConfigSection):
     augment: AugmentConfig = AugmentConfig()
     seed: Seed = 0
     """Seed of the order of the images, their augmentation and dropout."""
+
+    @property
+    def copies_of_weights(self) -> int:
+        """Tensors as large as the weights that a training keeps beside them: gradients, moments, ledger, average."""
+        moments = int(self.momentum > 0) if self.optimizer == "sgd" else 2
+        # The ledger's, within an epoch: the weights at its start, and the penalty's pull where Adam rescales it.
+        ledger = 1 + (self.optimizer != "sgd" and self.l2.kind != "decoupled")
+        return 1 + moments + ledger + (self.ema is not None)
 
     @property
     def decay_by_group(self) -> dict[str, float]:

@@ -205,7 +205,8 @@ class RunConfig(ConfigSection):
     """auto, cpu, gpu or mps."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     """Processes that decode and load images; 0: only the main one. auto: one per core for prepare; otherwise up to
-    eight per GPU, and on a CPU one if it has four cores or more (in training as many again for validation)."""
+    eight per GPU, and on a CPU one if it has four cores or more (in training as many again for validation). Fewer
+    where /dev/shm is too small for their batches."""
     cache: str | None = None
     """Folder for cached features and for training runs that can be resumed. null: the user's cache folder."""
     resume: bool = True
@@ -214,7 +215,7 @@ class RunConfig(ConfigSection):
     """Minutes between two checkpoints: what a kill -9 or a power failure may lose (a signal loses no step). They are
     further apart where saving takes more than a hundredth of the time."""
     timeout_minutes: Annotated[float, Field(ge=0.5, allow_inf_nan=False)] = 10
-    """Minutes without a step, at least 0.5, after which several processes are ended and the one that hangs is named."""
+    """Minutes without a step, at least 0.5, after which the run is ended and the process that hangs is named."""
     tracking: Literal["offline", "online", "disabled"] = "offline"
     """wandb's mode: offline (kept in wandb/, `wandb sync` sends it later), online or disabled."""
 

@@ -1,7 +1,13 @@
 """From stored pixels to a model's input: evaluation's resize and crop, normalization, and DataLoader settings."""
 
+import ctypes
+import logging
+import math
+import shutil
 import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,16 +15,25 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import get_worker_info
 from torchvision.transforms import Compose
 
 from headstart.config.schema import RunConfig
+from headstart.core.errors import UserError
 from headstart.data.dataset import SPLITS, PreparedDataset
 from headstart.data.transforms import evaluation_transform
 from headstart.distributed.process_group import ProcessGroup, cores_of_process
 from headstart.distributed.signals import SIGNALS
 
+logger = logging.getLogger(__name__)
+
 WORKERS_PER_GPU = 8
 MIN_CORES_FOR_WORKER = 4
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (POSIX shared memory on Linux, through which loading processes pass batches)
+AHEAD = 2
+"""Batches that each loading process works ahead."""
+IN_USE = 3
+"""Batches in shared memory beside them: Lightning asks for the next one while one is in use, and one is on its way."""
 
 
 class Normalize(nn.Module):
@@ -72,20 +87,70 @@ def _resized(image: NDArray[np.uint8], resize: Compose, interpolation: str) -> N
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def loader_arguments(run: RunConfig, process_group: ProcessGroup) -> dict[str, Any]:
-    """Return the DataLoader arguments for a data set whose items are whole batches.
+def loader_arguments(run: RunConfig, process_group: ProcessGroup, batch_bytes: int) -> dict[str, Any]:
+    """Return the DataLoader arguments for a data set whose items are whole batches, of so many bytes.
 
     ``run.workers: auto`` means up to eight per GPU; on a CPU, where a loading process takes a core from the training
-    step, one if there are at least four cores, else none.
+    step, one if there are at least four cores, else none. Fewer where the batches would not fit into shared memory.
     """
-    on_gpu, workers = process_group.device.type == "cuda", run.workers
-    if workers == "auto":
-        cores = cores_of_process(process_group.local_world)
-        workers = min(WORKERS_PER_GPU, cores) if on_gpu else int(cores >= MIN_CORES_FOR_WORKER)
-    return {"batch_size": None, "num_workers": workers, "pin_memory": on_gpu, "worker_init_fn": _ignore_signals}
+    on_gpu, cores = process_group.device.type == "cuda", cores_of_process(process_group.local_world)
+    workers = min(WORKERS_PER_GPU, cores) if on_gpu else int(cores >= MIN_CORES_FOR_WORKER)
+    if run.workers != "auto":
+        workers = run.workers
+    room = free_shared_memory() / process_group.local_world
+    if workers and (IN_USE + AHEAD * workers) * batch_bytes > room:
+        fewer = max(0, int((room / batch_bytes - IN_USE) / AHEAD))
+        logger.warning(
+            "run.workers: %d instead of %d, since %s has %.0f MB for batches of %.1f MB (Docker: --shm-size)",
+            *(fewer, workers, SHARED_MEMORY, room / 1e6, batch_bytes / 1e6),
+        )
+        workers = fewer
+    return {
+        "batch_size": None,
+        "num_workers": workers,
+        "pin_memory": on_gpu,
+        "worker_init_fn": _start_worker,
+        # Before the watchdog's, which can't see that a loading process is to blame.
+        "timeout": 48 * run.timeout_minutes if workers else 0,
+    }
 
 
-def _ignore_signals(_: int) -> None:
-    """Survive signals that are sent to the whole job: loading goes on until the training state is saved."""
+def free_shared_memory() -> float:
+    """Return the bytes that are free in shared memory: 0 without it, infinite where it has no limit of its own."""
+    if sys.platform != "linux":
+        return math.inf
+    try:
+        total, _, free = shutil.disk_usage(SHARED_MEMORY)
+    except OSError:
+        return 0
+    return free if total else math.inf
+
+
+def in_shared_memory(batch: Any) -> Any:
+    """Move the tensors of a loading process's batch, one or a tuple, to shared memory; in the main process do nothing.
+
+    torch would do it in a thread, in which a failure loses the batch, and the main process waits for it for ever.
+
+    Raises:
+        UserError: shared memory is full.
+    """
+    if get_worker_info() is not None:
+        try:
+            for tensor in batch if isinstance(batch, tuple) else (batch,):
+                if tensor is not None:
+                    tensor.share_memory_()
+        except RuntimeError as error:
+            what = "free some, make it larger (Docker: --shm-size), or set run.workers to fewer or 0"
+            raise UserError(
+                f"{SHARED_MEMORY} is full, and loading processes pass batches through it: {what}"
+            ) from error
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    """Survive signals that are sent to the whole job, since loading goes on until the state is saved; die with it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -2,13 +2,16 @@
 
 Slurm shows a job as RUNNING for ever when one of its nodes dies and comes back, and an all-reduce waits for ever for a
 rank that is gone. So every rank writes heartbeats, with its progress, to a file of its own on the shared file system,
-which does not need the network between the ranks.
+which does not need the network between the ranks. A single process is watched too, without a file, and so are the
+processes that load images: what a DataLoader says of them becomes one line, and none outlives the stage.
 """
 
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -87,16 +90,19 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         """Write and read heartbeats until stopped; the thread does this."""
-        count, progressed = self._count, time.monotonic()
+        period = min(PERIOD, self._timeout / 5)
+        # The periods are counted, so that the time in which this process was suspended is no hang.
+        count, waited = self._count, 0.0
         while True:
             self._write()
             self._read()
             if self._count != count:
-                count, progressed = self._count, time.monotonic()
-            elif time.monotonic() - progressed > self._timeout:
+                count, waited = self._count, 0.0
+            elif waited > self._timeout:
                 self._exit(self._diagnosis())
-            if self._stopped.wait(min(PERIOD, self._timeout / 5)):
+            if self._stopped.wait(period):
                 return
+            waited += period
 
     def connection_lost(self, error: Exception) -> None:
         """Find out why a call between the ranks failed; end this process, unless a rank reports an error of its own."""
@@ -116,6 +122,8 @@ class Watchdog(threading.Thread):
         _requeue_if_batch_node_is_gone()
 
     def _write(self) -> None:
+        if not self._heartbeats:  # nobody reads them
+            return
         with self._write_lock:  # two threads write, and the failure must be in what is written last
             self._turn += 1
             content = {"host": socket.gethostname(), "pid": os.getpid(), "start": self._start, "turn": self._turn}
@@ -129,6 +137,11 @@ class Watchdog(threading.Thread):
 
     def _diagnosis(self) -> str:
         """Name the ranks to blame: those that are silent, else those that are behind."""
+        if not self._heartbeats:
+            what = (
+                f"no progress for {self._timeout:.0f} s on {socket.gethostname()}, at {self._where}: see whether its "
+            )
+            return f"run.timeout_minutes: {what}disks and devices answer; if a step takes that long, raise it"
         waiting = f"rank {self._rank} on {socket.gethostname()} waits at {self._where}"
         if silent := [rank for rank, heartbeat in self._heartbeats.items() if heartbeat.is_silent]:
             return f"{', '.join(map(self._describe, silent))}: no sign of life, and {waiting}"
@@ -157,22 +170,51 @@ class Watchdog(threading.Thread):
 
 @contextlib.contextmanager
 def watch_heartbeats(rank: int, world: int, minutes: float) -> Iterator[Watchdog]:
-    """Watch the ranks of a stage, which end after so many minutes without progress; a single process is not watched."""
+    """Watch the ranks of a stage, which end after so many minutes without progress, and their loading processes.
+
+    Raises:
+        UserError: a loading process died, or gave no batch in time.
+    """
     watchdog = Watchdog(rank, world, 60 * minutes)
-    if world == 1:
-        yield watchdog
-        return
     watchdog.start()
     try:
-        yield watchdog
+        with _ending_loaders():
+            yield watchdog
     except Exception as error:
         is_connection_error = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in PEER_WORDS)
-        if is_connection_error or isinstance(error, DistError):
+        if world > 1 and (is_connection_error or isinstance(error, DistError)):
             watchdog.connection_lost(error)
-        watchdog.failed(error)
+        if world > 1:
+            watchdog.failed(error)
         raise
     finally:
         watchdog.stop()
+
+
+@contextlib.contextmanager
+def _ending_loaders() -> Iterator[None]:
+    """Kill the loading processes after any error, since they ignore SIGTERM; name the one that a DataLoader blames."""
+    try:
+        yield
+    except BaseException as error:
+        loaders = multiprocessing.active_children()
+        if loaders:
+            # Else torch's handler would raise an error of its own for each one that is killed.
+            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for process in loaders:
+                process.kill()
+                process.join(PERIOD)
+            signal.signal(signal.SIGCHLD, handler)
+        if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader"):
+            raise
+        if "timed out" in str(error):
+            pids = ", ".join(str(process.pid) for process in loaders)
+            what = (
+                f"one of the loading processes {pids} is stuck: see whether the disk of data/prepared answers, or raise"
+            )
+            raise UserError(f"run.workers: {first_line(error)}: {what} run.timeout_minutes") from error
+        what = "a kill by the system means that memory ran out: free some, or use fewer or 0"
+        raise UserError(f"run.workers: {first_line(error).rstrip('. ')}: {what}") from error
 
 
 def _requeue_if_batch_node_is_gone() -> None:

@@ -4,6 +4,8 @@ All batches have one size, the last one is padded: with most libraries the last 
 size of its batch, and here equal images must give equal bytes.
 """
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,10 +21,16 @@ from headstart.config.schema import Params, RunConfig
 from headstart.core.errors import UserError
 from headstart.core.progress import Progress
 from headstart.data.dataset import SPLITS, PreparedDataset
-from headstart.data.loader import Normalize, evaluation_pixels, loader_arguments
+from headstart.data.loader import Normalize, evaluation_pixels, in_shared_memory, loader_arguments
 from headstart.distributed.heartbeat import watch_heartbeats
+from headstart.distributed.memory import images_that_fit, live_bytes
 from headstart.distributed.process_group import ProcessGroup
 from headstart.features.cache import FeatureCache, image_key
+
+logger = logging.getLogger(__name__)
+
+SLACK = 2.0
+"""Memory that a CPU's forward pass takes, over the tensors that live at once. Measured, see docs/performance.md."""
 
 
 @torch.inference_mode()
@@ -43,7 +51,7 @@ def run_inference(
             (batch_size, width).
         prepared: the packed images.
         rows: which of them, in which order; the same on every rank.
-        batch_size: images per call; the last call is padded with the last image.
+        batch_size: images per call, fewer where a CPU's memory is too small; the last call is padded.
         run: ``workers`` and ``timeout_minutes`` are used.
         process_group: batch i is computed by rank i modulo their number.
         label: for the progress bar.
@@ -52,13 +60,14 @@ def run_inference(
         float32 (n, width): the outputs of the next ``n <= batch_size`` rows.
     """
     normalize = Normalize(prepared.input).to(process_group.device)
+    batch_size = _fitting(batch_size, lambda pixels: function(normalize(pixels)), prepared, process_group, label)
     padded = np.pad(rows, (0, -len(rows) % batch_size), mode="edge") if len(rows) else rows
     batches = padded.reshape(-1, batch_size)
     # In the last round some ranks repeat the last batch.
     numbers = np.arange(0, len(batches), process_group.world) + process_group.rank
     mine: Any = batches[np.minimum(numbers, len(batches) - 1)]
-    read_pixels = partial(evaluation_pixels, prepared)
-    loader = DataLoader(mine, collate_fn=read_pixels, **loader_arguments(run, process_group))
+    arguments = loader_arguments(run, process_group, batch_size * math.prod(prepared.input["input_size"]))
+    loader = DataLoader(mine, collate_fn=partial(_read_pixels, prepared), **arguments)
     left = len(rows)
     with (
         Progress(label, len(rows)) as progress,
@@ -73,6 +82,39 @@ def run_inference(
                     left -= count
                     yield of_rank[:count].numpy()
                     progress.advance(count)
+
+
+def _fitting(
+    batch_size: int,
+    function: Callable[[Tensor], Tensor],
+    prepared: PreparedDataset,
+    process_group: ProcessGroup,
+    label: str,
+) -> int:
+    """Return how many images fit into every rank's memory at once, at most ``batch_size``; see ``training.batch_size``.
+
+    Raises:
+        UserError: not one does.
+    """
+    if process_group.device.type != "cpu":
+        return batch_size
+    pixels = torch.zeros(1, *prepared.input["input_size"][1:], 3, dtype=torch.uint8)
+    per_image = SLACK * live_bytes(lambda: function(pixels))
+    images, free = images_that_fit(per_image, 0, process_group.local_world)
+    fewest = min(int(each) for each in process_group.gather(torch.tensor(images)))
+    if fewest >= batch_size:
+        return batch_size
+    section = label.partition(",")[0]
+    what = f"{section}.batch_size: {batch_size} images take about {batch_size * per_image / 1e9:.1f} GB of memory, and "
+    what += f"{free / 1e9:.1f} GB are free (a container's or job's limit counts)"
+    if not fewest:
+        raise UserError(f"{what}, too little for one: choose a smaller backbone.image_size or backbone")
+    logger.warning("%s: computed %d at a time", what, fewest)
+    return fewest
+
+
+def _read_pixels(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Any:
+    return in_shared_memory(evaluation_pixels(prepared, rows))
 
 
 def image_keys(prepared: PreparedDataset, process_group: ProcessGroup) -> list[bytes]:

@@ -25,12 +25,13 @@ from headstart.core import paths
 from headstart.core.io import atomic_write, write_json, write_report, write_table
 from headstart.data.dataset import PreparedDataset, data_sha256, read_labels
 from headstart.distributed.process_group import ProcessGroup, connect, device_of
-from headstart.models.backbone import BATCH_NORM, weights_sha256
+from headstart.models.backbone import weights_sha256
 from headstart.models.timm_checkpoint import save_timm
 from headstart.stages.program import main
 from headstart.tracking.provenance import provenance
 from headstart.tracking.wandb_run import Tracker
 from headstart.training.autotune import check_compiling, check_precision, precision_of_run
+from headstart.training.batch_size import accumulation_on_cpu, check_smallest_part, room_for_images
 from headstart.training.checkpoint import CHECKPOINT_FORMAT, RunDir, open_run_dir, run_key
 from headstart.training.datamodule import FineTuneDataModule
 from headstart.training.history import HistoryRow
@@ -72,10 +73,7 @@ def _train(params: Params, prepared: PreparedDataset, run_dir: RunDir, process_g
         params.backbone, params.finetune, classes=len(prepared.classes), train_images=len(images.train)
     )
     initial = copy.deepcopy(model.state_dict())
-    precision = process_group.broadcast_from_rank_zero(
-        lambda: precision_of_run(model, prepared.input, params.finetune, params.run, run_dir)
-    )
-    plan = plan.with_precision(precision)
+    plan = _choose_for_machine(model, plan, prepared, params, run_dir=run_dir, process_group=process_group)
     module = _module(model, plan, prepared, params.run, process_group)
     groups = describe(plan)
     _warn_what_depends_on_processes(module, params, process_group)
@@ -105,10 +103,33 @@ def _train(params: Params, prepared: PreparedDataset, run_dir: RunDir, process_g
     report |= {"processes": process_group.world, "device": process_group.device.type}
     seconds = round(time.perf_counter() - began, 2)
     report |= {"stopped_early": len(history) - 1 < params.finetune.epochs, "seconds": seconds}
-    write_report("finetune", {**report, "precision": precision, "groups": groups, "ledger": last_rows})
+    write_report("finetune", {**report, "precision": plan.finetune.precision, "groups": groups, "ledger": last_rows})
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})
     _log_result(report, shown, last_rows)
+
+
+def _choose_for_machine(
+    model: nn.Module,
+    plan: TrainingPlan,
+    prepared: PreparedDataset,
+    params: Params,
+    *,
+    run_dir: RunDir,
+    process_group: ProcessGroup,
+) -> TrainingPlan:
+    """Return the plan with the precision, and the accumulation steps that a CPU's memory needs."""
+    world, trains_statistics = process_group.world, plan.trains_statistics(model)
+    if world == 1 or process_group.device.type == "cpu":  # several GPUs share their statistics
+        check_smallest_part(model, prepared.input, plan, world, trains_statistics=trains_statistics)
+    room = room_for_images(model, prepared.input, plan, process_group)
+    precision = process_group.broadcast_from_rank_zero(
+        lambda: precision_of_run(model, prepared.input, params.finetune, params.run, run_dir, most=room.images)
+    )
+    plan = plan.with_choices(precision=precision)
+    if precision == "bf16-mixed":
+        room = room_for_images(model, prepared.input, plan, process_group, bf16=True)
+    return plan.with_choices(accumulate=accumulation_on_cpu(room, plan, world, trains_statistics=trains_statistics))
 
 
 def _module(
@@ -140,12 +161,11 @@ def _log_result(report: dict[str, Any], shown: float, rows: list[LedgerRow]) -> 
 
 def _warn_what_depends_on_processes(module: FineTuner, params: Params, process_group: ProcessGroup) -> None:
     """Warn where several processes train to other weights than one, by more than the order of sums."""
-    trains_statistics = not module.plan.freeze_statistics and any(
-        isinstance(part, BATCH_NORM) for part in module.modules()
-    )
     precision = module.plan.finetune.precision
     reasons = {
-        "each process has its own BatchNorm statistics (finetune.batch_norm: frozen)": trains_statistics
+        "each process has its own BatchNorm statistics (finetune.batch_norm: frozen)": module.plan.trains_statistics(
+            module
+        )
         and process_group.device.type == "cpu",
         "what drops out follows from the process": params.backbone.drop_rate or params.backbone.drop_path_rate,
         f"{precision} rounds coarsely": precision != "32-true",

@@ -34,6 +34,14 @@ CLEARLY = 1.1
 """bf16 is chosen where its steps are this many times as fast."""
 HOPELESS = 4
 """A step this many times as slow ends the measurement: on CPUs without native bf16 it takes up to 50 times as long."""
+TRIAL_S, ROUNDS_S = 5.0, 5.0
+"""Seconds that a measurement may take on a CPU: to find out how many images make a step, and for the rounds."""
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
+"""Processors with one of these compute in bf16 (x86, then ARM); the others convert each number."""
+
+
+class TooSlowError(Exception):
+    """A step of two images takes too long to be measured."""
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -51,13 +59,24 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def _has_bf16(device: torch.device) -> bool:
-    return device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    """Return whether the device itself computes in bf16."""
+    if device.type == "cpu":
+        return bool(BF16_FLAGS.intersection(" ".join(_cpu_lines("flags", "Features")).split()))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def precision_of_run(
-    model: nn.Module, config: dict[str, Any], finetune: FinetuneConfig, run: RunConfig, run_dir: RunDir
+    model: nn.Module,
+    config: dict[str, Any],
+    finetune: FinetuneConfig,
+    run: RunConfig,
+    run_dir: RunDir,
+    *,
+    most: int = LARGEST_BATCH,
 ) -> Precision:
     """Return ``finetune.precision``; for ``auto`` the faster one, which the run then keeps in ``run_dir``.
+
+    At ``most`` so many images fit into memory.
 
     Raises:
         UserError: the run began in a precision that the hardware here lacks.
@@ -70,7 +89,7 @@ def precision_of_run(
         logger.info("precision: %(precision)s, in which this fine-tuning began on %(host)s", kept)
         return kept["precision"]
     cache = cache_folder(run.cache) / "precision.json"
-    chosen = _faster_precision(model, config, device_of(run), finetune.batch_size, cache)
+    chosen = _faster_precision(model, config, device_of(run), min(finetune.batch_size, most), cache)
     write_json(run_dir.precision, {"precision": chosen, "host": socket.gethostname()})
     return chosen
 
@@ -80,14 +99,22 @@ def _faster_precision(
 ) -> Precision:
     """Measure steps in fp32 and bf16, unless ``cache`` has the figures for this hardware, model and size."""
     size = max(2, min(batch_size, LARGEST_BATCH))
+    if not _has_bf16(device):
+        logger.info("precision: 32-true; this %s does not compute in bf16 itself", device.type.upper())
+        return "32-true"
     setup = [_hardware(device), torch.__version__, torch.get_num_threads(), config["input_size"], size, repr(model)]
     key = hashlib.sha256(json.dumps(setup).encode()).hexdigest()[:24]
     measured = read_json(cache) if cache.exists() else {}
     if key not in measured:
-        ratio = 0.0
-        if _has_bf16(device):
-            plain, bf16 = seconds_a_step(copy.deepcopy(model), config, device, size, (False, True))
-            ratio = plain / bf16
+        ratio, kinds = 0.0, (False, True)
+        logger.info("precision: measuring steps in fp32 and bf16, for at most %.0f s", TRIAL_S + ROUNDS_S)
+        try:
+            measured_size = affordable_size(copy.deepcopy(model), config, device, size, kinds)
+        except TooSlowError:
+            logger.info("precision: 32-true, since steps are too slow here to measure more")
+            return "32-true"
+        plain, bf16 = seconds_a_step(copy.deepcopy(model), config, device, measured_size, kinds)
+        ratio = plain / bf16
         precision = "bf16-mixed" if ratio > CLEARLY else "32-true"
         measured[key] = {"precision": precision, "bf16_speed": round(ratio, 3)}
         write_json(cache, measured)
@@ -100,9 +127,48 @@ def _hardware(device: torch.device) -> str:
     """Return the device's name; a CPU's with its features, since virtual ones share a name."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
+    return f"{device.type} " + " ".join(sorted(set(_cpu_lines("model name", "flags"))))
+
+
+def _cpu_lines(*names: str) -> list[str]:
+    """Return the lines of /proc/cpuinfo that begin with one of the names."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    return f"{device.type} " + " ".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else [platform.processor()]
+    return [line for line in lines if line.startswith(names)]
+
+
+def affordable_size(
+    model: nn.Module, config: dict[str, Any], device: torch.device, size: int, bf16: Sequence[bool]
+) -> int:
+    """Return how many images, at most ``size``, ``seconds_a_step`` measures in time on a CPU, by steps of two images.
+
+    ``model`` is a copy, as there.
+
+    Raises:
+        TooSlowError: two images already take too long; the step is left within its forward pass.
+    """
+    if device.type != "cpu":
+        return size
+    model, normalize = model.train(), Normalize(config)
+    small, (_, height, width) = min(size, 2), config["input_size"]
+    pixels = torch.full((small, height, width, 3), 128, dtype=torch.uint8)
+    deadline = time.perf_counter() + TRIAL_S
+    step_ends = deadline
+
+    def check(*_: Any) -> None:
+        if time.perf_counter() > step_ends:
+            raise TooSlowError
+
+    hook = nn.modules.module.register_module_forward_pre_hook(check)
+    try:
+        for _ in range(2):  # the first one warms up
+            times = []
+            for kind in bf16:
+                step_ends = time.perf_counter() + (deadline - time.perf_counter()) / 3  # backward takes the rest
+                times.append(_seconds(model, normalize, pixels, bf16=kind))
+    finally:
+        hook.remove()
+    return max(small, min(size, int(small * ROUNDS_S / (1 + ROUNDS) / sum(times))))
 
 
 def seconds_a_step(
@@ -112,7 +178,7 @@ def seconds_a_step(
 
     ``model`` is a copy: it is moved, and its gradients and BatchNorm's statistics change. ``size`` images make a step,
     half as many while a GPU's memory is too small for them. ``bf16`` has for each kind of step whether it is under
-    autocast; the kinds take turns.
+    autocast; the kinds take turns. After ``ROUNDS_S`` no further round begins.
 
     Returns:
         Seconds for each kind.
@@ -124,7 +190,8 @@ def seconds_a_step(
     try:
         for _ in range(1 + ROUNDS):
             rounds.append([_seconds(model, normalize, pixels, bf16=each) for each in bf16])
-            if len(rounds) > 1 and max(rounds[-1]) > HOPELESS * min(rounds[-1]):
+            warm = rounds[1:]
+            if warm and (max(warm[-1]) > HOPELESS * min(warm[-1]) or sum(map(sum, warm)) > ROUNDS_S):
                 break
     except torch.OutOfMemoryError:
         if size <= 2:
@@ -153,8 +220,13 @@ def check_compiling(
     Raises:
         UserError: it can't be compiled here, or the time to compile is more than the steps would save.
     """
-    size = -(-finetune.batch_size // finetune.accumulate)
+    part = -(-finetune.batch_size // finetune.accumulate)
     device, bf16 = device_of(run), (finetune.precision == "bf16-mixed",)
+    logger.info("compile: measuring a step, then compiling it, which may take minutes")
+    try:
+        size = affordable_size(copy.deepcopy(model), config, device, max(2, part), bf16)
+    except TooSlowError:
+        raise UserError("finetune.compile: a step is too slow here to measure what it saves; set it to false") from None
     (plain,) = seconds_a_step(copy.deepcopy(model), config, device, size, bf16)
     compiled = copy.deepcopy(model)
     compiled.compile()
@@ -165,8 +237,10 @@ def check_compiling(
         reason = first_line(error)
         raise UserError(f"finetune.compile: torch.compile fails here ({reason}); set it to false") from error
     compiling = time.perf_counter() - began - (1 + ROUNDS) * fast
-    saved = (plain - fast) * finetune.accumulate * steps
-    logger.info("compile: a step takes %.4f s instead of %.4f, after %.0f s of compiling", fast, plain, compiling)
+    scale = finetune.accumulate * part / size
+    saved = (plain - fast) * scale * steps
+    seconds = fast * scale, plain * scale, compiling
+    logger.info("compile: a step takes %.4f s instead of %.4f, after %.0f s of compiling", *seconds)
     if saved < compiling:
         raise UserError(
             f"finetune.compile: compiling takes {compiling:.0f} s here and saves {max(saved, 0):.0f} s in {steps} "

@@ -5,8 +5,10 @@ Every process draws the same permutation and takes its part of each global batch
 same batches of the same pixels.
 """
 
+import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from headstart.config.finetune import FinetuneConfig
 from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
 from headstart.data.dataset import PreparedDataset, read_labels
-from headstart.data.loader import evaluation_pixels, loader_arguments
+from headstart.data.loader import evaluation_pixels, in_shared_memory, loader_arguments
 from headstart.distributed.process_group import ProcessGroup
 from headstart.training.augment import DRAWS, MIX_DRAWS, Augment, mix, torchvision_transforms, uniform
 
@@ -109,6 +111,7 @@ class TrainDataset(Dataset[Batch]):
         self._prepared, self._seed, self._settings = prepared, finetune.seed, finetune.augment
         self.rows, self.labels = prepared.rows("train"), read_labels("train", prepared.folder)
         _, height, width = prepared.input["input_size"]
+        self.image_bytes = math.prod(prepared.input["input_size"])
         augment = finetune.augment
         self._augment = Augment(
             (height, width),
@@ -202,5 +205,17 @@ class FineTuneDataModule(LightningDataModule):
 
     def _loader(self, images: Dataset[Batch], batches: "Sampler[BatchSpec] | list[Indices]") -> DataLoader[Batch]:
         """Load whole batches: with ``batch_size=None`` the data set gets each ``BatchSpec``, or indices, as it is."""
-        arguments = loader_arguments(self._run, self._process_group)
-        return DataLoader(images, sampler=batches, persistent_workers=arguments["num_workers"] > 0, **arguments)
+        arguments = self._loader_arguments
+        return DataLoader(
+            images,
+            sampler=batches,
+            collate_fn=in_shared_memory,
+            persistent_workers=arguments["num_workers"] > 0,
+            **arguments,
+        )
+
+    @cached_property
+    def _loader_arguments(self) -> dict[str, Any]:
+        """For both loaders, before either fills shared memory: they never work at the same time."""
+        part = -(-self._finetune.batch_size // (self._process_group.world * self._accumulation_steps))
+        return loader_arguments(self._run, self._process_group, part * self.train.image_bytes)

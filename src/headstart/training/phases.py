@@ -22,7 +22,7 @@ from torch import nn
 from headstart.config.finetune import FinetuneConfig
 from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
-from headstart.models.backbone import backbone_for, channels_last, head_name, set_head
+from headstart.models.backbone import BATCH_NORM, backbone_for, channels_last, head_name, set_head
 from headstart.models.head import read_head
 from headstart.training.datamodule import global_batch_size
 from headstart.training.losses import warmup_cosine
@@ -89,9 +89,13 @@ class TrainingPlan:
         begin = phase * self.finetune.phase_epochs * self.steps_per_epoch
         return np.array([self.lr_factor(step) for step in range(begin, self.steps)])
 
-    def with_precision(self, precision: str) -> "TrainingPlan":
-        """Return this plan with the precision that ``auto`` stood for."""
-        return replace(self, finetune=self.finetune.model_copy(update={"precision": precision}))
+    def trains_statistics(self, model: nn.Module) -> bool:
+        """Return whether the statistics of BatchNorm layers of the model follow from each batch."""
+        return not self.freeze_statistics and any(isinstance(module, BATCH_NORM) for module in model.modules())
+
+    def with_choices(self, **choices: str | int) -> "TrainingPlan":
+        """Return this plan with what was chosen for this machine: the precision, the accumulation steps."""
+        return replace(self, finetune=self.finetune.model_copy(update=choices))
 
 
 def starting_model(

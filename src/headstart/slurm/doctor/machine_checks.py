@@ -40,15 +40,12 @@ class Sizes(NamedTuple):
 
 def sizes_of(params: Params) -> Sizes:
     """Compute the sizes without allocating the weights; raises UserError where timm has no such backbone."""
-    backbone, finetune = params.backbone, params.finetune
+    backbone = params.backbone
     with torch.device("meta"):
         model = create_backbone(backbone.name, pretrained=False, image_size=backbone.image_size, args=backbone.args)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    moments = int(finetune.momentum > 0) if finetune.optimizer == "sgd" else 2
-    # The ledger's, within an epoch: the weights at its start, and the penalty's pull where Adam rescales it.
-    ledger = 1 + (finetune.optimizer != "sgd" and finetune.l2.kind != "decoupled")
-    copies = 1 + moments + ledger + (finetune.ema is not None)
-    return Sizes(weights, weights * copies, cast("int", model.num_features))
+    # As many in a checkpoint, with the weights and without the gradients.
+    return Sizes(weights, weights * params.finetune.copies_of_weights, cast("int", model.num_features))
 
 
 def check_disk(params: Params, options: Mapping[str, str], sizes: Sizes) -> Iterator[Finding]:
