@@ -463,3 +463,18 @@ def test_size_and_appearance_are_recorded_and_tiny_or_blank_images_listed() -> N
     report = read_json(Path("reports/prepare.json"))
     assert report["odd_pictures"] == {"tiny": 0, "blank": 1}
     assert report["class_imbalance"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("args", {"in_chans": 1}), ("args", {"checkpoint_path": "gone"}), ("drop_path_rate", 0.1)]
+)
+def test_a_backbone_that_a_later_stage_can_not_use_stops_before_any_image(key: str, value: Any) -> None:
+    sections = content("imagefolder")  # without any image
+    sections["backbone"] |= {
+        "name": "vgg11" if key == "drop_path_rate" else "test_resnet",
+        key: value,
+        "image_size": 32,
+    }
+    with pytest.raises(UserError, match=rf"^backbone\.{key}"):
+        prepare.run(parse_params(sections).declared(prepare.PARAMS))
+    assert not Path("data").exists()
