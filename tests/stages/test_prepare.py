@@ -569,3 +569,18 @@ def test_an_image_too_narrow_to_be_stored_is_bad(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(packing, "LONGEST_SIDE", 10_000)  # 65,535 is beyond such small images
     with pytest.raises(UserError, match=r"thread\.png: 1000 x 1 pixels: too narrow to be stored"):
         prepare.run(params(max_aspect_ratio=1000.0))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("args", {"in_chans": 1}), ("args", {"checkpoint_path": "gone"}), ("drop_path_rate", 0.1)]
+)
+def test_a_backbone_that_a_later_stage_can_not_use_stops_before_any_image(key: str, value: Any) -> None:
+    sections = content("imagefolder")  # without any image
+    sections["backbone"] |= {
+        "name": "vgg11" if key == "drop_path_rate" else "test_resnet",
+        key: value,
+        "image_size": 32,
+    }
+    with pytest.raises(UserError, match=rf"^backbone\.{key}"):
+        prepare.run(parse_params(sections).declared(prepare.PARAMS))
+    assert not Path("data").exists()

@@ -83,7 +83,7 @@ class BackboneConfig(ConfigSection):
 
     name: Annotated[str, Field(min_length=1)] = "bundled"
     """`bundled` (in this package, trained on 64 px images), any timm model (`resnet50.a1_in1k`), `hf-hub:owner/name` or
-    `local-dir:/a/folder/written/by/timm`."""
+    `local-dir:/a/folder/written/by/timm`. docs/backbones.md has timm's families: which work, at which sizes."""
     pretrained: bool = True
     """false: random weights, the baseline that shows what transfer gives."""
     image_size: Annotated[int, Field(ge=8)] | None = None
@@ -258,7 +258,7 @@ class Params(ConfigSection):
         return declared
 
     def record(self) -> dict[str, Any]:
-        """Return all of ``params.yaml`` as plain values: to be written down, not to be used."""
+        """Return all of ``params.yaml`` as plain values: to be written down or checked; no result follows."""
         return self._record or self.model_dump()
 
 

@@ -5,25 +5,36 @@ The head is timm's own classifier; features are its inputs (of MobileNetV3, 1,02
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
+from json import JSONDecodeError
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from timm.data.config import resolve_data_config
+from timm.models import load_checkpoint
 from torch import Tensor, nn
 
 from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
+from headstart.core.paths import MODEL_CONFIG
 from headstart.models.head import Head
 
 BUNDLED = "bundled"
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  (torch's only common base)
 # Of httpx2, httpx or requests, whichever the installed huggingface_hub uses.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+TIMM_ERRORS = (RuntimeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError, ImportError)
+"""What timm's models raise at arguments or sizes that they can't take; ``TypeError`` too."""
+NO_WEIGHTS = (b"<", b"version https://git-lfs")
+"""How web pages and the pointers of Git LFS begin, which are at times saved in place of weights."""
 
 
 def create_backbone(
@@ -39,14 +50,25 @@ def create_backbone(
 
     Without pretrained weights they are initialized from ``seed``; torch's global generator keeps its state.
 
-    Raises UserError: no such model, arguments that it does not accept, weights that can't be fetched, or a classifier
-    that is not one linear layer.
+    Raises UserError: no such model, arguments that it does not accept, weights that can't be fetched, a checkpoint that
+    can't be loaded, or a classifier that is not one linear layer.
     """
-    with torch.random.fork_rng(), _user_errors(name):
+
+    def create(**size: int) -> nn.Module:
         torch.manual_seed(seed)
-        model: nn.Module = timm.create_model(timm_name(name), pretrained=pretrained, **args)
+        wanted = args | size
+        checkpoint = wanted.pop("checkpoint_path", None)
+        model: nn.Module = timm.create_model(timm_name(name), pretrained=pretrained, **wanted)
+        if checkpoint is not None:
+            _load_checkpoint(model, checkpoint)
+        return model
+
+    with torch.random.fork_rng(), _user_errors(name):
+        model = create()
         if image_size is not None and hasattr(model, "set_input_size"):
             model.set_input_size(img_size=image_size)  # type: ignore[operator]
+        elif image_size is not None and _is_fixed_to_another(model, image_size):
+            model = create(img_size=image_size)
         if num_classes is not None:
             model.reset_classifier(num_classes)  # type: ignore[operator]
             head = get_head(model)
@@ -55,19 +77,86 @@ def create_backbone(
     return model
 
 
+def _is_fixed_to_another(model: nn.Module, image_size: int) -> bool:
+    """Return whether a model reads images of its own size alone, so that it must be created for ``image_size`` px."""
+    config = model.pretrained_cfg
+    assert isinstance(config, dict)
+    if not config.get("fixed_input_size") or image_size == config["input_size"][-1]:
+        return False
+    model.eval()  # BatchNorm's statistics stay
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
+    except (*TIMM_ERRORS, TypeError):
+        return True
+    finally:
+        model.train()
+    return False
+
+
+def _load_checkpoint(model: nn.Module, path: Any) -> None:
+    """Load ``backbone.args.checkpoint_path`` by timm; raises UserError if it can't be read or has other weights."""
+    key = f"backbone.args.checkpoint_path: {path}"
+    if not isinstance(path, str) or not Path(path).is_file():
+        raise UserError(f"{key}: no such file: write the path of a checkpoint, from the project's folder on")
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(64).startswith(NO_WEIGHTS):
+                raise UserError(f"{key}: a web page or a Git LFS pointer, no weights: fetch the file itself")
+        load_checkpoint(model, path)
+    except (OSError, EOFError, TypeError, SafetensorError, UnpicklingError, *TIMM_ERRORS) as error:
+        raise UserError(
+            f"{key}: {reason_of(error)}: it must hold the weights of backbone.name and, where its classes are not as "
+            "many as that model's own, their number must be in backbone.args.num_classes"
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's message in one line of at most 300 characters, or its type where it has none."""
+    message = re.sub(r"^Error\(s\) in loading state_dict for \w+: ", "", " ".join(str(error).split()))
+    return message[:300].rstrip(". ") or type(error).__name__
+
+
 def timm_name(name: str) -> str:
     """Return the name for timm; that of ``bundled`` is a folder of this package, in timm's ``local-dir`` format."""
     return f"local-dir:{resources.files('headstart') / 'pretrained' / 'resnet18d_64'}" if name == BUNDLED else name
 
 
-def get_head(model: nn.Module) -> nn.Linear:
-    """Return the model's classifier; raises UserError if it is not one linear layer with a bias."""
+class PointwiseHead(nn.Conv2d):
+    """A classifier that timm writes as a 1 x 1 convolution (ResNetV2, DLA, DPN): a linear layer of pooled features."""
+
+    bias: nn.Parameter
+
+    @property
+    def in_features(self) -> int:
+        """The width of the features."""
+        return self.in_channels
+
+    @property
+    def out_features(self) -> int:
+        """The number of classes."""
+        return self.out_channels
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (batch, classes) of features (batch, width), or timm's own of maps (batch, width, 1, 1)."""
+        return super().forward(inputs[:, :, None, None]).flatten(1) if inputs.ndim == 2 else super().forward(inputs)
+
+
+def get_head(model: nn.Module) -> nn.Linear | PointwiseHead:
+    """Return the model's classifier; raises UserError if it is not one linear layer with a bias.
+
+    Where timm returns a module whose only weights are those of one linear layer, this layer is the classifier.
+    """
     head = model.get_classifier()  # type: ignore[operator]
+    if isinstance(head, nn.Module) and len(head.state_dict()) == 2:
+        head = next((module for module in head.modules() if isinstance(module, nn.Linear)), head)
+    if type(head) is nn.Conv2d and head.kernel_size == (1, 1):
+        head.__class__ = PointwiseHead  # its weights and their names stay timm's
     if isinstance(head, tuple | list | nn.ModuleList):
         raise UserError(
             "backbone.name: this model has several classifiers (distilled ones do); choose one with a single classifier"
         )
-    if not isinstance(head, nn.Linear) or head.bias is None:
+    if not isinstance(head, nn.Linear | PointwiseHead) or head.bias is None:
         raise UserError(
             f"backbone.name: this model's classifier is a {type(head).__name__}, not a linear layer with a bias; "
             "choose another model"
@@ -144,18 +233,34 @@ def _user_errors(name: str) -> Iterator[None]:
     except (OSError, HTTP_ERROR) as error:
         if isinstance(error, FileNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise UserError(f"backbone.name: {name}: {error}") from error
-        raise UserError(
-            f"backbone.name: the weights of {name} can't be fetched ({type(error).__name__}: {error}). You can\n"
-            "  1. run once where the hub is in reach (it keeps them in HF_HOME), and copy that folder here;\n"
-            "  2. save the model as a folder with timm's save_for_hf and use backbone.name: local-dir:/that/folder;\n"
-            "  3. use backbone.name: bundled, or backbone.pretrained: false."
-        ) from error
+        raise unfetched(name, f"{type(error).__name__}: {error}") from error
     except TypeError as error:
-        raise UserError(f"backbone.args: timm does not build {name} with them: {error}") from error
-    except (RuntimeError, ValueError) as error:
-        nearest = difflib.get_close_matches(name.split(".", maxsplit=1)[0], timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(nearest)}?" if "Unknown model" in str(error) and nearest else ""
-        raise UserError(f"backbone.name: {name}: {error}{hint}") from error
+        raise UserError(f"backbone.args: timm does not build {name} with them: {reason_of(error)}") from error
+    except (SafetensorError, *TIMM_ERRORS) as error:
+        reason = reason_of(error)
+        if ":" in name and isinstance(error, KeyError | JSONDecodeError):
+            reason = f"its {MODEL_CONFIG} is not timm's ({reason}); write the model by timm's save_for_hf"
+        nearest = _near_names(name, reason)
+        hint = f"; did you mean {', '.join(nearest)}?" if nearest else ""
+        raise UserError(f"backbone.name: {name}: {reason}{hint}") from error
+
+
+def unfetched(name: str, reason: str) -> UserError:
+    """Return the error that says how to get weights that can't be fetched."""
+    return UserError(
+        f"backbone.name: the weights of {name} can't be fetched ({reason}). You can\n"
+        "  1. run once where the hub is in reach (it keeps them in HF_HOME), and copy that folder here;\n"
+        "  2. save the model as a folder with timm's save_for_hf and use backbone.name: local-dir:/that/folder;\n"
+        "  3. use backbone.name: bundled, or backbone.pretrained: false."
+    )
+
+
+def _near_names(name: str, problem: str) -> list[str]:
+    """Return timm's names that are nearest to an unknown model or to an unknown tag of its pretrained weights."""
+    model = name.partition(".")[0].lower()
+    if "Invalid pretrained tag" in problem:
+        return difflib.get_close_matches(name, timm.list_pretrained(f"{model}.*"), n=3, cutoff=0)
+    return difflib.get_close_matches(model, timm.list_models(), n=3) if "Unknown model (" in problem else []
 
 
 def freeze_(model: nn.Module, *, statistics: bool) -> None:
@@ -186,7 +291,10 @@ def backbone_for(backbone: BackboneConfig, classes: int) -> nn.Module:
 
 def set_head(model: nn.Module, head: Head) -> None:
     """Copy the probe's head into the model's."""
-    get_head(model).load_state_dict({"weight": torch.from_numpy(head.weight), "bias": torch.from_numpy(head.bias)})
+    own = get_head(model)
+    own.load_state_dict(
+        {"weight": torch.from_numpy(head.weight).view_as(own.weight), "bias": torch.from_numpy(head.bias)}
+    )
 
 
 class WithFeatures(nn.Module):

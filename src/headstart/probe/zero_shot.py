@@ -38,12 +38,16 @@ def pretrained_head(model: "nn.Module") -> PretrainedHead | None:
     """
     # These import torch, which --help does not need.
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset  # noqa: PLC0415
-    from torch import nn  # noqa: PLC0415
 
-    head = model.get_classifier()  # type: ignore[operator]
+    from headstart.models.backbone import get_head  # noqa: PLC0415
+
     config = model.pretrained_cfg
     assert isinstance(config, dict)
-    if not isinstance(head, nn.Linear) or head.bias is None or head.out_features != config.get("num_classes"):
+    try:
+        head = get_head(model)
+    except UserError:
+        return None
+    if head.out_features != config.get("num_classes"):
         return None
     names, described = config.get("label_names") or [], config.get("label_descriptions") or {}
     if len(names) != head.out_features:
@@ -55,7 +59,9 @@ def pretrained_head(model: "nn.Module") -> PretrainedHead | None:
     if not isinstance(described, Mapping):
         described = dict(zip(names, described, strict=True))
     descriptions = [described.get(name, "") for name in names] if described else []
-    weight, bias = (tensor.detach().float().cpu().contiguous().numpy().copy() for tensor in (head.weight, head.bias))
+    weight, bias = (
+        tensor.detach().float().cpu().contiguous().numpy().copy() for tensor in (head.weight.flatten(1), head.bias)
+    )
     return PretrainedHead(weight, bias, list(names), descriptions)
 
 

@@ -7,7 +7,7 @@ reads:  prepare.path (digits and torchvision: the package, or the cache folder),
         so that only new images are decoded
 writes: data/prepared: the packed images and their index, manifest.csv, dataset.json
         reports/prepare.json, reports/prepare/odd_pictures.csv (tiny and blank ones, and ones whose values are odd)
-params: prepare, backbone.name, backbone.image_size, backbone.args
+params: prepare, backbone.name, backbone.image_size, backbone.args (the other keys of backbone are checked, not used)
 """
 
 import logging
@@ -20,7 +20,7 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.config.schema import Params
+from headstart.config.schema import BackboneConfig, Params
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import write_json, write_report, write_table
@@ -46,6 +46,7 @@ from headstart.data.transforms import evaluation_transform
 from headstart.data_checks.tables import check_images, class_imbalance
 from headstart.images.decode import ImageLimits
 from headstart.models.backbone import input_config_by_name
+from headstart.models.backbone_check import check_backbone
 from headstart.stages.program import main
 
 PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args")
@@ -62,6 +63,8 @@ def run(params: Params) -> None:
     """Prepare the images; raises UserError if the source is bad, or an image with ``on_bad_image: error``."""
     began = time.perf_counter()
     _refuse_own_outputs(params.backbone.name)
+    if remark := check_backbone(BackboneConfig(**params.record()["backbone"])):
+        logger.info("%s", remark)
     source = open_source(params.prepare, params.run, params.prepare.split_folders)
     if isinstance(source, FileSource):
         _refuse_output_folders(source.root)

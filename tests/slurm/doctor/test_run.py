@@ -64,3 +64,23 @@ def test_windows_line_ends_are_named() -> None:
     named = [each["message"] for each in findings if each["name"] == "windows-line-ends"]
     assert [message.partition(":")[0] for message in named] == ["slurm/launch.sh", "job.sbatch"]
     assert named[0].endswith("which a shell can't read: sed -i 's/\\r$//' slurm/launch.sh")
+
+
+def test_a_backbone_that_the_stages_can_not_use_is_an_error(project: Path) -> None:
+    for changes, words in (
+        ({"backbone.args": {"in_chans": 1}}, "error: backbone.args.in_chans: 1: "),
+        ({"backbone.name": "test_vit", "backbone.image_size": 100}, "error: backbone.image_size: 100: test_vit fails"),
+    ):
+        YAML().dump(params({"run.cache": "cache", **changes}).model_dump(), project / "params.yaml")
+        answer = doctor()
+        assert answer.exit_code == 1
+        assert answer.stdout.startswith(words)
+        assert answer.stdout.endswith("[backbone-unavailable]\n")
+
+
+def test_weights_that_are_not_here_yet_are_a_warning(project: Path) -> None:
+    changes = {"run.cache": "cache", "backbone.name": "test_resnet", "backbone.pretrained": True}
+    YAML().dump(params(changes).model_dump(), project / "params.yaml")
+    first = doctor().stdout.splitlines()[0]
+    assert first.startswith("warning: the weights of test_resnet are not here yet")
+    assert first.endswith("[weights-not-here]")

@@ -1,0 +1,169 @@
+"""Checks of a backbone before anything is decoded: one forward pass that needs no memory, and where its weights are."""
+
+import difflib
+import warnings
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import Tensor, nn
+
+from headstart.config.schema import BackboneConfig
+from headstart.core.errors import UserError
+from headstart.models.backbone import (
+    HTTP_ERROR,
+    TIMM_ERRORS,
+    PointwiseHead,
+    backbone_for,
+    create_backbone,
+    features_of,
+    get_head,
+    input_config,
+    reason_of,
+    timm_name,
+    unfetched,
+)
+
+LOCAL_DIR = "local-dir:"
+STEPS = (32, 16, 14)
+"""Sides of patches and strides: sizes that are multiples of one of them are proposed."""
+SURE = ("resnet50", "convnext_tiny", "vit_small_patch16_224")
+"""Proposed where no model of a similar name can be used."""
+ADVICE = {
+    "in_chans": "remove it, since images have 3 channels, grey ones too",
+    "img_size": "write it as backbone.image_size",
+}
+
+
+def check_backbone(backbone: BackboneConfig) -> str | None:
+    """Check that all stages can use a backbone; takes a second or two, and fetches no weights.
+
+    Returns:
+        What to know about its weights: that they are not on this machine yet.
+
+    Raises:
+        UserError: the message begins with the key that is wrong, and names values that work.
+    """
+    try:
+        config = dry_run(backbone)
+    except UserError as error:
+        raise _blamed(backbone, error) from error
+    return _missing_weights(backbone, config) if backbone.pretrained else None
+
+
+def dry_run(backbone: BackboneConfig, device: str = "meta") -> dict[str, Any]:
+    """Create a backbone as the stages do, without memory for its weights, and compute an image's features and logits.
+
+    What can't run on torch's meta device runs on the CPU. Pretrained weights are read only from a folder; of others
+    their shapes are loaded, which shows whether timm can resize them. Returns timm's config of the pretrained weights.
+    """
+    is_local = timm_name(backbone.name).startswith(LOCAL_DIR)
+    random = backbone.model_copy(update={"pretrained": backbone.pretrained and is_local})
+    with torch.device(device), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # loading into the meta device does nothing
+        model = backbone_for(random, classes=2).eval()
+        if device == "meta" and any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            return dry_run(backbone, "cpu")  # on the meta device they run step by step, in 10 s
+        config: Any = model.pretrained_cfg
+        head, (channels, *size) = get_head(model), input_config(model, backbone.image_size)["input_size"]
+        if {channels, backbone.args.get("in_chans", 3)} != {3}:
+            raise UserError(f"backbone.name: {backbone.name}: it does not read images of 3 channels")
+        calls: list[tuple[int, Tensor]] = []
+        head.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0].numel(), output)))
+        try:
+            features = features_of(model, torch.zeros(1, 3, *size))
+            calls.clear()
+            logits = model(torch.zeros(1, 3, *size))
+            if backbone.pretrained and backbone.image_size and not is_local and not hasattr(model, "set_input_size"):
+                _load_shapes(backbone)
+        except (*TIMM_ERRORS, TypeError) as error:
+            if device == "meta" and "meta" in str(error).lower():
+                return dry_run(backbone, "cpu")
+            raise UserError(f"backbone.name: {backbone.name}: {reason_of(error)}") from error
+    if features.shape != (1, head.in_features) or [numel for numel, _ in calls] != [head.in_features]:
+        raise UserError(f"backbone.name: {backbone.name}: its classifier does not read one row of features an image")
+    if calls[0][1] is not logits and not isinstance(head, PointwiseHead):
+        raise UserError(f"backbone.name: {backbone.name}: its outputs are more than those of one linear classifier")
+    return config if isinstance(config, dict) else {}
+
+
+def _load_shapes(backbone: BackboneConfig) -> None:
+    """Load the weights of the backbone at its own size into it at ``image_size``; raises as timm does."""
+    own = create_backbone(backbone.name, pretrained=False, image_size=None, args=backbone.args)
+    overlay = {"state_dict": own.state_dict(), "source": "", "label_offset": 0}
+    args = {**backbone.args, "pretrained_cfg_overlay": overlay}
+    create_backbone(backbone.name, pretrained=True, image_size=backbone.image_size, args=args)
+
+
+def _works(backbone: BackboneConfig, **changes: Any) -> dict[str, Any]:
+    """Return what ``dry_run`` does with some keys changed, and nothing where it fails."""
+    try:
+        return dry_run(backbone.model_copy(update=changes))
+    except UserError:
+        return {}
+
+
+def _blamed(backbone: BackboneConfig, error: UserError) -> UserError:  # noqa: PLR0911  (one for each key)
+    """Return the error under the key without which the backbone works, with values of it that work."""
+    name, args, size, cause = backbone.name, backbone.args, backbone.image_size, error.__cause__
+    # Asking the hub again would not help, and some errors name their key.
+    if isinstance(cause, OSError | HTTP_ERROR) or str(error).startswith("backbone.args."):
+        return error
+    reason = reason_of(cause or error).removeprefix(f"backbone.name: {name}: ")
+    for key, value in args.items():
+        if _works(backbone, args={other: args[other] for other in args.keys() - {key}}):
+            return UserError(f"backbone.args.{key}: {value!r}: {name} fails ({reason}): {ADVICE.get(key, 'remove it')}")
+    for key in ("drop_rate", "drop_path_rate"):
+        if getattr(backbone, key) and _works(backbone, **{key: 0.0}):
+            return UserError(f"backbone.{key}: {name} has none ({reason}): set it to 0")
+    if size is not None and (own := _works(backbone, image_size=None)):
+        problem, own_size = f"backbone.image_size: {size}: {name} fails ({reason}):", own["input_size"][-1]
+        if backbone.pretrained and _works(backbone, pretrained=False):
+            return UserError(f"{problem} its weights are for {own_size} px: use null, or backbone.pretrained: false")
+        sizes = "".join(f"{each}, " for each in _working_sizes(backbone, size))
+        return UserError(f"{problem} use {sizes}null (its own {own_size})")
+    if backbone.pretrained and _works(backbone, pretrained=False):
+        return UserError(f"backbone.name: {name}: its weights can't be loaded ({reason}): write it anew by save_for_hf")
+    if cause is None:
+        others = timm.list_models(exclude_filters=["test_*", "*distilled*"])
+        near = difflib.get_close_matches(name.partition(".")[0], others, n=2)
+        works = [each for each in near if _works(backbone, name=each)] or SURE
+        return UserError(f"{str(error).partition('; choose')[0]}; choose another model, such as {', '.join(works)}")
+    return error
+
+
+def _working_sizes(backbone: BackboneConfig, size: int) -> list[int]:
+    """Return the nearest smaller and larger image size that work, among multiples of ``STEPS``."""
+    smaller = sorted({(size - 1) // step * step for step in STEPS} - {0}, reverse=True)
+    larger = sorted({size // step * step + step for step in STEPS})
+    working = ((each for each in sizes if _works(backbone, image_size=each)) for sizes in (smaller, larger))
+    return [each for sizes in working for each in list(islice(sizes, 1))]
+
+
+def _missing_weights(backbone: BackboneConfig, config: dict[str, Any]) -> str | None:
+    """Look for the pretrained weights without asking the hub; raises UserError where they can't be had."""
+    name, hub, url = backbone.name, config.get("hf_hub_id"), config.get("url")
+    if config.get("source") == "local-dir" or config.get("file"):
+        return None  # the dry run has read them
+    if not hub and not url:
+        near = difflib.get_close_matches(name.partition(".")[0], timm.list_pretrained(), n=3)
+        raise UserError(
+            f"backbone.pretrained: timm has no pretrained weights of {name}: set it to false, or choose another model"
+            + (f", such as {', '.join(near)}" if near else "")
+        )
+    if hub:
+        repository, _, revision = hub.partition("@")
+        try:
+            folder = Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
+            is_here = any(file.suffix in {".safetensors", ".bin", ".pth"} for file in folder.iterdir())
+        except LocalEntryNotFoundError:
+            is_here = False
+        if not is_here and constants.HF_HUB_OFFLINE:
+            raise unfetched(name, "HF_HUB_OFFLINE is set, and they are not in the cache")
+    else:
+        is_here = (Path(torch.hub.get_dir()) / "checkpoints" / Path(str(url)).name).exists()
+    return None if is_here else f"the weights of {name} are not here yet: features will fetch them from {hub or url}"
