@@ -36,7 +36,9 @@ class TableFile:
             raise UserError(f"prepare.source: {path} is a workbook, not a CSV table: save it as CSV UTF-8")
         # UTF-16 with its byte order mark; or without, where every second byte of the ASCII header is 0.
         marks = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-        self._encoding = marks.get(start[:2]) or {1: "utf-16-le", 0: "utf-16-be"}.get(start[:2].find(b"\0"), "utf-8-sig")
+        self._encoding = marks.get(start[:2]) or {1: "utf-16-le", 0: "utf-16-be"}.get(
+            start[:2].find(b"\0"), "utf-8-sig"
+        )
         self._delimiter = ","
         with self._text(newline=None) as text:
             header = next(filter(str.strip, text), "").rstrip("\n")
