@@ -33,8 +33,9 @@ FEW_INODES = 1000
 
 
 def storage_message(error: OSError) -> str | None:
-    """Return one line that names the path, what is wrong with its disk and what to do; None for any other error."""
-    if error.errno not in ADVICE:
+    """Return one line: the path, what is wrong with its disk, what to do, the error's notes; None for other errors."""
+    advice = "; ".join([*filter(None, [ADVICE.get(error.errno or 0)]), *getattr(error, "__notes__", [])])
+    if not advice:
         return None
     path = os.fsdecode(error.filename) if error.filename else "the output"
     path = re.sub(r"\.([^/]+)\.partial(?=/|$)", r"\1", path)  # what is written aside has the name that it will get
@@ -44,8 +45,7 @@ def storage_message(error: OSError) -> str | None:
         disk = os.statvfs(folder)
         inodes = f" and {disk.f_favail} inodes" if disk.f_files and disk.f_favail < FEW_INODES else ""
         free = f" ({disk.f_bavail * disk.f_frsize / 1e6:.1f} MB{inodes} free on its disk)"
-    advice = "; ".join([ADVICE[error.errno], *getattr(error, "__notes__", [])])
-    return f"{path}: {os.strerror(error.errno).lower()}{free}: {advice}"
+    return f"{path}: {os.strerror(error.errno or 0).lower()}{free}: {advice}"
 
 
 @contextmanager
