@@ -90,7 +90,7 @@ def test_a_read_only_disk_is_found_by_trying(monkeypatch: pytest.MonkeyPatch, tm
     def refused(**_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("headstart.core.storage.TemporaryFile", refused)
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
     with pytest.raises(OSError, match="Read-only") as caught, storage_errors(tmp_path / "it"):
         raise sqlite3.OperationalError("unable to open database file")
     assert caught.value.filename == str(tmp_path / "it")

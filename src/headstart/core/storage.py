@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from headstart.core.errors import UserError
 
@@ -64,11 +63,13 @@ def storage_errors(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             error.filename = error.filename or str(path)
             raise
+        import tempfile  # noqa: PLC0415  (commands start without it)
+
         try:
             for number in ADVICE:
                 if os.strerror(number) in str(error):
                     raise OSError(number, os.strerror(number))
-            with TemporaryFile(dir=path.parent) as file:
+            with tempfile.TemporaryFile(dir=path.parent) as file:
                 file.write(bytes(PROBE_BYTES))
                 file.flush()
                 os.fsync(file.fileno())
