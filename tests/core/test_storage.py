@@ -2,13 +2,11 @@
 
 import errno
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -25,20 +23,10 @@ from headstart.core.io import atomic_write, write_json
 from headstart.core.storage import ADVICE, storage_errors, storage_message
 from headstart.data.shards import write_array
 from helpers.images import ROOT
+from helpers.small_disk import largest_file
 
 LIMIT = 4096
 ZEROS = np.zeros(2**21, np.uint8)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond so many bytes: real errors, where a full disk would have them."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def with_sqlite(path: Path) -> None:
@@ -102,7 +90,7 @@ def test_a_read_only_disk_is_found_by_trying(monkeypatch: pytest.MonkeyPatch, tm
     def refused(**_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("headstart.core.storage.TemporaryFile", refused)
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
     with pytest.raises(OSError, match="Read-only") as caught, storage_errors(tmp_path / "it"):
         raise sqlite3.OperationalError("unable to open database file")
     assert caught.value.filename == str(tmp_path / "it")

@@ -66,6 +66,13 @@ def test_a_file_that_the_manifest_does_not_list_is_not_read(folder: Path) -> Non
         bundle.open_bundle(folder).path(bundle.ONNX_INT8)
 
 
+def test_without_onnx_the_way_out_is_named(folder: Path) -> None:
+    (folder / bundle.ONNX).unlink()
+    bundle.write_manifest(folder)
+    with pytest.raises(UserError, match=r"lists no model\.onnx; it has .*: --device torch runs model\.safetensors$"):
+        bundle.open_bundle(folder).path(bundle.ONNX)
+
+
 def test_a_file_is_compared_when_it_is_asked_for(folder: Path) -> None:
     opened = bundle.open_bundle(folder)
     size = (folder / bundle.ONNX).stat().st_size

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from headstart.core.errors import UserError
 
@@ -33,8 +32,9 @@ FEW_INODES = 1000
 
 
 def storage_message(error: OSError) -> str | None:
-    """Return one line that names the path, what is wrong with its disk and what to do; None for any other error."""
-    if error.errno not in ADVICE:
+    """Return one line: the path, what is wrong with its disk, what to do, the error's notes; None for other errors."""
+    advice = "; ".join([*filter(None, [ADVICE.get(error.errno or 0)]), *getattr(error, "__notes__", [])])
+    if not advice:
         return None
     path = os.fsdecode(error.filename) if error.filename else "the output"
     path = re.sub(r"\.([^/]+)\.partial(?=/|$)", r"\1", path)  # what is written aside has the name that it will get
@@ -44,8 +44,7 @@ def storage_message(error: OSError) -> str | None:
         disk = os.statvfs(folder)
         inodes = f" and {disk.f_favail} inodes" if disk.f_files and disk.f_favail < FEW_INODES else ""
         free = f" ({disk.f_bavail * disk.f_frsize / 1e6:.1f} MB{inodes} free on its disk)"
-    advice = "; ".join([ADVICE[error.errno], *getattr(error, "__notes__", [])])
-    return f"{path}: {os.strerror(error.errno).lower()}{free}: {advice}"
+    return f"{path}: {os.strerror(error.errno or 0).lower()}{free}: {advice}"
 
 
 @contextmanager
@@ -64,11 +63,13 @@ def storage_errors(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             error.filename = error.filename or str(path)
             raise
+        import tempfile  # noqa: PLC0415  (commands start without it)
+
         try:
             for number in ADVICE:
                 if os.strerror(number) in str(error):
                     raise OSError(number, os.strerror(number))
-            with TemporaryFile(dir=path.parent) as file:
+            with tempfile.TemporaryFile(dir=path.parent) as file:
                 file.write(bytes(PROBE_BYTES))
                 file.flush()
                 os.fsync(file.fileno())

@@ -1,9 +1,11 @@
 """Writes a model as a bundle: every format after its parity check, the calibration, and the model card."""
 
+import io
 import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -141,7 +143,7 @@ def write_formats(
             failed[name] = f"{name}: is made from onnx"
             continue
         try:
-            with storage_errors(path), warnings.catch_warnings(action="ignore"):
+            with storage_errors(path), _quiet():
                 write(path)
             check(name, load(path))
         except Exception as error:
@@ -156,6 +158,17 @@ def write_formats(
             for written in folder.glob(f"{path.name}*"):  # with its weights, where they are in a file of their own
                 written.unlink()
     return failed
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporters, whose remarks are about their own steps; what they raise is told in one line."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def check_complete(folder: Path, written: Iterable[str], failed: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
 from headstart.core.io import write_json
-from headstart.core.paths import MODEL_CONFIG
+from headstart.core.paths import MODEL_CONFIG, MODEL_WEIGHTS
 from headstart.inference.bundle_config import FORMAT, BundleConfig, check_format, parse_config, parse_json
 
 ONNX = "model.onnx"
@@ -139,7 +139,9 @@ def _file_size(path: Path) -> int:
 def _verified_path(folder: Path, files: dict[str, dict[str, Any]], name: str) -> Path:
     path = folder / name
     if name not in files:
-        raise UserError(f"{folder / BUNDLE_MANIFEST}: lists no {name}; it has {', '.join(sorted(files)) or 'nothing'}")
+        hint = ": --device torch runs model.safetensors" if name == ONNX and MODEL_WEIGHTS in files else ""
+        has = ", ".join(sorted(files)) or "nothing"
+        raise UserError(f"{folder / BUNDLE_MANIFEST}: lists no {name}; it has {has}{hint}")
     _file_size(path)
     if _size_and_sha256(path) != files[name]:
         raise _changed(path)

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from headstart.export import bundle_writer
+from headstart.slurm.doctor.batch_checks import Finding
 from headstart.slurm.doctor.export_check import check_formats
 from helpers.images import params
 
 SMALL = {"backbone.name": "test_resnet", "backbone.image_size": 32}
 
 
-def trial(*formats: str) -> list[tuple[str, ...]]:
-    return [tuple(finding) for finding in check_formats(params({**SMALL, "export.formats": list(formats)}))]
+def trial(*formats: str) -> list[Finding]:
+    return [*check_formats(params({**SMALL, "export.formats": list(formats)}))]
 
 
 def test_a_backbone_that_every_format_takes_has_no_findings(capfd: pytest.CaptureFixture[str]) -> None:
@@ -35,7 +36,7 @@ def test_a_format_that_it_cannot_be_converted_to_is_one_line_with_the_first_reas
     monkeypatch.setattr(bundle_writer, "write_onnx", fails)
     after = "leave it out, or choose another backbone.name"
     reasons = ["onnx: this model can't be converted to it: Cannot view a tensor", "onnx_fp16: is made from onnx"]
-    expected = [("error", "format-not-exportable", f"export.formats: {reason}: {after}") for reason in reasons]
+    expected = [Finding("error", "format-not-exportable", f"export.formats: {reason}: {after}") for reason in reasons]
     assert trial("onnx", "onnx_fp16", "pt2") == expected
 
 
