@@ -498,7 +498,7 @@ def test_scans_and_lines_of_text_are_taken_where_the_limits_allow_it(monkeypatch
     assert (
         "scan.png: Image size (10000 pixels) exceeds limit of 6000 pixels: a decompression bomb, or raise pre" in said
     )
-    limits = {"max_aspect_ratio": 100.0, "max_pixels": 10_000}
+    limits: dict[str, Any] = {"max_aspect_ratio": 100.0, "max_pixels": 10_000}
     prepare.run(params(**limits))
     rows = {row["source"]: (row["width"], row["height"]) for row in manifest_rows()}
     assert rows["a/line.png"] == ("700", "7")
