@@ -278,7 +278,6 @@ def test_other_bands_are_noted() -> None:
     said = {
         tiff(np.dstack([RGB, NOISE]), photometric=2, extra=[0]): ("unused_bands", "1 of 4"),
         tiff(np.dstack([RGB, NOISE, NOISE]), photometric=2, extra=[0, 0]): ("unused_bands", "2 of 5"),
-        tiff(np.dstack([NOISE, NOISE.T]), extra=[0]): ("unused_bands", "1 of 2"),
         encoded(Image.fromarray(np.dstack([RGB, NOISE]))): ("odd_transparency", "not a mask's values"),
         encoded(Image.fromarray(np.dstack([RGB, DISC]))): None,
         encoded(Image.fromarray(np.dstack([RGB, SMOOTH]))): None,
