@@ -270,6 +270,12 @@ def test_a_tiffs_last_band_that_is_no_transparency_is_refused(extra: list[int] |
     if extra != [999]:  # 12 bits of 16 in each band
         with pytest.raises(BadImageError, match="its last band is no transparency"):
             decode(tiff(np.dstack([RGB, NOISE]).astype(np.uint16) * 16, photometric=2, extra=extra))
+    partly = np.where(DISC > 0, NOISE[::-1], 0)
+    if extra != [1]:  # of colours multiplied with 0 nothing is left
+        with pytest.raises(BadImageError, match="its last band is no transparency"):
+            decode(tiff(np.dstack([RGB, partly]), photometric=2, extra=extra))
+    cut_out = np.dstack([RGB * (DISC > 0)[..., None], partly]).astype(np.uint8)  # one colour where nothing is seen
+    assert NOTE not in decode(tiff(cut_out, photometric=2, extra=extra)).info
     for mask in (DISC, SMOOTH, np.full_like(DISC, 255), np.full_like(DISC, 128), np.zeros_like(DISC)):
         assert NOTE not in decode(tiff(np.dstack([RGB, mask]), photometric=2, extra=extra)).info
 
@@ -278,7 +284,6 @@ def test_other_bands_are_noted() -> None:
     said = {
         tiff(np.dstack([RGB, NOISE]), photometric=2, extra=[0]): ("unused_bands", "1 of 4"),
         tiff(np.dstack([RGB, NOISE, NOISE]), photometric=2, extra=[0, 0]): ("unused_bands", "2 of 5"),
-        tiff(np.dstack([NOISE, NOISE.T]), extra=[0]): ("unused_bands", "1 of 2"),
         encoded(Image.fromarray(np.dstack([RGB, NOISE]))): ("odd_transparency", "not a mask's values"),
         encoded(Image.fromarray(np.dstack([RGB, DISC]))): None,
         encoded(Image.fromarray(np.dstack([RGB, SMOOTH]))): None,

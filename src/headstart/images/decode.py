@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from headstart.core.errors import requirement
@@ -24,12 +25,12 @@ PADDED_FORMATS = ("BMP", "DIB", "TGA")
 FEW_BITS = 14
 """Of 16: an image whose values need no more is at most a quarter as bright as it could be."""
 MASK_SHARE = 0.25
-"""The two commonest values of a transparency mask are at least this share of it: 0.39 was the lowest of 5,000 icons;
-of 405 photographs' red bands, which stand for infrared ones, 8 % had more than 0.25."""
+"""The commonest value of a mask beside 0 is at least this share of its values beside 0, in 98 % of 4,861 icons."""
 MASK_TRACE = 32
 """A mask that has no more than this of 255 anywhere shows nothing; it is what 12 bits of infrared in 16 become."""
 MASK_STEP = 2.0
-"""Mean difference of neighbouring values below which a band is a smooth gradient, as a soft mask may be."""
+"""Mean difference of neighbouring values below which a band is a smooth gradient, as a soft mask may be, and colours
+under transparency are one."""
 NOTE = "headstart_note"
 """The key of an image's ``info`` under which ``decode`` leaves a ``Note``."""
 
@@ -216,7 +217,7 @@ def _open_heic(content: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
 def _note(image: Image.Image, *, deep: bool) -> Note | None:
     """Look at an opened image's values; ``deep``: each band had 16 bits. Raises BadImageError for a wrong last band."""
     bands, tags = image.getbands(), getattr(image, "tag_v2", {})
-    if bands[-1] == "A" and not _is_mask(image.getchannel("A")):
+    if bands[-1] == "A" and not _is_mask(image):
         if tags:
             raise BadImageError(
                 "its last band is no transparency, though the file says or implies it (infrared?): save the bands that "
@@ -235,15 +236,27 @@ def _note(image: Image.Image, *, deep: bool) -> Note | None:
     return None
 
 
-def _is_mask(band: Image.Image) -> bool:
-    """Whether a band may be transparency: large areas of one value, or smooth, and somewhere more than a trace."""
-    if 0 < band.getextrema()[1] < MASK_TRACE:  # type: ignore[operator]
+def _is_mask(image: Image.Image) -> bool:
+    """Whether an image's last band may be transparency: large areas of one value, or smooth, or it hides nothing."""
+    band = image.getchannel("A")
+    counts, values = band.histogram(), np.asarray(band)
+    visible = sum(counts[1:])
+    if visible and not any(counts[MASK_TRACE:]):
         return False
-    if sum(sorted(band.histogram())[-2:]) >= MASK_SHARE * band.width * band.height:
+    commonest = max(counts[1:])
+    if commonest >= MASK_SHARE * visible or _mean_step(values, values > 0) < MASK_STEP:
         return True
-    values = np.asarray(band).astype(np.int16)
-    steps = np.concatenate([np.diff(values, axis=axis).ravel() for axis in (0, 1)])
-    return float(np.abs(steps).mean()) < MASK_STEP
+    # Under a mask's zeros there is commonly one colour; under another band's, the photograph goes on.
+    hidden = _mean_step(np.asarray(image.convert("L")), values == 0)
+    return counts[0] + commonest >= MASK_SHARE * values.size and hidden < MASK_STEP
+
+
+def _mean_step(values: NDArray[np.uint8], inside: NDArray[np.bool_]) -> float:
+    """Return the mean difference of values, (height, width), whose neighbour is ``inside`` as they are; 0 for none."""
+    steps = np.abs(np.diff(values.astype(np.int16), axis=0))[inside[1:] & inside[:-1]]
+    across = np.abs(np.diff(values.astype(np.int16), axis=1))[inside[:, 1:] & inside[:, :-1]]
+    steps = np.concatenate([steps, across])
+    return float(steps.mean()) if steps.size else 0.0
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ from headstart.images.kinds import HEAD_BYTES, image_format, recognise
 IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found"}
 # Files with these are images, even where their content is not: it should be one. Others are judged by their content.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"}
-IMAGE_SUFFIXES |= {".jpe", ".jfif", ".tga", ".heic", ".heif"}
+IMAGE_SUFFIXES |= {".jpe", ".jfif", ".heic", ".heif", ".tga", ".im", ".pcd"}  # the last three have no signature
 LARGEST_FILE = 2**30
 SPECIAL_FILES = {
     stat.S_IFDIR: "a folder",

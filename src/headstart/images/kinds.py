@@ -110,7 +110,7 @@ _TEXTS: tuple[tuple[str, Kind], ...] = (
     (r"data:image/|/9j/4|iVBORw0KGgo|R0lGOD|UklGR", Kind("base64 text", "decode it to a file")),
 )
 # The text formats of images that Pillow reads.
-_TEXT_IMAGES = re.compile(rb"P[1-7fF]\s|/\* XPM \*/|\s*#define \w+_width|Image type:")
+_TEXT_IMAGES = re.compile(rb"P[1-7fF]\s|/\* XPM \*/|\s*#define \w+_width|Image type:|SIMPLE  =")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
