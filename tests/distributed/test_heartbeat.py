@@ -111,8 +111,8 @@ def test_one_alone_is_watched_without_files() -> None:
     alone = Watchdog(0, 1, timeout=0.2)
     alone.beat("epoch 1, batch 8")
     assert diagnosis_of(alone) == (
-        f"run.timeout_minutes: no progress for 0 s on {HOST}, at epoch 1, batch 8: see whether its disks and devices "
-        "answer; if a step takes that long, raise it"
+        f"run.timeout_minutes: no progress for 0 s on {HOST}, at epoch 1, batch 8: see whether its disks, devices "
+        "and processes answer; if a step takes that long, raise it"
     )
 
 

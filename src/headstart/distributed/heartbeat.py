@@ -138,10 +138,11 @@ class Watchdog(threading.Thread):
     def _diagnosis(self) -> str:
         """Name the ranks to blame: those that are silent, else those that are behind."""
         if not self._heartbeats:
-            what = (
-                f"no progress for {self._timeout:.0f} s on {socket.gethostname()}, at {self._where}: see whether its "
-            )
-            return f"run.timeout_minutes: {what}disks and devices answer; if a step takes that long, raise it"
+            loaders = ", ".join(str(process.pid) for process in multiprocessing.active_children())
+            what = f"no progress for {self._timeout:.0f} s on {socket.gethostname()}, at {self._where}"
+            what += f" (its loading processes are {loaders}): see" if loaders else ": see"
+            what += " whether its disks, devices and processes answer; if a step takes that long, raise it"
+            return f"run.timeout_minutes: {what}"
         waiting = f"rank {self._rank} on {socket.gethostname()} waits at {self._where}"
         if silent := [rank for rank, heartbeat in self._heartbeats.items() if heartbeat.is_silent]:
             return f"{', '.join(map(self._describe, silent))}: no sign of life, and {waiting}"
