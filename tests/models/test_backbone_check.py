@@ -144,6 +144,9 @@ def test_arguments_of_transformers_too() -> None:
     assert "write it as backbone.image_size" in refusal(name="convit_tiny", args={"img_size": 64})
     assert accepts(name="convit_tiny", args={"img_size": 64}, image_size=64)
     assert accepts(args={"num_classes": 5})
+    overlay = {"pretrained_cfg_overlay": {"file": "gone.pth"}}
+    assert "file: gone.pth: no such file" in refusal(args=overlay, pretrained=True)
+    assert refusal(args={"features_only": True, "out_indices": [1]}).endswith("it works without them")
 
 
 def test_a_rate_that_a_model_lacks_is_refused() -> None:

@@ -78,7 +78,8 @@ def dry_run(backbone: BackboneConfig, device: str = "meta") -> dict[str, Any]:
             features = features_of(model, torch.zeros(1, 3, *size))
             calls.clear()
             logits = model(torch.zeros(1, 3, *size))
-            if backbone.pretrained and backbone.image_size and not is_local and not hasattr(model, "set_input_size"):
+            resized = backbone.image_size is not None and not hasattr(model, "set_input_size")
+            if backbone.pretrained and not is_local and resized and config.get("fixed_input_size"):
                 _load_shapes(backbone)
         except (*TIMM_ERRORS, TypeError) as error:
             if device == "meta" and "meta" in str(error).lower():
@@ -107,33 +108,48 @@ def _works(backbone: BackboneConfig, **changes: Any) -> dict[str, Any]:
         return {}
 
 
-def _blamed(backbone: BackboneConfig, error: UserError) -> UserError:  # noqa: PLR0911  (one for each key)
+def _blamed(backbone: BackboneConfig, error: UserError) -> UserError:
     """Return the error under the key without which the backbone works, with values of it that work."""
-    name, args, size, cause = backbone.name, backbone.args, backbone.image_size, error.__cause__
+    name, cause = backbone.name, error.__cause__
     # Asking the hub again would not help, and some errors name their key.
     if isinstance(cause, OSError | HTTP_ERROR) or str(error).startswith("backbone.args."):
         return error
     reason = reason_of(cause or error).removeprefix(f"backbone.name: {name}: ")
-    for key, value in args.items():
-        if _works(backbone, args={other: args[other] for other in args.keys() - {key}}):
-            return UserError(f"backbone.args.{key}: {value!r}: {name} fails ({reason}): {ADVICE.get(key, 'remove it')}")
-    for key in ("drop_rate", "drop_path_rate"):
-        if getattr(backbone, key) and _works(backbone, **{key: 0.0}):
-            return UserError(f"backbone.{key}: {name} has none ({reason}): set it to 0")
-    if size is not None and (own := _works(backbone, image_size=None)):
-        problem, own_size = f"backbone.image_size: {size}: {name} fails ({reason}):", own["input_size"][-1]
-        if backbone.pretrained and _works(backbone, pretrained=False):
-            return UserError(f"{problem} its weights are for {own_size} px: use null, or backbone.pretrained: false")
-        sizes = "".join(f"{each}, " for each in _working_sizes(backbone, size))
-        return UserError(f"{problem} use {sizes}null (its own {own_size})")
-    if backbone.pretrained and _works(backbone, pretrained=False):
-        return UserError(f"backbone.name: {name}: its weights can't be loaded ({reason}): write it anew by save_for_hf")
-    if cause is None:
+    message = _wrong_argument(backbone, reason) or _wrong_size(backbone, reason)
+    if message is None and backbone.pretrained and _works(backbone, pretrained=False):
+        message = f"backbone.name: {name}: its weights can't be loaded ({reason}): write it anew by save_for_hf"
+    elif message is None and cause is None:
         others = timm.list_models(exclude_filters=["test_*", "*distilled*"])
         near = difflib.get_close_matches(name.partition(".")[0], others, n=2)
         works = [each for each in near if _works(backbone, name=each)] or SURE
-        return UserError(f"{str(error).partition('; choose')[0]}; choose another model, such as {', '.join(works)}")
-    return error
+        message = f"{str(error).partition('; choose')[0]}; choose another model, such as {', '.join(works)}"
+    return UserError(message) if message else error
+
+
+def _wrong_argument(backbone: BackboneConfig, reason: str) -> str | None:
+    """Return the message about ``args`` or a rate, None if the backbone fails without any of them too."""
+    name, args = backbone.name, backbone.args
+    for key, value in args.items():
+        if _works(backbone, args={other: args[other] for other in args.keys() - {key}}):
+            return f"backbone.args.{key}: {value!r}: {name} fails ({reason}): {ADVICE.get(key, 'remove it')}"
+    if len(args) > 1 and _works(backbone, args={}):
+        return f"backbone.args: {args}: {name} fails ({reason}): it works without them"
+    for key in ("drop_rate", "drop_path_rate"):
+        if getattr(backbone, key) and _works(backbone, **{key: 0.0}):
+            return f"backbone.{key}: {name} has none ({reason}): set it to 0"
+    return None
+
+
+def _wrong_size(backbone: BackboneConfig, reason: str) -> str | None:
+    """Return the message about ``image_size``, None if the backbone fails at its own size too."""
+    size = backbone.image_size
+    if size is None or not (own := _works(backbone, image_size=None)):
+        return None
+    problem, own_size = f"backbone.image_size: {size}: {backbone.name} fails ({reason}):", own["input_size"][-1]
+    if backbone.pretrained and _works(backbone, pretrained=False):
+        return f"{problem} its weights are for {own_size} px: use null, or backbone.pretrained: false"
+    sizes = "".join(f"{each}, " for each in _working_sizes(backbone, size))
+    return f"{problem} use {sizes}null (its own {own_size})"
 
 
 def _working_sizes(backbone: BackboneConfig, size: int) -> list[int]:
@@ -147,8 +163,12 @@ def _working_sizes(backbone: BackboneConfig, size: int) -> list[int]:
 def _missing_weights(backbone: BackboneConfig, config: dict[str, Any]) -> str | None:
     """Look for the pretrained weights without asking the hub; raises UserError where they can't be had."""
     name, hub, url = backbone.name, config.get("hf_hub_id"), config.get("url")
-    if config.get("source") == "local-dir" or config.get("file"):
+    if config.get("source") == "local-dir":
         return None  # the dry run has read them
+    if file := config.get("file"):  # of pretrained_cfg_overlay
+        if not Path(file).is_file():
+            raise UserError(f"backbone.args.pretrained_cfg_overlay: file: {file}: no such file: write its path")
+        return None
     if not hub and not url:
         near = difflib.get_close_matches(name.partition(".")[0], timm.list_pretrained(), n=3)
         raise UserError(
