@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
+from headstart.models import pip_weights
 from headstart.models.head import Head
 
 BUNDLED = "bundled"
@@ -44,7 +45,10 @@ def create_backbone(
     """
     with torch.random.fork_rng(), _user_errors(name):
         torch.manual_seed(seed)
+        if pretrained and name.startswith(pip_weights.PREFIX):
+            args = args | {"pretrained_cfg_overlay": {"state_dict": pip_weights.read_weights(name)}}
         model: nn.Module = timm.create_model(timm_name(name), pretrained=pretrained, **args)
+        model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
         if image_size is not None and hasattr(model, "set_input_size"):
             model.set_input_size(img_size=image_size)  # type: ignore[operator]
         if num_classes is not None:
@@ -57,6 +61,8 @@ def create_backbone(
 
 def timm_name(name: str) -> str:
     """Return the name for timm; that of ``bundled`` is a folder of this package, in timm's ``local-dir`` format."""
+    if name.startswith(pip_weights.PREFIX):
+        return pip_weights.architecture_of(name)
     return f"local-dir:{resources.files('headstart') / 'pretrained' / 'resnet18d_64'}" if name == BUNDLED else name
 
 
