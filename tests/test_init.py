@@ -44,6 +44,13 @@ def test_git_and_dvc_take_the_project_as_it_is(tmp_path: Path, monkeypatch: pyte
     assert load_params(project / "params.yaml").prepare.source == "digits"
 
 
+def test_a_backbone_is_written_into_its_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert headstart("init", "mine", "--backbone", "pip:tf_efficientnet_lite0").exit_code == 0
+    params = load_params(Path("mine/params.yaml"))
+    assert (params.backbone.name, params.prepare.source) == ("pip:tf_efficientnet_lite0", "digits")
+
+
 def test_it_is_this_repositorys_pipeline(tmp_path: Path) -> None:
     lay_out(tmp_path)
     tracked = output("git", "ls-files", cwd=ROOT).splitlines()

