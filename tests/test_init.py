@@ -62,6 +62,13 @@ def test_a_clone_of_windows_git_has_the_same_bytes_and_starts_its_stages(tmp_pat
     assert output("git", "diff", "--cached", "--stat", cwd=clone) == ""
 
 
+def test_a_backbone_is_written_into_its_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert headstart("init", "mine", "--backbone", "pip:tf_efficientnet_lite0").exit_code == 0
+    params = load_params(Path("mine/params.yaml"))
+    assert (params.backbone.name, params.prepare.source) == ("pip:tf_efficientnet_lite0", "digits")
+
+
 def test_it_is_this_repositorys_pipeline(tmp_path: Path) -> None:
     lay_out(tmp_path)
     tracked = output("git", "ls-files", cwd=ROOT).splitlines()

@@ -1,5 +1,6 @@
 """The files of a new project, and where they come from: `headstart init`."""
 
+import json
 import os
 import shlex
 import shutil
@@ -26,8 +27,8 @@ def template() -> dict[str, Path]:
     return {to.removeprefix("headstart/project/"): clone / path for path, to in wheel["force-include"].items()}
 
 
-def lay_out(folder: Path) -> None:
-    """Write the files of a project into a folder, which is made where it is missing.
+def lay_out(folder: Path, backbone: str | None = None) -> None:
+    """Write the files of a project into a folder, which is made where it is missing; ``backbone`` as in params.yaml.
 
     Raises:
         UserError: there is no git, or a file of these names is there already, or can't be written. Then nothing stays.
@@ -49,7 +50,10 @@ def lay_out(folder: Path) -> None:
                     undo.callback(parent.rmdir)
             for path, source in files.items():
                 undo.callback(path.unlink, missing_ok=True)
-                path.write_bytes(source.read_bytes())
+                content = source.read_text(encoding="utf-8")
+                if backbone is not None and path.name == "params.yaml":
+                    content = content.replace("  name: bundled\n", f"  name: {json.dumps(backbone)}\n", 1)
+                path.write_text(content, encoding="utf-8", newline="\n")
             _make_repository(git, folder)
             undo.pop_all()
     except (OSError, subprocess.CalledProcessError) as error:

@@ -250,7 +250,7 @@ def test_a_whole_number_is_a_number(content: Any) -> None:
         (b"- prepare\n- features\n", "must hold the sections"),
         (b"prepare: [1, 2\n", "is not YAML: line 2"),
         (b"run: {}\nrun: {}\n", "is not YAML: line 2: found duplicate key"),
-        (b"prepare: \xff\xff", "is not YAML: unacceptable character"),
+        (b"prepare: \xff\xff", "is not YAML in UTF-8"),
         (b"run:\n\tworkers: 0\n", "is not YAML: line 2"),
         (b'run:\n  cache: "x\n', "is not YAML: line"),
         (b"run: {}\n---\nrun: {}\n", "is not YAML: line 2"),

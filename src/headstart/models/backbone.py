@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
 from headstart.core.paths import MODEL_CONFIG
+from headstart.models import pip_weights
 from headstart.models.head import Head
 
 BUNDLED = "bundled"
@@ -57,8 +58,11 @@ def create_backbone(
     def create(**size: int) -> nn.Module:
         torch.manual_seed(seed)
         wanted = args | size
+        if pretrained and name.startswith(pip_weights.PREFIX) and "pretrained_cfg_overlay" not in wanted:
+            wanted["pretrained_cfg_overlay"] = {"state_dict": pip_weights.read_weights(name)}
         checkpoint = wanted.pop("checkpoint_path", None)
         model: nn.Module = timm.create_model(timm_name(name), pretrained=pretrained, **wanted)
+        model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
         if checkpoint is not None:
             _load_checkpoint(model, checkpoint)
         return model
@@ -119,6 +123,8 @@ def reason_of(error: BaseException) -> str:
 
 def timm_name(name: str) -> str:
     """Return the name for timm; that of ``bundled`` is a folder of this package, in timm's ``local-dir`` format."""
+    if name.startswith(pip_weights.PREFIX):
+        return pip_weights.architecture_of(name)
     return f"local-dir:{resources.files('headstart') / 'pretrained' / 'resnet18d_64'}" if name == BUNDLED else name
 
 

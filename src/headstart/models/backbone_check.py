@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
+from headstart.models import pip_weights
 from headstart.models.backbone import (
     HTTP_ERROR,
     TIMM_ERRORS,
@@ -163,6 +164,9 @@ def _working_sizes(backbone: BackboneConfig, size: int) -> list[int]:
 def _missing_weights(backbone: BackboneConfig, config: dict[str, Any]) -> str | None:
     """Look for the pretrained weights without asking the hub; raises UserError where they can't be had."""
     name, hub, url = backbone.name, config.get("hf_hub_id"), config.get("url")
+    if name.startswith(pip_weights.PREFIX):
+        pip_weights.find_weights(name)
+        return None
     if config.get("source") == "local-dir":
         return None  # the dry run has read them
     if file := config.get("file"):  # of pretrained_cfg_overlay
