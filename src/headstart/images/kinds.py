@@ -77,12 +77,14 @@ _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"GRIB", Kind("GRIB", _ARRAY)),
     (0, b"BUFR", Kind("BUFR", _ARRAY)),
     (0, b"\x93NUMPY", Kind("NumPy array", _ARRAY)),
-    (0, b"MATLAB 5.0", Kind("MATLAB file", _ARRAY)),
+    (0, b"MATLAB ", Kind("MATLAB file", _ARRAY)),
     (344, b"n+1\0", Kind("NIfTI", _ARRAY)),
     (344, b"ni1\0", Kind("NIfTI", _ARRAY)),
     (208, b"MAP ", Kind("MRC", _ARRAY)),
     (0, b"NRRD000", Kind("NRRD", _ARRAY)),
     (0, b"ZISRAWFILE", Kind("Zeiss CZI", _ARRAY)),
+    (0, b"\xda\xce\xbe\x0a", Kind("Nikon ND2", _ARRAY)),
+    (0, b"\xef\xbf\xbd", Kind("binary file that was saved as text", _FETCH)),
     (0, b"PAR1", Kind("Parquet", "write its images as files")),
     (0, b"ARROW1", Kind("Arrow", "write its images as files")),
     *((0, b"\x80" + bytes([version]) + b"\x95", Kind("Python pickle", _REMOVE)) for version in (4, 5)),
@@ -110,7 +112,7 @@ _TEXTS: tuple[tuple[str, Kind], ...] = (
     (r"data:image/|/9j/4|iVBORw0KGgo|R0lGOD|UklGR", Kind("base64 text", "decode it to a file")),
 )
 # The text formats of images that Pillow reads.
-_TEXT_IMAGES = re.compile(rb"P[1-7fF]\s|/\* XPM \*/|\s*#define \w+_width|Image type:")
+_TEXT_IMAGES = re.compile(rb"P[1-7fF]\s|SIMPLE  =|/\* XPM \*/|\s*#define \w+_width|Image type:")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
