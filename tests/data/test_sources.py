@@ -272,6 +272,11 @@ def test_table_without_splits(tmp_path: Path) -> None:
     assert [each.split for each in table(tmp_path, "path,label,split\na,x,\nb,y,\n").images()] == [None, None]
 
 
+@pytest.mark.parametrize("text", ["path,label,kind\na,x,train\nb,y,bus\n", "path,label,kind\na,x,train\nb,y,train\n"])
+def test_other_columns_are_no_splits(tmp_path: Path, text: str) -> None:
+    assert len(list(table(write(tmp_path, "a", "b"), text).images())) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -286,6 +291,8 @@ def test_table_without_splits(tmp_path: Path) -> None:
         ("path,label\na,x\nb,\n", "line 3: the label is empty"),
         ("path,label\n,x\n", "line 2: the path is empty"),
         ("path,label\na\n", "line 2: 1 values for 2 columns"),
+        ("path,label\na,big, cat\n", "line 2: 3 values for 2 columns: quote values that hold a separator"),
+        ("path,label,Set\na,x,Training\nb,y,val\n", "the column 'Set' holds splits, .*: rename it to that"),
         ("path,label\n/etc/a.jpg,x\n", "line 2: /etc/a.jpg is not inside"),
         ("path,label\nx/../../a.jpg,x\n", "line 2: .* is not inside"),
         ("path,label\nC:\\data\\a.jpg,x\n", "line 2: .* is not inside"),

@@ -309,12 +309,15 @@ class CsvTable(FileSource):
         _, header = next(lines)
         has_splits: bool | None = None
         rows, absent, first = 0, 0, ""
+        said = [set[Split | None]() for _ in self.metadata_columns]  # of a column that no header calls split
         for number, values in lines:
             if [value.lstrip("\ufeff") for value in values] == header:  # of a table that was joined to this one
                 continue
             where = f"{self.path}, line {number}"
             if len(values) < len(self.header) or any(values[len(self.header) :]):
-                raise UserError(f"{where}: {len(values)} values for {len(self.header)} columns")
+                raise UserError(
+                    f"{where}: {len(values)} values for {len(self.header)} columns: quote values that hold a separator"
+                )
             item = self._item(dict(zip(self.header, values, strict=False)), where)
             watched.check(item.source)
             if has_splits not in (None, item.split is not None):
@@ -324,7 +327,16 @@ class CsvTable(FileSource):
                 )
             has_splits, rows = item.split is not None, rows + 1
             absent, first = absent + (item.problem is not None), first or item.source
+            for splits, value in zip(said, item.metadata, strict=True):
+                if None not in splits:
+                    splits.add(split_of(value))
             yield item
+        for column, splits in zip(self.metadata_columns, said, strict=True):
+            if {"train"} < splits and None not in splits and not has_splits:
+                raise UserError(
+                    f"{self.path}: the column {column!r} holds splits, which are read from split alone: rename it to "
+                    "that, or remove it to have splits drawn"
+                )
         if rows and absent == rows:
             raise UserError(
                 f"{self.path}: none of its {rows:,} rows names a file; the first would be {self.root / first}: write "
