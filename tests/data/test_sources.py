@@ -210,6 +210,11 @@ def test_what_storage_and_windows_leave_is_no_class_and_no_image(tmp_path: Path)
     assert [item.source for item in items] == ["cat/a.jpg", "dog/b.jpg"]
 
 
+def test_what_stands_for_an_image_is_not_hidden(tmp_path: Path) -> None:
+    items = ImageFolder(write(tmp_path, "cat/.a.jpg.icloud", "dog/b.jpg")).images()
+    assert [item.source for item in items] == ["cat/.a.jpg.icloud", "dog/b.jpg"]
+
+
 def test_the_header_of_a_table_joined_to_another_is_no_image(tmp_path: Path) -> None:
     write(tmp_path, "1.jpg", "2.jpg")
     items = table(tmp_path, "path,label\n1.jpg,cat\n\ufeffpath,label\n2.jpg,dog\n").images()

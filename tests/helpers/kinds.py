@@ -120,6 +120,7 @@ NO_IMAGES: dict[str, tuple[bytes, str]] = {
     "a.npy": (_npy(), "NumPy array"),
     "a.mat": (b"MATLAB 7.3 MAT-file, Platform: GLNXA64", "MATLAB file"),
     "a.nd2": (b"\xda\xce\xbe\x0a" + bytes(50), "Nikon ND2"),
+    "a.icloud": (b"bplist00\xd3\1\2", "iCloud placeholder or other property list"),
     "a.mangled": (b"\x89PNG\r\n\x1a\n".decode(errors="replace").encode(), "binary file that was saved as text"),
     "a.pkl": (b"\x80\4\x95" + bytes(50), "Python pickle"),
     "a.parquet": (b"PAR1" + bytes(99), "Parquet"),

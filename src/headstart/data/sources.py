@@ -171,8 +171,8 @@ class ImageFolder(FileSource):
         if given and others:
             raise UserError(
                 f"{where}: {', '.join(given)} look like splits, but beside them lies {others[0]!r}, which does not "
-                f"({len(others)} such folders): keep either split folders or class folders there and move others "
-                "elsewhere, or name all splits in prepare.split_folders ({} if none is one)"
+                f"({len(others)} such folders): move either elsewhere, say what each is by prepare.split_folders: "
+                f"{inline_yaml(given)[:-1]}, …}}, or that all are classes by prepare.split_folders: {{}}"
             )
         if given and "train" not in given.values():
             raise UserError(

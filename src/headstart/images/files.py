@@ -145,7 +145,8 @@ def scan(folder: Path) -> Iterator[tuple[str, bool, str | None]]:
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=attrgetter("name")):
             lower = entry.name.lower()
-            if lower.startswith(".") or lower in IGNORED or lower.endswith(STREAMS):
+            hidden = lower.startswith(".") and not lower.endswith(".icloud")  # which stands for a file to be downloaded
+            if hidden or lower in IGNORED or lower.endswith(STREAMS):
                 continue
             try:
                 is_folder = entry.is_dir()

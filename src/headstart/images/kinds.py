@@ -84,6 +84,7 @@ _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"NRRD000", Kind("NRRD", _ARRAY)),
     (0, b"ZISRAWFILE", Kind("Zeiss CZI", _ARRAY)),
     (0, b"\xda\xce\xbe\x0a", Kind("Nikon ND2", _ARRAY)),
+    (0, b"bplist00", Kind("iCloud placeholder or other property list", "download the file that it stands for")),
     (0, b"\xef\xbf\xbd", Kind("binary file that was saved as text", _FETCH)),
     (0, b"PAR1", Kind("Parquet", "write its images as files")),
     (0, b"ARROW1", Kind("Arrow", "write its images as files")),
