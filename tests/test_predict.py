@@ -73,10 +73,12 @@ def test_files_folders_and_patterns(arguments: list[str], expected: list[str]) -
 
 def test_paths_on_stdin() -> None:
     """A process, with a true stdin, and a name that is not UTF-8 on it."""
-    names = b"\n".join([ALL[2].encode(), b"", b"nowhere.jpg", b"\xff.jpg"])
+    names = b"\n".join([b"\xef\xbb\xbf" + ALL[2].encode(), b"", b"nowhere.jpg", b"\xff.jpg"])
     done = subprocess.run([*PREDICT, "export", "-"], input=names, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert [row["picture"] for row in rows(done.stdout.decode())] == [ALL[2], "nowhere.jpg", r"\xff.jpg"]
+    said = rows(done.stdout.decode())
+    assert [row["picture"] for row in said] == [ALL[2], "nowhere.jpg", r"\xff.jpg"]
+    assert [bool(row["error"]) for row in said] == [False, True, True]
 
 
 def test_the_rows_say_what_the_predictor_says(folder: Path) -> None:

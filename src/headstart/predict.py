@@ -3,6 +3,7 @@
 In Python: from headstart.predict import Predictor; Predictor("export")("cat.jpg").label
 """
 
+import codecs
 import os
 import sys
 import threading
@@ -68,8 +69,9 @@ def _count(images: Sequence[str], progress: Progress) -> None:
 
 
 def _paths_on_stdin() -> Iterator[ImageFile]:
-    for line in sys.stdin.buffer:
-        if path := os.fsdecode(line.rstrip(b"\r\n")):
+    for number, line in enumerate(sys.stdin.buffer):
+        mark = b"" if number else codecs.BOM_UTF8  # as Windows puts before text
+        if path := os.fsdecode(line.removeprefix(mark).rstrip(b"\r\n")):
             yield ImageFile(Path(path), None)
 
 

@@ -36,6 +36,9 @@ def test_a_folder_that_cannot_be_written_loses_no_message() -> None:
 def test_kinds_are_counted_without_their_details() -> None:
     reasons = ["the same bytes as a.jpg, but that is labelled 'x'"] * 2 + ["larger than 1 GiB", "larger than 2 GiB"]
     assert count_kinds([*reasons, "a pipe, not a file"]) == "2 x the same bytes, 2 x larger than N GiB, 1 x a pipe"
+    assert count_kinds(["its name is not UTF-8: rename it", "HDF5 or netCDF, not"]) == (
+        "1 x its name is not UTF-8, 1 x HDF5 or netCDF"
+    )
 
 
 def test_names_on_one_line() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from headstart.data.names import normalize_label, split_of
+from headstart.data.names import mentioned_split, normalize_label, split_of
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,18 @@ def test_usual_names_of_splits(split: str, names: str) -> None:
 )
 def test_other_names_are_no_splits(name: str) -> None:
     assert split_of(name) is None
+
+
+def test_words_in_names_that_are_splits() -> None:
+    names = {
+        "seg_train": "train",
+        "testA": "test",
+        "01_val": "validation",
+        "TrainImages": "train",
+        "model.TEST": "test",
+    }
+    assert {name: mentioned_split(name) for name in names} == names
+    assert not any(map(mentioned_split, ["trainer", "constraint", "Testudo", "latest", "invalid_1", ""]))
 
 
 @pytest.mark.parametrize(

@@ -182,12 +182,43 @@ def test_split_folders_that_do_not_fit_are_refused(tmp_path: Path, named: dict[s
             r"the splits test, train lie in the class .*test/cat",
         ),
         (["1.jpg", "notes.txt"], "1 images and no class folder: .*csv:FILE"),
+        (["list.csv"], "1 text and no class folder"),
+        (["test/cat/1", "val/cat/2"], r"set prepare\.split_folders: \{\}$"),
+        (
+            ["seg_train/seg_train/cat/1", "seg_test/seg_test/cat/2", "seg_pred/seg_pred/3.jpg"],
+            r"seg_test, seg_train are called as splits are: .*\{seg_test: test, …\}, or .*\{\}$",
+        ),
+        (["trainA/1.jpg", "trainB/2.jpg", "testA/3.jpg"], "testA, trainA, trainB are called as splits are"),
+        ([f"{split}/{c}/1" for split in ("Pruef", "Trainingsdaten") for c in "ab"], r"\{Trainingsdaten: train, …\}"),
         (["\u200b/1.jpg", "cat/2.jpg"], "the name of the class folder .* is blank"),
     ],
 )
 def test_layouts_that_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         list(ImageFolder(write(tmp_path, *names)).images())
+
+
+def test_named_splits_are_passed_through_where_they_hold_themselves(tmp_path: Path) -> None:
+    write(tmp_path, "seg_train/seg_train/cat/1", "seg_test/seg_test/cat/2", "seg_pred/seg_pred/3.jpg")
+    items = ImageFolder(tmp_path, {"seg_train": "train", "seg_test": "test", "seg_pred": "test"}).images()
+    assert {(item.label, item.split) for item in items} == {("cat", "train"), ("cat", "test")}
+
+
+def test_what_storage_and_windows_leave_is_no_class_and_no_image(tmp_path: Path) -> None:
+    left = ["#recycle/1.jpg", "@Recycle/2.jpg", "System Volume Information/3", "cat/a.jpg:Zone.Identifier"]
+    items = ImageFolder(write(tmp_path, "cat/a.jpg", "dog/b.jpg", "dog/Picasa.ini", *left)).images()
+    assert [item.source for item in items] == ["cat/a.jpg", "dog/b.jpg"]
+
+
+def test_what_stands_for_an_image_is_not_hidden(tmp_path: Path) -> None:
+    items = ImageFolder(write(tmp_path, "cat/.a.jpg.icloud", "dog/b.jpg")).images()
+    assert [item.source for item in items] == ["cat/.a.jpg.icloud", "dog/b.jpg"]
+
+
+def test_the_header_of_a_table_joined_to_another_is_no_image(tmp_path: Path) -> None:
+    write(tmp_path, "1.jpg", "2.jpg")
+    items = table(tmp_path, "path,label\n1.jpg,cat\n\ufeffpath,label\n2.jpg,dog\n").images()
+    assert [item.label for item in items] == ["cat", "dog"]
 
 
 @pytest.mark.parametrize("inside", ["test", "test/test"])
@@ -246,6 +277,11 @@ def test_table_without_splits(tmp_path: Path) -> None:
     assert [each.split for each in table(tmp_path, "path,label,split\na,x,\nb,y,\n").images()] == [None, None]
 
 
+@pytest.mark.parametrize("text", ["path,label,kind\na,x,train\nb,y,bus\n", "path,label,kind\na,x,train\nb,y,train\n"])
+def test_other_columns_are_no_splits(tmp_path: Path, text: str) -> None:
+    assert len(list(table(write(tmp_path, "a", "b"), text).images())) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -260,6 +296,8 @@ def test_table_without_splits(tmp_path: Path) -> None:
         ("path,label\na,x\nb,\n", "line 3: the label is empty"),
         ("path,label\n,x\n", "line 2: the path is empty"),
         ("path,label\na\n", "line 2: 1 values for 2 columns"),
+        ("path,label\na,big, cat\n", "line 2: 3 values for 2 columns: quote values that hold a separator"),
+        ("path,label,Set\na,x,Training\nb,y,val\n", "the column 'Set' holds splits, .*: rename it to that"),
         ("path,label\n/etc/a.jpg,x\n", "line 2: /etc/a.jpg is not inside"),
         ("path,label\nx/../../a.jpg,x\n", "line 2: .* is not inside"),
         ("path,label\nC:\\data\\a.jpg,x\n", "line 2: .* is not inside"),
@@ -302,6 +340,22 @@ def test_a_missing_table_and_one_that_is_not_utf8(tmp_path: Path) -> None:
 def test_a_workbook_is_called_one(tmp_path: Path, start: bytes) -> None:
     (tmp_path / "table.csv").write_bytes(start + bytes(range(256)))
     with pytest.raises(UserError, match=r"table\.csv is a workbook, not a CSV table: save it as CSV UTF-8"):
+        CsvTable(tmp_path, "table.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b'{"path": "a.jpg", "label": "cat"}\n', "JSON"),
+        (b"PAR1\x15\x04\x15\xff", "Parquet"),
+        (b"\x1f\x8b\x08\x00\xff", "archive"),
+        (b"<!DOCTYPE html><html>", "HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    ],
+)
+def test_what_is_no_table_is_called_by_its_kind(tmp_path: Path, content: bytes, kind: str) -> None:
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(UserError, match=rf"^prepare\.source: .*table\.csv holds no CSV table \({kind}\): "):
         CsvTable(tmp_path, "table.csv")
 
 

@@ -32,10 +32,12 @@ def test_problems_are_yielded_with_their_reasons(tmp_path: Path, monkeypatch: py
     write(tmp_path, "in/a.png")
     (tmp_path / "in" / "up").symlink_to(".")
     (tmp_path / os.fsdecode(b"in/\xff.png")).write_bytes(b"")
+    (tmp_path / os.fsdecode(b"in/\xfe")).mkdir()
     assert dict(find_images(["in"])) == {
         Path("in/a.png"): None,
         Path("in/up"): "a link to a folder that it lies in",
-        Path(r"in/\xff.png"): "its name is not UTF-8",
+        Path(r"in/\xff.png"): "its name is not UTF-8: rename it",
+        Path(r"in/\xfe"): "with all in it: its name is not UTF-8: rename it",
     }
 
 
@@ -54,6 +56,11 @@ def test_no_image_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argume
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image is there"):
         find_images([argument])
+
+
+def test_an_empty_argument_is_not_the_working_directory() -> None:
+    with pytest.raises(UserError, match="an empty path"):
+        find_images(["a.png", ""])
 
 
 def test_the_content_decides_where_the_suffix_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

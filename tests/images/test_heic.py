@@ -60,6 +60,8 @@ def test_the_limits_are_its_too() -> None:
         decode(heic(size=(1408, 64)))
     with pytest.raises(BadImageError, match=r"^damaged: "):
         decode(content[:400])
+    with pytest.raises(BadImageError, match=r"^damaged: [^\n]*\Z"):
+        decode(content[: len(content) // 2])
     with pytest.raises(BadImageError, match="start the service with --heic"):
         decode(content, ImageLimits(heic=False))
 

@@ -36,6 +36,13 @@ def test_what_pillow_reads_is_an_image(kind: str) -> None:
     assert decode(file.getvalue()).size == (32, 32)
 
 
+def test_an_image_whose_header_is_text_is_one() -> None:
+    cards = ["SIMPLE  =                    T", "BITPIX  =  8", "NAXIS   =  2", "NAXIS1  =  20", "NAXIS2  =  16", "END"]
+    content = "".join(card.ljust(80) for card in cards).ljust(2880).encode() + bytes(320)
+    assert image_format(content[:HEAD_BYTES]) == "FITS"
+    assert decode(content).size == (20, 16)
+
+
 def test_what_is_unknown_is_not_guessed() -> None:
     for content in (b"", b"\0", b"\x01\x02", np.random.default_rng(0).bytes(3000)):
         assert image_format(content[:HEAD_BYTES]) is None

@@ -497,6 +497,15 @@ def test_a_class_of_bad_images_only_is_refused() -> None:
         prepare.run(params(on_bad_image="skip"))
 
 
+def test_a_given_split_whose_images_are_all_bad_is_not_drawn_anew() -> None:
+    for split in ("train", "val", "test"):
+        draw_classes(root=f"images/{split}", each=2)
+    for path in Path("images/test").glob("*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"^prepare: all 4 images of the split test are bad: correct them, or remove"):
+        prepare.run(params(on_bad_image="skip"))
+
+
 def test_an_empty_folder_is_refused() -> None:
     Path("images").mkdir()
     with pytest.raises(UserError, match="no usable image"):

@@ -36,7 +36,8 @@ def list_problems(first: str, problems: Sequence[tuple[str, str]], last: str = "
 
 def count_kinds(problems: Iterable[str]) -> str:
     """Return how many problems there are of each kind, which is what stands before the details, the largest first."""
-    kinds = Counter(re.sub(r"\d+", "N", re.split(r"[:;,(]| as ", problem)[0].strip()) for problem in problems)
+    starts = (re.split(r"[:;,(]| as ", problem)[0].strip() for problem in problems)
+    kinds = Counter(re.sub(r"(?<![\w-])\d+\b", "N", start) for start in starts)  # not in UTF-8 and HDF5
     return some([f"{count:,} x {kind}" for kind, count in kinds.most_common()], 5)
 
 

@@ -140,6 +140,18 @@ class Catalog:
         )
         return [label for (label,) in rows]
 
+    def check_given_splits(self) -> None:
+        """Raise UserError if all images of a split that the source assigns are bad: another would be drawn instead."""
+        lost = self._database.execute(
+            "SELECT given, count(*) FROM pictures WHERE given IS NOT NULL GROUP BY given "
+            "HAVING min(problem IS NOT NULL) ORDER BY given"
+        ).fetchone()
+        if lost:
+            raise UserError(
+                f"prepare: all {lost[1]:,} images of the split {lost[0]} are bad: correct them, or remove that split "
+                "to have one drawn"
+            )
+
     def settle_case(self, label_case: Literal["keep", "fold"] | None) -> None:
         """Make classes whose names differ in case alone one, under the name that sorts last, if that is wanted.
 

@@ -29,6 +29,12 @@ def split_of(name: str) -> Split | None:
     return None
 
 
+def mentioned_split(name: str) -> Split | None:
+    """Return the split that a word in a name is, such as in ``seg_train``, ``testA`` or ``01_val``."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
+    return next(filter(None, map(split_of, words)), None)
+
+
 @functools.lru_cache
 def normalize_label(name: str) -> str:
     """Return a class's name in Unicode's composed form (NFC), without outer, repeated and invisible characters."""

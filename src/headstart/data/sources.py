@@ -26,11 +26,11 @@ from headstart.core.paths import cache_folder
 from headstart.core.problems import some
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Split
 from headstart.data.image_info import LabelledImage
-from headstart.data.names import normalize_label, split_of
+from headstart.data.names import mentioned_split, normalize_label, split_of
 from headstart.data.tables import FolderPaths, TableFile
 from headstart.data.watched import WatchedFiles
 from headstart.images.decode import BadImageError
-from headstart.images.files import is_image_name, read_file, scan, walk
+from headstart.images.files import counted, is_image_file, is_image_name, read_file, scan, walk
 
 TABLE_COLUMNS = ("path", "label", "split", "group")
 BREAKS = re.compile("[\0\r\n]")
@@ -134,7 +134,7 @@ class ImageFolder(FileSource):
             return inside
         below = posixpath.join(inside, folders[0])
         if split is not None:
-            passes = split_of(folders[0]) == split
+            passes = split_of(folders[0]) == split or folders[0] == posixpath.basename(inside)
         else:  # one class alone is no data set
             is_split = bool(split_of(folders[0])) if self.split_folders is None else folders[0] in self.split_folders
             inner, images = self._contents(below)
@@ -149,27 +149,40 @@ class ImageFolder(FileSource):
         given = {name: split for name in names if (split := split_of(name))}
         others = [name for name in names if name not in given]
         shared = [] if given else self._shared_names(top, names)
+        named = [] if given else [name for name in names if mentioned_split(name)]
         if shared and all(map(split_of, shared)):
             raise UserError(
                 f"{where}: the splits {some(shared)} lie in the class folders: put these into them "
                 f"({shared[0]}/{names[0]}), or set prepare.split_folders: {{}} to draw splits instead"
             )
         if shared:
+            first = max(names, key=lambda name: "train" in name.casefold())  # of Testdaten and Trainingsdaten
             raise UserError(
                 f"{where}: {some(names, 3)} hold folders of the same names ({some(shared, 3)}), as splits do: say what "
-                f"each is by prepare.split_folders: {{{inline_yaml(names[0])}: train, …}}, or that all are classes by "
+                f"each is by prepare.split_folders: {{{inline_yaml(first)}: train, …}}, or that all are classes by "
                 "prepare.split_folders: {}"
+            )
+        if {"train"} < set(map(mentioned_split, named)):
+            raise UserError(
+                f"{where}: {some(named, 3)} are called as splits are: say what each folder is by "
+                f"prepare.split_folders: {{{inline_yaml(named[0])}: {mentioned_split(named[0])}, …}}, or that all are "
+                "classes by prepare.split_folders: {}"
             )
         if given and others:
             raise UserError(
                 f"{where}: {', '.join(given)} look like splits, but beside them lies {others[0]!r}, which does not "
-                f"({len(others)} such folders): keep either split folders or class folders there and move others "
-                "elsewhere, or name all splits in prepare.split_folders ({} if none is one)"
+                f"({len(others)} such folders): move either elsewhere, say what each is by prepare.split_folders: "
+                f"{inline_yaml(given)[:-1]}, …}}, or that all are classes by prepare.split_folders: {{}}"
             )
-        if given and ("train" not in given.values() or len(set(given.values())) < len(given)):
+        if given and "train" not in given.values():
             raise UserError(
-                f"{where} has the split folders {', '.join(given)}: there must be train, and at most one of val, valid "
-                "and validation, or of the names of another split: rename or join them, or say what they are by "
+                f"{where} has the split folders {', '.join(given)}: there must be train: add it, or, if they are "
+                "classes, set prepare.split_folders: {}"
+            )
+        if len(set(given.values())) < len(given):
+            raise UserError(
+                f"{where} has the split folders {', '.join(given)}: there must be at most one of val, valid and "
+                "validation, or of the names of another split: rename or join them, or say that this is meant by "
                 f"prepare.split_folders: {inline_yaml(given)}"
             )
         return given
@@ -206,10 +219,9 @@ class ImageFolder(FileSource):
     def _classes(self, inside: str, split: Split | None, watched: WatchedFiles) -> Iterator[SourceItem]:
         """Yield the images of all class folders in the folder ``inside``."""
         watched.check_folder(inside)
-        folders, images = self._contents(inside)
         where, names, joined = self.root / inside, dict[str, str](), list[str]()
-        if images and not folders:
-            _without_classes(where, images, split)
+        if not self._contents(inside)[0]:
+            _without_classes(where, split)
             return
         for name, is_folder, problem in scan(where):
             source = posixpath.join(inside, name)
@@ -239,12 +251,17 @@ class ImageFolder(FileSource):
             raise UserError(f"{self.root / inside}: the class folder holds no image: fill it or remove it")
 
 
-def _without_classes(folder: Path, images: int, split: Split | None) -> None:
+def _without_classes(folder: Path, split: Split | None) -> None:
     """Log that a folder of images without labels is left out; raises UserError if it should be trained on."""
+    others = Counter[str]()
+    images = sum(is_image_file(folder / name, others) for name, _, _ in scan(folder))
+    if not images and not others:
+        return
     if split in (None, "train"):
+        found = f"{images:,} images" if images else counted(others)
         raise UserError(
-            f"{folder}: {images:,} images and no class folder: make one folder per class, or list the images with "
-            "their labels in a table (prepare.source: csv:FILE)"
+            f"{folder}: {found} and no class folder: make one folder per class, or list the images with their labels "
+            "in a table (prepare.source: csv:FILE)"
         )
     text = "%s: %s images in no class folder are left out, since they have no labels; `headstart predict` takes them"
     logger.info(text, folder, f"{images:,}")
@@ -289,13 +306,18 @@ class CsvTable(FileSource):
         watched = WatchedFiles(self.root)
         watched.check(self._name)
         lines = self._file.lines()
-        next(lines)
+        _, header = next(lines)
         has_splits: bool | None = None
         rows, absent, first = 0, 0, ""
+        said = [set[Split | None]() for _ in self.metadata_columns]  # of a column that no header calls split
         for number, values in lines:
+            if [value.lstrip("\ufeff") for value in values] == header:  # of a table that was joined to this one
+                continue
             where = f"{self.path}, line {number}"
             if len(values) < len(self.header) or any(values[len(self.header) :]):
-                raise UserError(f"{where}: {len(values)} values for {len(self.header)} columns")
+                raise UserError(
+                    f"{where}: {len(values)} values for {len(self.header)} columns: quote values that hold a separator"
+                )
             item = self._item(dict(zip(self.header, values, strict=False)), where)
             watched.check(item.source)
             if has_splits not in (None, item.split is not None):
@@ -305,7 +327,16 @@ class CsvTable(FileSource):
                 )
             has_splits, rows = item.split is not None, rows + 1
             absent, first = absent + (item.problem is not None), first or item.source
+            for splits, value in zip(said, item.metadata, strict=True):
+                if None not in splits:
+                    splits.add(split_of(value))
             yield item
+        for column, splits in zip(self.metadata_columns, said, strict=True):
+            if {"train"} < splits and None not in splits and not has_splits:
+                raise UserError(
+                    f"{self.path}: the column {column!r} holds splits, which are read from split alone: rename it to "
+                    "that, or remove it to have splits drawn"
+                )
         if rows and absent == rows:
             raise UserError(
                 f"{self.path}: none of its {rows:,} rows names a file; the first would be {self.root / first}: write "

@@ -30,7 +30,10 @@ def check_classes(counts: Mapping[str, int], *, splits_given: bool) -> None:
     if not sum(counts.values()):
         raise UserError("prepare: there is no usable image; check prepare.source and prepare.path in params.yaml")
     if len(counts) == 1:
-        raise UserError(f"prepare: there is a single class, {next(iter(counts))!r}; a classifier needs at least two")
+        raise UserError(
+            f"prepare: there is a single class, {next(iter(counts))!r}; a classifier needs at least two: if they are "
+            "folders in this one, move them up out of it"
+        )
     _refuse_small_classes(counts, 1 if splits_given else len(SPLITS))
 
 

@@ -15,9 +15,10 @@ from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote, urlsplit
 
 from headstart.core.errors import UserError
+from headstart.images.kinds import HEAD_BYTES, recognise
 
 NEEDED_COLUMNS = {"path", "label"}
-WORKBOOKS = {b"PK\x03\x04", b"\xd0\xcf\x11\xe0"}
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 """How the files of Excel and LibreOffice begin."""
 
 
@@ -31,21 +32,25 @@ class TableFile:
             what = "is no file" if path.exists() else "does not exist"
             raise UserError(f"prepare.source: {path} {what} (the file's name is relative to prepare.path)")
         with path.open("rb") as file:
-            start = file.read(4)
-        if start in WORKBOOKS:
+            start = file.read(HEAD_BYTES)
+        if start.startswith(WORKBOOKS):
             raise UserError(f"prepare.source: {path} is a workbook, not a CSV table: save it as CSV UTF-8")
         # UTF-16 with its byte order mark; or without, where every second byte of the ASCII header is 0.
         marks = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
         self._encoding = marks.get(start[:2]) or {1: "utf-16-le", 0: "utf-16-be"}.get(
             start[:2].find(b"\0"), "utf-8-sig"
         )
-        self._delimiter = ","
-        with self._text(newline=None) as text:
+        self._delimiter, found = ",", False
+        with self._text(newline=None, errors="replace") as text:
             header = next(filter(str.strip, text), "").rstrip("\n")
             for delimiter in ",;\t|":
                 columns = {name.strip().casefold() for name in next(csv.reader([header], delimiter=delimiter), [])}
                 if columns >= NEEDED_COLUMNS:
-                    self._delimiter = delimiter
+                    self._delimiter, found = delimiter, True
+        if not found and (kind := recognise(start)) and kind.name != "text":
+            raise UserError(
+                f"prepare.source: {path} holds no CSV table ({kind.name}): fetch it, or save it as CSV UTF-8"
+            )
         if header.lower().startswith("sep="):  # Excel's way to name it
             self._delimiter = header[4:5] or ","
 
@@ -67,10 +72,10 @@ class TableFile:
                 raise UserError(f"{where}: is a quote opened there and not closed? ({error})") from error
 
     @contextmanager
-    def _text(self, newline: str | None) -> Iterator[Iterator[str]]:
+    def _text(self, newline: str | None, errors: str = "strict") -> Iterator[Iterator[str]]:
         """Open the file; turn what reading it raises into UserError."""
         try:
-            with self.path.open(newline=newline, encoding=self._encoding) as file:
+            with self.path.open(newline=newline, encoding=self._encoding, errors=errors) as file:
                 yield file
         except (OSError, UnicodeError, csv.Error) as error:
             raise UserError(

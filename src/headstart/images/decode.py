@@ -173,7 +173,8 @@ def _reason(content: bytes, error: Exception) -> str:
         return str(kind)
     tiff = describe_tiff(content)
     if kind or not isinstance(error, UnidentifiedImageError):
-        return f"damaged: {error or type(error).__name__}{f' ({tiff})' if tiff else ''}"
+        said = " ".join(str(error).split()) or type(error).__name__  # libheif's messages have several lines
+        return f"damaged: {said}{f' ({tiff})' if tiff else ''}"
     unreadable = "not an image that Pillow can read"
     if tiff and tiff.startswith("camera raw"):
         return tiff

@@ -17,6 +17,10 @@ from headstart.images.decode import BadImageError
 from headstart.images.kinds import HEAD_BYTES, image_format, recognise
 
 IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found"}
+# The recycle bins and snapshots of network storage, and what Windows and Picasa write.
+IGNORED |= {"#recycle", "@recycle", "#snapshot", "system volume information", "picasa.ini"}
+STREAMS = (":zone.identifier", ":encryptable")
+"""Ends of the names of files that copying from Windows makes of what it notes beside a file."""
 # Files with these are images, even where their content is not: it should be one. Others are judged by their content.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"}
 IMAGE_SUFFIXES |= {".jpe", ".jfif", ".heic", ".heif", ".tga", ".im", ".pcd"}  # the last three have no signature
@@ -64,6 +68,8 @@ def find_images(arguments: Sequence[str], passed_over: Counter[str] | None = Non
     immediately if a folder or a pattern has no image.
     """
     for argument in arguments:
+        if not argument:  # an unset variable of the shell; as a path it would be the working directory
+            raise UserError("an empty path: name a file, a folder or a pattern (. is this folder)")
         others: Counter[str] = Counter()
         if next(_images_of(argument, others), None) is None:
             raise UserError(f"{argument}: no image is there{f', but {counted(others)}' if others else ''}")
@@ -138,7 +144,9 @@ def scan(folder: Path) -> Iterator[tuple[str, bool, str | None]]:
     """
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=attrgetter("name")):
-            if entry.name.startswith(".") or entry.name.lower() in IGNORED:
+            lower = entry.name.lower()
+            hidden = lower.startswith(".") and not lower.endswith(".icloud")  # which stands for a file to be downloaded
+            if hidden or lower in IGNORED or lower.endswith(STREAMS):
                 continue
             try:
                 is_folder = entry.is_dir()
@@ -146,7 +154,7 @@ def scan(folder: Path) -> Iterator[tuple[str, bool, str | None]]:
                 is_folder = False
             name, problem = utf8_name(entry.name), None
             if name != entry.name:
-                problem = "its name is not UTF-8"
+                problem = f"{'with all in it: ' if is_folder else ''}its name is not UTF-8: rename it"
             elif is_folder and is_image_name(name):
                 problem = "a folder with an image's name"
             yield name, is_folder, problem

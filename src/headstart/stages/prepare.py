@@ -161,6 +161,7 @@ def _bad_images(catalog: Catalog, on_bad_image: str) -> list[dict[str, str]]:
 def _decide_splits(params: Params, catalog: Catalog, classes: list[str]) -> tuple[NDArray[np.int8], dict[str, Any]]:
     """Return the splits, int8 (n,), indices into ``SPLITS``, and the counts for the report."""
     _check_classes(catalog)
+    catalog.check_given_splits()
     catalog.check_groups()
     given, labels, group_ids, contents = catalog.split_inputs(classes)
     fractions = params.prepare.split.model_dump()
