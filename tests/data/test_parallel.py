@@ -96,7 +96,9 @@ def test_without_semaphores_everything_runs_in_this_process(
     ready = Event()
     ready.set()
     assert set(map_in_order(process_of, range(9), workers=2, preload=[])) == {os.getpid()}
-    assert f"run.workers: all runs in one process, since /dev/shm is not there to write ({error.strerror})" in caplog.text
+    assert (
+        f"run.workers: all runs in one process, since /dev/shm is not there to write ({error.strerror})" in caplog.text
+    )
 
 
 def test_without_a_server_everything_runs_in_this_process(

@@ -71,7 +71,9 @@ def has_semaphores() -> bool:
     try:
         multiprocessing.Lock()
     except OSError as error:
-        logger.warning("run.workers: all runs in one process, since /dev/shm is not there to write (%s)", error.strerror)
+        logger.warning(
+            "run.workers: all runs in one process, since /dev/shm is not there to write (%s)", error.strerror
+        )
         return False
     return True
 
