@@ -159,7 +159,7 @@ def test_with_training_batch_norm_it_is_refused_with_what_fits() -> None:
     assert "finetune.accumulate to 2" in str(error.value)
     assert accumulation_on_cpu(room, plan_of(model, 40), 2, trains_statistics=True) == 1
     assert accumulation_on_cpu(room, plan_of(model, 64, accumulate=2), 2, trains_statistics=True) == 2
-    with pytest.raises(UserError, match=r"too little for one: choose a smaller backbone\.image_size"):
+    with pytest.raises(UserError, match=r"too little for one: free some, or choose a smaller backbone\.image_size"):
         accumulation_on_cpu(Room(0, 1e7, 1e8), plan_of(model, 64), 2, trains_statistics=False)
 
 
