@@ -92,9 +92,9 @@ def test_without_semaphores_everything_runs_in_this_process(
         raise error
 
     monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", no_lock)  # of locks, and of the pool's queues
-    monkeypatch.setattr(parallel, "start_server", lambda *_: ready)
     ready = Event()
     ready.set()
+    monkeypatch.setattr(parallel, "start_server", lambda *_: ready)
     assert set(map_in_order(process_of, range(9), workers=2, preload=[])) == {os.getpid()}
     assert (
         f"run.workers: all runs in one process, since /dev/shm is not there to write ({error.strerror})" in caplog.text

@@ -86,12 +86,14 @@ def dry_run(backbone: BackboneConfig, device: str = "meta") -> dict[str, Any]:
             raise UserError(f"backbone.name: {backbone.name}: {reason_of(error)}") from error
     if features.shape != (1, head.in_features) or not calls:
         raise UserError(f"backbone.name: {backbone.name}: its classifier does not read one row of features an image")
-    is_one_row = [numel for numel, _ in calls] == [head.in_features]
-    if not is_one_row or (calls[0][1] is not logits and not isinstance(head, PointwiseHead)):
+    if [numel for numel, _ in calls] != [head.in_features]:
         if device == "meta":  # CLIP's ResNets classify every place and take one, which is the same: values tell
             return dry_run(backbone, "cpu")
-        if not _is_linear(model, head, size):
-            raise UserError(f"backbone.name: {backbone.name}: its outputs are more than those of one linear classifier")
+        is_linear = _is_linear(model, head, size)
+    else:
+        is_linear = calls[0][1] is logits or isinstance(head, PointwiseHead)
+    if not is_linear:
+        raise UserError(f"backbone.name: {backbone.name}: its outputs are more than those of one linear classifier")
     return config if isinstance(config, dict) else {}
 
 

@@ -160,7 +160,8 @@ def accumulation_on_cpu(room: Room, plan: TrainingPlan, world: int, *, trains_st
     what = f"{size} images at a time take about {size * room.per_image / 1e9:.3g} GB beside the weights' copies, and "
     what += f"{room.free / 1e9:.3g} GB of memory are free (limits of a container, a job or ulimit count)"
     if not room.images:
-        raise UserError(f"finetune.batch_size: {what}, too little for one: free some, or choose a smaller backbone.image_size")
+        what += ", too little for one: free some, or choose a smaller backbone.image_size"
+        raise UserError(f"finetune.batch_size: {what}")
     needed = -(-batch_size // (world * room.images))
     if trains_statistics:
         raise UserError(
