@@ -1,6 +1,7 @@
 """Checks of a backbone before anything is decoded: one forward pass that needs no memory, and where its weights are."""
 
 import difflib
+import tempfile
 import warnings
 from itertools import islice
 from pathlib import Path
@@ -10,10 +11,12 @@ import timm
 import torch
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
+from headstart.core.paths import MODEL_CONFIG
 from headstart.models.backbone import (
     HTTP_ERROR,
     TIMM_ERRORS,
@@ -80,6 +83,11 @@ def dry_run(backbone: BackboneConfig, device: str = "meta") -> dict[str, Any]:
             logits = model(torch.zeros(1, 3, *size))
             if backbone.pretrained and backbone.image_size and not is_local and not hasattr(model, "set_input_size"):
                 _load_shapes(backbone)
+            with (
+                tempfile.TemporaryDirectory() as folder
+            ):  # finetune's and export's last step: timm checks the size anew
+                data_config = input_config(model, backbone.image_size)
+                save_config_for_hf(model, str(Path(folder) / MODEL_CONFIG), data_config=data_config)
         except (*TIMM_ERRORS, TypeError) as error:
             if device == "meta" and "meta" in str(error).lower():
                 return dry_run(backbone, "cpu")
