@@ -62,6 +62,11 @@ def test_without_shared_memory_one_process_loads_and_an_unlimited_one_is_no_limi
     assert arguments(2)["num_workers"] == 2
 
 
+def test_where_processes_cannot_wait_for_each_other_one_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "has_semaphores", lambda: False)
+    assert arguments(2)["num_workers"] == 0
+
+
 def load(batches: Any, read: Any, *, during: Any = lambda _: None, **changes: Any) -> list[Any]:
     """Load each batch by one process while a stage's processes are watched; ``during`` is called with its pid."""
     settings: Any = arguments(1) | changes

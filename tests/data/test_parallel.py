@@ -1,6 +1,6 @@
 """Work in other processes: the same results in order, bounded memory, and no process that outlives its parent."""
 
-import multiprocessing
+import multiprocessing.synchronize
 import os
 import signal
 import subprocess
@@ -13,6 +13,7 @@ from threading import Event
 import pytest
 
 from headstart.core.errors import UserError
+from headstart.data import parallel
 from headstart.data.parallel import map_in_order
 from helpers.waiting import wait_for_workers
 
@@ -81,6 +82,23 @@ def test_a_worker_that_is_killed_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     wait_for_workers(monkeypatch)
     with pytest.raises(UserError, match=r"^run\.workers: a worker process was killed, .*: use fewer, then start again"):
         list(map_in_order(killed, range(12), workers=2, preload=["json"]))
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), OSError(30, "Read-only file system")])
+def test_without_semaphores_everything_runs_in_this_process(
+    error: OSError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_lock(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", no_lock)  # of locks, and of the pool's queues
+    ready = Event()
+    ready.set()
+    monkeypatch.setattr(parallel, "start_server", lambda *_: ready)
+    assert set(map_in_order(process_of, range(9), workers=2, preload=[])) == {os.getpid()}
+    assert (
+        f"run.workers: all runs in one process, since /dev/shm is not there to write ({error.strerror})" in caplog.text
+    )
 
 
 def test_without_a_server_everything_runs_in_this_process(

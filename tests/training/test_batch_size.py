@@ -5,7 +5,7 @@ A GPU's end of memory and a CPU's free memory are invented; the rest is real.
 
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -91,7 +91,7 @@ def plan_of(model: nn.Module, batch_size: int, accumulate: int = 1, batch_norm: 
     return make_plan(model, finetune, train_images=1000, pretrained=False)
 
 
-def with_free(images: float, per_image: float, weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_free(images: float, per_image: float, weights: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave memory for so many images beside the copies of the weights."""
     monkeypatch.setattr(memory, "free_memory", lambda processes: (weights + images * per_image) / processes)
 
@@ -105,7 +105,9 @@ def test_on_a_cpu_the_images_that_fit_are_estimated_from_one(
     plan, before = plan_of(model, 64), {key: value.clone() for key, value in model.state_dict().items()}
     room = room_for_images(model, config, plan, ProcessGroup(), bf16=bf16)
     assert room.per_image > SLACK * 3 * 160 * 160 * (1 if bf16 else 5)
-    weights = (1 + plan.finetune.copies_of_weights) * sum(each.nbytes for each in model.parameters())
+    # In bf16 with autocast's copies, of half the size, which many images share.
+    copies = 1 + plan.finetune.copies_of_weights + bf16 / 2
+    weights = copies * sum(each.nbytes for each in model.parameters())
     with_free(20.5, room.per_image, weights, monkeypatch)
     assert room_for_images(model, config, plan, ProcessGroup(), bf16=bf16).images == 20
     with_free(-1, room.per_image, weights, monkeypatch)
@@ -114,6 +116,13 @@ def test_on_a_cpu_the_images_that_fit_are_estimated_from_one(
     assert all(each.grad is None for each in model.parameters())
     elsewhere = ProcessGroup(device=torch.device("meta"))
     assert accumulation_on_cpu(room_for_images(model, config, plan, elsewhere), plan, 1, trains_statistics=True) == 1
+
+
+def test_bf16_copies_of_the_weights_are_not_counted_for_each_image() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4096), nn.Linear(4096, 4))
+    plan, config = cast("TrainingPlan", SimpleNamespace(finetune=params().finetune)), {**INPUT, "input_size": [3, 4, 4]}
+    single, half = (room_for_images(model, config, plan, ProcessGroup(), bf16=bf16) for bf16 in (False, True))
+    assert 0 < half.per_image < single.per_image
 
 
 @pytest.mark.parametrize(
@@ -145,12 +154,12 @@ def test_with_training_batch_norm_it_is_refused_with_what_fits() -> None:
     with pytest.raises(UserError) as error:
         accumulation_on_cpu(room, plan_of(model, 64), 2, trains_statistics=True)
     assert str(error.value).startswith("finetune.batch_size: 32 images at a time take about 3.2 GB")
-    assert "2.0 GB of memory are free" in str(error.value)
+    assert "2 GB of memory are free" in str(error.value)
     assert "set it to 40 or less" in str(error.value)
     assert "finetune.accumulate to 2" in str(error.value)
     assert accumulation_on_cpu(room, plan_of(model, 40), 2, trains_statistics=True) == 1
     assert accumulation_on_cpu(room, plan_of(model, 64, accumulate=2), 2, trains_statistics=True) == 2
-    with pytest.raises(UserError, match=r"too little for one: choose a smaller backbone\.image_size"):
+    with pytest.raises(UserError, match=r"too little for one: free some, or choose a smaller backbone\.image_size"):
         accumulation_on_cpu(Room(0, 1e7, 1e8), plan_of(model, 64), 2, trains_statistics=False)
 
 

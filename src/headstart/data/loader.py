@@ -21,6 +21,7 @@ from torchvision.transforms import Compose
 from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
 from headstart.data.dataset import SPLITS, PreparedDataset
+from headstart.data.parallel import has_semaphores
 from headstart.data.transforms import evaluation_transform
 from headstart.distributed.process_group import ProcessGroup, cores_of_process
 from headstart.distributed.signals import SIGNALS
@@ -97,6 +98,8 @@ def loader_arguments(run: RunConfig, process_group: ProcessGroup, batch_bytes: i
     workers = min(WORKERS_PER_GPU, cores) if on_gpu else int(cores >= MIN_CORES_FOR_WORKER)
     if run.workers != "auto":
         workers = run.workers
+    if workers and not has_semaphores():
+        workers = 0
     room = free_shared_memory() / process_group.local_world
     if workers and (IN_USE + AHEAD * workers) * batch_bytes > room:
         fewer = max(0, int((room / batch_bytes - IN_USE) / AHEAD))

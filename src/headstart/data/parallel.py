@@ -5,6 +5,7 @@ results pile up behind a slow consumer (181 of 200 in a trial with ``pre_dispatc
 waits up to 5 s for each worker after a failure, and its workers notice the death of their parent only between tasks.
 """
 
+import logging
 import multiprocessing
 import os
 from collections import deque
@@ -18,6 +19,8 @@ from threading import Event, Thread
 from typing import Any, TypeVar
 
 from headstart.core.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Task = TypeVar("Task")
 TaskResult = TypeVar("TaskResult")
@@ -34,8 +37,8 @@ def map_in_order(
     therefore small amounts of work never leave it. At most two tasks per worker are running or waiting to be yielded.
     After an exception, and when this process dies, even by SIGKILL, the workers end at once.
 
-    Below 2 ``workers`` everything runs in this process. The function is sent to each one once. ``preload`` names the
-    modules that they need, not ``__main__``: imported once, and their memory is shared.
+    Below 2 ``workers``, or without semaphores, everything runs in this process. The function is sent to each one once.
+    ``preload`` names the modules that they need, not ``__main__``: imported once, and their memory is shared.
 
     Raises:
         UserError: a worker was killed, as the kernel does when memory runs out.
@@ -43,7 +46,10 @@ def map_in_order(
     # fork is unsafe in a process that may have threads; with spawn each worker would import torch again.
     context = multiprocessing.get_context("forkserver")
     first = list(islice(rest := iter(tasks), 2))
-    ready = start_server(context, preload) if workers > 1 and len(first) > 1 else Event()
+    if workers < 2 or len(first) < 2 or not has_semaphores():
+        yield from map(function, chain(first, rest))
+        return
+    ready = start_server(context, preload)
     for task in (rest := chain(first, rest)):
         yield function(task)
         if ready.is_set():
@@ -58,6 +64,18 @@ def map_in_order(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def has_semaphores() -> bool:
+    """Return whether processes can wait for each other, for which Linux needs a /dev/shm that can be written."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        logger.warning(
+            "run.workers: all runs in one process, since /dev/shm is not there to write (%s)", error.strerror
+        )
+        return False
+    return True
 
 
 def start_server(context: ForkServerContext, preload: Sequence[str]) -> Event:

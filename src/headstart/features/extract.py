@@ -105,10 +105,10 @@ def _fitting(
     if fewest >= batch_size:
         return batch_size
     section = label.partition(",")[0]
-    what = f"{section}.batch_size: {batch_size} images take about {batch_size * per_image / 1e9:.1f} GB of memory, and "
-    what += f"{free / 1e9:.1f} GB are free (a container's or job's limit counts)"
+    what = f"{section}.batch_size: {batch_size} images take about {batch_size * per_image / 1e9:.3g} GB of memory, and "
+    what += f"{free / 1e9:.3g} GB are free (limits of a container, a job or ulimit count)"
     if not fewest:
-        raise UserError(f"{what}, too little for one: choose a smaller backbone.image_size or backbone")
+        raise UserError(f"{what}, too little for one: free some, or choose a smaller backbone.image_size or backbone")
     logger.warning("%s: computed %d at a time", what, fewest)
     return fewest
 

@@ -82,20 +82,13 @@ def create_backbone(
 
 
 def _is_fixed_to_another(model: nn.Module, image_size: int) -> bool:
-    """Return whether a model reads images of its own size alone, so that it must be created for ``image_size`` px."""
+    """Return whether a model must be created for ``image_size`` px.
+
+    Some of these compute other sizes as they are (Twins), but timm does not save them for another one.
+    """
     config = model.pretrained_cfg
     assert isinstance(config, dict)
-    if not config.get("fixed_input_size") or image_size == config["input_size"][-1]:
-        return False
-    model.eval()  # BatchNorm's statistics stay
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
-    except (*TIMM_ERRORS, TypeError):
-        return True
-    finally:
-        model.train()
-    return False
+    return bool(config.get("fixed_input_size")) and image_size != config["input_size"][-1]
 
 
 def _load_checkpoint(model: nn.Module, path: Any) -> None:

@@ -1,6 +1,7 @@
 """Checks of a backbone before anything is decoded: one forward pass that needs no memory, and where its weights are."""
 
 import difflib
+import tempfile
 import warnings
 from itertools import islice
 from pathlib import Path
@@ -10,10 +11,12 @@ import timm
 import torch
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
+from headstart.core.paths import MODEL_CONFIG
 from headstart.models import pip_weights
 from headstart.models.backbone import (
     HTTP_ERROR,
@@ -82,15 +85,35 @@ def dry_run(backbone: BackboneConfig, device: str = "meta") -> dict[str, Any]:
             resized = backbone.image_size is not None and not hasattr(model, "set_input_size")
             if backbone.pretrained and not is_local and resized and config.get("fixed_input_size"):
                 _load_shapes(backbone)
+            # The last step of finetune and export, in which timm checks the size anew.
+            with tempfile.TemporaryDirectory() as folder:
+                data_config = input_config(model, backbone.image_size)
+                save_config_for_hf(model, str(Path(folder) / MODEL_CONFIG), data_config=data_config)
         except (*TIMM_ERRORS, TypeError) as error:
             if device == "meta" and "meta" in str(error).lower():
                 return dry_run(backbone, "cpu")
             raise UserError(f"backbone.name: {backbone.name}: {reason_of(error)}") from error
-    if features.shape != (1, head.in_features) or [numel for numel, _ in calls] != [head.in_features]:
+    if features.shape != (1, head.in_features) or not calls:
         raise UserError(f"backbone.name: {backbone.name}: its classifier does not read one row of features an image")
-    if calls[0][1] is not logits and not isinstance(head, PointwiseHead):
+    if [numel for numel, _ in calls] != [head.in_features]:
+        if device == "meta":  # CLIP's ResNets classify every place and take one, which is the same: values tell
+            return dry_run(backbone, "cpu")
+        is_linear = _is_linear(model, head, size)
+    else:
+        is_linear = calls[0][1] is logits or isinstance(head, PointwiseHead)
+    if not is_linear:
         raise UserError(f"backbone.name: {backbone.name}: its outputs are more than those of one linear classifier")
     return config if isinstance(config, dict) else {}
+
+
+def _is_linear(model: nn.Module, head: nn.Linear | PointwiseHead, size: list[int]) -> bool:
+    """Return whether a model's logits are those of its head on its features, by an image and a head of noise."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        nn.init.normal_(head.weight)
+        image = torch.randn(1, 3, *size)
+        logits, expected = model(image), head(features_of(model, image))
+        return logits.shape == expected.shape and torch.allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
 def _load_shapes(backbone: BackboneConfig) -> None:

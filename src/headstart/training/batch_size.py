@@ -121,18 +121,27 @@ def room_for_images(
     """Estimate from one image how many a step can have on this machine's CPU; ``config`` is timm's, of the data."""
     if group.device.type != "cpu":
         return Room(UNLIMITED, 0, 0)
-    normalize, pixels = Normalize(config), torch.zeros(1, *config["input_size"][1:], 3, dtype=torch.uint8)
+    normalize = Normalize(config)
     model.eval()
 
-    def forward() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits: Tensor = model(normalize(pixels))
-        return logits
+    def live(count: int) -> int:
+        pixels = torch.zeros(count, *config["input_size"][1:], 3, dtype=torch.uint8)
 
-    per_image = SLACK * live_bytes(forward, model)
+        def forward() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                logits: Tensor = model(normalize(pixels))
+            return logits
+
+        return live_bytes(forward, model)
+
+    image = live(1)
+    # Autocast's bf16 copies of the weights are made once a step, for one image as for many.
+    once = max(0, 2 * image - live(2)) if bf16 else 0
+    per_image = SLACK * (image - once)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     # And a copy of the weights at the start.
-    images, free = images_that_fit(per_image, weights * (1 + plan.finetune.copies_of_weights), group.local_world)
+    fixed = once + weights * (1 + plan.finetune.copies_of_weights)
+    images, free = images_that_fit(per_image, fixed, group.local_world)
     fewest = min(int(each) for each in group.gather(torch.tensor(images)))
     return Room(fewest, free, per_image)
 
@@ -148,10 +157,11 @@ def accumulation_on_cpu(room: Room, plan: TrainingPlan, world: int, *, trains_st
     size = -(-batch_size // (world * asked))
     if size <= room.images:
         return asked
-    what = f"{size} images at a time take about {size * room.per_image / 1e9:.1f} GB beside the weights' copies, and "
-    what += f"{room.free / 1e9:.1f} GB of memory are free (a container's or job's limit counts)"
+    what = f"{size} images at a time take about {size * room.per_image / 1e9:.3g} GB beside the weights' copies, and "
+    what += f"{room.free / 1e9:.3g} GB of memory are free (limits of a container, a job or ulimit count)"
     if not room.images:
-        raise UserError(f"finetune.batch_size: {what}, too little for one: choose a smaller backbone.image_size")
+        what += ", too little for one: free some, or choose a smaller backbone.image_size"
+        raise UserError(f"finetune.batch_size: {what}")
     needed = -(-batch_size // (world * room.images))
     if trains_statistics:
         raise UserError(
