@@ -95,6 +95,7 @@ def result(project: Path) -> Result:
     history = [_untimed(row) for row in read_table(project / HISTORY)]
     report = json.loads((project / "reports" / "evaluate.json").read_text())
     report["models"] = {name: _untimed(figures) for name, figures in report["models"].items()}
+    report["verdict"] = report["verdict"].partition(" of fitting")[0].rpartition(", for ")[0]
     return weights, history, report
 
 
