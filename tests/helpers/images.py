@@ -3,7 +3,7 @@
 Everything is written below the working directory, as in a project's folder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,27 @@ INPUT = {
     "crop_mode": "center",
 }
 STORED = 36  # 32 / 0.875: images are stored before the crop
+
+SMALL_PROJECT = {
+    "prepare.source": "imagefolder",
+    "backbone.name": "test_resnet",
+    "backbone.pretrained": False,
+    "backbone.image_size": 32,
+    "features.batch_size": 8,
+    "probe.l2": [0.1, 0.01],
+    "run.cache": "cache",
+}
+"""Params, by dotted key, with which the stages take little time on what ``draw_brightness_classes`` draws."""
+
+
+def draw_brightness_classes(root: Path, labels: Sequence[str]) -> None:
+    """Draw 20 images of noise for each class into a folder of its name; the classes differ in brightness."""
+    generator = np.random.default_rng(0)
+    for i, label in enumerate(labels):
+        (root / label).mkdir(parents=True)
+        for j in range(20):
+            noise = generator.integers(50 * i, 50 * i + 150, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(root / label / f"{j}.png")
 
 
 def params(changes: Mapping[str, Any] | None = None) -> Params:

@@ -12,24 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from ruamel.yaml import YAML
 
 from headstart.core.io import read_table
 from headstart.core.paths import FINETUNE, HISTORY
-from helpers.images import ROOT, params
+from helpers.images import ROOT, SMALL_PROJECT, draw_brightness_classes, params
 from helpers.slurm_cluster import ENDED, SlurmCluster
 
 EPOCHS = 40
 """The early stop comes after this one."""
-CHANGES = {
-    "prepare.source": "imagefolder",
-    "backbone.name": "test_resnet",
-    "backbone.pretrained": False,
-    "backbone.image_size": 32,
-    "features.batch_size": 8,
-    "probe.l2": [0.1, 0.01],
+CHANGES = SMALL_PROJECT | {
     "finetune.recipe": "full",  # so that some epoch is better than the start
     "finetune.epochs": 2 * EPOCHS,
     "finetune.batch_size": 4,
@@ -41,7 +33,6 @@ CHANGES = {
     "evaluate.batch_size": 4,
     "evaluate.top_k": 2,
     "export.pictures": 4,
-    "run.cache": "cache",
     "run.save_minutes": 0.01,
     "run.timeout_minutes": 0.5,
 }
@@ -53,12 +44,7 @@ Record = Callable[[str, object], None]
 
 def true_project(folder: Path) -> Path:
     """Make a project of 20 images for each of three classes, which differ in brightness; return its folder."""
-    generator = np.random.default_rng(0)
-    for i, label in enumerate(("cat", "dog", "owl")):
-        (folder / "data" / "raw" / label).mkdir(parents=True)
-        for j in range(20):
-            noise = generator.integers(50 * i, 50 * i + 150, (40, 48, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(folder / "data" / "raw" / label / f"{j}.png")
+    draw_brightness_classes(folder / "data" / "raw", ("cat", "dog", "owl"))
     for name in ("dvc.yaml", "slurm", ".dvc/config", ".dvcignore", ".gitignore"):
         source, target = ROOT / name, folder / name
         target.parent.mkdir(exist_ok=True)

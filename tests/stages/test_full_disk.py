@@ -2,25 +2,14 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from ruamel.yaml import YAML
 
 from helpers.command import headstart
-from helpers.images import params
+from helpers.images import SMALL_PROJECT, draw_brightness_classes, params
 from helpers.small_disk import largest_file
 
-CHANGES = {
-    "prepare.source": "imagefolder",
-    "backbone.name": "test_resnet",
-    "backbone.pretrained": False,
-    "backbone.image_size": 32,
-    "features.batch_size": 8,
-    "probe.l2": [0.1, 0.01],
-    "probe.heads": ["knn"],
-    "run.cache": "cache",
-}
+CHANGES = SMALL_PROJECT | {"probe.heads": ["knn"]}
 LIMITS = (200, 700, 1200, 4000, 12_000, 40_000)
 """Bytes of a file: something small fails at the first, what is larger at the others."""
 
@@ -28,13 +17,7 @@ LIMITS = (200, 700, 1200, 4000, 12_000, 40_000)
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
-    for i, label in enumerate(("cat", "dog")):
-        folder = Path("data/raw", label)
-        folder.mkdir(parents=True)
-        for j in range(20):
-            noise = generator.integers(50 * i, 50 * i + 150, (40, 48, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(folder / f"{j}.png")
+    draw_brightness_classes(Path("data/raw"), ("cat", "dog"))
     YAML().dump(params(CHANGES).model_dump(), Path("params.yaml"))
 
 

@@ -29,6 +29,7 @@ from headstart.models import pip_weights
 from headstart.models.head import Head
 
 BUNDLED = "bundled"
+LOCAL_DIR = "local-dir:"  # timm's prefix of a backbone that is a folder
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # noqa: SLF001  (torch's only common base)
 # Of httpx2, httpx or requests, whichever the installed huggingface_hub uses.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -118,7 +119,7 @@ def timm_name(name: str) -> str:
     """Return the name for timm; that of ``bundled`` is a folder of this package, in timm's ``local-dir`` format."""
     if name.startswith(pip_weights.PREFIX):
         return pip_weights.architecture_of(name)
-    return f"local-dir:{resources.files('headstart') / 'pretrained' / 'resnet18d_64'}" if name == BUNDLED else name
+    return f"{LOCAL_DIR}{resources.files('headstart') / 'pretrained' / 'resnet18d_64'}" if name == BUNDLED else name
 
 
 class PointwiseHead(nn.Conv2d):

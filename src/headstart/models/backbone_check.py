@@ -20,6 +20,7 @@ from headstart.core.paths import MODEL_CONFIG
 from headstart.models import pip_weights
 from headstart.models.backbone import (
     HTTP_ERROR,
+    LOCAL_DIR,
     TIMM_ERRORS,
     PointwiseHead,
     backbone_for,
@@ -32,7 +33,6 @@ from headstart.models.backbone import (
     unfetched,
 )
 
-LOCAL_DIR = "local-dir:"
 STEPS = (32, 16, 14)
 """Sides of patches and strides: sizes that are multiples of one of them are proposed."""
 SURE = ("resnet50", "convnext_tiny", "vit_small_patch16_224")

@@ -45,7 +45,7 @@ from headstart.data.splits import (
 from headstart.data.transforms import evaluation_transform
 from headstart.data_checks.tables import check_images, class_imbalance
 from headstart.images.decode import ImageLimits
-from headstart.models.backbone import input_config_by_name
+from headstart.models.backbone import LOCAL_DIR, input_config_by_name
 from headstart.models.backbone_check import check_backbone
 from headstart.stages.program import main
 
@@ -53,7 +53,6 @@ PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args")
 READS: tuple[str | Path, ...] = ("${prepare.path}",)
 WRITES: tuple[str | Path, ...] = (paths.PREPARED, paths.ODD_IMAGES)
 
-LOCAL_DIR = "local-dir:"  # timm's prefix of a backbone that is a folder
 SAMPLE = 64  # images whose sizes are read first, to estimate the size of the store
 
 logger = logging.getLogger(__name__)
