@@ -24,7 +24,7 @@ from headstart.models.pip_weights import PACKAGES, PREFIX
 
 def run(options: Options) -> tuple[str, Rates]:
     """Run the stages for each backbone; return the table, and images/s of features and of training."""
-    rows = [("", "features MB", "training MB", "features images/s", "training images/s")]
+    rows = [["", "features MB", "training MB", "features images/s", "training images/s"]]
     rates: Rates = {}
     for name in options.only or [PREFIX + each for each in PACKAGES]:
         task = replace(options.task, model=name)
@@ -37,7 +37,7 @@ def run(options: Options) -> tuple[str, Rates]:
             seconds = float(list(csv.DictReader(file))[-1]["train_seconds"])
         rates[name] = [figures["images_per_second"], task.count / seconds]
         peaks = (f"{each / 1e6:.0f}" for each in (features_peak, training_peak))
-        rows.append((name, *peaks, *(f"{rate:.1f}" for rate in rates[name])))
+        rows.append([name, *peaks, *(f"{rate:.1f}" for rate in rates[name])])
     return text_table(rows), rates
 
 

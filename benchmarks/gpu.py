@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def main() -> None:
     print(memory(args.model) if args.part == "memory" else resuming(args.model, fp16=args.part == "fp16"))
 
 
-def train(cache: str, model: str, stops: Set[int] = frozenset(), **changes: Any) -> dict[str, Tensor]:
+def train(cache: str, model: str, changes: Mapping[str, Any], stops: Set[int] = frozenset()) -> dict[str, Tensor]:
     """Fine-tune for two epochs, stopped by a signal within the steps of ``stops`` and started again; return weights."""
     settings = {
         "backbone.name": model,
@@ -103,8 +103,8 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
 def resuming(model: str, *, fp16: bool) -> str:
     """Compare a training that is stopped three times with one that is not, and two that are not."""
     changes = {"finetune.precision": "16-mixed"} if fp16 else {}
-    once, again = (train(name, model, **changes) for name in ("once", "again"))
-    resumed = train("stopped", model, {1, IMAGES // 32 - 1, IMAGES // 32 + 3}, **changes)
+    once, again = (train(name, model, changes) for name in ("once", "again"))
+    resumed = train("stopped", model, changes, {1, IMAGES // 32 - 1, IMAGES // 32 + 3})
     line = f"{model}: stopped at 3 steps and resumed: {difference(once, resumed)}; two that ran through: "
     line += difference(once, again)
     if fp16:
@@ -117,7 +117,7 @@ def resuming(model: str, *, fp16: bool) -> str:
 def memory(model: str) -> str:
     """Compare a batch at once with one in parts, since half of its memory raises torch's own OutOfMemoryError."""
     changes = {"finetune.batch_size": IMAGES, "finetune.batch_norm": "frozen", "backbone.drop_rate": 0.0}
-    whole = train("whole", model, **changes)
+    whole = train("whole", model, changes)
     peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.5 * peak / total)
@@ -128,7 +128,7 @@ def memory(model: str) -> str:
         return found[-1]
 
     batch_size.fitting_accumulation = noted
-    parts = train("parts", model, **changes)
+    parts = train("parts", model, changes)
     return (
         f"{model}: {IMAGES} images take {peak / 1e9:.2f} GB at once; with half of it they are computed in {found[-1]} "
         f"parts: {difference(whole, parts)}"

@@ -70,7 +70,7 @@ def candidate(name: str, margin: float, rate: float, *, wrong: int = 0) -> Candi
     """One that is sure of the right class by some margin on average, and of another class for the first images."""
     labels = np.where(np.arange(len(LABELS)) < wrong, (LABELS + 1) % 3, LABELS)
     noise = np.random.default_rng(0).normal(size=(len(LABELS), 3))
-    return Candidate(name, 64, np.float32(margin * np.eye(3)[labels] + noise), 100.0, rate)
+    return Candidate(name, 64, np.asarray(margin * np.eye(3)[labels] + noise, np.float32), 100.0, rate)
 
 
 def test_the_cheapest_that_is_not_clearly_worse_is_chosen() -> None:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import chdir
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ class Candidate(NamedTuple):
         side: of its input, in pixels.
         logits: of its probe for the validation images, float32 (n, classes).
         features_rate: images a second whose features were computed, None where all were in the cache.
-        training_rate: images a second by which all of it is trained, forward and backward.
+        training_rate: images a second by which all of it is trained, forward and backward; 0 where two take seconds.
     """
 
     name: str
@@ -73,11 +73,8 @@ def choose_backbone(file: Path, names: Sequence[str], sample: int, *, best: bool
         UserError: the images are bad, or no candidate can be used.
     """
     keep_memory()
-    params, found = load_params(file), list[Candidate]()
-    cache = cache_folder(params.run.cache).absolute()
-    cache.mkdir(parents=True, exist_ok=True)
-    params = _on_sample(params, cache)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
+    params, found = _on_sample(load_params(file)), list[Candidate]()
+    with tempfile.TemporaryDirectory() as folder:
         for name in dict.fromkeys(names or [each.name for each in list_backbones()]):
             args = params.backbone.args if name == params.backbone.name else {}
             anchored = LOCAL_DIR + str(Path(name.removeprefix(LOCAL_DIR)).absolute())
@@ -86,10 +83,8 @@ def choose_backbone(file: Path, names: Sequence[str], sample: int, *, best: bool
             try:
                 with chdir(folder):
                     found.append(_measure(candidate, sample)._replace(name=name))
-            except TooSlowError:
-                yield f"{name}: left out: a training step takes too long here to be measured"
             except UserError as error:
-                if not str(error).startswith("backbone"):
+                if not str(error).startswith(("backbone", "features")):  # it is about the images
                     raise
                 yield f"{name}: left out: {first_line(error)}"
         if not found:
@@ -99,12 +94,14 @@ def choose_backbone(file: Path, names: Sequence[str], sample: int, *, best: bool
         overlay = Path(folder, "overlay.yaml")
         winner, table = rank(found, labels, groups, best=best)
         yield table
-        other = {"args": {}} if winner != params.backbone.name else {}
-        overlay.write_text(f"backbone: {inline_yaml({'name': winner} | other)}\n", encoding="utf-8")
+        changes: dict[str, Any] = {"name": winner}
+        if winner != params.backbone.name:  # args are of one backbone
+            changes["args"] = {}
+        overlay.write_text(f"backbone: {inline_yaml(changes)}\n", encoding="utf-8")
         yield from complete_params(file, overlay) or [f"{file}: backbone.name is {winner} already"]
 
 
-def _on_sample(params: Params, cache: Path) -> Params:
+def _on_sample(params: Params) -> Params:
     """Return params for the stages in another folder, in one process, with more validation images if they are drawn.
 
     They are taken from what would be training images. Which images are test's follows from their content, so they stay
@@ -112,11 +109,10 @@ def _on_sample(params: Params, cache: Path) -> Params:
     """
     split = params.prepare.split
     validation = max(split.validation, (1 - split.test) / 3)
-    update = {"path": str(Path(params.prepare.path).absolute())}
-    prepared = params.prepare.model_copy(
-        update={**update, "split": split.model_copy(update={"validation": validation})}
-    )
-    run = params.run.model_copy(update={"devices": 1, "cache": str(cache)})
+    drawn = split.model_copy(update={"validation": validation})
+    update = {"path": str(Path(params.prepare.path).absolute()), "split": drawn}
+    prepared = params.prepare.model_copy(update=update)
+    run = params.run.model_copy(update={"devices": 1, "cache": str(cache_folder(params.run.cache).absolute())})
     return params.model_copy(update={"prepare": prepared, "run": run})
 
 
@@ -134,8 +130,11 @@ def _measure(params: Params, sample: int) -> Candidate:
 
     model, device = channels_last(backbone_for(params.backbone, len(prepared.classes))), device_of(params.run)
     bf16 = (device.type == "cuda",)
-    images = affordable_size(copy.deepcopy(model), prepared.input, device, IMAGES_A_STEP, bf16)
-    (seconds,) = seconds_a_step(model, prepared.input, device, images, bf16)
+    try:
+        images = affordable_size(copy.deepcopy(model), prepared.input, device, IMAGES_A_STEP, bf16)
+        (seconds,) = seconds_a_step(model, prepared.input, device, images, bf16)
+    except TooSlowError:
+        images, seconds = 0, 1.0
     rate = read_json(report_of("features"))["images_per_second"]
     return Candidate(params.backbone.name, prepared.input["input_size"][-1], logits, rate, images / seconds)
 
@@ -156,8 +155,8 @@ def rank(found: list[Candidate], labels: NDArray[np.int64], groups: list[str] | 
         accuracy = float((each.logits.argmax(1) == labels).mean())
         above = "" if each is leader else f"{difference:.3f} ({low:.3f} to {high:.3f})"
         rate = "cached" if each.features_rate is None else f"{each.features_rate:.0f}"
-        row = (each.name, str(each.side), f"{accuracy:.1%}", f"{nll[each.name]:.3f}", above, rate)
-        table.append((*row, f"{each.training_rate:.1f}"))
+        trained = f"{each.training_rate:.1f}" if each.training_rate else "too slow"
+        table.append((each.name, str(each.side), f"{accuracy:.1%}", f"{nll[each.name]:.3f}", above, rate, trained))
     chosen = leader if best else max(eligible, key=lambda each: each.training_rate)
     why = "the best probe" if best else "the fastest to train whose probe is not clearly worse than the first's"
     about = f"probes on {len(labels)} validation images of a sample; NLL after temperature, with 95 % intervals"
