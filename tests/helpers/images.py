@@ -71,6 +71,7 @@ def params(changes: Mapping[str, Any] | None = None) -> Params:
     content = YAML(typ="safe").load(ROOT / "params.yaml")
     quiet = {"run.accelerator": "cpu", "run.tracking": "disabled", "run.workers": 0, "probe.heads": []}
     quiet |= {"finetune.precision": "32-true"}
+    quiet |= {f"finetune.augment.{change}": 0.0 for change in ("hflip", "vflip", "quarter_turn")}
     for key, value in {**quiet, **(changes or {})}.items():
         section, *path, name = key.split(".")
         target = content[section]

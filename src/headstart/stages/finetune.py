@@ -1,6 +1,7 @@
 """Fine-tune backbone and head: CE + Σ λ ‖W‖² or another regulariser, early stopping, the best epoch kept.
 
-reads:   data/prepared (train and validation), models/probe (the head that it starts from), the backbone's weights
+reads:   data/prepared (train and validation), models/probe (the head that it starts from, and which changes keep the
+         label), the backbone's weights
 writes:  models/finetune (the model in timm's local-dir format; with finetune.ema the averaged weights, and raw/ beside
          them), reports/finetune.json, reports/finetune/history.csv, reports/finetune/ledger.csv (what the
          regulariser and the data did to each group's weights)
@@ -30,6 +31,7 @@ from headstart.models.timm_checkpoint import save_timm
 from headstart.stages.program import main
 from headstart.tracking.provenance import provenance
 from headstart.tracking.wandb_run import Tracker
+from headstart.training.augment_choice import read_evidence, resolve_augment
 from headstart.training.autotune import check_compiling, check_precision, precision_of_run
 from headstart.training.batch_size import accumulation_on_cpu, check_smallest_part, room_for_images
 from headstart.training.checkpoint import CHECKPOINT_FORMAT, RunDir, open_run_dir, run_key
@@ -53,6 +55,7 @@ def run(params: Params) -> None:
     check_precision(params.finetune.precision, device_of(params.run))
     process_group = connect(params.run)
     prepared = PreparedDataset.open()
+    params = _with_augmentation(params)
     content = {"backbone": params.backbone.model_dump(), "finetune": params.finetune.model_dump()}
     files = [paths.MANIFEST, paths.DATASET, paths.HEADS]
     key, cache = run_key(content, files), paths.cache_folder(params.run.cache)
@@ -64,6 +67,14 @@ def run(params: Params) -> None:
             lambda: opened.enter_context(open_run_dir(cache, key, resume=params.run.resume))
         )
         _train(params, prepared, run_dir, process_group)
+
+
+def _with_augmentation(params: Params) -> Params:
+    """Replace ``auto`` in finetune.augment, and log what was chosen and why."""
+    augment, choices = resolve_augment(params.finetune.augment, read_evidence())
+    for choice in choices:
+        logger.info("%s: %s; %s", *choice)
+    return params.model_copy(update={"finetune": params.finetune.model_copy(update={"augment": augment})})
 
 
 def _train(params: Params, prepared: PreparedDataset, run_dir: RunDir, process_group: ProcessGroup) -> None:
