@@ -53,8 +53,10 @@ def _write_stages(prepared: PreparedDataset, manifest: list[dict[str, Any]]) -> 
         "features", {"duplicates_across_splits": duplicates, "near_duplicate_cosine": 0.97, "suspicious_labels": MANY}
     )
     write_table(REPORTS / "probe" / "l2_path.csv", ("log10_l2", "val_loss"), [(-x, (x - 2) ** 2 / 9) for x in range(6)])
-    history = [(0, "", 1.2, 0.5), *((i, 3 / i, 0.2 + (i - BEST) ** 2 / 20, 0.8) for i in range(1, LAST + 1))]
-    write_table(REPORTS / "finetune" / "history.csv", ("epoch", "train_loss", "val_loss", "val_accuracy"), history)
+    losses = ((i, 3 / i, 0.2 + (i - BEST) ** 2 / 20) for i in range(1, LAST + 1))
+    history = [(0, "", 1.2, 1.1, 0.5), *((i, train, loss, 0.9 * loss, 0.8) for i, train, loss in losses)]
+    figures = ("epoch", "train_loss", "val_loss", "val_refined_loss", "val_accuracy")
+    write_table(REPORTS / "finetune" / "history.csv", figures, history)
     columns = ("norm", "distance", "penalty_share", "shrink", "total_shrink", "data_movement", "equivalent_l2")
     ledger = [
         {

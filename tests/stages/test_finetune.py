@@ -192,8 +192,10 @@ def test_it_stops_when_the_best_epoch_is_patience_epochs_ago(
 
     def scripted(self: Any) -> None:
         self.log("val_loss", VAL_LOSSES[self.current_epoch] if self.trainer.state.fn == "fit" else 9.0)
+        self.log("val_refined_loss", 0.1)
         self.log("val_accuracy", 0.5)
         self.val_loss.reset()
+        self.val_refined_loss.reset()
 
     real = FineTuner.training_step
 

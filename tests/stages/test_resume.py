@@ -245,8 +245,10 @@ def test_a_kill_while_the_best_epoch_is_saved_does_not_forget_it(monkeypatch: py
 
     def scripted(self: Any) -> None:
         self.log("val_loss", [0.6, 0.5, 0.7, 0.8][self.current_epoch] if self.trainer.state.fn == "fit" else 9.0)
+        self.log("val_refined_loss", 0.1)
         self.log("val_accuracy", 0.5)
         self.val_loss.reset()
+        self.val_refined_loss.reset()
 
     monkeypatch.setattr(FineTuner, "on_validation_epoch_end", scripted)
     expected = run({"run.cache": "whole"})

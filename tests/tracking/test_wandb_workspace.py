@@ -35,7 +35,7 @@ def shown(spec: dict[str, Any]) -> list[dict[str, Any]]:
 def tracked() -> dict[str, str]:
     """Return the columns of the rows that a fine-tuning logs, each with its axis."""
     (step,) = curve_rows(1, 0, [0.5], [1.0], groups=[Group("head", 0.0, 0.0, 0.1)], lr_factors=[1.0])
-    epoch = ["train_loss", "val_loss", "val_accuracy", *(f"head/{name}" for name in COLUMNS[2:])]
+    epoch = ["train_loss", "val_loss", "val_refined_loss", "val_accuracy", *(f"head/{name}" for name in COLUMNS[2:])]
     return {name: "step" for name in step if name not in ("epoch", "step")} | dict.fromkeys(epoch, "epoch")
 
 

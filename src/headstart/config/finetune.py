@@ -50,8 +50,13 @@ class L2Config(ConfigSection):
 class EarlyStoppingConfig(ConfigSection):
     """Stop when `monitor` has not improved by `min_delta` for `patience` epochs; the best epoch is kept."""
 
-    monitor: Literal["val_loss", "val_accuracy"] = "val_loss"
-    """val_loss (without the penalty) or val_accuracy."""
+    monitor: Literal["val_refined_loss", "val_loss", "val_accuracy"] = "val_refined_loss"
+    """What validation must improve:
+    - `val_refined_loss`: the loss after the temperature that makes it lowest: how well classes are told apart, however
+      sure the model is, which evaluate and export put right afterwards (Berta et al. 2025)
+    - `val_loss`: the loss as it is, without the penalty
+    - `val_accuracy`
+    """
     patience: Count = 5
     """Epochs without an improvement after which training stops."""
     min_delta: NonNegative = 0.0

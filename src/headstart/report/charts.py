@@ -52,9 +52,10 @@ def draw_charts(contents: dict[str, Any]) -> dict[str, Any]:
 
 def _loss(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow) -> str:
     train = [(row["epoch"], row["train_loss"]) for row in history if row["train_loss"] is not None]
-    validation = [(row["epoch"], row["val_loss"]) for row in history]
-    values = [value for _, value in train + validation]
-    for i, (name, line) in enumerate((("validation", validation), ("training", train))):
+    validation, refined = ([(row["epoch"], row[name]) for row in history] for name in ("val_loss", "val_refined_loss"))
+    values = [value for _, value in train + validation + refined]
+    lines = {"validation": validation, "training": train, "validation, refined": refined}
+    for i, (name, line) in enumerate(lines.items()):
         if line:
             axes.plot(*zip(*line, strict=True), label=name, **style(i))
     if min(values) > 0 and max(values) > 10 * min(values):
@@ -62,7 +63,11 @@ def _loss(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow) -> st
         axes.set_title("cross-entropy, log scale", loc="left")
     _epochs(axes, finetuning)
     trained = f" Training: {figure(train[0][1])} in epoch 1, {figure(train[-1][1])} in the last." if train else ""
-    return f"Loss by epoch. Validation: {_course(history, 'val_loss', finetuning, figure)}.{trained}"
+    courses = (
+        f"{name}: {_course(history, column, finetuning, figure)}."
+        for name, column in (("Validation", "val_loss"), ("After the best temperature", "val_refined_loss"))
+    )
+    return f"Loss by epoch. {' '.join(courses)}{trained}"
 
 
 def _accuracy(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow) -> str:

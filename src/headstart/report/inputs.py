@@ -42,7 +42,10 @@ TABLE_COLUMNS: dict[Path, Columns] = {
     },
     paths.FEATURE_LABEL_ERRORS: LABEL_ERROR_COLUMNS,
     paths.L2_PATH: {"log10_l2": float, "val_loss": float},
-    paths.HISTORY: {"epoch": int, "train_loss": optional_float, "val_loss": float, "val_accuracy": float},
+    paths.HISTORY: {
+        "epoch": int, "train_loss": optional_float, "val_loss": float, "val_refined_loss": float,
+        "val_accuracy": float,
+    },
     paths.LEDGER: {
         "epoch": int, "group": str, "norm": float, "distance": float, "shrink": float, "total_shrink": float,
         "data_movement": float, "equivalent_l2": optional_float,

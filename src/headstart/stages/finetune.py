@@ -36,7 +36,7 @@ from headstart.training.autotune import check_compiling, check_precision, precis
 from headstart.training.batch_size import accumulation_on_cpu, check_smallest_part, room_for_images
 from headstart.training.checkpoint import CHECKPOINT_FORMAT, RunDir, open_run_dir, run_key
 from headstart.training.datamodule import FineTuneDataModule
-from headstart.training.history import HistoryRow
+from headstart.training.history import VALIDATION_FIGURES, HistoryRow
 from headstart.training.losses import balanced_weights
 from headstart.training.module import FineTuner
 from headstart.training.phases import TrainingPlan, describe, starting_model
@@ -182,8 +182,8 @@ def _log_result(report: dict[str, Any], shown: float, rows: list[LedgerRow]) -> 
     which = "best" if report["best_epoch"] else "last"
     logger.info("the trained weights after epoch %d, the %s:\n%s", shown, which, ledger_table(rows))
     logger.info(
-        "finetune: best epoch %d of %d, validation loss %.4f, accuracy %.4f",
-        *(report[name] for name in ("best_epoch", "epochs", "val_loss", "val_accuracy")),
+        "finetune: best epoch %d of %d, validation loss %.4f, refined %.4f, accuracy %.4f",
+        *(report[name] for name in ("best_epoch", "epochs", *VALIDATION_FIGURES)),
     )
 
 
@@ -216,10 +216,8 @@ def _figures(history: list[HistoryRow], best: HistoryRow, *, images_an_epoch: in
     return {
         "best_epoch": best["epoch"],
         "epochs": len(history) - 1,
-        "val_loss": best["val_loss"],
-        "val_accuracy": best["val_accuracy"],
-        "start_val_loss": history[0]["val_loss"],
-        "start_val_accuracy": history[0]["val_accuracy"],
+        **{name: best[name] for name in VALIDATION_FIGURES},
+        **{f"start_{name}": history[0][name] for name in VALIDATION_FIGURES},
         "images_per_second": round((len(history) - 1) * images_an_epoch / training, 1),
         "training_seconds": round(seconds, 2),
     }

@@ -12,7 +12,7 @@ from headstart.tracking.wandb_run import PROJECT
 TITLE = "Headstart"
 CURVES: dict[tuple[str, str], dict[str, Any]] = {
     ("Epochs", "epoch"): {
-        "Loss": {"y": ["train_loss", "val_loss"]},
+        "Loss": {"y": ["train_loss", "val_loss", "val_refined_loss"]},
         "Validation accuracy": {"y": ["val_accuracy"]},
     },
     ("Ledger", "epoch"): {

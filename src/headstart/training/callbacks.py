@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from headstart.core.errors import UserError
 from headstart.core.progress import Progress
 from headstart.training.datamodule import Batch
-from headstart.training.history import HistoryRow
+from headstart.training.history import VALIDATION_FIGURES, HistoryRow
 from headstart.training.module import FineTuner
 from headstart.training.regularization.ledger import with_ledger
 
@@ -42,10 +42,10 @@ class EpochReport(Callback):
         history = pl_module.history
         for row in history.rows[self._logged :]:
             logger.info(
-                "epoch %3d of %d  loss %.4f  penalty %.4f  validation %.4f  accuracy %.4f  %.1f s",
+                "epoch %3d of %d  loss %.4f  penalty %.4f  validation %.4f, refined %.4f  accuracy %.4f  %.1f s",
                 row["epoch"],
                 self._epochs,
-                *(row[name] for name in ("train_loss", "penalty", "val_loss", "val_accuracy", "seconds")),
+                *(row[name] for name in ("train_loss", "penalty", *VALIDATION_FIGURES, "seconds")),
             )
         self._logged = len(history.rows)
         saved = [row for row in history.ledger_rows if int(row["epoch"] or 0) <= history.saved_epochs]

@@ -20,6 +20,9 @@ CURVE_POINTS = 100
 """Rows of an epoch's curve, at most: a row is the mean over as few steps as that takes."""
 ADAM_BETA_1 = 0.9  # torch's default, which make_optimizer keeps
 
+VALIDATION_FIGURES = "val_loss", "val_refined_loss", "val_accuracy"
+"""What validation measures, in this order: the names of the module's metrics, and of a history row's figures."""
+
 HistoryRow = dict[str, int | float]
 
 
@@ -28,7 +31,7 @@ class TrainingHistory:
 
     Attributes:
         rows: one an epoch: epoch (from 1; 0 is before training), lr of the first group, train_loss (without penalty),
-            penalty, val_loss, val_accuracy, train_seconds, seconds (with validation).
+            penalty, the ``VALIDATION_FIGURES``, train_seconds, seconds (with validation).
         ledger_rows: one an epoch and group.
         curve: see ``curve_rows``.
         saved_epochs: whole epochs that the last checkpoint contains.
@@ -83,7 +86,7 @@ class TrainingHistory:
         self._trained = time.perf_counter()
 
     def end_epoch(
-        self, epoch: int, losses: Tensor, *, phase: int, optimizer: Optimizer, val_loss: float, val_accuracy: float
+        self, epoch: int, losses: Tensor, *, phase: int, optimizer: Optimizer, validation: Mapping[str, float]
     ) -> None:
         """Append the rows of the epoch that is over, counted from 0; ``losses`` as in ``state_dict``."""
         plan, now = self._plan, time.perf_counter()
@@ -103,8 +106,7 @@ class TrainingHistory:
                 "lr": optimizer.param_groups[0]["lr"],
                 "train_loss": train_loss,
                 "penalty": math.fsum(float(row["penalty"] or 0) for row in ledger_rows),
-                "val_loss": val_loss,
-                "val_accuracy": val_accuracy,
+                **validation,
                 "train_seconds": round(self._trained - self._started, 3),
                 "seconds": round(now - self._started, 3),
             }

@@ -22,9 +22,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from headstart.data.loader import Normalize
 from headstart.models.backbone import freeze_, get_head
 from headstart.training.datamodule import Batch
-from headstart.training.history import TrainingHistory
+from headstart.training.history import VALIDATION_FIGURES, TrainingHistory
 from headstart.training.losses import cross_entropies
 from headstart.training.phases import TrainingPlan
+from headstart.training.refinement import RefinedLoss
 from headstart.training.regularization.penalty import make_optimizer, penalty
 
 SEEDS_AT_ONCE = 64
@@ -57,6 +58,7 @@ class FineTuner(LightningModule):
         self.history = TrainingHistory(plan, start=self._start, anchors=self._anchors)
         # Without their checks, each of which would wait for the device.
         self.val_loss = MeanMetric(nan_strategy="disable")
+        self.val_refined_loss = RefinedLoss()
         self.val_accuracy = MulticlassAccuracy(get_head(model).out_features, average="micro", validate_args=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -169,12 +171,14 @@ class FineTuner(LightningModule):
         """Count plain cross-entropy and accuracy: no penalty, smoothing, class weights. Return logits (n, classes)."""
         logits = self(batch.pixels)
         self.val_loss.update(F.cross_entropy(logits, batch.labels, reduction="none"))
+        self.val_refined_loss.update(logits, batch.labels)
         self.val_accuracy.update(logits, batch.labels)
         return logits
 
     def on_validation_epoch_end(self) -> None:
         """Log what callbacks monitor, over all ranks."""
-        for name, metric in (("val_loss", self.val_loss), ("val_accuracy", self.val_accuracy)):
+        for name in VALIDATION_FIGURES:
+            metric = getattr(self, name)
             self.log(name, metric.compute(), rank_zero_only=False, sync_dist=False)
             metric.reset()
 
@@ -185,7 +189,7 @@ class FineTuner(LightningModule):
             self.sum_losses(),
             phase=self._phase,
             optimizer=self.trainer.optimizers[0],
-            **{name: float(self.trainer.callback_metrics[name]) for name in ("val_loss", "val_accuracy")},
+            validation={name: float(self.trainer.callback_metrics[name]) for name in VALIDATION_FIGURES},
         )
 
     def sum_losses(self) -> Tensor:

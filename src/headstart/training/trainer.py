@@ -27,7 +27,7 @@ from headstart.training.batch_size import AccumulationFinder
 from headstart.training.callbacks import EpochReport, LogHistory, SettledBuckets
 from headstart.training.checkpoint import CheckpointManager, RunDir, latest_checkpoint, load_checkpoint, mode_of
 from headstart.training.datamodule import FineTuneDataModule
-from headstart.training.history import HistoryRow
+from headstart.training.history import VALIDATION_FIGURES, HistoryRow
 from headstart.training.module import FineTuner
 from headstart.training.regularization.ledger import LedgerRow
 
@@ -171,7 +171,7 @@ def _validate_start(
     epochs = module.plan.finetune.epochs
     trainer = _make_trainer(module.plan.finetune, run, checkpoints, [*observers], max_epochs=epochs)
     (figures,) = trainer.validate(module, images, verbose=False)
-    start: HistoryRow = {"epoch": 0, **{name: figures[name] for name in ("val_loss", "val_accuracy")}}
+    start: HistoryRow = {"epoch": 0, **{name: figures[name] for name in VALIDATION_FIGURES}}
     if process_group.rank == 0:
         write_json(path, start)
     return start
