@@ -318,23 +318,18 @@ def complete_params(overlay: Path | None, params: Path) -> None:
         print(change)
 
 
-class Duration(click.ParamType):
-    """A time such as 20m, 1h30m or 90s, in seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds; fails at what is no such time, or none at all."""
-        parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value) if isinstance(value, str) else None
-        counts = parts.groups(default="0") if parts else ()
-        seconds = sum(int(count) * unit for count, unit in zip(counts, (3600, 60, 1), strict=False))
-        if not seconds:
-            self.fail(f"{value} is no time such as 20m, 1h30m or 90s", param, ctx)
-        return float(seconds)
+def seconds_of(_: click.Context, __: click.Parameter, value: str) -> float:
+    """Return the seconds of a time such as 20m, 1h30m or 90s; raises BadParameter where it is none."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value)
+    counts = parts.groups(default="0") if parts else ()
+    seconds = sum(int(count) * unit for count, unit in zip(counts, (3600, 60, 1), strict=False))
+    if not seconds:
+        raise click.BadParameter(f"{value} is no time such as 20m, 1h30m or 90s")
+    return float(seconds)
 
 
 @cli.command()
-@click.option("--budget", metavar="TIME", type=Duration(), required=True, help="Wall clock, such as 20m or 1h30m.")
+@click.option("--budget", metavar="TIME", callback=seconds_of, required=True, help="Wall clock, such as 20m or 1h30m.")
 @click.option(
     "--search",
     "named",

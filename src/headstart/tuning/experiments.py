@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from headstart.config.completion import complete_params
 from headstart.core.io import write_json
 from headstart.core.paths import report_of
+from headstart.training.history import VALIDATION_FIGURES
 from headstart.tuning.halving import Try
 
 DROPPED = ("finetune", "evaluate", "export")
@@ -46,7 +47,7 @@ def save_experiments(folder_of: Callable[[int], Path], tries: Sequence[Try], par
             shutil.copy(params, own)
             complete_params(own, folder_of(each.number) / "changes.json")
             best = each.best(monitor)
-            figures = {name: best[name] for name in ("val_loss", "val_accuracy")}
+            figures = {name: best[name] for name in VALIDATION_FIGURES}
             write_json(report, {"best_epoch": best["epoch"], "epochs": each.epochs, **figures})
             _git("read-tree", head, env=index)
             blobs = {str(params): own.read_text("utf-8"), str(report_of("finetune")): report.read_text("utf-8")}

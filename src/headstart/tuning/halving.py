@@ -165,11 +165,12 @@ def rungs_of(epochs: int, warmup: float) -> list[int]:
     return sorted({max(first, -(-epochs // KEPT**power)) for power in range(3)})
 
 
-def epochs_that_fit(epochs: int, warmup: float, epoch_seconds: float, seconds_left: float) -> int:
+def epochs_that_fit(epochs: int, warmup: float, epoch_seconds: float, start_seconds: float, seconds_left: float) -> int:
     """Return the largest number of epochs, at most ``epochs``, of which a search fits into the time; 0 where none does.
 
-    A search is one whole training and the first rung of ``KEPT`` others, at least.
+    A search is at least one whole training, started twice, and the first rung of ``KEPT`` others.
     """
+    seconds_left -= (KEPT + 2) * start_seconds
     for number in range(epochs, 0, -1):
         if (number + KEPT * rungs_of(number, min(warmup, number))[0]) * epoch_seconds <= seconds_left:
             return number

@@ -50,7 +50,10 @@ ON_REQUEST: dict[str, Sequence[Any]] = {
 
 def value_of(content: Mapping[str, Any], key: str) -> Any:
     """Return what stands under a dotted key of ``params.yaml``, None where nothing does."""
-    return reduce(lambda value, name: value.get(name) if isinstance(value, Mapping) else None, key.split("."), content)
+    value: Any = content
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def overlay(changes: Mapping[str, Any]) -> dict[str, Any]:

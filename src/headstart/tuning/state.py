@@ -4,8 +4,7 @@ Any number of processes search together where they share this folder: each takes
 another while it trains. Both are the kernel's, so that a process that was killed leaves nothing behind but its files.
 """
 
-import os
-import socket
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,6 +27,7 @@ class SearchFolder:
         self.path, self._began = path, began
         path.mkdir(parents=True, exist_ok=True)
         self._used_before = self._state().get("used", 0.0)
+        self._worker = self.lock(f"worker-{secrets.token_hex(8)}")
 
     def _state(self) -> dict[str, Any]:
         path = self.path / "search.json"
@@ -47,7 +47,7 @@ class SearchFolder:
         """Return and keep the seconds of the budget that are used; those that several processes share count once."""
         with self.lock("search"):
             state = self._state()
-            used = max(state.get("used", 0.0), self._used_before + time.time() - self._began)
+            used: float = max(state.get("used", 0.0), self._used_before + time.time() - self._began)
             write_json(self.path / "search.json", {**state, "used": round(used, 1)})
         return used
 
@@ -85,21 +85,16 @@ class SearchFolder:
                         self.save(Try(job.number, {}, job.epochs))
             yield job
 
-    @contextmanager
-    def worker(self) -> Iterator[None]:
-        """Be one of the processes that search, for ``others_search`` to see."""
-        lock = self.lock(f"worker-{socket.gethostname()}-{os.getpid()}")
-        try:
-            with lock:
-                yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
+    def join(self) -> None:
+        """Be one of the processes that search, until this one leaves or ends."""
+        self._worker.acquire()
 
-    def others_search(self) -> bool:
-        """Return whether another process searches here."""
-        mine = f"worker-{socket.gethostname()}-{os.getpid()}"
-        names = {path.stem for path in self.path.glob("worker-*.lock")} - {mine}
-        return any(self._is_held(name) for name in names)
+    def leave(self) -> bool:
+        """Search no more; return whether nobody else does, so that this process is to end the search."""
+        with self.lock("search"):
+            self._worker.release()
+            Path(self._worker.lock_file).unlink(missing_ok=True)
+            return not any(self._is_held(path.stem) for path in self.path.glob("worker-*.lock"))
 
     def _is_held(self, name: str) -> bool:
         with suppress(Timeout), self.lock(name, timeout=0):

@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from headstart.data.dataset import PreparedDataset, manifest_rows, read_labels
 from headstart.slurm.repro import repro
 from headstart.stages import finetune
 from headstart.training.checkpoint import RunDir, load_checkpoint, run_key
+from headstart.training.history import VALIDATION_FIGURES
 from headstart.training.regularization.param_groups import NO_DECAY_SUFFIX
 from headstart.tuning.experiments import save_experiments
 from headstart.tuning.halving import KEPT, Halving, Job, Try, epochs_that_fit, rungs_of
@@ -56,23 +57,22 @@ def tune(budget: float, named: Sequence[str], most: int | None = None) -> None:
     began = psutil.Process().create_time()
     start_up = time.time() - began
     paths.TUNING.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as searching:
-        with FileLock(paths.TUNING / "start.lock"):  # of several processes one makes what they need and measures
-            _repro("probe")
-            params = load_params(PARAMS_FILE)
-            content = {"params": params.record(), "named": sorted(named)}
-            key = run_key(content, [paths.MANIFEST, paths.DATASET, paths.HEADS])
-            folder = SearchFolder(paths.TUNING / key, began)
-            # What follows the search starts a process once more, DVC's and the stage's.
-            search = _Search(params, folder, named, budget - 2 * start_up)
-            searching.enter_context(folder.worker())
-            with search.keeping_what_is_there():
-                search.measure()
+    with FileLock(paths.TUNING / "start.lock"):  # of several processes one makes what they need and measures
+        _repro("probe")
+        params = load_params(PARAMS_FILE)
+        content = {"params": params.record(), "named": sorted(named)}
+        key = run_key(content, [paths.MANIFEST, paths.DATASET, paths.HEADS])
+        folder = SearchFolder(paths.TUNING / key, began)
+        # What follows the search starts DVC and a stage once more.
+        search = _Search(params, folder, named, budget - 3 * start_up)
+        folder.join()
         with search.keeping_what_is_there():
-            search.train_jobs(most)
-        if folder.others_search():
-            logger.info("tune: others still search, and the last of them ends it")
-            return
+            search.measure()
+    with search.keeping_what_is_there():
+        search.train_jobs(most)
+    if not folder.leave():
+        logger.info("tune: others still search, and the last of them ends it")
+        return
     search.end()
     _repro("finetune")
     logger.info("tune: %.0f s of %.0f s; `dvc repro` evaluates it on the test split, once", folder.used(), budget)
@@ -120,7 +120,8 @@ class _Search:
         first = self._train(Job(0, 1), finetune.epochs)
         if first.failed:
             raise UserError(first.failed)
-        epochs = epochs_that_fit(finetune.epochs, finetune.warmup_epochs, first.epoch_seconds, self.seconds_left)
+        took = first.epoch_seconds, first.seconds - first.epoch_seconds
+        epochs = epochs_that_fit(finetune.epochs, finetune.warmup_epochs, *took, self.seconds_left)
         if epochs < finetune.epochs and not (epochs and self._space.epochs_may_change):
             needed = (finetune.epochs + KEPT) * first.epoch_seconds + self._folder.used()
             raise UserError(
@@ -130,6 +131,9 @@ class _Search:
             )
         if epochs < finetune.epochs:
             logger.info("tune: %d epochs of %.1f s fit, so each try has those", epochs, first.epoch_seconds)
+            shutil.rmtree(first.run)
+            shutil.rmtree(self._folder.of(0))
+            self._folder.save(Try(0, {}, 0))  # it begins anew, with another schedule
         self._folder.set_schedule(epochs)
 
     def train_jobs(self, most: int | None) -> None:
@@ -163,9 +167,7 @@ class _Search:
         """Train a try up to the job's epoch, save what came of it and print a line."""
         folder = self._folder.of(job.number)
         each = next((one for one in self._folder.tries() if one.number == job.number), Try(job.number, {}, 0))
-        changes, each.goal = self._space.propose(job.number, epochs), job.epochs
-        if each.changes != changes:  # try 0, where not as many epochs fit as it began with
-            each.changes, each.rows, each.over = changes, [], False
+        each.goal, each.changes = job.epochs, self._space.propose(job.number, epochs)
         self._folder.save(each)
         # A run of the user's own with these params has left no scores of its images: it is trained once more.
         fresh = not (folder / "0.npy").exists()
@@ -196,12 +198,12 @@ class _Search:
         report = {
             "tries": len(tries), "epochs": sum(each.epochs for each in tries), "seconds": self._folder.used(),
             "winner": winner.number, "changes": winner.changes, "applied": winner.applied,
-            "best_epoch": best["epoch"], "monitor": self._monitor, "val_loss": best["val_loss"],
-            "val_accuracy": best["val_accuracy"], **cost,
+            "best_epoch": best["epoch"], "monitor": self._monitor,
+            **{name: best[name] for name in VALIDATION_FIGURES}, **cost,
             "finetune": self._params_of(winner).finetune.model_dump(),
         }  # fmt: skip
         keys = list(dict.fromkeys(key for each in tries for key in each.changes))
-        columns = ["try", "epochs", "best_epoch", "val_loss", "val_accuracy", "seconds", "failed", *keys]
+        columns = ["try", "epochs", "best_epoch", *VALIDATION_FIGURES, "seconds", "failed", *keys]
         write_table(paths.TUNING_TABLE, columns, [_row(each, keys, self._monitor) for each in tries])
         for each in tries:
             write_json(self._folder.of(each.number) / "changes.json", overlay(each.changes))
@@ -268,7 +270,7 @@ def _line(each: Try, epochs: int, monitor: str) -> str:
     )
     augment = applied["augment"]
     return (
-        f"try {each.number:3}  {each.epochs:2} of {epochs} epochs  validation {best['val_loss']:.4f}  accuracy "
+        f"try {each.number:3}  {each.epochs:2} of {epochs} epochs  {monitor} {best[monitor]:.4f}  accuracy "
         f"{best['val_accuracy']:.4f} at {best['epoch']}  {each.seconds:.1f} s  {applied['optimizer']}: {groups}; "
         f"BatchNorm: {applied['batch_norm']}; clip {applied['clip']}; smoothing {applied['label_smoothing']}; crops "
         f"from {augment['scale'][0]}"
@@ -287,5 +289,5 @@ def _by_group(groups: Sequence[dict[str, Any]]) -> dict[tuple[str, float], list[
 
 def _row(each: Try, keys: Sequence[str], monitor: str) -> list[Any]:
     best = each.best(monitor) if each.rows and not each.failed else {}
-    figures = [best.get(name, "") for name in ("epoch", "val_loss", "val_accuracy")]
+    figures = [best.get(name, "") for name in ("epoch", *VALIDATION_FIGURES)]
     return [each.number, each.epochs, *figures, each.seconds, each.failed, *(each.changes.get(key, "") for key in keys)]
