@@ -356,6 +356,32 @@ def tune(budget: float, named: tuple[str, ...], tries: int | None) -> None:
     tune(budget, named, tries)
 
 
+@cli.command()
+@params_option
+def resolve(params: Path) -> None:
+    """Write what `auto` stands for in the section finetune into params.yaml.
+
+    reads:   params.yaml, data/prepared, models/probe
+    writes:  params.yaml: a value for each of those keys, the same that finetune chooses for this data and this backbone
+             and lists in its log and reports/finetune.json; after it `dvc repro` trains nothing anew
+
+    finetune.precision: auto stays: it depends on the machine.
+    """
+    from headstart.config.completion import complete_params
+    from headstart.config.loader import load_params
+    from headstart.data.dataset import PreparedDataset
+    from headstart.training.phases import starting_model
+    from headstart.training.resolve import overlay_of
+
+    content, prepared = load_params(params), PreparedDataset.open()
+    counts = {"classes": len(prepared.classes), "train_images": len(prepared.rows("train"))}
+    _, plan = starting_model(content.backbone, content.finetune, **counts)
+    for choice in plan.choices:
+        print(f"{choice.key}: {choice.value}, {choice.reason}")
+    for change in complete_params(params, overlay_of(plan.choices)) or [f"{params}: nothing to change"]:
+        print(change)
+
+
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", metavar="[ARGUMENTS OF DVC]...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

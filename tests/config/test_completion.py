@@ -46,7 +46,7 @@ def difference(before: str, after: str) -> tuple[list[str], list[str]]:
 def test_a_complete_file_is_not_touched(path: Path) -> None:
     os.utime(path, (0, 0))
     assert complete_params(path) == []
-    assert complete_params(path, overlay("finetune: {epochs: 10, lr: {head: 1e-2}}\n")) == []
+    assert complete_params(path, overlay("finetune: {batch_size: 64, lr: {head: auto}}\n")) == []
     assert path.stat().st_mtime == 0
 
 
@@ -153,7 +153,7 @@ def test_an_overlay_changes_its_keys_alone(path: Path) -> None:
         "changed prepare.source: digits → 'csv:my table.csv'",
         "changed probe.l2: [1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6] → [1, 1e-6]",
         "changed probe.heads: [ridge, knn, tree, forest, boosting] → []",
-        "changed finetune.lr.head: 0.01 → 5e-4",
+        "changed finetune.lr.head: auto → 5e-4",
         "changed finetune.l2.backbone: 1e-4 → 3e-5",
         "changed finetune.clip: null → 1",
     ]
@@ -241,10 +241,10 @@ def test_groups_of_ones_own_get_no_numbers_of_other_groups(path: Path) -> None:
     [
         ("finetune: {epoch: 3}\n", "overlay.yaml over params.yaml:\n  finetune.epoch: unknown key; did you mean"),
         ("fintune: {epochs: 3}\n", "  fintune: unknown key; did you mean 'finetune'?"),
-        ("finetune: {epochs: 0}\n", "  finetune.epochs: Input should be greater than or equal to 1 (got 0)"),
+        ("finetune: {batch_size: 0}\n", "  finetune.batch_size: Input should be greater than or equal to 1 (got 0)"),
         ("finetune: 3\n", "  finetune: Input should be a valid dictionary"),
         ("finetune: {lr: {haed: 1}}\n", "lr.haed: no such group"),
-        ("finetune: {momentum: 0.0}\n", "nesterov looks ahead along the momentum"),
+        ("finetune: {optimizer: sgd, momentum: 0.0}\n", "nesterov looks ahead along the momentum"),
         ("", "overlay.yaml must hold the sections"),
         ("- a\n", "overlay.yaml must hold the sections"),
         ("a: [\n", "overlay.yaml is not YAML"),
@@ -293,7 +293,7 @@ def test_a_link_and_its_files_mode_stay(path: Path) -> None:
     path.rename("elsewhere/params.yaml")
     Path("elsewhere/params.yaml").chmod(0o664)
     path.symlink_to("elsewhere/params.yaml")
-    assert complete_params(path, overlay("finetune: {epochs: 3}\n")) == ["changed finetune.epochs: 10 → 3"]
+    assert complete_params(path, overlay("finetune: {epochs: 3}\n")) == ["changed finetune.epochs: auto → 3"]
     assert path.is_symlink()
     assert Path("elsewhere/params.yaml").stat().st_mode & 0o777 == 0o664
     assert load_params(path).finetune.epochs == 3

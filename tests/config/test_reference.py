@@ -53,12 +53,12 @@ def test_every_key_has_a_description_and_the_docs_have_it(key: str, description:
 def test_the_docs_say_the_allowed_values_and_the_default() -> None:
     docs = make_params.params_markdown()
     for said in (
-        "### finetune.optimizer\n\n`sgd` or `adam` or `adamw`. Default: `sgd`.\n",
+        "### finetune.optimizer\n\n`sgd` or `adam` or `adamw`. Default: `adam`.\n",
         "### run.workers\n\n`auto` or integer ≥ 0. Default: `auto`.\n",
         "### finetune.layer_decay\n\nNumber > 0 and ≤ 1 or `null`. Default: `null`.\n",
         "### finetune.augment.scale\n\nList of 2 (number > 0 and ≤ 1). Default: `[0.6, 1.0]`.\n",
         "### finetune.l2.backbone\n\nNumber ≥ 0 or `null`. Default: `1e-4`.\n",
-        "### finetune.lr\n\nMapping of names to (number ≥ 0). Default: `{backbone: 0.01, head: 0.01}`.\n",
+        "### finetune.lr\n\nMapping of names to (`auto` or number ≥ 0). Default: `{backbone: auto, head: auto}`.\n",
         "### export.from\n\n`finetune` or `probe`. Default: `finetune`.\n",
         "### backbone.pretrained\n\n`true` or `false`. Default: `true`.\n",
     ):

@@ -99,14 +99,24 @@ def test_the_item_of_a_list_is_named(content: Any) -> None:
             {"finetune.recipe": "head_first", "finetune.phase_epochs": 20, "finetune.epochs": 20},
             "  finetune: phase_epochs (20) must be less than epochs (20)",
         ),
-        ({"finetune.momentum": 0.0}, "  finetune: nesterov looks ahead along the momentum, which is 0"),
+        (
+            {"finetune.optimizer": "sgd", "finetune.momentum": 0.0},
+            "  finetune: nesterov looks ahead along the momentum, which is 0",
+        ),
         ({"finetune.l2.haed": 1e-3}, "  finetune: l2.haed: no such group; finetune.groups names backbone, head"),
         ({"finetune.l2.head": None}, "  finetune: l2.head: missing; each of the groups (backbone, head) needs one"),
         ({"finetune.lr": {"head": 0.1}}, "  finetune: lr.backbone: missing"),
-        ({"finetune.l2.kind": "decoupled"}, "  finetune: l2.backbone: decoupled decay is no λ and has its own unit"),
+        (
+            {"finetune.l2.kind": "decoupled", "finetune.optimizer": "adamw"},
+            "  finetune: l2.backbone: decoupled decay is no λ and has its own unit",
+        ),
         ({"finetune.decay.head": 0.1}, "  finetune: decay.head: only l2.kind: decoupled reads it, and that is l2"),
         (
-            {"finetune.l2": {"kind": "decoupled"}, "finetune.decay": {"head": 0.1}},
+            {
+                "finetune.optimizer": "sgd",
+                "finetune.l2": {"kind": "decoupled"},
+                "finetune.decay": {"head": 0.1},
+            },
             "  finetune: decay.backbone: missing",
         ),
         (

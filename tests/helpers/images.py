@@ -56,6 +56,19 @@ SMALL_PROJECT = {
 """Params, by dotted key, with which the stages take little time on what ``draw_brightness_classes`` draws."""
 
 
+PLAIN_TRAINING = {
+    "finetune.epochs": 10,
+    "finetune.optimizer": "sgd",
+    "finetune.lr": {"backbone": 0.01, "head": 0.01},
+    "finetune.warmup_epochs": 1,
+    "finetune.batch_norm": "train",
+    "finetune.early_stopping": {"monitor": "val_loss", "patience": 5, "min_delta": 0.0},
+    "finetune.clip": None,
+    "finetune.ema": None,
+}
+"""Params by dotted key: nothing chosen, averaged, frozen or clipped, so that tests see each of them by itself."""
+
+
 def draw_brightness_classes(root: Path, labels: Sequence[str]) -> None:
     """Draw 20 images of noise for each class into a folder of its name; the classes differ in brightness."""
     generator = np.random.default_rng(0)
@@ -67,10 +80,10 @@ def draw_brightness_classes(root: Path, labels: Sequence[str]) -> None:
 
 
 def params(changes: Mapping[str, Any] | None = None) -> Params:
-    """Return this repository's params.yaml for the CPU, untracked, without baselines, with changes by dotted key."""
+    """Return params.yaml for the CPU, untracked, without baselines, of plain training, with changes by dotted key."""
     content = YAML(typ="safe").load(ROOT / "params.yaml")
     quiet = {"run.accelerator": "cpu", "run.tracking": "disabled", "run.workers": 0, "probe.heads": []}
-    quiet |= {"finetune.precision": "32-true"}
+    quiet |= {"finetune.precision": "32-true"} | PLAIN_TRAINING
     for key, value in {**quiet, **(changes or {})}.items():
         section, *path, name = key.split(".")
         target = content[section]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from headstart.config.finetune import ResolvedFinetuneConfig
 from headstart.training.history import CURVE_POINTS, TrainingHistory, curve_rows
 from headstart.training.phases import TrainingPlan
 from headstart.training.regularization.param_groups import Group
@@ -20,7 +21,8 @@ class Epoch:
     def __init__(self, clip: float | None = 1.0) -> None:
         weight = torch.nn.Parameter(torch.ones(3))
         groups = [Group("head", 0.1, 0.0, 0.5, {"weight": weight})]
-        finetune = params({"finetune.epochs": 1, "finetune.clip": clip, "finetune.warmup_epochs": 0}).finetune
+        changes = {"finetune.epochs": 1, "finetune.clip": clip, "finetune.warmup_epochs": 0}
+        finetune = ResolvedFinetuneConfig.model_validate(params(changes).finetune.model_dump())
         plan = TrainingPlan(
             finetune,
             groups,

@@ -34,8 +34,10 @@ class _Edit(NamedTuple):
     change: str
 
 
-def complete_params(path: Path, overlay: Path | None = None) -> list[str]:
-    """Add the missing keys to a ``params.yaml``, and take over an overlay's, such as a recipe's; return the changes.
+def complete_params(path: Path, overlay: Path | Mapping[str, Any] | None = None) -> list[str]:
+    """Add the missing keys to a ``params.yaml``, and take over an overlay's; return the changes.
+
+    The overlay is a file, such as a recipe, or its content.
 
     The values by group (``lr``, ``decay``, ``l2``) are merged with the file's, lists are replaced. The file is not
     touched if nothing changes.
@@ -48,8 +50,9 @@ def complete_params(path: Path, overlay: Path | None = None) -> list[str]:
     parse_params(given, str(path), partial=True)
     wanted, _ = with_defaults(given)
     if overlay is not None:
-        wanted = _overlaid(wanted, read_sections(overlay))
-        parse_params(wanted, f"{overlay} over {path}")
+        content, name = (read_sections(overlay), overlay) if isinstance(overlay, Path) else (overlay, "the new values")
+        wanted = _overlaid(wanted, content)
+        parse_params(wanted, f"{name} over {path}")
     text, newline = path.read_text(encoding="utf-8"), "\r\n" if b"\r\n" in path.read_bytes() else "\n"
     root = YAML(typ="safe", pure=True).compose(text)
     edits = list(_edits(text, root, given, wanted))

@@ -1,12 +1,23 @@
 """The section ``finetune`` of ``params.yaml``."""
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from headstart.config.section import BelowOne, ConfigSection, Count, NonNegative, Positive, Probability, Seed, UpToOne
+from headstart.config.section import (
+    Auto,
+    BelowOne,
+    ConfigSection,
+    Count,
+    NonNegative,
+    Positive,
+    Probability,
+    Seed,
+    UpToOne,
+)
 
 
 class GroupRule(ConfigSection):
@@ -52,13 +63,13 @@ class EarlyStoppingConfig(ConfigSection):
 
     monitor: Literal["val_refined_loss", "val_loss", "val_accuracy"] = "val_refined_loss"
     """What validation must improve:
-    - `val_refined_loss`: the loss after the temperature that makes it lowest: how well classes are told apart, however
-      sure the model is, which evaluate and export put right afterwards (Berta et al. 2025)
+    - `val_refined_loss`: the loss after the temperature that makes it lowest: how well classes are told apart,
+      however sure the model is, which evaluate and export put right afterwards (Berta et al. 2025)
     - `val_loss`: the loss as it is, without the penalty
     - `val_accuracy`
     """
-    patience: Count = 5
-    """Epochs without an improvement after which training stops."""
+    patience: Auto | Count = "auto"
+    """Epochs without an improvement after which training stops. auto: half of `epochs`, and at least 5."""
     min_delta: NonNegative = 0.0
     """Smallest change that counts as an improvement."""
 
@@ -110,11 +121,12 @@ class FinetuneConfig(ConfigSection):
     """
     phase_epochs: Count = 1
     """Epochs of each phase but the last, for `head_first` and `gradual`."""
-    epochs: Count = 10
-    """Most passes over the training images, all phases together. A pass leaves out images that fill no whole batch."""
+    epochs: Auto | Count = "auto"
+    """Most passes over the training images, all phases together. A pass leaves out images that fill no whole batch.
+    auto: as many as make 300 optimiser steps, but at least 5 and at most 20."""
     batch_size: Count = 64
     """Images in an optimiser step, over all devices and accumulation steps."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """sgd, adam, or adamw, which is the same as adam unless `l2.kind` is decoupled."""
     momentum: BelowOne = 0.9
     """Momentum of sgd."""
@@ -130,19 +142,22 @@ class FinetuneConfig(ConfigSection):
     head.weight and head.bias, or backbone. and timm's name. `biases_and_norms`: whether biases, normalisation weights
     and what timm leaves undecayed are in the group's penalty or out of it. A group of your own goes before '.*' and
     needs its own `lr` and `l2`: {name: top, match: 'backbone\.layer4\..*', biases_and_norms: out}"""
-    lr: dict[str, NonNegative] = Field(default={"backbone": 0.01, "head": 0.01})
-    """Peak learning rate of each group: linear warm-up, then a cosine to zero."""
+    lr: Mapping[str, Auto | NonNegative] = Field(default={"backbone": "auto", "head": "auto"})
+    """Peak learning rate of each group: linear warm-up, then a cosine to zero. auto: for adam and adamw, whose steps
+    are about as long as the rate, 0.3 % of the size of the backbone's weights (their root mean square, the median of
+    its tensors); for sgd 0.003; ten times that for a head that starts from zero and for random weights."""
     layer_decay: UpToOne | None = None
     """Factor on the learning rate from each layer to the one below it, such as 0.75. null: none."""
     l2: L2Config = L2Config.model_validate({"kind": "l2", "backbone": 1e-4, "head": 1e-3})
     decay: dict[str, NonNegative | None] = Field(default={"backbone": None, "head": None})
     """Decay of each group for `l2.kind: decoupled`; null for the other kinds."""
-    warmup_epochs: NonNegative = 1
-    """Epochs in which the learning rate rises linearly to its peak."""
-    batch_norm: Literal["auto", "frozen", "train"] = "train"
-    """BatchNorm's running statistics: train suits images unlike those of pretraining. frozen gives the same weights on
-    any number of processes and suits small batches, but needs `clip` or lower learning rates (at 0.01 it diverged
-    here). auto: frozen for pretrained weights, but train for random ones and with `recipe: full`."""
+    warmup_epochs: Auto | NonNegative = "auto"
+    """Epochs in which the learning rate rises linearly to its peak. auto: 2, or less: 0.3 of
+    `epochs`. Adam learns the gradients' size in its first steps: full ones would undo the start."""
+    batch_norm: Literal["auto", "frozen", "train"] = "auto"
+    """BatchNorm's running statistics. frozen keeps the features that the head was fitted to, gives the same weights on
+    any number of processes, and suits small batches. train fits them to each batch: what evaluation uses lags behind,
+    and the first epochs undo the start. auto: frozen for pretrained weights, train for random ones."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto: 32-true or bf16-mixed, whichever is faster with this backbone on this machine, measured once, remembered in
@@ -159,8 +174,9 @@ class FinetuneConfig(ConfigSection):
     """Label smoothing of the cross-entropy, such as 0.1; 0: none."""
     class_weights: Literal["none", "balanced"] = "none"
     """none, or balanced: images of rare classes weigh more in the loss (n / (classes · n_class), scikit-learn's)."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights, such as 0.999, that is validated and kept beside them; null: none."""
+    ema: Auto | Annotated[float, Field(gt=0, lt=1)] | None = "auto"
+    """Decay of a moving average of the weights, such as 0.999, that is validated and kept beside them; null: none.
+    auto: an average over about an epoch, 1 − 1 / its steps."""
     augment: AugmentConfig = AugmentConfig()
     seed: Seed = 0
     """Seed of the order of the images, their augmentation and dropout."""
@@ -180,9 +196,10 @@ class FinetuneConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.recipe in {"head_first", "gradual"} and self.phase_epochs >= self.epochs:
+        epochs = math.inf if self.epochs == "auto" else self.epochs
+        if self.recipe in {"head_first", "gradual"} and self.phase_epochs >= epochs:
             raise ValueError(f"phase_epochs ({self.phase_epochs}) must be less than epochs ({self.epochs})")
-        if self.warmup_epochs > self.epochs:
+        if self.warmup_epochs != "auto" and self.warmup_epochs > epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate ({self.accumulate}) must not exceed batch_size ({self.batch_size})")
@@ -212,6 +229,23 @@ class FinetuneConfig(ConfigSection):
         elif kind != "none":
             _check_one_per_group("l2", l2, names)
         return self
+
+
+class ResolvedEarlyStoppingConfig(EarlyStoppingConfig):
+    """Early stopping with its patience."""
+
+    patience: Count
+
+
+class ResolvedFinetuneConfig(FinetuneConfig):
+    """The section with a value for every `auto` but the precision's, which depends on the machine."""
+
+    epochs: Count
+    lr: Mapping[str, NonNegative]
+    warmup_epochs: NonNegative
+    batch_norm: Literal["frozen", "train"]
+    early_stopping: ResolvedEarlyStoppingConfig
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
 
 
 def _check_one_per_group(key: str, values: Iterable[str], names: set[str]) -> None:

@@ -1,6 +1,6 @@
 """The base of every section of ``params.yaml``, and the ranges of values that several keys share."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
+Auto = Literal["auto"]
+"""Beside a key's other values: chosen from the data and the backbone (``training.resolve``)."""
 
 
 class ConfigSection(BaseModel):

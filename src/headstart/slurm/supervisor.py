@@ -41,8 +41,8 @@ def run_dvc(arguments: list[str], start: str) -> tuple[int, list[int]]:
         DVC's exit code, negative for a signal that it died of, and the signals received, in their order.
     """
     arrived: SimpleQueue[int] = SimpleQueue()
-    signals = (*FORWARDED, signal.SIGCHLD)
-    previous = {number: signal.signal(number, lambda number, _: arrived.put(number)) for number in signals}
+    for number in (*FORWARDED, signal.SIGCHLD):
+        signal.signal(number, lambda number, _: arrived.put(number))
     pipeline, began, beats = _Pipeline(arguments, start), time.monotonic(), 0
     received: list[int] = []
     try:
@@ -59,8 +59,6 @@ def run_dvc(arguments: list[str], start: str) -> tuple[int, list[int]]:
                     pipeline.request_stop(number)
     finally:
         BATCH_HEARTBEAT.unlink(missing_ok=True)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     return pipeline.dvc.returncode, received
 
 

@@ -63,7 +63,10 @@ def train(params: Params, stop_after: int | None = None, observers: Sequence[Cal
     check_precision(params.finetune.precision, device_of(params.run))
     process_group = connect(params.run)
     prepared = PreparedDataset.open()
-    content = {"backbone": params.backbone.model_dump(), "finetune": params.finetune.model_dump()}
+    model, plan = starting_model(
+        params.backbone, params.finetune, classes=len(prepared.classes), train_images=len(prepared.rows("train"))
+    )
+    content = {"backbone": params.backbone.model_dump(), "finetune": plan.finetune.model_dump()}
     files = [paths.MANIFEST, paths.DATASET, paths.HEADS]
     key, cache = run_key(content, files), paths.cache_folder(params.run.cache)
     earlier = cache / "runs" / run_key(content, files, CHECKPOINT_FORMAT - 1)
@@ -73,24 +76,32 @@ def train(params: Params, stop_after: int | None = None, observers: Sequence[Cal
         run_dir = process_group.broadcast_from_rank_zero(
             lambda: opened.enter_context(open_run_dir(cache, key, resume=params.run.resume))
         )
-        _train(params, prepared, run_dir, process_group, stop_after=stop_after, observers=observers)
+        _train(
+            model,
+            plan,
+            prepared,
+            params,
+            run_dir=run_dir,
+            process_group=process_group,
+            stop_after=stop_after,
+            observers=observers,
+        )
         return run_dir
 
 
 def _train(
-    params: Params,
+    model: nn.Module,
+    plan: TrainingPlan,
     prepared: PreparedDataset,
+    params: Params,
+    *,
     run_dir: RunDir,
     process_group: ProcessGroup,
-    *,
     stop_after: int | None,
     observers: Sequence[Callback],
 ) -> None:
     began = time.perf_counter()
-    images = FineTuneDataModule(prepared, params.finetune, params.run, process_group)
-    model, plan = starting_model(
-        params.backbone, params.finetune, classes=len(prepared.classes), train_images=len(images.train)
-    )
+    images = FineTuneDataModule(prepared, plan.finetune, params.run, process_group)
     initial = copy.deepcopy(model.state_dict())
     plan = _choose_for_machine(model, plan, prepared, params, run_dir=run_dir, process_group=process_group)
     module = _module(model, plan, prepared, params.run, process_group)
@@ -130,8 +141,10 @@ def _train(
     report: dict[str, Any] = _figures(history, best, images_an_epoch=plan.steps_per_epoch * plan.batch_size)
     report |= {"processes": process_group.world, "device": process_group.device.type}
     seconds = round(time.perf_counter() - began, 2)
-    report |= {"stopped_early": len(history) - 1 < params.finetune.epochs, "seconds": seconds}
-    write_report("finetune", {**report, "precision": plan.finetune.precision, "groups": groups, "ledger": last_rows})
+    report |= {"stopped_early": len(history) - 1 < plan.finetune.epochs, "seconds": seconds}
+    chosen = [choice._asdict() for choice in plan.choices]
+    about = {"precision": plan.finetune.precision, "chosen": chosen, "groups": groups, "ledger": last_rows}
+    write_report("finetune", report | about)
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})
     _log_result(report, shown, last_rows)
@@ -152,7 +165,7 @@ def _choose_for_machine(
         check_smallest_part(model, prepared.input, plan, world, trains_statistics=trains_statistics)
     room = room_for_images(model, prepared.input, plan, process_group)
     precision = process_group.broadcast_from_rank_zero(
-        lambda: precision_of_run(model, prepared.input, params.finetune, params.run, run_dir, most=room.images)
+        lambda: precision_of_run(model, prepared.input, plan.finetune, params.run, run_dir, most=room.images)
     )
     plan = plan.with_choices(precision=precision)
     if precision == "bf16-mixed":

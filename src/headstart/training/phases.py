@@ -11,7 +11,7 @@ Strategies, by the name that ``finetune.recipe`` gives them:
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from headstart.config.finetune import FinetuneConfig
+from headstart.config.finetune import FinetuneConfig, ResolvedFinetuneConfig
 from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
 from headstart.models.backbone import BATCH_NORM, backbone_for, channels_last, head_name, set_head
@@ -40,6 +40,7 @@ from headstart.training.regularization.penalty import (
     l2_for_shrink,
     penalty_location,
 )
+from headstart.training.resolve import Choice, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +49,14 @@ logger = logging.getLogger(__name__)
 class TrainingPlan:
     """Everything about a training that follows from params, the model and the number of images; computed once."""
 
-    finetune: FinetuneConfig  # for what is used as it stands there (epochs, clip, seed ...)
+    finetune: ResolvedFinetuneConfig  # without `auto`, for what is used as it stands there (epochs, clip, seed ...)
     groups: list[Group]  # every parameter of the model, once; the optimiser has these groups in this order
     phases: list[set[str]]  # names of the parameters that train in each phase; the last phase has all of them
     anchored: set[str]  # names of the parameters that ``l2_sp`` pulls towards their values at the start
     batch_size: int  # images of an optimiser step, over all processes
     steps_per_epoch: int
     freeze_statistics: bool  # whether BatchNorm keeps its running statistics
+    choices: Sequence[Choice] = ()  # what `auto` stood for
 
     @property
     def steps(self) -> int:
@@ -118,12 +120,13 @@ def starting_model(
     return model, plan
 
 
-def make_plan(model: nn.Module, finetune: FinetuneConfig, *, train_images: int, pretrained: bool) -> TrainingPlan:
+def make_plan(model: nn.Module, params: FinetuneConfig, *, train_images: int, pretrained: bool) -> TrainingPlan:
     """Plan the training of a timm model that has as many outputs as there are classes.
 
     Raises:
         UserError: the groups' rules do not fit the model, or there are too few epochs for the phases.
     """
+    finetune, choices = resolve(params, model, train_images=train_images, pretrained=pretrained)
     kind, head = finetune.l2.kind, head_name(model)
     groups = group_parameters(
         model,
@@ -135,7 +138,6 @@ def make_plan(model: nn.Module, finetune: FinetuneConfig, *, train_images: int, 
         layer_decay=finetune.layer_decay,
     )
     batch_size = global_batch_size(train_images, finetune)
-    frozen_by_default = finetune.batch_norm == "auto" and pretrained and finetune.recipe != "full"
     return TrainingPlan(
         finetune,
         groups,
@@ -143,11 +145,12 @@ def make_plan(model: nn.Module, finetune: FinetuneConfig, *, train_images: int, 
         anchored=backbone_parameters(model, head) if kind == "l2_sp" else set(),
         batch_size=batch_size,
         steps_per_epoch=train_images // batch_size,
-        freeze_statistics=finetune.batch_norm == "frozen" or frozen_by_default,
+        freeze_statistics=finetune.batch_norm == "frozen",
+        choices=choices,
     )
 
 
-def _phases(model: nn.Module, head: str, finetune: FinetuneConfig) -> list[set[str]]:
+def _phases(model: nn.Module, head: str, finetune: ResolvedFinetuneConfig) -> list[set[str]]:
     """Return the names of the parameters that train in each phase."""
     everything = {name for name, _ in model.named_parameters()}
     if finetune.recipe in {"lp_ft", "full"}:
@@ -173,6 +176,8 @@ def describe(plan: TrainingPlan) -> list[dict[str, str | int | float | None]]:
         The rows of ``groups_table``, each with ``expected_shrink``: None where no formula holds.
     """
     finetune, kind, rows = plan.finetune, plan.finetune.l2.kind, []
+    for choice in plan.choices:
+        logger.info("%s: %s, %s", choice.key, choice.value, choice.reason)
     for group, row in zip(plan.groups, groups_table(plan.groups), strict=True):
         shrink = expected_shrink(group, kind, finetune.optimizer, plan.lr_factors(group), finetune.momentum)
         rows.append({**row, "expected_shrink": shrink})

@@ -15,7 +15,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 
-from headstart.config.finetune import FinetuneConfig
+from headstart.config.finetune import ResolvedFinetuneConfig
 from headstart.config.schema import RunConfig
 from headstart.core.io import read_json, write_json
 from headstart.core.run_state import write_stopped
@@ -178,7 +178,7 @@ def _validate_start(
 
 
 def _make_trainer(
-    finetune: FinetuneConfig,
+    finetune: ResolvedFinetuneConfig,
     run: RunConfig,
     checkpoints: CheckpointManager,
     callbacks: list[Callback],

@@ -13,19 +13,20 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
+from headstart.config.finetune import ResolvedFinetuneConfig
 from headstart.config.loader import parse_params
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
-from headstart.training.datamodule import global_batch_size
 from headstart.training.losses import warmup_cosine
+from headstart.training.phases import starting_model
 from headstart.training.regularization.penalty import NOTICEABLE, l2_for_shrink
+from headstart.training.resolve import resolve
 
 LR, L2, DECAY, OPTIMIZER, EPOCHS, WARMUP = (
     f"finetune.{name}" for name in ("lr", "l2", "decay", "optimizer", "epochs", "warmup_epochs")
 )
-HEAD_RATES = {"sgd": (1e-3, 1e-1), "adam": (1e-4, 1e-2)}
-RATES = {"sgd": (1e-3, 1e-1), "adam": (1e-5, 1e-3)}
-"""Peak learning rates, log-uniform, of every other group; AdamW's are Adam's."""
+RATES = (0.1, 10.0)
+"""Peak learning rates, log-uniform, as multiples of those that `auto` means for the optimiser."""
 SHRINK = (NOTICEABLE, 0.5)
 """λ, log-uniform, goes from what takes 1 % off the weights in the whole training to what takes half: one that matters,
 with few images as with many."""
@@ -80,15 +81,18 @@ class Space:
     A key is searched where it has its default, or where ``named`` has it. The optimiser is searched only along with
     every learning rate, since a rate of SGD's means nothing to Adam.
 
+    Attributes:
+        keys: those that are searched.
+
     Raises:
         UserError: a named key has no range here.
     """
 
-    def __init__(self, params: Params, named: Sequence[str], train_images: int) -> None:
+    def __init__(self, params: Params, named: Sequence[str], *, classes: int, train_images: int) -> None:
         self._params, self._images = params, train_images
+        self._model, plan = starting_model(params.backbone, params.finetune, classes=classes, train_images=train_images)
         content, default = params.model_dump(), Params().model_dump()
-        kind = params.finetune.l2.kind
-        strength = {"l2": L2, "l2_sp": L2, "decoupled": DECAY}.get(kind)
+        strength = {"l2": L2, "l2_sp": L2, "decoupled": DECAY}.get(params.finetune.l2.kind)
         groups = list(dict.fromkeys(rule.name for rule in params.finetune.groups))
         rates = [f"{LR}.{group}" for group in groups]
         usual = [*rates, *(f"{strength}.{group}" for group in groups if strength), OPTIMIZER, *CHOICES]
@@ -99,57 +103,57 @@ class Space:
         def is_free(key: str) -> bool:
             return key in named or (key in usual and value_of(content, key) == value_of(default, key))
 
-        free = [key for key in (*usual, *ON_REQUEST) if is_free(key)]
-        if OPTIMIZER not in named and not set(rates) <= set(free):
-            free = [key for key in free if key != OPTIMIZER]
-        self.keys = free
+        self.keys = [key for key in (*usual, *ON_REQUEST) if is_free(key)]
+        if OPTIMIZER not in named and not set(rates) <= set(self.keys):
+            self.keys = [key for key in self.keys if key != OPTIMIZER]
+        self.epochs, self.warmup_epochs = plan.finetune.epochs, plan.finetune.warmup_epochs
         self.epochs_may_change = EPOCHS in named or params.finetune.epochs == Params().finetune.epochs
+
+    def resolved(self, changes: Mapping[str, Any]) -> ResolvedFinetuneConfig:
+        """Return the section with these changes and without `auto`."""
+        changed, pretrained = with_changes(self._params, changes).finetune, self._params.backbone.pretrained
+        return resolve(changed, self._model, train_images=self._images, pretrained=pretrained)[0]
 
     def propose(self, number: int, epochs: int) -> dict[str, Any]:
         """Return the values of try ``number`` by dotted key; try 0 has the params as they are.
 
-        ``epochs`` is how many each try may take; it is among the values where the params have another number.
+        ``epochs`` is how many each try may take; it is among the values where the params mean another number.
         """
-        finetune = self._params.finetune
         changes: dict[str, Any] = {}
-        if epochs != finetune.epochs:
-            changes = {EPOCHS: epochs} | ({WARMUP: epochs} if finetune.warmup_epochs > epochs else {})
+        if epochs != self.epochs:
+            changes[EPOCHS] = epochs
+            if self._params.finetune.warmup_epochs != "auto" and self.warmup_epochs > epochs:
+                changes[WARMUP] = epochs
         if number == 0 or not self.keys:
             return changes
-        sequence = qmc.Halton(len(self.keys), rng=finetune.seed).fast_forward(number - 1)
+        sequence = qmc.Halton(len(self.keys), rng=self._params.finetune.seed).fast_forward(number - 1)
         draw = dict(zip(self.keys, sequence.random(1)[0].tolist(), strict=True))
-        # In this order: the rates are the optimiser's, and what a λ takes off the weights follows from both.
-        if OPTIMIZER in draw:
-            changes[OPTIMIZER] = _choice(("sgd", "adamw"), draw[OPTIMIZER])
-        optimizer = "sgd" if changes.get(OPTIMIZER, finetune.optimizer) == "sgd" else "adam"
-        for key in self.keys:
-            parent, _, group = key.rpartition(".")
-            if parent == LR:
-                changes[key] = _log_uniform((HEAD_RATES if group == "head" else RATES)[optimizer], draw[key])
-            elif key in (choices := CHOICES | ON_REQUEST):
-                changes[key] = _choice(choices[key], draw[key])
+        adam = "adamw" if self._params.finetune.l2.kind == "decoupled" else "adam"
+        choices = {OPTIMIZER: ("sgd", adam), **CHOICES, **ON_REQUEST}
+        changes |= {key: choices[key][int(draw[key] * len(choices[key]))] for key in self.keys if key in choices}
+        # In this order: the rates are about the optimiser's, and what a λ takes off the weights follows from both.
+        rates = [key for key in self.keys if key.startswith(f"{LR}.")]
+        usual = self.resolved(changes | dict.fromkeys(rates, "auto")).lr
+        for key in rates:
+            rate = usual[key.rpartition(".")[2]]
+            changes[key] = _log_uniform((rate * RATES[0], rate * RATES[1]), draw[key])
+        finetune = self.resolved(changes)
         for key in self.keys:
             parent, _, group = key.rpartition(".")
             if parent in {L2, DECAY}:
-                lr = changes.get(f"{LR}.{group}", finetune.lr[group])
-                changes[key] = _log_uniform(self._strengths(optimizer, lr, epochs), draw[key])
+                changes[key] = _log_uniform(self._strengths(finetune, group), draw[key])
         return changes
 
-    def _strengths(self, optimizer: str, lr: float, epochs: int) -> tuple[float, float]:
-        """Return the least and the largest λ, or decoupled decay, of a group with this learning rate."""
-        finetune = self._params.finetune
-        kind, momentum = finetune.l2.kind, finetune.momentum
-        if optimizer == "adam" and kind != "decoupled":
+    def _strengths(self, finetune: ResolvedFinetuneConfig, group: str) -> tuple[float, float]:
+        """Return the least and the largest λ, or decoupled decay, of a group."""
+        kind = finetune.l2.kind
+        if finetune.optimizer != "sgd" and kind != "decoupled":
             return ADAM_L2
-        per_epoch = self._images // global_batch_size(self._images, finetune)
-        warmup = round(min(finetune.warmup_epochs, epochs) * per_epoch)
-        factors = np.array([warmup_cosine(step, warmup, epochs * per_epoch) for step in range(epochs * per_epoch)])
-        takes = partial(l2_for_shrink, kind=kind, lr=lr, factors=factors, momentum=momentum)
+        per_epoch = self._images // min(finetune.batch_size, self._images)
+        steps, warmup = finetune.epochs * per_epoch, round(finetune.warmup_epochs * per_epoch)
+        factors = np.array([warmup_cosine(step, warmup, steps) for step in range(steps)])
+        takes = partial(l2_for_shrink, kind=kind, lr=finetune.lr[group], factors=factors, momentum=finetune.momentum)
         return takes(SHRINK[0]), takes(SHRINK[1])
-
-
-def _choice(values: Sequence[Any], draw: float) -> Any:
-    return values[int(draw * len(values))]
 
 
 def _log_uniform(bounds: tuple[float, float], draw: float) -> float:

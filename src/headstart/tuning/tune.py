@@ -6,6 +6,7 @@ is. So the winner's is whole when the search ends, and `dvc repro` with the para
 
 import logging
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from headstart.core.errors import UserError, first_line
 from headstart.core.io import read_json, write_json, write_table
 from headstart.data.dataset import PreparedDataset, manifest_rows, read_labels
 from headstart.slurm.repro import repro
+from headstart.slurm.supervisor import FORWARDED
 from headstart.stages import finetune
 from headstart.training.checkpoint import RunDir, load_checkpoint, run_key
 from headstart.training.history import VALIDATION_FIGURES
@@ -79,8 +81,12 @@ def tune(budget: float, named: Sequence[str], most: int | None = None) -> None:
 
 
 def _repro(stage: str) -> None:
+    """Run DVC up to a stage; raises SystemExit with the code of a failure. Ctrl-C then is this process's again."""
+    handlers = {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGCHLD)}
     if code := repro([stage]):
         raise SystemExit(code)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 class _Search:
@@ -88,8 +94,9 @@ class _Search:
 
     def __init__(self, params: Params, folder: SearchFolder, named: Sequence[str], seconds: float) -> None:
         self._params, self._folder, self._seconds = params, folder, seconds
-        self._prepared = PreparedDataset.open()
-        self._space = Space(params, named, len(self._prepared.rows("train")))
+        prepared = PreparedDataset.open()
+        counts = {"classes": len(prepared.classes), "train_images": len(prepared.rows("train"))}
+        self._space = Space(params, named, **counts)
         self._monitor = params.finetune.early_stopping.monitor
         logger.info("tune: searched are %s", ", ".join(self._space.keys) or "no keys: none is at its default")
 
@@ -105,6 +112,7 @@ class _Search:
             yield
         except (KeyboardInterrupt, SystemExit):
             done, left = len(self._folder.tries()), self.seconds_left
+            self._folder.leave()
             logger.info("tune: stopped; %d tries are kept, and the same command goes on with %.0f s", done, left)
             raise
 
@@ -116,21 +124,20 @@ class _Search:
         """
         if self._folder.schedule is not None:
             return
-        finetune = self._params.finetune
-        first = self._train(Job(0, 1), finetune.epochs)
+        space, wanted = self._space, self._space.epochs
+        first = self._train(Job(0, 1), wanted)
         if first.failed:
             raise UserError(first.failed)
         took = first.epoch_seconds, first.seconds - first.epoch_seconds
-        epochs = epochs_that_fit(finetune.epochs, finetune.warmup_epochs, *took, self.seconds_left)
-        if epochs < finetune.epochs and not (epochs and self._space.epochs_may_change):
-            needed = (finetune.epochs + KEPT) * first.epoch_seconds + self._folder.used()
+        epochs = epochs_that_fit(wanted, space.warmup_epochs, *took, self.seconds_left)
+        if epochs < wanted and not (epochs and space.epochs_may_change):
+            needed = (wanted + KEPT) * first.epoch_seconds + self._folder.used()
             raise UserError(
-                f"--budget: an epoch takes {first.epoch_seconds:.0f} s, so that a search over trainings of "
-                f"{finetune.epochs} epochs takes {needed / 60:.0f} minutes or more: give it those, or lower "
-                "finetune.epochs"
+                f"--budget: an epoch takes {first.epoch_seconds:.0f} s, so that a search over trainings of {wanted} "
+                f"epochs takes {needed / 60:.0f} minutes or more: give it those, or lower finetune.epochs"
             )
-        if epochs < finetune.epochs:
-            logger.info("tune: %d epochs of %.1f s fit, so each try has those", epochs, first.epoch_seconds)
+        if epochs < wanted:
+            logger.info("tune: %d epochs of %.1f s fit, so each try has as many", epochs, first.epoch_seconds)
             shutil.rmtree(first.run)
             shutil.rmtree(self._folder.of(0))
             self._folder.save(Try(0, {}, 0))  # it begins anew, with another schedule
@@ -143,7 +150,7 @@ class _Search:
             UserError: the first tries have all failed.
         """
         epochs = self._epochs
-        rungs = rungs_of(epochs, min(self._params.finetune.warmup_epochs, epochs))
+        rungs = rungs_of(epochs, min(self._space.warmup_epochs, epochs))
         halving = Halving(rungs, self._monitor, most if self._space.keys else 1)
         while True:
             with self._folder.next_job(halving, self.seconds_left) as job:
@@ -177,7 +184,7 @@ class _Search:
         try:
             with _quiet():
                 run_dir = finetune.train(params, stop_after=job.epochs, observers=[observer])
-            _read(each, run_dir, params.finetune.epochs)
+            _read(each, run_dir, epochs)
         except UserError as error:
             each.failed = first_line(error)
         each.applied = observer.applied or each.applied

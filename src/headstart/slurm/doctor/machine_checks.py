@@ -22,6 +22,7 @@ from headstart.distributed.process_group import SlurmTasks, device_of
 from headstart.models.backbone import create_backbone, input_config
 from headstart.slurm.doctor.batch_checks import Finding, Resources, parse_seconds, parse_signal
 from headstart.training.autotune import check_precision, seconds_a_step
+from headstart.training.resolve import epochs_for
 
 CHECKPOINTS = 4
 """Checkpoints on disk at once: the last, the one before, the best, and the one being written."""
@@ -121,8 +122,11 @@ def check_time(
     if not PREPARED.exists():
         return
     images = int((read_index(PREPARED)["split"] == SPLITS.index("train")).sum())
-    needed = params.finetune.epochs * images * seconds_per_image / resources.tasks
-    what = f"{params.finetune.epochs} epochs of {images} images take about {needed / 3600:.1f} h"
+    epochs = params.finetune.epochs
+    if epochs == "auto":
+        epochs = epochs_for(images, params.finetune.batch_size)
+    needed = epochs * images * seconds_per_image / resources.tasks
+    what = f"{epochs} epochs of {images} images take about {needed / 3600:.1f} h"
     limit = parse_seconds(options.get("time", "0"))
     if needed > limit and "requeue" not in options:
         what += f" on {resources.tasks} tasks, and --time is {limit / 3600:.1f} h: raise it, or add #SBATCH --requeue"

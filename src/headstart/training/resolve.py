@@ -1,0 +1,121 @@
+"""What ``auto`` in the section ``finetune`` stands for, from the number of training images and the backbone.
+
+The values follow from the prepared data and the weights alone: the same on any number of processes and after any stop.
+"""
+
+import math
+import re
+import statistics
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from headstart.config.finetune import FinetuneConfig, GroupRule, ResolvedFinetuneConfig
+from headstart.models.backbone import BATCH_NORM, head_name
+from headstart.training.datamodule import global_batch_size
+from headstart.training.regularization.param_groups import HEAD, backbone_parameters
+
+STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 300, 5, 20
+RELATIVE_STEP = 0.003
+"""Adam's rate over the size of the weights: a step moves each weight by up to the rate."""
+SGD_LR = 0.003
+FASTER_FROM_ZERO = 10
+"""Factor on the rate of what starts from zero or at random: it has further to go."""
+
+
+class Choice(NamedTuple):
+    """The value of a key of ``params.yaml`` that was ``auto``, and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def epochs_for(train_images: int, batch_size: int) -> int:
+    """Return the epochs that ``auto`` means for this many images: about 300 steps, within 5 and 20 epochs."""
+    steps = max(1, train_images // min(batch_size, train_images))
+    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS / steps)))
+
+
+def resolve(
+    finetune: FinetuneConfig, model: nn.Module, *, train_images: int, pretrained: bool
+) -> tuple[ResolvedFinetuneConfig, list[Choice]]:
+    """Replace each ``auto`` by its value; ``model`` is timm's, at its start.
+
+    Returns:
+        The section without ``auto``, and what was chosen, in the section's order.
+    """
+    batch_size = global_batch_size(train_images, finetune)
+    steps = train_images // batch_size
+    choices: dict[str, tuple[Any, str]] = {}
+
+    def chosen(key: str, given: Any, value: Any, reason: str) -> Any:
+        if given != "auto":
+            return given
+        choices[key] = value, reason
+        return value
+
+    images = f"{train_images:,} training images are {steps:,} steps an epoch"
+    epochs = chosen("epochs", finetune.epochs, epochs_for(train_images, finetune.batch_size), images)
+    lr = {
+        group: chosen(f"lr.{group}", rate, *_learning_rate(finetune, group, model, pretrained=pretrained))
+        if rate == "auto"
+        else rate
+        for group, rate in finetune.lr.items()
+    }
+    warmup = min(2.0, round(0.3 * epochs, 2))
+    warmup = chosen("warmup_epochs", finetune.warmup_epochs, warmup, f"of {epochs} epochs")
+    has_statistics = any(isinstance(module, BATCH_NORM) for module in model.modules())
+    why = "the weights are pretrained" if pretrained else "the weights are random"
+    why = why if has_statistics else "this backbone has none"
+    batch_norm = chosen("batch_norm", finetune.batch_norm, "frozen" if pretrained else "train", why)
+    patience = max(5, math.ceil(epochs / 2))
+    patience = chosen("early_stopping.patience", finetune.early_stopping.patience, patience, f"of {epochs} epochs")
+    ema = round(1 - 1 / max(2, steps), 6)
+    ema = chosen("ema", finetune.ema, ema, f"an average over about {max(2, steps):,} steps, an epoch")
+    values = finetune.model_dump() | {
+        "epochs": epochs,
+        "lr": lr,
+        "warmup_epochs": warmup,
+        "batch_norm": batch_norm,
+        "early_stopping": finetune.early_stopping.model_dump() | {"patience": patience},
+        "ema": ema,
+    }
+    resolved = ResolvedFinetuneConfig.model_validate(values)
+    return resolved, [Choice(f"finetune.{key}", *choice) for key, choice in choices.items()]
+
+
+def _learning_rate(finetune: FinetuneConfig, group: str, model: nn.Module, *, pretrained: bool) -> tuple[float, str]:
+    """Return the peak rate of a group, with two digits, and why."""
+    from_zero = finetune.recipe in {"full", "head_first"} and group == _group_of_head(finetune.groups)
+    factor = FASTER_FROM_ZERO if from_zero or not pretrained else 1
+    reason = "" if factor == 1 else f", times {factor} since it starts from {'zero' if from_zero else 'random weights'}"
+    if finetune.optimizer == "sgd":
+        return float(f"{SGD_LR * factor:.1e}"), f"for sgd{reason}"
+    size = _size_of_weights(model)
+    return float(f"{RELATIVE_STEP * size * factor:.1e}"), f"{RELATIVE_STEP:.1%} of the weights' size {size:.2g}{reason}"
+
+
+def _size_of_weights(model: nn.Module) -> float:
+    """Return the median over the backbone's weight tensors of their root mean square."""
+    backbone = backbone_parameters(model, head_name(model))
+    weights = (value.detach() for name, value in model.named_parameters() if name in backbone and value.ndim > 1)
+    return statistics.median(float(value.square().mean().sqrt()) for value in weights)
+
+
+def _group_of_head(rules: Iterable[GroupRule]) -> str | None:
+    """Return the group that the head's weight is in."""
+    return next((rule.name for rule in rules if re.fullmatch(rule.match, f"{HEAD}weight")), None)
+
+
+def overlay_of(choices: Iterable[Choice]) -> dict[str, Any]:
+    """Return the choices as the content of a ``params.yaml`` with these keys alone."""
+    content: dict[str, Any] = {}
+    for choice in choices:
+        *sections, key = choice.key.split(".")
+        section = content
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[key] = choice.value
+    return content
