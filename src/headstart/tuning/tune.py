@@ -107,7 +107,7 @@ class _Search:
 
     @contextmanager
     def keeping_what_is_there(self) -> Iterator[None]:
-        """Tell whoever stops the search that it goes on where it was."""
+        """Print, where a signal stops the search, that it goes on from there."""
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
@@ -256,7 +256,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _read(each: Try, run_dir: RunDir, epochs: int) -> None:
-    """Take over what the last checkpoint of a run says."""
+    """Read what the last checkpoint of a run has; raises UserError where its loss is not finite."""
     checkpoint = load_checkpoint(run_dir.last)
     each.rows = [read_json(run_dir.start), *checkpoint["history"]]
     each.over = bool(checkpoint["stopped"]) or each.epochs >= epochs
