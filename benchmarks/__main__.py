@@ -23,7 +23,7 @@ from benchmarks.task import Task
 from headstart.config.loader import load_params
 from headstart.models.backbone import input_config
 
-NAMES = ("loader", "epoch", "prepare", "startup", "overhead", "ddp", "features")
+NAMES = ("loader", "epoch", "prepare", "startup", "overhead", "ddp", "features", "backbones")
 LARGE, SMALL = (500, 375), (32, 32)  # pixels of the JPEGs
 
 

@@ -89,8 +89,8 @@ def test_a_stages_module_and_its_command_are_the_same(arguments: list[str]) -> N
     ("text", "said"),
     [
         (None, "params.yaml does not exist"),
-        (PARAMS.replace("patience: 5", "patience: five"), "finetune.early_stopping.patience"),
-        (PARAMS.replace("  ema: null\n", ""), "finetune.ema: missing; add it with `headstart params`"),
+        (PARAMS.replace("patience: auto", "patience: five"), "finetune.early_stopping.patience"),
+        (PARAMS.replace("  ema: auto\n", ""), "finetune.ema: missing; add it with `headstart params`"),
         (PARAMS, "data/prepared/dataset.json does not exist: run `dvc repro`"),
     ],
 )
@@ -111,13 +111,13 @@ def test_another_params_file_can_be_named() -> None:
 
 
 def test_params_adds_missing_keys_and_lays_an_overlay_over_the_file() -> None:
-    Path("params.yaml").write_text(PARAMS.replace("  ema: null\n", ""), encoding="utf-8")
+    Path("params.yaml").write_text(PARAMS.replace("  ema: auto\n", ""), encoding="utf-8")
     Path("mine.yaml").write_text(PARAMS, encoding="utf-8")
     Path("overlay.yaml").write_text("finetune: {epochs: 3}\n", encoding="utf-8")
     for arguments, stdout in (
-        ([], "added finetune.ema: null\n"),
-        (["overlay.yaml"], "changed finetune.epochs: 10 → 3\n"),
-        (["overlay.yaml", "--params", "mine.yaml"], "changed finetune.epochs: 10 → 3\n"),
+        ([], "added finetune.ema: auto\n"),
+        (["overlay.yaml"], "changed finetune.epochs: auto → 3\n"),
+        (["overlay.yaml", "--params", "mine.yaml"], "changed finetune.epochs: auto → 3\n"),
         (["overlay.yaml"], "params.yaml: nothing to change\n"),
     ):
         answer = headstart("params", *arguments)

@@ -69,6 +69,19 @@ def test_a_backbone_is_written_into_its_params(tmp_path: Path, monkeypatch: pyte
     assert (params.backbone.name, params.prepare.source) == ("pip:tf_efficientnet_lite0", "digits")
 
 
+def test_a_folder_of_images_becomes_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = headstart("init", "mine", "--images", "my photos")
+    assert (answer.exit_code, Path("mine").exists()) == (1, False)
+    assert answer.stderr.startswith("error: --images: my photos is not a folder")
+    Path("my photos").mkdir()
+    answer = headstart("init", "mine", "--images", "my photos")
+    assert (answer.exit_code, "prepare.source" in answer.stdout) == (0, False)
+    params = load_params(Path("mine/params.yaml"))
+    assert (params.prepare.source, params.prepare.path) == ("imagefolder", str(tmp_path / "my photos"))
+    assert params.backbone.name == "bundled"
+
+
 def test_it_is_this_repositorys_pipeline(tmp_path: Path) -> None:
     lay_out(tmp_path)
     tracked = output("git", "ls-files", cwd=ROOT).splitlines()

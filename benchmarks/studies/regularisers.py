@@ -90,7 +90,8 @@ def params_of(finetuning: dict[str, Any], *, cache: Path) -> Params:
     """Return the repository's params.yaml for photographs, with other values for fine-tuning."""
     content = YAML(typ="safe").load(PARAMS)
     content["prepare"]["source"] = "imagefolder"
-    content["finetune"] |= finetuning
+    # Without what would train differently under another regulariser.
+    content["finetune"] |= {"optimizer": "sgd", "lr": {"backbone": 0.01, "head": 0.01}, "ema": None} | finetuning
     content["finetune"]["augment"] |= {"scale": [0.35, 1.0], "hflip": 0.5}
     content["run"] |= {"tracking": "disabled", "cache": str(cache), "resume": False}
     return parse_params(content)

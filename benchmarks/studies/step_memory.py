@@ -18,7 +18,7 @@ from headstart.data.loader import Normalize
 from headstart.distributed.memory import live_bytes
 from headstart.features.extract import SLACK as INFERENCE_SLACK
 from headstart.models.backbone import channels_last
-from headstart.stages.program import _keep_memory
+from headstart.stages.program import keep_memory
 from headstart.training.batch_size import SLACK
 
 IMAGES = 32
@@ -43,7 +43,7 @@ def main() -> None:
 
 def row(mode: str, name: str, pixels: str) -> str:
     """Measure one model in this process."""
-    _keep_memory()
+    keep_memory()
     training, size = mode == "training", int(pixels)
     model = channels_last(timm.create_model(name, num_classes=10)).eval()
     normalize = Normalize({"mean": [0.5] * 3, "std": [0.2] * 3})

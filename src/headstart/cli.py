@@ -269,19 +269,20 @@ def push(bundle: Path, repository: str, *, private: bool, revision: str | None) 
 @click.option(
     "--backbone", metavar="NAME", help="What params.yaml has as backbone.name; `headstart backbones` lists some."
 )
-def init(folder: Path, backbone: str | None) -> None:
+@click.option("--images", metavar="FOLDER", type=PATH, help="Your images, one folder a class, for prepare.path.")
+def init(folder: Path, backbone: str | None, images: Path | None) -> None:
     """Create a project of your own, ready for git and DVC.
 
     writes:  DIR/params.yaml, dvc.yaml, sweep.yaml, slurm, data/raw, .dvc and the .gitignore files; a git repository
              where DIR is in none. Nothing that is there already is changed.
 
-    DIR is a new folder, or one without files of these names. `dvc repro` there uses scikit-learn's digits until
-    params.yaml names your images.
+    DIR is a new folder, or one without files of these names. Without --images `dvc repro` there uses scikit-learn's
+    digits, until params.yaml names your images.
     """
     from headstart.init_project import lay_out, next_steps
 
-    lay_out(folder, backbone)
-    print(next_steps(folder))
+    lay_out(folder, backbone, images)
+    print(next_steps(folder, images))
 
 
 @cli.command()
@@ -300,6 +301,29 @@ def backbones() -> None:
         known = "-" if accuracy is None else f"{accuracy:.1%}"
         rows.append((name, str(side), f"{parameters / 1e6:.1f} M", known, f"{rate:.0f}"))
     print(text_table(rows))
+
+
+@cli.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--best", is_flag=True, help="Choose the best probe, whatever training it costs.")
+@click.option("--sample", metavar="N", type=COUNT, default=1800, help="Images to compare them on.")
+@params_option
+def choose_backbone(names: tuple[str, ...], sample: int, params: Path, *, best: bool) -> None:
+    """Choose a backbone by its probe on some of your images.
+
+    reads:   params.yaml, the images of prepare.source, the weights of each NAME (without one: all that `headstart
+             backbones` lists), and run.cache, in which their features are kept for `dvc repro`
+    writes:  backbone.name in params.yaml; its comments and its other values stay
+
+    For each candidate, features of the same images at its own size (or backbone.image_size), a linear head on them,
+    and the time of a training step. The one that trains fastest is chosen among those whose head is not clearly worse
+    on validation than the best, by a paired interval of the negative log-likelihood after temperature. Nothing is
+    compared on test images. Run it before `dvc repro`, since everything depends on the backbone.
+    """
+    from headstart.choose_backbone import choose_backbone
+
+    for line in choose_backbone(params, names, sample, best=best):
+        print(line, flush=True)
 
 
 @cli.command("params")

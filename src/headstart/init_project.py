@@ -27,12 +27,24 @@ def template() -> dict[str, Path]:
     return {to.removeprefix("headstart/project/"): clone / path for path, to in wheel["force-include"].items()}
 
 
-def lay_out(folder: Path, backbone: str | None = None) -> None:
-    """Write the files of a project into a folder, which is made where it is missing; ``backbone`` as in params.yaml.
+def lay_out(folder: Path, backbone: str | None = None, images: Path | None = None) -> None:
+    """Write the files of a project into a folder, which is made where it is missing.
+
+    Args:
+        folder: of the project.
+        backbone: ``backbone.name`` of its params.yaml.
+        images: a folder of images, one folder a class, which becomes the project's source by its absolute path.
 
     Raises:
-        UserError: there is no git, or a file of these names is there already, or can't be written. Then nothing stays.
+        UserError: there is no git, or a file of these names is there already, or can't be written, or ``images`` is no
+            folder. Then nothing stays.
     """
+    values = {} if backbone is None else {"  name: bundled\n": f"  name: {json.dumps(backbone)}\n"}
+    if images is not None:
+        if not images.is_dir():
+            raise UserError(f"--images: {images} is not a folder: give the one with a folder of images for each class")
+        where = json.dumps(str(images.absolute()), ensure_ascii=False)
+        values |= {"  source: digits\n": "  source: imagefolder\n", "  path: data/raw\n": f"  path: {where}\n"}
     git = shutil.which("git")
     if git is None:
         raise UserError("git is not on the PATH, and DVC works in a git repository: install it (`apt install git`)")
@@ -51,8 +63,8 @@ def lay_out(folder: Path, backbone: str | None = None) -> None:
             for path, source in files.items():
                 undo.callback(path.unlink, missing_ok=True)
                 content = source.read_text(encoding="utf-8")
-                if backbone is not None and path.name == "params.yaml":
-                    content = content.replace("  name: bundled\n", f"  name: {json.dumps(backbone)}\n", 1)
+                for default, value in values.items() if path.name == "params.yaml" else ():
+                    content = content.replace(default, value, 1)
                 path.write_text(content, encoding="utf-8", newline="\n")
             _make_repository(git, folder)
             undo.pop_all()
@@ -67,8 +79,8 @@ def _make_repository(git: str, folder: Path) -> None:
         subprocess.run([git, "init", "--quiet"], cwd=folder, check=True)
 
 
-def next_steps(folder: Path) -> str:
-    """Return what to type next, for a user to read."""
+def next_steps(folder: Path, images: Path | None = None) -> str:
+    """Return what to type next, for a user to read; ``images`` as for ``lay_out``."""
     lines = [f"{folder} is a project now. Next:\n"]
     if find_spec("dvc") is None:
         lines.append(f"    pip install {shlex.quote(requirement('train'))}")
@@ -76,6 +88,7 @@ def next_steps(folder: Path) -> str:
         f"    cd {shlex.quote(str(folder))}",
         "    git add -A && git commit -m 'A project of headstart'",
         "    dvc repro",
-        "\nFor your own images: prepare.source and prepare.path in params.yaml.",
     ]
+    if images is None:
+        lines.append("\nFor your own images: prepare.source and prepare.path in params.yaml.")
     return "\n".join(lines)

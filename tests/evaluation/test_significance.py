@@ -6,7 +6,7 @@ import pytest
 
 from headstart.evaluation.bootstrap import replicate_figures
 from headstart.evaluation.metrics import contributions
-from headstart.evaluation.significance import compare, correct_p_values, holm, verdict
+from headstart.evaluation.significance import compare, correct_p_values, holm, nll_difference, verdict
 
 
 def comparison(n: int, only: int, only_other: int, groups: list[str] | None = None) -> dict[str, Any]:
@@ -54,6 +54,20 @@ def test_groups_leave_mcnemars_test_out_and_count_for_the_bootstrap() -> None:
     assert grouped["mcnemar_p"] is None
     assert grouped["bootstrap_p"] > alone["bootstrap_p"]
     assert correct_p_values([grouped, grouped])[0]["mcnemar_corrected_p"] is None
+
+
+@pytest.mark.parametrize("groups", [None, [str(i // 4) for i in range(300)]])
+def test_the_difference_in_nll_is_of_how_well_classes_are_told_apart(groups: list[str] | None) -> None:
+    labels = np.arange(300) % 3
+    noise = np.random.default_rng(0).normal(size=(300, 3))
+    better, worse = 3 * np.eye(3)[labels] + noise, 2 * np.eye(3)[labels] + noise
+    difference, (low, high) = nll_difference(better, worse, labels, groups)
+    assert 0 < low < difference < high
+    assert nll_difference(10 * better, worse, labels, groups)[0] == pytest.approx(difference, abs=1e-3)
+    assert nll_difference(worse, better, labels, groups)[0] == pytest.approx(-difference)
+    same, interval = nll_difference(better, 10 * better, labels, groups)
+    assert same == pytest.approx(0, abs=1e-3)
+    assert interval == pytest.approx([0, 0], abs=2e-3)
 
 
 def test_holm_against_a_worked_example() -> None:

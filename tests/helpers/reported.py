@@ -54,7 +54,7 @@ def _write_stages(prepared: PreparedDataset, manifest: list[dict[str, Any]]) -> 
     )
     write_table(REPORTS / "probe" / "l2_path.csv", ("log10_l2", "val_loss"), [(-x, (x - 2) ** 2 / 9) for x in range(6)])
     losses = ((i, 3 / i, 0.2 + (i - BEST) ** 2 / 20) for i in range(1, LAST + 1))
-    history = [(0, "", 1.2, 1.1, 0.5), *((i, train, loss, 0.9 * loss, 0.8) for i, train, loss in losses)]
+    history = [(0, "", 1.2, 0.5, 0.5), *((i, train, loss, 0.9 * loss, 0.8) for i, train, loss in losses)]
     figures = ("epoch", "train_loss", "val_loss", "val_refined_loss", "val_accuracy")
     write_table(REPORTS / "finetune" / "history.csv", figures, history)
     columns = ("norm", "distance", "penalty_share", "shrink", "total_shrink", "data_movement", "equivalent_l2")
@@ -74,6 +74,7 @@ def _write_stages(prepared: PreparedDataset, manifest: list[dict[str, Any]]) -> 
         for name in GROUPS
     ]
     about = {"best_epoch": BEST, "epochs": LAST, "stopped_early": True, "precision": "32-true", "groups": groups}
+    about["chosen"] = [{"key": "finetune.epochs", "value": LAST, "reason": "of 40 images"}]
     write_report("finetune", about | {"ledger": [row for row in ledger if row["epoch"] == BEST]})
 
 

@@ -27,6 +27,9 @@ HOSTILE_NAMES = (
 )
 
 
+HISTORY_COLUMNS = "epoch,train_loss,val_loss,val_refined_loss,val_accuracy"
+
+
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PreparedDataset:
     monkeypatch.chdir(tmp_path)
@@ -61,6 +64,12 @@ def test_figures_are_those_of_the_files(prepared: PreparedDataset) -> None:
     assert "75.0 to 85.0\N{NO-BREAK SPACE}%" in page
     assert "0.200 after epoch 4, which was kept" in page
     assert "stopping is like λ = 1.2e-1" in page
+    assert re.search(r"<th scope=\"row\">finetune.epochs</th><td>\d+</td><td>of 40 images</td>", page)
+    history = read_table(Path("reports/finetune/history.csv"))
+    start, *epochs = (float(row["val_refined_loss"]) for row in history)
+    below = [str(epoch) for epoch, loss in enumerate(epochs, 1) if loss > start]
+    assert below
+    assert f"less well than at the start after epoch {', '.join(below)}." in page
     wrong = [line.split(",") for line in text(EVALUATE / "predictions.csv").splitlines()[1:]]
     mistakes = sum(line[2] != line[-2] for line in wrong)
     assert f"{mistakes}\N{NO-BREAK SPACE}mistakes on 120\N{NO-BREAK SPACE}test images" in page
@@ -103,10 +112,14 @@ def test_the_browser_is_told_the_hash_of_the_only_script(prepared: PreparedDatas
         ("finetune.json", "{", "reports/finetune.json is damaged"),
         ("prepare.json", '{"pictures": 3}', "it has no 'splits'"),
         ("prepare.json", "[]", "reports/prepare.json is damaged"),
-        ("finetune/history.csv", "epoch,train_loss,val_loss,val_accuracy\n", "it has no epoch 4"),
+        ("finetune/history.csv", f"{HISTORY_COLUMNS}\n", "it has no epoch 4"),
         ("probe/l2_path.csv", "log10_l2,val_loss\n", "it has no lines"),
         ("finetune/history.csv", "epoch,train_loss\n", "reports/finetune/history.csv is damaged"),
-        ("finetune/history.csv", "epoch,train_loss,val_loss,val_accuracy\n0,,much,1\n", "could not convert"),
+        (
+            "finetune/history.csv",
+            "epoch,train_loss,val_loss,val_refined_loss,val_accuracy\n0,,much,1,1\n",
+            "could not convert",
+        ),
         ("features/duplicates.csv", "row,cosine\n1,1\n", "it has no column 'kind'"),
         ("evaluate/predictions.csv", "id,source\n", "predictions.csv is damaged"),
         ("evaluate/predictions.csv", f"{HEADER}\n1,x,cat,ape,0.5\n", "'ape'"),

@@ -11,6 +11,7 @@ from headstart.core import paths
 from headstart.core.io import read_json, read_table, write_table
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, PreparedDataset, manifest_rows, read_labels
 from headstart.data.loader import Normalize, evaluation_pixels
+from headstart.evaluation import predictions
 from headstart.evaluation.ood import ood_thresholds, read_ood_reference
 from headstart.evaluation.trust import calibration, conformal
 from headstart.features.cache import read_features
@@ -195,6 +196,37 @@ def test_groups_and_further_columns_of_the_source_are_used() -> None:
         mine = [row for i, row in enumerate(predictions) if (i < 4) == (entry["value"] == "north")]
         assert (entry["column"], int(entry["pictures"])) == ("site", len(mine))
         assert float(entry["accuracy"]) == pytest.approx(np.mean([r["finetune"] == r["label"] for r in mine]), abs=1e-6)
+
+
+@pytest.mark.parametrize("helps", [False, True])
+def test_the_mirror_is_offered_where_it_helps_on_validation(
+    project: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, helps: bool
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def judge(*arguments: Any) -> tuple[float, list[float]]:
+        asked.append(arguments)
+        return 0.25, [0.125 if helps else 0.0, 0.5]
+
+    monkeypatch.setattr(predictions, "nll_difference", judge)
+    run()
+    report, prepared = read_json(paths.REPORTS / "evaluate.json"), PreparedDataset.open()
+    mean = dict[str, Any]()
+    for split in ("validation", "test"):
+        inputs = Normalize(INPUT)(evaluation_pixels(prepared, prepared.rows(split)))
+        with torch.no_grad():
+            mean[split] = (project(inputs).softmax(1) + project(inputs.flip(3)).softmax(1)) / 2
+    ((averaged, plain, labels, groups),) = asked
+    torch.testing.assert_close(torch.from_numpy(np.exp(averaged)), mean["validation"], rtol=1e-3, atol=1e-5)
+    assert (averaged.shape, labels.tolist(), groups) == (plain.shape, read_labels("validation").tolist(), None)
+    assert ("finetune_tta" in report["models"]) == helps
+    assert ("finetune_tta sees each image in the mirror" in report["verdict"]) == helps
+    assert "finetune has" in report["verdict"].partition("finetune_tta")[0]
+    if helps:
+        rows = read_table(paths.PREDICTIONS)
+        assert [row["finetune_tta"] for row in rows] == [CLASSES[i] for i in mean["test"].argmax(1)]
+        assert "NLL is 0.2500 lower (95 % interval 0.1250 to 0.5000" in report["verdict"]
+        assert report["models"]["finetune_tta"]["seconds"] > report["models"]["finetune"]["seconds"]
 
 
 @pytest.mark.usefixtures("project")

@@ -1,6 +1,7 @@
 """Fine-tuning: its promises on a small model and invented images."""
 
 import json
+import logging
 import signal
 from pathlib import Path
 from typing import Any
@@ -407,3 +408,12 @@ def test_statistics_that_are_synchronised_on_gpus_leave_the_function_what_it_is(
     torchs = torch.nn.SyncBatchNorm.convert_sync_batchnorm(torchs)  # type: ignore[no-untyped-call]
     torchs.load_state_dict(converted.state_dict())
     assert float((torchs(images) - before).abs().max().detach()) > 1e-3
+
+
+@pytest.mark.parametrize(("l2", "told"), [(1e-9, True), (30.0, False)])
+def test_a_lambda_that_did_nothing_under_adam_is_named(caplog: pytest.LogCaptureFixture, l2: float, told: bool) -> None:
+    changes = {"finetune.optimizer": "adam", "finetune.lr": {"backbone": 1e-4, "head": 1e-2}, "finetune.epochs": 2}
+    with caplog.at_level(logging.INFO):
+        run({**changes, "finetune.l2": {"kind": "l2", "backbone": 0.0, "head": l2}})
+    assert (f"finetune.l2.head: {l2:.1e} had no effect to speak of" in caplog.text) is told
+    assert "finetune.l2.backbone" not in caplog.text

@@ -109,6 +109,12 @@ def read_labels(split: Split, folder: Path = PREPARED) -> NDArray[np.int64]:
     return np.asarray(index["label"][index["split"] == SPLITS.index(split)], np.int64)
 
 
+def read_groups(split: Split, folder: Path = PREPARED) -> list[str] | None:
+    """Return the group of each image of a split, its own where it has none; None where no image has one."""
+    rows = [row for row in manifest_rows(folder) if row["split"] == split]
+    return [row["group"] or row["id"] for row in rows] if any(row["group"] for row in rows) else None
+
+
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 

@@ -18,7 +18,7 @@ from headstart.core.problems import some
 from headstart.data.dataset import SPLITS
 from headstart.data.image_info import PackedImage
 from headstart.data.sources import SourceItem
-from headstart.data.splits import NOT_GIVEN, TRAIN, group_number
+from headstart.data.splits import NOT_GIVEN, TEST, TRAIN, VALIDATION, group_number
 from headstart.images.decode import Note
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,26 @@ class Catalog:
                 if same != (item.source,):
                     raise UserError(f"prepare: {item.source} and another image have the same id: rename it") from None
                 raise UserError(f"prepare: {item.source} is listed twice in the source: keep one of its rows") from None
+
+    def keep_sample(self, size: int) -> None:
+        """Keep a random sample of about ``size`` images, the same every time; no class and split has fewer than 3 left.
+
+        Classes keep their shares. Of splits that the source assigns, a third of the sample is validation's and hardly
+        any is test's.
+        """
+        counts = self.given_counts()
+        test = VALIDATION if set(counts) == {TRAIN, VALIDATION} else TEST  # as ``fractions_to_draw`` has it
+        shares = {VALIDATION: 1 / 3, test: 0.0}
+        shares |= {NOT_GIVEN: 1.0, TRAIN: 1 - (shares[VALIDATION] if VALIDATION in counts else 0.0)}
+        for split, count in counts.items():
+            given = None if split == NOT_GIVEN else SPLITS[split]
+            self._database.execute(
+                "DELETE FROM pictures WHERE given IS ? AND source NOT IN (SELECT source FROM (SELECT source, "
+                "row_number() OVER of_class AS place, count(*) OVER (PARTITION BY label) AS total "
+                "FROM pictures WHERE given IS ? WINDOW of_class AS (PARTITION BY label ORDER BY id)) "
+                "WHERE place <= max(3, ? * total))",
+                (given, given, shares[split] * size / count),
+            )
 
     def batches(self, size: int) -> Iterator[list[SourceItem]]:
         """Yield the good images, ``size`` at a time, without their labels."""

@@ -57,11 +57,13 @@ def compute_leaderboard(
         [compare(("finetune", name), correct, figures, replicates, grouped=groups is not None) for name in others]
     )
     # The rival is chosen on validation: the best of several on test would owe some of its lead to luck there.
-    rival = max(range(len(others)), key=lambda i: models[others[i]].val_accuracy)
+    rivals = [i for i, name in enumerate(others) if not models[name].remark]
+    rival = max(rivals, key=lambda i: models[others[i]].val_accuracy)
+    remarks = [model.remark for model in models.values() if model.remark]
     return {
         "pictures": len(labels),
         "classes": classes,
-        "verdict": verdict(comparisons[rival], figures, len(labels)),
+        "verdict": " ".join([verdict(comparisons[rival], figures, len(labels)), *remarks]),
         "models": figures,
         "comparisons": comparisons,
         "bootstrap": {"replicates": REPLICATES, "level": LEVEL, "units": "pictures" if groups is None else "groups"},

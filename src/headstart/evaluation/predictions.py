@@ -9,15 +9,17 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import log_softmax, logsumexp, softmax
 from torch import Tensor, nn
 
 from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.io import existing, read_json, write_table
-from headstart.data.dataset import PreparedDataset, Split, evenly
+from headstart.data.dataset import PreparedDataset, Split, evenly, read_groups, read_labels
 from headstart.distributed.process_group import ProcessGroup
+from headstart.evaluation.bootstrap import LEVEL
 from headstart.evaluation.ood import MAX_REFERENCE_IMAGES
+from headstart.evaluation.significance import nll_difference
 from headstart.features.cache import read_features
 from headstart.features.extract import run_inference
 from headstart.inference.scores import distances
@@ -42,6 +44,7 @@ class ModelPredictions:
             cannot be exported.
         reference_features: of training images evenly spread over the manifest, float32 (at most
             ``MAX_REFERENCE_IMAGES``, width).
+        remark: why a variant of the fine-tuned model is offered beside it, for the verdict.
     """
 
     logits: dict[str, NDArray[np.float32]]
@@ -50,6 +53,7 @@ class ModelPredictions:
     seconds: float
     ood_distances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     reference_features: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    remark: str = ""
 
 
 def probe_predictions(prepared: PreparedDataset) -> dict[str, ModelPredictions]:
@@ -74,8 +78,14 @@ def probe_predictions(prepared: PreparedDataset) -> dict[str, ModelPredictions]:
     return models
 
 
-def finetune_predictions(prepared: PreparedDataset, params: Params, process_group: ProcessGroup) -> ModelPredictions:
-    """Apply the fine-tuned model to the images, on all ranks."""
+def finetune_predictions(
+    prepared: PreparedDataset, params: Params, process_group: ProcessGroup
+) -> dict[str, ModelPredictions]:
+    """Apply the fine-tuned model to the images, on all ranks, and return its predictions as ``finetune``.
+
+    Test-time augmentation is tried on validation: the mean of the probabilities of an image and of its mirror image.
+    Where a paired test says that it helps, its predictions are there too, as ``finetune_tta``.
+    """
     model: nn.Module = timm.create_model(f"local-dir:{existing(paths.FINETUNE)}", pretrained=True)
     model = channels_last(model.eval().to(process_group.device))
     head = get_head(model)
@@ -84,10 +94,16 @@ def finetune_predictions(prepared: PreparedDataset, params: Params, process_grou
         features = features_of(model, pixels)
         return torch.cat([features, head(features)], dim=1)
 
-    infer = partial(run_inference, features_and_logits, prepared, run=params.run, process_group=process_group)
+    infer = partial(
+        run_inference,
+        prepared=prepared,
+        batch_size=params.evaluate.batch_size,
+        run=params.run,
+        process_group=process_group,
+    )
 
     def batches(rows: NDArray[np.int64], label: str) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        for batch in infer(rows, batch_size=params.evaluate.batch_size, label=label):
+        for batch in infer(features_and_logits, rows=rows, label=label):
             yield batch[:, : head.in_features], batch[:, head.in_features :].copy()
 
     reference = np.concatenate([each for each, _ in batches(_reference_rows(prepared), "evaluate, train")])
@@ -102,7 +118,30 @@ def finetune_predictions(prepared: PreparedDataset, params: Params, process_grou
         seconds = time.perf_counter() - began
     report = read_json(paths.report_of("finetune"))
     fit_seconds = round(report["training_seconds"] * report["processes"], 2)
-    return ModelPredictions(logits, report["val_accuracy"], fit_seconds, round(seconds, 3), ood_distances, reference)
+    costs = report["val_accuracy"], fit_seconds, round(seconds, 3)
+    models = {"finetune": ModelPredictions(logits, *costs, ood_distances, reference)}
+
+    def with_mirrored(split: Split) -> NDArray[np.float32]:
+        label = f"evaluate, {split} in the mirror"
+        batches = infer(lambda pixels: model(pixels.flip(3)), rows=prepared.rows(split), label=label)
+        pair = np.stack([logits[split], np.concatenate(list(batches))])
+        mean: NDArray[np.float32] = logsumexp(log_softmax(pair, axis=2), axis=0) - np.float32(np.log(2))
+        return mean
+
+    validation, labels = with_mirrored("validation"), read_labels("validation")
+    lower, (low, high) = nll_difference(validation, logits["validation"], labels, read_groups("validation"))
+    if low > 0:
+        began = time.perf_counter()
+        averaged = {"validation": validation, "test": with_mirrored("test")}
+        seconds += time.perf_counter() - began
+        val_accuracy = float((validation.argmax(1) == labels).mean())
+        remark = (
+            "finetune_tta sees each image in the mirror too, for twice the time of inference: on validation its NLL is "
+            f"{lower:.4f} lower ({100 * LEVEL:.0f} % interval {low:.4f} to {high:.4f}, each after its temperature)."
+        )
+        costs = val_accuracy, fit_seconds, round(seconds, 3)
+        models["finetune_tta"] = ModelPredictions(averaged, *costs, remark=remark)
+    return models
 
 
 def _reference_rows(prepared: PreparedDataset) -> NDArray[np.int64]:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from headstart.evaluation.bootstrap import LEVEL, interval
-from headstart.evaluation.metrics import Figures
+from headstart.evaluation.bootstrap import LEVEL, interval, replicate_figures
+from headstart.evaluation.metrics import Figures, contributions
+from headstart.probe.temperature import fit_temperature, negative_log_likelihood
 
 
 def compare(
@@ -70,6 +71,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     by_holm = np.empty(len(p_values))
     by_holm[order] = np.minimum(1, np.maximum.accumulate(factors * np.asarray(p_values)[order]))
     return [float(value) for value in by_holm]
+
+
+def nll_difference(
+    logits: NDArray[np.floating], other: NDArray[np.floating], labels: NDArray[np.int64], groups: Sequence[str] | None
+) -> tuple[float, list[float]]:
+    """Return how much lower the negative log-likelihood of ``logits`` is than that of ``other``, and its interval.
+
+    Each is taken at the temperature that fits these images best, so that what counts is how well the classes are told
+    apart. Both are float (n, classes) of the same images; the interval is of a paired bootstrap, ``groups`` as in
+    ``bootstrap.draws``.
+    """
+    scaled = {name: each / fit_temperature(each, labels) for name, each in (("model", logits), ("other", other))}
+    summands = {name: contributions(each, labels, 1) for name, each in scaled.items()}
+    nll = {name: each["nll"] for name, each in replicate_figures(summands, labels, groups, 1).items()}
+    refined = [negative_log_likelihood(each, labels) for each in scaled.values()]
+    difference = round(refined[1] - refined[0], 6)
+    return difference, interval(nll["other"] - nll["model"]) or [difference, difference]
 
 
 def verdict(comparison: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], images: int) -> str:

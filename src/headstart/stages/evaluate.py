@@ -15,9 +15,10 @@ writes:  reports/evaluate.json (the leaderboard with intervals, comparisons and 
          reports/index.html
 params:  evaluate
 
-A model's fit_seconds are those of its training and the choice of its settings, summed over the GPUs or processes that
-trained; its seconds are those of its own inference on the test split. Whatever is fitted here, such as a temperature,
-is fitted on validation.
+Where it helps on validation, the row finetune_tta has the mean over each image and its mirror image. A model's
+fit_seconds are those of its training and the choice of its settings, summed over the GPUs or processes that trained;
+its seconds are those of its own inference on the test split. Whatever is fitted here, such as a temperature, is fitted
+on validation.
 """
 
 import logging
@@ -27,7 +28,14 @@ from scipy.special import softmax
 from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.io import read_json, write_json, write_report, write_table
-from headstart.data.dataset import MANIFEST_COLUMNS, PreparedDataset, data_sha256, manifest_rows, read_labels
+from headstart.data.dataset import (
+    MANIFEST_COLUMNS,
+    PreparedDataset,
+    data_sha256,
+    manifest_rows,
+    read_groups,
+    read_labels,
+)
 from headstart.data_checks.label_errors import find_label_errors
 from headstart.data_checks.tables import write_label_errors
 from headstart.distributed.process_group import connect
@@ -76,16 +84,15 @@ def run(params: Params) -> None:
     finetune = finetune_predictions(prepared, params, process_group)
     if process_group.rank:
         return
-    models = {**probe_predictions(prepared), "finetune": finetune}
+    models = {**probe_predictions(prepared), **finetune}
     labels = {"validation": read_labels("validation"), "test": read_labels("test")}
     classes, test_labels = prepared.classes, labels["test"]
     images = [row for row in manifest_rows() if row["split"] == "test"]
-    # Where some images have a group, each of the others is one of its own.
-    groups = [row["group"] or row["id"] for row in images] if any(row["group"] for row in images) else None
+    groups = read_groups("test")
 
     write_predictions(classes, test_labels, models, images)
     write_trust(models, labels, classes)
-    correct = finetune.logits["test"].argmax(1) == test_labels
+    correct = models["finetune"].logits["test"].argmax(1) == test_labels
     metadata = {name: [row[name] for row in images] for name in images[0] if name not in MANIFEST_COLUMNS}
     write_table(paths.SLICES, SLICE_COLUMNS, compute_slices(metadata, correct, test_labels, groups))
     # The probe never saw the test images, so labels that it contradicts with confidence may be wrong.

@@ -15,7 +15,7 @@ import contextlib
 import copy
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning import Callback
@@ -41,6 +41,7 @@ from headstart.training.losses import balanced_weights
 from headstart.training.module import FineTuner
 from headstart.training.phases import TrainingPlan, describe, starting_model
 from headstart.training.regularization.ledger import COLUMNS, LedgerRow, ledger_table, with_ledger
+from headstart.training.regularization.penalty import INERT
 from headstart.training.trainer import best_epoch, fit, load_history
 
 PARAMS = ("backbone", "finetune")
@@ -148,6 +149,7 @@ def _train(
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})
     _log_result(report, shown, last_rows)
+    _log_inert(groups, last_rows)
 
 
 def _choose_for_machine(
@@ -198,6 +200,16 @@ def _log_result(report: dict[str, Any], shown: float, rows: list[LedgerRow]) -> 
         "finetune: best epoch %d of %d, validation loss %.4f, refined %.4f, accuracy %.4f",
         *(report[name] for name in ("best_epoch", "epochs", *VALIDATION_FIGURES)),
     )
+
+
+def _log_inert(groups: Sequence[Mapping[str, Any]], rows: Sequence[LedgerRow]) -> None:
+    """Name each λ that had no effect and could not be warned of before: under Adam no formula foretells it."""
+    shrunk = {row["group"]: float(row["total_shrink"] or 0) for row in rows}
+    for group in groups:
+        name, l2 = group["group"], group["l2"]
+        if l2 and group["expected_shrink"] is None and shrunk.get(name, INERT) < INERT:
+            taken = "finetune.l2.%s: %.1e had no effect to speak of: it took %.2g %% off the weights"
+            logger.info(taken, name, l2, 100 * shrunk[name])
 
 
 def _warn_what_depends_on_processes(module: FineTuner, params: Params, process_group: ProcessGroup) -> None:

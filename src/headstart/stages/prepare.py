@@ -58,8 +58,11 @@ SAMPLE = 64  # images whose sizes are read first, to estimate the size of the st
 logger = logging.getLogger(__name__)
 
 
-def run(params: Params) -> None:
-    """Prepare the images; raises UserError if the source is bad, or an image with ``on_bad_image: error``."""
+def run(params: Params, sample: int | None = None) -> None:
+    """Prepare the images, or only a ``sample`` of about so many.
+
+    Raises UserError if the source is bad, or an image with ``on_bad_image: error``.
+    """
     began = time.perf_counter()
     _refuse_own_outputs(params.backbone.name)
     if remark := check_backbone(BackboneConfig(**params.record()["backbone"])):
@@ -70,6 +73,8 @@ def run(params: Params) -> None:
     with resumable_store(paths.PREPARED) as folder, closing(Catalog(folder / "work" / "catalog.sqlite")) as catalog:
         catalog.add(source.images())
         catalog.settle_case(params.prepare.label_case)
+        if sample is not None:
+            catalog.keep_sample(sample)
         if len(catalog.bad()) > SHOWN:  # told before the other images are read, which may take hours
             _bad_images(catalog, params.prepare.on_bad_image)
         if catalog.class_counts():  # torchvision's labels come with the pixels

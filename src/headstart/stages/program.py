@@ -43,7 +43,7 @@ def run_stage(run: Callable[[Params], None], declared: Sequence[str], params_fil
         UserError: the parameters are wrong, another process runs a stage here, or the stage raised it.
     """
     log_to_stdout()
-    _keep_memory()
+    keep_memory()
     params = load_params(params_file).declared(declared)
     with _alone_in_folder():
         try:
@@ -68,7 +68,7 @@ def _alone_in_folder() -> AbstractContextManager[None]:
     return locked(LOCK, "the pipeline of this folder already runs")
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Stop glibc from returning freed memory: to get a large tensor's pages anew costs up to half of a step.
 
     As MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=-1 would; a user's own MALLOC_ variables win.
