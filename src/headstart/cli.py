@@ -7,6 +7,7 @@ with the base dependencies alone.
 import ast
 import contextlib
 import importlib
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -339,6 +340,44 @@ def complete_params(overlay: Path | None, params: Path) -> None:
 
     for change in complete_params(params, overlay) or [f"{params}: nothing to change"]:
         print(change)
+
+
+def seconds_of(_: click.Context, __: click.Parameter, value: str) -> float:
+    """Return the seconds of a time such as 20m, 1h30m or 90s; raises BadParameter where it is none."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value)
+    counts = parts.groups(default="0") if parts else ()
+    seconds = sum(int(count) * unit for count, unit in zip(counts, (3600, 60, 1), strict=False))
+    if not seconds:
+        raise click.BadParameter(f"{value} is no time such as 20m, 1h30m or 90s")
+    return float(seconds)
+
+
+@cli.command()
+@click.option("--budget", metavar="TIME", callback=seconds_of, required=True, help="Wall clock, such as 20m or 1h30m.")
+@click.option(
+    "--search",
+    "named",
+    metavar="KEY",
+    multiple=True,
+    help="A key of params.yaml, such as finetune.lr.head, that is searched although it is not at its default; "
+    "again for more.",
+)
+@click.option("--tries", metavar="N", type=COUNT, help="Most tries.  [default: as many as time allows]")
+def tune(budget: float, named: tuple[str, ...], tries: int | None) -> None:
+    """Search for better values of finetune within a time, and write them into params.yaml.
+
+    reads:   what `dvc repro probe` makes, and makes it first
+    writes:  params.yaml (the winner's values; comments stay), models/finetune as `dvc repro` would make it,
+             reports/tune.csv and tune.json; each try as an experiment that `dvc exp show` lists
+
+    Searched are the keys that are at their defaults: learning rates, λ, optimiser, BatchNorm, crops and some more.
+    Tries are compared on validation alone; `dvc repro` afterwards looks at the test split, once. Stopped by Ctrl-C,
+    the same command goes on. Started several times on one folder, the processes share the work (slurm/tune.sbatch).
+    """
+    from headstart.tuning.tune import tune
+
+    log_to_stdout()
+    tune(budget, named, tries)
 
 
 @cli.command()

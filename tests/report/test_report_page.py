@@ -239,3 +239,20 @@ def test_what_may_be_absent_is_said(prepared: PreparedDataset) -> None:
     ):
         assert said in page
     assert "Top-" not in page
+
+
+def test_it_says_what_choosing_cost_where_tune_has_chosen_these_params(prepared: PreparedDataset) -> None:
+    without = text(write_html_report(prepared))
+    assert "headstart tune" not in without
+    finetune = read_json(EVALUATE / "run.json")["params"]["finetune"]
+    estimate = {"value": 0.913, "interval": [0.88, 0.94]}
+    tuned = {"tries": 23, "val_accuracy": 0.937, "corrected_accuracy": estimate, "finetune": finetune}
+    write_json(Path("reports/tune.json"), tuned)
+    page = " ".join(text(write_html_report(prepared)).replace("\xa0", " ").split())
+    assert "the best of 23 that <code>headstart tune</code> tried" in page
+    assert (
+        "there its accuracy is 93.7 %, and what is chosen in this way has about 91.3 % on new images (88.0 to 94.0 %)"
+        in page
+    )
+    changed("tune.json", finetune={"of": "other params"})
+    assert text(write_html_report(prepared)) == without

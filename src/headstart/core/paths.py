@@ -39,6 +39,8 @@ REPORTS = Path("reports")
 HTML_REPORT = REPORTS / "index.html"
 DASHBOARD = REPORTS / "dashboard.json"
 STUDY = REPORTS / "study"
+TUNING_REPORT = REPORTS / "tune.json"
+TUNING_TABLE = REPORTS / "tune.csv"
 ODD_IMAGES = REPORTS / "prepare" / "odd_pictures.csv"
 DUPLICATES = REPORTS / "features" / "duplicates.csv"
 FEATURE_LABEL_ERRORS = REPORTS / "features" / "suspicious_labels.csv"
@@ -60,6 +62,7 @@ REQUEUES = STATE / "requeues.json"
 HEARTBEATS = STATE / "ranks"
 BATCH_HEARTBEAT = HEARTBEATS / "batch.json"
 PROBLEMS = STATE / "problems.txt"
+TUNING = STATE / "tune"
 LAUNCH_SCRIPT = Path("slurm/launch.sh")
 DVC_RWLOCK = Path(".dvc/tmp/rwlock")
 

@@ -76,7 +76,8 @@ def read_inputs() -> dict[str, Any]:
 
     Returns:
         The content of each file by its name below ``reports``: evaluate.json as ``evaluate``, a dict;
-        finetune/history.csv as ``finetune_history``, a list with a dict by column for each line.
+        finetune/history.csv as ``finetune_history``, a list with a dict by column for each line. ``tune`` is None where
+        the params of the run are not those that `headstart tune` chose.
 
     Raises:
         UserError: one of them is missing, damaged, or lacks what the page shows.
@@ -90,7 +91,7 @@ def read_inputs() -> dict[str, Any]:
         raise damaged_file_error(paths.L2_PATH, "it has no lines")
     return {
         "_".join(path.relative_to(paths.REPORTS).with_suffix("").parts): content for path, content in contents.items()
-    }
+    } | {"tune": _read_tuning(contents[paths.RUN_INFO]["params"]["finetune"])}
 
 
 def read_predictions() -> Iterator[PredictionRow]:
@@ -105,6 +106,14 @@ def damaged_file_error(path: Path, problem: str) -> UserError:
         f"{path} is damaged, or of another run or version ({problem}): run `dvc repro`, or where that finds nothing "
         f"to do `dvc repro -f {stage}`"
     )
+
+
+def _read_tuning(finetune: ReportRow) -> ReportRow | None:
+    """Read what choosing these params cost, None where `headstart tune` did not choose them."""
+    path = paths.TUNING_REPORT
+    keys = "tries", "val_accuracy", "corrected_accuracy", "finetune"
+    report = _read_keys(path, keys) if path.exists() else None
+    return report if report is not None and report["finetune"] == finetune else None
 
 
 def _read_keys(path: Path, keys: tuple[str, ...]) -> ReportRow:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning import Callback
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
@@ -53,6 +54,14 @@ logger = logging.getLogger(__name__)
 
 def run(params: Params) -> None:
     """Train, then write the best epoch."""
+    train(params)
+
+
+def train(params: Params, stop_after: int | None = None, observers: Sequence[Callback] = ()) -> RunDir:
+    """Train as ``run`` does; with ``stop_after`` for so many epochs, and write nothing but the state to go on from.
+
+    ``observers`` are called by the Trainer and only look on. Returns the folder of the run's checkpoints.
+    """
     check_precision(params.finetune.precision, device_of(params.run))
     process_group = connect(params.run)
     prepared = PreparedDataset.open()
@@ -69,7 +78,17 @@ def run(params: Params) -> None:
         run_dir = process_group.broadcast_from_rank_zero(
             lambda: opened.enter_context(open_run_dir(cache, key, resume=params.run.resume))
         )
-        _train(model, plan, prepared, params, run_dir=run_dir, process_group=process_group)
+        _train(
+            model,
+            plan,
+            prepared,
+            params,
+            run_dir=run_dir,
+            process_group=process_group,
+            stop_after=stop_after,
+            observers=observers,
+        )
+        return run_dir
 
 
 def _train(
@@ -80,6 +99,8 @@ def _train(
     *,
     run_dir: RunDir,
     process_group: ProcessGroup,
+    stop_after: int | None,
+    observers: Sequence[Callback],
 ) -> None:
     began = time.perf_counter()
     images = FineTuneDataModule(prepared, plan.finetune, params.run, process_group)
@@ -94,8 +115,17 @@ def _train(
         config = {**params.record(), "groups": groups, **hashes, **provenance()}
         tracker = Tracker(params.run, run_dir.tracking, config)
     log_history = tracker.log if tracker else lambda _history, _curve: None
-    start = fit(module, images, run=params.run, process_group=process_group, run_dir=run_dir, log_history=log_history)
-    if process_group.rank:
+    start = fit(
+        module,
+        images,
+        run=params.run,
+        process_group=process_group,
+        run_dir=run_dir,
+        log_history=log_history,
+        stop_after=stop_after,
+        observers=observers,
+    )
+    if process_group.rank or stop_after is not None:
         return
 
     best, weights, raw = best_epoch(run_dir, start, params.finetune.early_stopping.monitor)

@@ -167,12 +167,13 @@ class FineTuner(LightningModule):
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  (Lightning's signature)
-        """Count plain cross-entropy and accuracy: neither penalty, nor smoothing, nor class weights."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
+        """Count plain cross-entropy and accuracy: no penalty, smoothing, class weights. Return logits (n, classes)."""
         logits = self(batch.pixels)
         self.val_loss.update(F.cross_entropy(logits, batch.labels, reduction="none"))
         self.val_refined_loss.update(logits, batch.labels)
         self.val_accuracy.update(logits, batch.labels)
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         """Log what callbacks monitor, over all ranks."""

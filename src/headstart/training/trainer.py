@@ -6,7 +6,7 @@ Phases are fits of their own since DDP averages the gradients only of what train
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -42,10 +42,13 @@ def fit(
     process_group: ProcessGroup,
     run_dir: RunDir,
     log_history: LogHistory,
+    stop_after: int | None = None,
+    observers: Sequence[Callback] = (),
 ) -> HistoryRow:
     """Train phase after phase, from the checkpoint in ``run_dir`` where there is one.
 
-    ``module`` is freshly built. ``log_history`` is called on rank 0.
+    ``module`` is freshly built. ``log_history`` is called on rank 0. ``stop_after`` ends it after so many epochs of the
+    same schedule, saved as after any epoch: a later call goes on from there. ``observers`` only look on.
 
     Returns:
         The figures before the first step, as a history row of epoch 0.
@@ -73,16 +76,16 @@ def fit(
             images=images,
             average=None if finetune.ema is None else EMAWeightAveraging(process_group.device, decay=finetune.ema),
         )
-        start = _validate_start(module, images, run, process_group, checkpoints)
+        start = _validate_start(module, images, run, process_group, checkpoints=checkpoints, observers=observers)
         report, rule = EpochReport(log_history, finetune.epochs), finetune.early_stopping
         for phase in range(len(plan.phases)):
-            end = plan.end_of_phase(phase)
+            end = min(plan.end_of_phase(phase), stop_after or finetune.epochs)
             if position.stopped or position.epochs >= end:
                 continue
             module.set_phase(phase)
             images.start_at(position.epochs, position.step)
             # An earlier phase only prepares the next one: its plateau is no reason to leave that out.
-            callbacks: list[Callback] = [report]
+            callbacks: list[Callback] = [report, *observers]
             if phase == len(plan.phases) - 1:
                 callbacks.append(EarlyStopping(rule.monitor, rule.min_delta, rule.patience, mode=mode_of(rule.monitor)))
             trainer = _make_trainer(finetune, run, checkpoints, callbacks, max_epochs=end)
@@ -154,7 +157,9 @@ def _validate_start(
     images: FineTuneDataModule,
     run: RunConfig,
     process_group: ProcessGroup,
+    *,
     checkpoints: CheckpointManager,
+    observers: Sequence[Callback],
 ) -> HistoryRow:
     """Return the figures before the first step, validated by the first start of a run."""
     path = checkpoints.run_dir.start
@@ -163,7 +168,8 @@ def _validate_start(
     )
     if known is not None:
         return known
-    trainer = _make_trainer(module.plan.finetune, run, checkpoints, [], max_epochs=module.plan.finetune.epochs)
+    epochs = module.plan.finetune.epochs
+    trainer = _make_trainer(module.plan.finetune, run, checkpoints, [*observers], max_epochs=epochs)
     (figures,) = trainer.validate(module, images, verbose=False)
     start: HistoryRow = {"epoch": 0, **{name: figures[name] for name in VALIDATION_FIGURES}}
     if process_group.rank == 0:

@@ -1,0 +1,48 @@
+"""What choosing costs: how far the best of many tries looks better on validation than it is.
+
+The bootstrap bias correction of Tsamardinos, Greasidou and Borboudakis 2018 ("Bootstrapping the out-of-sample
+predictions for efficient and accurate cross-validation", arXiv 1708.07180), for one validation split: the choice is
+made again on each redrawn set of validation images, and what it chose is measured on the images that were not drawn.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.evaluation.bootstrap import draws, interval
+
+
+class Corrected(NamedTuple):
+    """The mean of a figure over new images, of what is chosen in this way, and its 95 % interval (None: no spread)."""
+
+    value: float
+    interval: list[float] | None
+
+
+def corrected(
+    costs: NDArray[np.float32],
+    figures: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: Sequence[str] | None = None,
+) -> Corrected:
+    """Estimate what the configuration with the least mean cost has of a figure on new images.
+
+    A little pessimistic, since each choice is made by the 63 % of the images that a redrawn set contains.
+
+    Args:
+        costs: what each validation image adds to what is minimised, (configurations, n).
+        figures: what each adds to the figure, likewise.
+        labels: of the images, (n,).
+        groups: names that are equal for images that are drawn together, or None.
+    """
+    measured = []
+    for times in draws(labels, groups):
+        chosen = (times @ costs.T).argmin(axis=1)
+        left_out = times == 0
+        counts = left_out.sum(axis=1)
+        some = counts > 0  # of very few images all may be drawn
+        measured.append(((left_out * figures[chosen]).sum(axis=1, dtype=np.float64)[some]) / counts[some])
+    each = np.concatenate(measured)
+    return Corrected(float(each.mean()), interval(each))
