@@ -123,7 +123,7 @@ def test_answers_must_be_those_of_the_images() -> None:
 
 
 def test_tables_and_curves_say_what_was_run(tmp_path: Path) -> None:
-    records = [
+    records: list[results.Record] = [
         {"machine": {}},
         KEY | {"rehearsal": 1, "seconds": 14.0},
         run_of(12, 58, 0.5),

@@ -89,8 +89,10 @@ def main(arguments: Sequence[str]) -> None:
     records.add({"machine": about})
     job = Job("", str(weights), MODEL, args.size, 0, 0, str(work / "run"))
     limit = HANGS * 60 * max(args.budgets)
+    # No hub: weights are given. matplotlib's list of fonts is shared: each run would make it anew in its own cache.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": str(work / "matplotlib")}
     for each in chosen.values():  # once, so that the first run too has its imports compiled and in the disk's cache
-        command = [_python(peers, each.environment), "-c", f"import benchmarks.accuracy.{each.module}"]
+        command = [str(_python(peers, each.environment)), "-c", f"import benchmarks.accuracy.{each.module}"]
         subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     for seed in args.seeds:
         for name, images in sets.items():
@@ -180,9 +182,8 @@ def runner(python: Path, limit: float, logs: Path) -> Runner:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         logs.mkdir(exist_ok=True)
-        # No cache of another run is used, and no hub: weights are given.
-        environment = os.environ | {"XDG_CACHE_HOME": str(work / "cache"), "HF_HUB_OFFLINE": "1"}
-        command = [python, "-m", "benchmarks.accuracy.job", contestant.module, contestant.function]
+        environment = os.environ | {"XDG_CACHE_HOME": str(work / "cache")}  # nothing that another run has computed
+        command = [str(python), "-m", "benchmarks.accuracy.job", contestant.module, contestant.function]
         log, began = logs / f"{contestant.module}-{time.strftime('%Y%m%d-%H%M%S')}.txt", time.perf_counter()
         with log.open("w", encoding="utf-8") as output:
             try:
@@ -254,6 +255,7 @@ def write_weights(folder: Path, size: int) -> Path:
     if folder.exists():
         return folder
     import timm  # noqa: PLC0415
+    import torch  # noqa: PLC0415
     from timm.models import save_for_hf  # noqa: PLC0415
 
     from headstart.models.pip_weights import read_weights  # noqa: PLC0415
@@ -262,7 +264,10 @@ def write_weights(folder: Path, size: int) -> Path:
     model.load_state_dict(read_weights(f"pip:{MODEL}"))
     aside = folder.with_name(f".{folder.name}")
     pretrained = {"input_size": (3, size, size)}
-    save_for_hf(model, aside, model_config={"pretrained_cfg": pretrained}, safe_serialization="both")
+    save_for_hf(model, str(aside), model_config={"pretrained_cfg": pretrained}, safe_serialization=True)
+    # Without ImageNet's head, which nobody keeps: AutoGluon loads these strictly into a model that has none.
+    model.reset_classifier(0)  # type: ignore[operator]
+    torch.save(model.state_dict(), aside / "pytorch_model.bin")
     config = json.loads((aside / "config.json").read_text(encoding="utf-8"))
     config.pop("model_args")  # has the number of classes, which transformers then gives twice
     (aside / "config.json").write_text(json.dumps(config), encoding="utf-8")

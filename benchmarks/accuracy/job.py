@@ -24,7 +24,8 @@ class Job:
 
     Attributes:
         images: folder with train/, val/ and test/, each with a folder of images a class.
-        weights: pretrained weights as a folder in timm's ``local-dir`` format, with a ``pytorch_model.bin`` too.
+        weights: folder with pretrained weights in timm's ``local-dir`` format, and the same without the classifier
+            as ``pytorch_model.bin``.
         model: timm's name of the architecture.
         size: side of the model's input, in pixels.
         amount: epochs; seconds for a contestant that takes a time limit.

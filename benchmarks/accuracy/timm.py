@@ -32,12 +32,13 @@ WARMUP_EPOCHS, WARMUP_LR, SMOOTHING, COLOR_JITTER, WORKERS = 5, 1e-5, 0.1, 0.4, 
 
 def train(job: Job) -> Answers:
     """Train as train.py does, answer as inference.py does from its ``model_best``."""
-    random_seed(job.seed)
+    random_seed(job.seed)  # type: ignore[no-untyped-call]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     overlay = {"file": f"{job.weights}/pytorch_model.bin"}
     classes = len(job.classes)
     model = create_model(job.model, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay).to(device)
-    config = resolve_data_config({"input_size": (3, job.size, job.size)}, model=model)
+    size = {"input_size": (3, job.size, job.size)}
+    config = resolve_data_config(size, model=model)  # type: ignore[no-untyped-call]
     training, validation, test = (_loader(job, split, config, device) for split in ("train", "val", "test"))
     optimizer = create_optimizer_v2(model, "adamw", LR, WEIGHT_DECAY)
     scheduler, _ = create_scheduler_v2(
