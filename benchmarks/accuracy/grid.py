@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from benchmarks.accuracy import results
 from benchmarks.accuracy.job import ANSWERS, Job
@@ -78,6 +79,11 @@ def main(arguments: Sequence[str]) -> None:
     args = _parser().parse_args(arguments)
     work, peers = args.work.resolve(), args.peers and args.peers.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        sys.exit(f"error: --work: {work} is in use by another run of this program: wait for its end, or stop it")
     chosen = {name: CONTESTANTS[name] for name in args.contestants}
     sets = {folder.name: split_set(folder.resolve(), work / "sets" / folder.name) for folder in args.sets}
     weights = write_weights(work / f"weights-{args.size}", args.size)
