@@ -1,11 +1,15 @@
 """`python -m benchmarks accuracy`: its grid, which goes on where it stopped, and its figures."""
 
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import psutil
 import pytest
 from benchmarks.accuracy import grid, results
 from benchmarks.accuracy.grid import Contestant, Records, fill, fitting
@@ -94,7 +98,12 @@ def test_a_process_and_what_it_answers(tmp_path: Path, monkeypatch: pytest.Monke
     (package / "accuracy").mkdir(parents=True)
     (package / "accuracy/job.py").symlink_to(Path(grid.__file__).with_name("job.py"))
     answer = "Answers(['dog/4.png', 'cat/3.png'], ['dog', 'cat'], [[0.75, 0.25], [0.5, 0.5]], 7)"
-    stand_in = f"from benchmarks.accuracy.job import Answers\ndef train(job):\n    return {answer}\n"
+    stand_in = (
+        "import subprocess\nfrom benchmarks.accuracy.job import Answers\n"
+        "def train(job):\n"
+        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(subprocess.Popen(['sleep', '60']).pid))\n"
+        f"    return {answer}\n"
+    )
     (package / "accuracy/stand_in.py").write_text(stand_in, encoding="utf-8")
     monkeypatch.setattr(grid, "ROOT", tmp_path / "root")
     run = grid.runner(Path(sys.executable), 60, tmp_path / "logs")
@@ -103,7 +112,17 @@ def test_a_process_and_what_it_answers(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.pop("seconds") > 0
     assert found == {"images": 2, "accuracy": 0.5, "nll": pytest.approx(-np.log(0.375) / 2, abs=1e-5), "epochs": 7}
     assert not Path(job.work).exists()
+    left = int((tmp_path / "pid").read_text(encoding="utf-8"))
+    with suppress(psutil.NoSuchProcess):
+        child = psutil.Process(left)
+        while child.status() != psutil.STATUS_ZOMBIE:  # killed with its parent: dead within no time, or after 60 s
+            assert time.time() - child.create_time() < 50
+            time.sleep(0.1)
     assert "no attribute 'missing'" in run(Contestant("stand_in", "missing"), job)["error"]
+    assert grid.runner(Path(sys.executable), 0.01, tmp_path / "logs")(Contestant("stand_in", "train"), job) == {
+        "error": "ended after 0 s",
+        "log": mock.ANY,
+    }
 
 
 def test_answers_must_be_those_of_the_images() -> None:

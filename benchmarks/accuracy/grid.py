@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,7 @@ Runner = Callable[[Contestant, Job], Record]
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing of the grid, then make its tables and pictures."""
     args = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C, the run in progress ends too
     work, peers = args.work.resolve(), args.peers and args.peers.resolve()
     work.mkdir(parents=True, exist_ok=True)
     lock = FileLock(work / "lock")
@@ -192,20 +194,24 @@ def runner(python: Path, limit: float, logs: Path) -> Runner:
         command = [str(python), "-m", "benchmarks.accuracy.job", contestant.module, contestant.function]
         log, began = logs / f"{contestant.module}-{time.strftime('%Y%m%d-%H%M%S')}.txt", time.perf_counter()
         with log.open("w", encoding="utf-8") as output:
+            process = subprocess.Popen(
+                [*command, json.dumps(asdict(job))],
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                process_group=0,
+            )
             try:
-                done = subprocess.run(
-                    [*command, json.dumps(asdict(job))],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=output,
-                    stderr=output,
-                    timeout=limit,
-                    check=False,
-                )
+                code = process.wait(limit)
             except subprocess.TimeoutExpired:
                 return {"error": f"ended after {limit:.0f} s", "log": str(log)}
+            finally:  # also stopped: what a run has started must not slow the next one down
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         seconds = round(time.perf_counter() - began, 2)
-        if done.returncode:
+        if code:
             last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
             return {"error": last[:300], "log": str(log)}
         with np.load(work / ANSWERS) as answers:
