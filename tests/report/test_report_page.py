@@ -61,6 +61,7 @@ def test_figures_are_those_of_the_files(prepared: PreparedDataset) -> None:
     assert "75.0 to 85.0\N{NO-BREAK SPACE}%" in page
     assert "0.200 after epoch 4, which was kept" in page
     assert "stopping is like λ = 1.2e-1" in page
+    assert '<th scope="row">hflip</th><td>kept</td>' in page
     wrong = [line.split(",") for line in text(EVALUATE / "predictions.csv").splitlines()[1:]]
     mistakes = sum(line[2] != line[-2] for line in wrong)
     assert f"{mistakes}\N{NO-BREAK SPACE}mistakes on 120\N{NO-BREAK SPACE}test images" in page
