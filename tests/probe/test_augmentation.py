@@ -23,7 +23,7 @@ def verdict(before: NDArray[np.float32], after: NDArray[np.float32], labels: NDA
     evidence = judge_changes(HEAD, before, {"hflip": after}, labels, CLASSES)
     assert evidence["images"] == len(labels)
     assert evidence["reason"] is None
-    (found,) = evidence["changes"].values()
+    found: dict[str, Any] = evidence["changes"]["hflip"]
     return found
 
 
@@ -47,7 +47,7 @@ def test_figures_are_those_of_the_averaged_logits() -> None:
     after = images(200, 1)[0]
     found = verdict(before, after, labels)
 
-    def losses(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    def losses(logits: NDArray[np.floating]) -> NDArray[np.float64]:
         odds = np.exp(logits.astype(np.float64))
         return np.asarray(-np.log(odds[np.arange(200), labels] / odds.sum(1)))
 

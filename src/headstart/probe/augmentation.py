@@ -73,7 +73,8 @@ def _judge(
     of_class, lost = (np.bincount(labels[each], minlength=len(classes)) for each in (right, right & ~still_right))
     worst = int(np.argmax(lost / np.maximum(of_class, 1)))
     kept = mean + error <= MARGIN * scale
-    reason = f"with the changed image's answer the loss is {mean / scale:+.1%}, at most {(mean + error) / scale:+.1%}"
+    most = f"{mean / scale:+.1%}, at most by {(mean + error) / scale:+.1%}"
+    reason = f"averaged with the changed image's answer the loss changes by {most}"
     if kept and lost[worst] >= FEWEST_LOST and lost[worst] > of_class[worst] / 2:
         kept = False
         reason = f"{lost[worst]} of {of_class[worst]} right answers for {classes[worst]!r} are wrong after it"
@@ -88,6 +89,6 @@ def _judge(
     }
 
 
-def _losses(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+def _losses(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return −log p of each image's label (n,), in nats."""
     return np.asarray(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels])
