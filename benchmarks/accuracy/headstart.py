@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -69,15 +70,18 @@ def _make_project(job: Job, epochs: int | None = None) -> None:
 
 
 def _answers(model: str, job: Job) -> Answers:
-    """Compute the answers of the probe or of the fine-tuned model as ``evaluate`` does."""
-    from scipy.special import softmax  # noqa: PLC0415  (after the stages, which would wait for these imports)
+    """Compute the answers of the probe or of the fine-tuned model to the test images alone, from the prepared ones."""
+    import numpy as np  # noqa: PLC0415  (after the stages, which would wait for these imports)
+    import timm  # noqa: PLC0415
+    from scipy.special import softmax  # noqa: PLC0415
 
     from headstart.config.loader import load_params  # noqa: PLC0415
     from headstart.core import paths  # noqa: PLC0415
     from headstart.core.io import read_table  # noqa: PLC0415
     from headstart.data.dataset import PreparedDataset, manifest_rows  # noqa: PLC0415
     from headstart.distributed.process_group import connect  # noqa: PLC0415
-    from headstart.evaluation.predictions import finetune_predictions, probe_predictions  # noqa: PLC0415
+    from headstart.evaluation.predictions import probe_predictions  # noqa: PLC0415
+    from headstart.features.extract import run_inference  # noqa: PLC0415
 
     os.chdir(_project(job))
     params, prepared = load_params(Path("params.yaml")), PreparedDataset.open()
@@ -85,6 +89,9 @@ def _answers(model: str, job: Job) -> Answers:
     if model == "probe":
         logits, epochs = probe_predictions(prepared)["probe"].logits["test"], None
     else:
-        logits = finetune_predictions(prepared, params, connect(params.run)).logits["test"]
+        trained = timm.create_model(f"local-dir:{paths.FINETUNE}", pretrained=True).eval()
+        options: Any = {"batch_size": params.evaluate.batch_size, "run": params.run, "label": "test"}
+        batches = run_inference(trained, prepared, prepared.rows("test"), process_group=connect(params.run), **options)
+        logits = np.concatenate(list(batches))
         epochs = int(read_table(paths.HISTORY)[-1]["epoch"])
     return Answers(files, prepared.classes, softmax(logits, axis=1), epochs)
