@@ -58,6 +58,7 @@ SETTINGS: dict[str, Any] = {
     "backbone.drop_rate": 0.2,
     "finetune.epochs": 4,
     "finetune.batch_size": 8,
+    "finetune.optimizer": "sgd",
     "finetune.ema": 0.9,
     "finetune.clip": 1.0,
     "finetune.lr": {"backbone": 0.05, "head": 0.05},

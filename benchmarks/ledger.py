@@ -25,6 +25,14 @@ def main() -> None:
     yaml = YAML(typ="safe")
     content = yaml.load(Path("params.yaml"))
     content["run"] |= {"tracking": "disabled", "resume": False}
+    content["finetune"] |= {
+        "epochs": 10,
+        "optimizer": "sgd",
+        "lr": {"backbone": 0.01, "head": 0.01},
+        "warmup_epochs": 1,
+        "batch_norm": "train",
+        "ema": None,
+    }
     for change in parser.parse_args().changes:
         key, _, value = change.partition("=")
         *sections, name = key.split(".")

@@ -123,13 +123,15 @@ def params_with(changes: Mapping[str, Any]) -> Params:
     content["finetune"] |= {
         "epochs": 1,
         "batch_size": 10,
+        "optimizer": "sgd",
+        "ema": None,
         "lr": {"backbone": 1e-4, "head": 1e-3},
         "l2": {"kind": "l2", "backbone": 0.1, "head": 0.1},
         "warmup_epochs": 0,
         "batch_norm": "frozen",
         "precision": "32-true",
     }
-    content["finetune"]["augment"] |= {"hflip": 0.5}
+    content["finetune"]["augment"] |= {"hflip": 0.5, "vflip": 0.0, "quarter_turn": 0.0}
     content["run"] |= {"accelerator": "cpu", "workers": 0, "tracking": "disabled"}
     precision = changes.get("finetune.precision")
     for key, value in changes.items():

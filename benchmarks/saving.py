@@ -27,12 +27,13 @@ from headstart.stages import finetune
 from headstart.training import checkpoint
 from headstart.training.checkpoint import CheckpointManager
 
-ADAMW = {"finetune.optimizer": "adamw"}
+SGD = {"finetune.optimizer": "sgd", "finetune.ema": None}
+ADAMW = {"finetune.optimizer": "adamw", "finetune.ema": None}
 RESNET50 = {"backbone.name": "resnet50", "backbone.pretrained": False, "finetune.recipe": "full"}
 SAVED: dict[str, dict[str, Any]] = {
-    "bundled, SGD": {},
+    "bundled, SGD": SGD,
     "bundled, AdamW": ADAMW,
-    "resnet50, SGD": RESNET50,
+    "resnet50, SGD": {**RESNET50, **SGD},
     "resnet50, AdamW": {**RESNET50, **ADAMW},
 }
 SMALL: dict[str, Any] = {
