@@ -91,7 +91,7 @@ def params_of(finetuning: dict[str, Any], *, cache: Path) -> Params:
     content = YAML(typ="safe").load(PARAMS)
     content["prepare"]["source"] = "imagefolder"
     content["finetune"] |= finetuning
-    content["finetune"]["augment"] |= {"scale": [0.35, 1.0], "hflip": 0.5}
+    content["finetune"]["augment"] |= {"scale": [0.35, 1.0], "hflip": 0.5, "vflip": 0.0, "quarter_turn": 0.0}
     content["run"] |= {"tracking": "disabled", "cache": str(cache), "resume": False}
     return parse_params(content)
 
