@@ -151,8 +151,8 @@ def write_params(task: Task, workers: int | str = "auto") -> None:
         "early_stopping": stopping,
         "precision": task.precision,
     }
-    content["finetune"]["augment"] |= {"scale": list(SCALE), "ratio": list(RATIO), "hflip": HFLIP}
-    content["finetune"]["augment"] |= {"vflip": 0.0, "quarter_turn": 0.0}
+    flips = {"hflip": HFLIP, "vflip": 0.0, "quarter_turn": 0.0}
+    content["finetune"]["augment"] |= {"scale": list(SCALE), "ratio": list(RATIO), **flips}
     content["features"]["batch_size"] = task.batch_size
     where = {"devices": task.processes, "workers": workers, "accelerator": "gpu" if task.device == "cuda" else "cpu"}
     content["run"] |= {**where, "cache": "cache", "resume": False, "tracking": "disabled"}

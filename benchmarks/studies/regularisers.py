@@ -92,7 +92,7 @@ def params_of(finetuning: dict[str, Any], *, cache: Path) -> Params:
     content["prepare"]["source"] = "imagefolder"
     # Without what would train differently under another regulariser.
     content["finetune"] |= {"optimizer": "sgd", "lr": {"backbone": 0.01, "head": 0.01}, "ema": None} | finetuning
-    content["finetune"]["augment"] |= {"scale": [0.35, 1.0], "hflip": 0.5}
+    content["finetune"]["augment"] |= {"scale": [0.35, 1.0], "hflip": 0.5, "vflip": 0.0, "quarter_turn": 0.0}
     content["run"] |= {"tracking": "disabled", "cache": str(cache), "resume": False}
     return parse_params(content)
 

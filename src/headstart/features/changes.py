@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
-
-from headstart.models.backbone import features_of
+from torch import Tensor
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "hflip": lambda images: images.flip(3),
@@ -17,6 +15,6 @@ MOST_IMAGES = 256
 """Validation images that are changed: each change costs as much time as features of so many more images."""
 
 
-def changed_features(model: nn.Module, changes: Sequence[str], images: Tensor) -> Tensor:
+def changed_features(features_of: Callable[[Tensor], Tensor], changes: Sequence[str], images: Tensor) -> Tensor:
     """Compute features after each change, side by side: from (n, 3, height, width) to (n, changes · width)."""
-    return torch.cat([features_of(model, CHANGES[name](images)) for name in changes], dim=1)
+    return torch.cat([features_of(CHANGES[name](images)) for name in changes], dim=1)

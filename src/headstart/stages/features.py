@@ -61,7 +61,8 @@ def run(params: Params) -> None:
     cache = process_group.run_on_rank_zero(lambda: FeatureCache(folder, info, shape[1], params.features.dtype))
     keys = image_keys(prepared, process_group)
     compute = partial(compute_missing_features, params=params, process_group=process_group)
-    computed, rate = compute(partial(features_of, model), prepared, np.arange(shape[0]), keys, cache)
+    of_images = partial(features_of, model)
+    computed, rate = compute(of_images, prepared, np.arange(shape[0]), keys, cache)
     tried = evenly(prepared.rows("validation"), MOST_IMAGES) if backbone.pretrained else np.empty(0, np.int64)
     if len(tried):
         _, height, width = prepared.input["input_size"]
@@ -70,7 +71,7 @@ def run(params: Params) -> None:
         changed = process_group.run_on_rank_zero(
             lambda: FeatureCache(folder, info | {"changes": changes}, values, params.features.dtype)
         )
-        compute(partial(changed_features, model, changes), prepared, tried, tried_keys, changed)
+        compute(partial(changed_features, of_images, changes), prepared, tried, tried_keys, changed)
     if cache is None:
         return
     write_features(map(cache.row, keys), shape, params.features.dtype, info)
