@@ -169,7 +169,7 @@ class FineTuner(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
         """Count plain cross-entropy and accuracy: no penalty, smoothing, class weights. Return logits (n, classes)."""
-        logits = self(batch.pixels)
+        logits: Tensor = self(batch.pixels)
         self.val_loss.update(F.cross_entropy(logits, batch.labels, reduction="none"))
         self.val_refined_loss.update(logits, batch.labels)
         self.val_accuracy.update(logits, batch.labels)
