@@ -1,6 +1,7 @@
 """Measure Headstart beside what users would take instead: python -m benchmarks NAME [options], in the repository.
 
-A table on stdout, and a JSON file with every round, the hardware, the versions and the work.
+A table on stdout, and a JSON file with every round, the hardware, the versions and the work. The names below measure
+speed; `accuracy` measures accuracy against minutes, with options of its own: python -m benchmarks accuracy --help.
 """
 
 import argparse
@@ -29,6 +30,9 @@ LARGE, SMALL = (500, 375), (32, 32)  # pixels of the JPEGs
 
 def main() -> None:
     """Make the images, run the sub-benchmark, print and write what it found."""
+    if sys.argv[1:2] == ["accuracy"]:
+        importlib.import_module("benchmarks.accuracy.grid").main(sys.argv[2:])
+        return
     args = _parser().parse_args()
     work = args.work.resolve()
     small = args.cifar or args.name == "overhead"

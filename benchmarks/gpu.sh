@@ -7,12 +7,12 @@
 # them 20 times as long, on a machine that is busy.
 # It needs Python (PYTHON, else python3) with torch, torchvision, timm, lightning, torchmetrics and the small packages of
 # the extra `train`; no dvc, no wandb, no network. The package itself need not be installed.
-# FOLDER (default: gpu-results) gets results.txt, and the output of each part.
+# FOLDER (default: /tmp/headstart-gpu) gets results.txt, and the output of each part.
 set -u
-cd "$(dirname "$0")/.." || exit
 python=${PYTHON:-python3}
-mkdir -p "${1:-gpu-results}"
-results=$(cd "${1:-gpu-results}" && pwd)
+results=$(realpath -m "${1:-${TMPDIR:-/tmp}/headstart-gpu}")
+mkdir -p "$results"
+cd "$(dirname "$0")/.." || exit
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export TMPDIR=$work PYTHONPATH="$PWD/src:$work/site:${PYTHONPATH:-}" WANDB_MODE=disabled HF_HUB_OFFLINE=1

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
     "headstart", "torch", "torchvision", "timm", "lightning", "transformers", "accelerate", "datasets", "fastai",
-    "litdata", "webdataset", "pillow", "numpy",
+    "litdata", "webdataset", "autogluon.multimodal", "lightly-train", "pillow", "numpy",
 )  # fmt: skip
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD")
 
@@ -29,7 +29,7 @@ def describe(peers: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16_native": _bf16_native(),
+        "bf16_native": bf16_native(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
         "versions": {"ours": versions(sys.executable), "peers": versions(peers)},
@@ -47,7 +47,7 @@ def _cpu() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
-def _bf16_native() -> bool | None:
+def bf16_native() -> bool | None:
     """Say whether the CPU multiplies bfloat16 itself; None where the system does not tell."""
     flags = _cpuinfo().get("flags") or _cpuinfo().get("Features")
     return None if flags is None else bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))

@@ -87,3 +87,10 @@ def test_how_sure_a_probe_is_does_not_count() -> None:
     sober = candidate("sober", 4.0, 1.0, wrong=20)
     loud = sober._replace(name="loud", logits=10 * sober.logits, training_rate=2.0)
     assert choose_backbone.rank([sober, loud], LABELS, None, best=False)[0] == "loud"
+
+
+def test_where_no_step_could_be_timed_the_best_is_chosen_and_no_speed_claimed() -> None:
+    best, near = candidate("best", 4.0, 0.0, wrong=20), candidate("near", 4.0, 0.0, wrong=21)
+    chosen, table = choose_backbone.rank([near, best], LABELS, None, best=False)
+    assert (chosen, table.splitlines()[-1]) == ("best", "best: the best probe")
+    assert table.count("too slow") == 2

@@ -118,7 +118,7 @@ def _on_sample(params: Params) -> Params:
 
 def _measure(params: Params, sample: int) -> Candidate:
     """Compute a candidate's features, fit its probe and time its training, in the working directory."""
-    prepare.run(params, sample)
+    prepare.prepare_images(params, sample)
     features.run(params)
     prepared, labels = PreparedDataset.open(), read_labels("validation")
     inputs = read_features(prepared.rows("validation"))
@@ -158,6 +158,8 @@ def rank(found: list[Candidate], labels: NDArray[np.int64], groups: list[str] | 
         trained = f"{each.training_rate:.1f}" if each.training_rate else "too slow"
         table.append((each.name, str(each.side), f"{accuracy:.1%}", f"{nll[each.name]:.3f}", above, rate, trained))
     chosen = leader if best else max(eligible, key=lambda each: each.training_rate)
-    why = "the best probe" if best else "the fastest to train whose probe is not clearly worse than the first's"
+    why = "the fastest to train whose probe is not clearly worse than the first's"
+    if best or not chosen.training_rate:
+        why = "the best probe"
     about = f"probes on {len(labels)} validation images of a sample; NLL after temperature, with 95 % intervals"
     return chosen.name, f"{text_table(table)}\n{about}\n{chosen.name}: {why}"

@@ -65,6 +65,9 @@ PLAIN_TRAINING = {
     "finetune.early_stopping": {"monitor": "val_loss", "patience": 5, "min_delta": 0.0},
     "finetune.clip": None,
     "finetune.ema": None,
+    "finetune.augment.hflip": 0.0,
+    "finetune.augment.vflip": 0.0,
+    "finetune.augment.quarter_turn": 0.0,
 }
 """Params by dotted key: nothing chosen, averaged, frozen or clipped, so that tests see each of them by itself."""
 

@@ -52,6 +52,9 @@ def _write_stages(prepared: PreparedDataset, manifest: list[dict[str, Any]]) -> 
     write_report(
         "features", {"duplicates_across_splits": duplicates, "near_duplicate_cosine": 0.97, "suspicious_labels": MANY}
     )
+    verdict = {"accuracy": 0.8, "changed_accuracy": 0.79, "loss": 0.5, "rise": -0.01, "interval": [-0.02, 0.003]}
+    changes = {"hflip": {"kept": True, "reason": "with the changed image's answer the loss is -2.0%", **verdict}}
+    write_report("probe", {"augmentation": {"images": 256, "reason": None, "changes": changes}})
     write_table(REPORTS / "probe" / "l2_path.csv", ("log10_l2", "val_loss"), [(-x, (x - 2) ** 2 / 9) for x in range(6)])
     losses = ((i, 3 / i, 0.2 + (i - BEST) ** 2 / 20) for i in range(1, LAST + 1))
     history = [(0, "", 1.2, 0.5, 0.5), *((i, train, loss, 0.9 * loss, 0.8) for i, train, loss in losses)]

@@ -70,6 +70,7 @@ def test_figures_are_those_of_the_files(prepared: PreparedDataset) -> None:
     below = [str(epoch) for epoch, loss in enumerate(epochs, 1) if loss > start]
     assert below
     assert f"less well than at the start after epoch {', '.join(below)}." in page
+    assert '<th scope="row">hflip</th><td>kept</td>' in page
     wrong = [line.split(",") for line in text(EVALUATE / "predictions.csv").splitlines()[1:]]
     mistakes = sum(line[2] != line[-2] for line in wrong)
     assert f"{mistakes}\N{NO-BREAK SPACE}mistakes on 120\N{NO-BREAK SPACE}test images" in page

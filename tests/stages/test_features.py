@@ -1,5 +1,6 @@
 """The features stage: equal to the model's own, cached by content, resumed after a kill."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from headstart.core.errors import UserError
 from headstart.core.paths import FEATURES
 from headstart.data import loader
 from headstart.data.dataset import PreparedDataset
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.transforms import evaluation_transform
 from headstart.features import extract
-from headstart.features.cache import read_features
-from headstart.models.backbone import BUNDLED, create_backbone, get_head
+from headstart.features.cache import read_changed_features, read_features
+from headstart.models.backbone import BUNDLED, create_backbone, features_of, get_head
 from headstart.models.head import read_pretrained_head
 from headstart.stages import features
 from helpers.images import params, write_prepared
@@ -142,3 +144,53 @@ def test_timms_crop_is_not_built_for_every_image(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(loader, "evaluation_transform", counted)
     run(**{"features.batch_size": 31})
     assert len(built) == 1  # all 31 images are computed in one batch, and named without it
+
+
+def test_features_after_a_change_are_those_of_the_changed_images(prepared: PreparedDataset) -> None:
+    run(**{"backbone.name": BUNDLED, "backbone.pretrained": True})
+    rows, changed = read_changed_features()
+    assert rows.tolist() == prepared.rows("validation").tolist()
+    assert set(changed) == {"hflip", "vflip", "quarter_turn"}
+    model = create_backbone(BUNDLED, pretrained=True, image_size=None, args={}, num_classes=4).eval()
+    pixels = Normalize(prepared.input)(evaluation_pixels(prepared, rows))
+    for name, axes in {"hflip": (3,), "vflip": (2,)}.items():
+        with torch.inference_mode():
+            expected = features_of(model, pixels.flip(axes)).numpy()
+        np.testing.assert_allclose(changed[name], expected, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        turned = features_of(model, pixels.flip(3).transpose(2, 3)).numpy()
+    np.testing.assert_allclose(changed["quarter_turn"], turned, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_features_after_a_change_are_cached_and_the_same_after_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrained = {"backbone.name": BUNDLED, "backbone.pretrained": True}
+    run(**pretrained)
+    kept = (FEATURES / "changed.safetensors").read_bytes()
+    asked = []
+    real = extract.run_inference
+
+    def counted(function: Any, prepared: PreparedDataset, rows: NDArray[np.int64], **options: Any) -> Any:
+        asked.append(len(rows))
+        return itertools.islice(real(function, prepared, rows, **options), 2 if stop else None)
+
+    monkeypatch.setattr(extract, "run_inference", counted)
+    stop = False
+    run(**pretrained)
+    assert asked == [0, 0]
+    assert (FEATURES / "changed.safetensors").read_bytes() == kept
+    stop = True  # after two batches of four images
+    with pytest.raises(UserError):
+        run(**pretrained, **{"run.cache": "another cache"})
+    stop = False
+    run(**pretrained, **{"run.cache": "another cache"})
+    assert asked[-2:] == [23, 2]
+    assert (FEATURES / "changed.safetensors").read_bytes() == kept
+
+
+@pytest.mark.usefixtures("prepared")
+def test_random_weights_are_not_asked_about_changes() -> None:
+    run()
+    rows, changed = read_changed_features()
+    assert len(rows) == 0
+    assert changed == {}

@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 
 from headstart.core import paths
 from headstart.core.errors import UserError
-from headstart.core.io import read_table
+from headstart.core.io import read_table, write_json
 from headstart.core.paths import FINETUNE
 from headstart.data.dataset import PreparedDataset
 from headstart.models.backbone import create_backbone
@@ -65,6 +65,21 @@ def history() -> list[dict[str, str]]:
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     assert a.keys() == b.keys()
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def test_auto_augmentation_follows_the_probe_and_is_the_run_of_the_values_written_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    verdict = {"reason": "its evidence", "kept": True}
+    write_json(paths.AUGMENTATION, {"reason": None, "changes": {"vflip": verdict}})
+    caplog.set_level(logging.INFO)
+    chosen = run({f"finetune.augment.{name}": "auto" for name in ("hflip", "vflip", "quarter_turn")})
+    assert "finetune.augment.vflip: 0.5; its evidence" in caplog.text
+    runs = sorted(path.name for path in Path("cache/runs").iterdir())
+    written = run({"finetune.augment.hflip": 0.0, "finetune.augment.vflip": 0.5})
+    assert sorted(path.name for path in Path("cache/runs").iterdir()) == runs
+    assert largest_difference(chosen, written) == 0
+    assert largest_difference(chosen, run({"finetune.augment.hflip": 0.0})) > 0
 
 
 def test_the_result_loads_in_timm_and_is_the_best_epoch_of_the_history() -> None:

@@ -11,7 +11,7 @@ from headstart.core.errors import UserError
 from headstart.core.io import read_table
 from headstart.core.paths import PROBE
 from headstart.data.dataset import PreparedDataset, read_labels
-from headstart.features.cache import write_features
+from headstart.features.cache import write_changed_features, write_features
 from headstart.models.head import PretrainedHead, read_head, write_pretrained_head
 from headstart.probe import sklearn_heads
 from headstart.probe.outputs import read_baselines
@@ -141,3 +141,28 @@ def test_a_wrong_map_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_no_map_is_refused_in_plain_words(sets: Any, message: str) -> None:
     with pytest.raises(UserError, match=rf"probe\.class_map: .*{message}"):
         params({"probe.class_map": sets})
+
+
+def test_changes_are_judged_with_the_chosen_head_and_their_verdicts_kept_for_fine_tuning(
+    prepared: PreparedDataset,
+) -> None:
+    rows = prepared.rows("validation")
+    features = np.load("data/features/features.npy")[rows]
+    write_changed_features(rows, ["hflip", "vflip"], np.hstack([features, -features]))
+    too_few = run()["augmentation"]
+    assert too_few == {"images": 24, "reason": "24 validation images are too few to tell: it takes 30", "changes": {}}
+    kept_rows = np.repeat(rows, 2)
+    write_changed_features(kept_rows, ["hflip", "vflip"], np.repeat(np.hstack([features, -features]), 2, axis=0))
+    evidence = run()["augmentation"]
+    assert json.loads((PROBE / "augmentation.json").read_text()) == evidence
+    verdicts = evidence["changes"]
+    assert {name: verdict["kept"] for name, verdict in verdicts.items()} == {"hflip": True, "vflip": False}
+    logits = read_head().logits(-features)
+    assert verdicts["vflip"]["changed_accuracy"] == (logits.argmax(1) == read_labels("validation")).mean()
+
+
+@pytest.mark.usefixtures("prepared")
+def test_without_changed_images_nothing_is_taken() -> None:
+    evidence = run()["augmentation"]
+    assert evidence["changes"] == {}
+    assert evidence["reason"].startswith("data/features has no changed images")

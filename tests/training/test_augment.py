@@ -120,7 +120,7 @@ def test_an_image_is_a_pure_function_of_its_draws(transforms: str) -> None:
 def test_the_seed_alone_changes_what_torchvision_draws() -> None:
     augment = Augment((16, 16), SCALE, RATIO, 0.0, 0.0, "bicubic", TRANSFORMS["jitter"])
     rows = np.repeat(draws(1), 2, axis=0)
-    rows[1, -1] = 0.123
+    rows[1, -2] = 0.123
     one, other = augment([random_image(40, 64)] * 2, rows)
     assert not torch.equal(one, other)
 
@@ -145,8 +145,22 @@ def test_a_flip_is_exact_and_as_probable_as_asked(flip: int, axis: int) -> None:
     assert not torch.equal(straight, flipped)
     assert torch.equal(flipped, straight.flip(axis))
     for drawn, expected in ((0.0, flipped), (0.49, flipped), (0.5, straight), (0.99, straight)):
-        row[0, flip - 3] = drawn
+        row[0, flip - 4] = drawn
         assert torch.equal(made(0.5, row), expected)
+
+
+def test_a_quarter_turn_goes_to_the_left_or_to_the_right_as_probably_as_asked() -> None:
+    row = draws(1)
+
+    def made(drawn: float) -> torch.Tensor:
+        row[0, -1] = drawn
+        augment = Augment((16, 16), SCALE, RATIO, 0.0, 0.0, "bilinear", quarter_turn=0.5)
+        return augment([random_image(40, 64)], row)[0]
+
+    straight = made(0.5)
+    assert torch.equal(made(0.99), straight)
+    for drawn, turns in ((0.0, 1), (0.24, 1), (0.25, -1), (0.49, -1)):
+        assert torch.equal(made(drawn), straight.rot90(turns, (0, 1)))
 
 
 def test_both_flips_are_a_half_turn() -> None:

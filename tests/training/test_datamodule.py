@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,14 @@ def images_of(
     return made
 
 
+def test_only_a_square_can_be_turned(prepared: PreparedDataset) -> None:
+    oblong = dataclasses.replace(prepared, input={**prepared.input, "input_size": [3, 32, 24]})
+    images_of(oblong)
+    turned: dict[str, Any] = {"augment.quarter_turn": 0.5}
+    with pytest.raises(UserError, match=r"finetune\.augment\.quarter_turn: the backbone sees 32 x 24 pixels"):
+        images_of(oblong, **turned)
+
+
 def epoch_of(loader: DataLoader[Batch], epoch: int) -> Iterator[Batch]:
     assert isinstance(loader.sampler, GlobalBatchSampler)
     loader.sampler.set_epoch(epoch)
@@ -116,6 +125,7 @@ EVERYTHING = {
     "augment.color_jitter": [0.4, 0.4, 0.4, 0.1],
     "augment.erasing": 0.5,
     "augment.vflip": 0.5,
+    "augment.quarter_turn": 0.5,
     "augment.mixup": 0.4,
     "augment.cutmix": 1.0,
 }

@@ -26,7 +26,12 @@ AUTO = {
     "finetune.batch_norm": "auto",
     "finetune.early_stopping": {"monitor": "val_refined_loss", "patience": "auto", "min_delta": 0.0},
     "finetune.ema": "auto",
+    "finetune.augment.hflip": "auto",
+    "finetune.augment.vflip": "auto",
+    "finetune.augment.quarter_turn": "auto",
 }
+VERDICTS = {"hflip": {"kept": True, "reason": "a"}, "vflip": {"kept": False, "reason": "b"}}
+EVIDENCE = {"reason": None, "changes": VERDICTS}
 
 
 def section(changes: dict[str, Any] | None = None) -> FinetuneConfig:
@@ -55,7 +60,7 @@ def test_few_images_get_more_epochs(images: int, epochs: int) -> None:
 
 
 def test_every_auto_is_replaced_and_told(model: nn.Module) -> None:
-    resolved, choices = resolve(section(), model, train_images=1000, pretrained=True)
+    resolved, choices = resolve(section(), model, train_images=1000, pretrained=True, evidence=EVIDENCE)
     told = {choice.key.removeprefix("finetune."): choice.value for choice in choices}
     assert told == {
         "epochs": 20,
@@ -65,6 +70,9 @@ def test_every_auto_is_replaced_and_told(model: nn.Module) -> None:
         "batch_norm": "frozen",
         "early_stopping.patience": 10,
         "ema": 0.933333,
+        "augment.hflip": 0.5,
+        "augment.vflip": 0.0,
+        "augment.quarter_turn": 0.0,
     }
     assert all(choice.reason for choice in choices)
     assert "auto" not in repr(resolved).replace("precision='auto'", "")
@@ -74,13 +82,16 @@ def test_every_auto_is_replaced_and_told(model: nn.Module) -> None:
 
 def test_a_value_in_the_file_wins(model: nn.Module) -> None:
     given = {"epochs": 3, "lr": {"backbone": "auto", "head": 0.5}, "batch_norm": "train", "ema": None}
-    resolved, choices = resolve(section(given), model, train_images=1000, pretrained=True)
+    resolved, choices = resolve(section(given), model, train_images=1000, pretrained=True, evidence=EVIDENCE)
     assert (resolved.epochs, resolved.lr["head"], resolved.batch_norm, resolved.ema) == (3, 0.5, "train", None)
     assert (resolved.warmup_epochs, resolved.early_stopping.patience) == (0.9, 5)
     assert {choice.key.removeprefix("finetune.") for choice in choices} == {
         "lr.backbone",
         "warmup_epochs",
         "early_stopping.patience",
+        "augment.hflip",
+        "augment.vflip",
+        "augment.quarter_turn",
     }
 
 
@@ -95,7 +106,7 @@ def test_a_value_in_the_file_wins(model: nn.Module) -> None:
 def test_what_starts_from_zero_or_at_random_learns_faster(
     model: nn.Module, changes: dict[str, Any], pretrained: bool, lr: dict[str, float]
 ) -> None:
-    resolved, _ = resolve(section(changes), model, train_images=1000, pretrained=pretrained)
+    resolved, _ = resolve(section(changes), model, train_images=1000, pretrained=pretrained, evidence=EVIDENCE)
     assert resolved.lr == pytest.approx(lr)
     assert resolved.batch_norm == ("frozen" if pretrained else "train")
 
@@ -127,5 +138,7 @@ def test_the_command_writes_what_the_stage_chose_and_nothing_trains_anew(
 
 
 def test_an_overlay_nests_the_keys() -> None:
-    resolved, choices = resolve(section(), timm.create_model("test_resnet"), train_images=100, pretrained=True)
+    resolved, choices = resolve(
+        section(), timm.create_model("test_resnet"), train_images=100, pretrained=True, evidence=EVIDENCE
+    )
     assert overlay_of(choices)["finetune"]["early_stopping"] == {"patience": resolved.early_stopping.patience}

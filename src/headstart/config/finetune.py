@@ -81,10 +81,13 @@ class AugmentConfig(ConfigSection):
     """RandomResizedCrop: least and largest fraction of the image's area."""
     ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field(default=[0.75, 1.3333])
     """RandomResizedCrop: least and largest ratio of width to height."""
-    hflip: Probability = 0.0
-    """Probability of a flip from left to right."""
-    vflip: Probability = 0.0
-    """Probability of a flip from top to bottom."""
+    hflip: Auto | Probability = "auto"
+    """Probability of a flip from left to right. auto: 0.5 where the probe finds on validation images that this keeps
+    the label (`reports/probe.json` has the evidence), else 0."""
+    vflip: Auto | Probability = "auto"
+    """Probability of a flip from top to bottom. auto: likewise."""
+    quarter_turn: Auto | Probability = "auto"
+    """Probability of a turn by 90 degrees, to the left or to the right; only for square inputs. auto: likewise."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
     """none, randaugment or trivialaugment, with torchvision's settings."""
     color_jitter: Annotated[list[NonNegative], Field(min_length=4, max_length=4)] | None = None
@@ -105,6 +108,14 @@ class AugmentConfig(ConfigSection):
         if self.color_jitter is not None and self.color_jitter[3] > 0.5:
             raise ValueError(f"color_jitter: the hue goes round by at most 0.5, not {self.color_jitter[3]}")
         return self
+
+
+class ResolvedAugmentConfig(AugmentConfig):
+    """The section with a value for every `auto`."""
+
+    hflip: Probability
+    vflip: Probability
+    quarter_turn: Probability
 
 
 class FinetuneConfig(ConfigSection):
@@ -245,6 +256,7 @@ class ResolvedFinetuneConfig(FinetuneConfig):
     warmup_epochs: NonNegative
     batch_norm: Literal["frozen", "train"]
     early_stopping: ResolvedEarlyStoppingConfig
+    augment: ResolvedAugmentConfig
     ema: Annotated[float, Field(gt=0, lt=1)] | None
 
 

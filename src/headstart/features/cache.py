@@ -8,17 +8,18 @@ committed batch by batch: what a killed run computed is kept.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from safetensors.numpy import load_file, save_file
 
 from headstart.core.errors import UserError
 from headstart.core.io import atomic_write, existing, write_json
-from headstart.core.paths import FEATURE_ROWS, FEATURES, FEATURES_INFO
+from headstart.core.paths import CHANGED_FEATURES, FEATURE_ROWS, FEATURES, FEATURES_INFO
 from headstart.core.storage import storage_errors
 from headstart.data.shards import write_array
 
@@ -40,6 +41,23 @@ def read_features(rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the features of the given rows, float32 (n, width)."""
     features = np.load(existing(FEATURE_ROWS), mmap_mode="r")
     return np.asarray(features[rows], np.float32)
+
+
+def write_changed_features(rows: NDArray[np.int64], changes: Sequence[str], features: NDArray[Any]) -> None:
+    """Write features (n, changes · width) of some rows of data/prepared into data/features, which exists."""
+    by_change = dict(zip(changes, np.split(features, len(changes), axis=1), strict=True))
+    with atomic_write(CHANGED_FEATURES) as temporary:
+        save_file({"rows": rows, **{name: np.ascontiguousarray(each) for name, each in by_change.items()}}, temporary)
+
+
+def read_changed_features() -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+    """Read the rows (n,) and by each change their features, float32 (n, width); empty if nothing was tried."""
+    existing(FEATURES)
+    if not CHANGED_FEATURES.exists():
+        return np.empty(0, np.int64), {}
+    features = load_file(CHANGED_FEATURES)
+    rows = features.pop("rows")
+    return rows, {name: np.asarray(values, np.float32) for name, values in features.items()}
 
 
 class FeatureCache:

@@ -132,6 +132,7 @@ def image_keys(prepared: PreparedDataset, process_group: ProcessGroup) -> list[b
 def compute_missing_features(
     function: Callable[[Tensor], Tensor],
     prepared: PreparedDataset,
+    rows: NDArray[np.int64],
     keys: list[bytes],
     cache: FeatureCache | None,
     *,
@@ -140,25 +141,24 @@ def compute_missing_features(
 ) -> tuple[int, float | None]:
     """Compute the features that the cache lacks, equal images once, and add them to it batch by batch.
 
-    ``function`` is called by ``run_inference``; ``keys`` are ``image_keys``; ``cache`` is None but on rank 0. Returns
-    the number of features computed, and how many a second, None if there were none. Raises UserError if a feature is
-    not finite.
+    ``function`` is called by ``run_inference``; ``keys`` are the ``image_keys`` of the ``rows``; ``cache`` is None but
+    on rank 0. Returns the number of features computed, and how many a second, None if there were none. Raises UserError
+    if a feature is not finite.
     """
 
-    def missing_rows() -> NDArray[np.int64]:
+    def missing_places() -> NDArray[np.int64]:
         assert cache is not None  # rank 0 calls this
         missing = np.flatnonzero(np.fromiter(cache.missing(keys), bool, len(keys)))
-        first = {keys[row]: row for row in reversed(missing)}  # of equal images
+        first = {keys[place]: place for place in reversed(missing)}  # of equal images
         return np.sort(np.fromiter(first.values(), np.int64, len(first)))
 
-    rows, batch_size = process_group.broadcast_from_rank_zero(missing_rows), params.features.batch_size
+    places, batch_size = process_group.broadcast_from_rank_zero(missing_places), params.features.batch_size
+    options: Any = {"batch_size": batch_size, "run": params.run, "process_group": process_group, "label": "features"}
     began, done = time.perf_counter(), 0
-    for features in run_inference(
-        function, prepared, rows, batch_size=batch_size, run=params.run, process_group=process_group, label="features"
-    ):
+    for features in run_inference(function, prepared, rows[places], **options):
         if not np.isfinite(features).all():
             raise UserError("backbone.name: this backbone gives features that are not finite; its weights are damaged")
         if cache is not None:
-            cache.add([keys[row] for row in rows[done : done + len(features)]], features)
+            cache.add([keys[place] for place in places[done : done + len(features)]], features)
         done += len(features)
     return done, round(done / (time.perf_counter() - began), 1) if done else None

@@ -23,6 +23,7 @@ JSON_KEYS = {
     paths.report_of("prepare"): ("pictures", "splits", "per_class", "class_imbalance", "side_range", "odd_pictures",
                                "bad"),
     paths.report_of("features"): ("duplicates_across_splits", "near_duplicate_cosine", "suspicious_labels"),
+    paths.report_of("probe"): ("augmentation",),
     paths.report_of("finetune"): ("best_epoch", "epochs", "stopped_early", "precision", "chosen", "groups",
                                 "ledger"),
     paths.report_of("evaluate"): ("pictures", "classes", "verdict", "models", "comparisons", "bootstrap"),

@@ -2,7 +2,8 @@
 
 reads:   data/prepared (with the labels of train and validation), the backbone's weights
 writes:  data/features: features.npy, features.json; of a pretrained backbone also its own classifier and the names of
-         its classes, classifier.safetensors and classifier.json
+         its classes, classifier.safetensors and classifier.json, and the features of some validation images after each
+         change of features/changes.py, changed.safetensors
          reports/features.json, and data checks that need features: reports/features/duplicates.csv (images that are in
          two splits, altered or not), reports/features/suspicious_labels.csv (of train and validation)
 params:  backbone (without drop rates, which do nothing in a frozen backbone), features
@@ -16,13 +17,16 @@ import time
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.io import write_report
-from headstart.data.dataset import PreparedDataset
+from headstart.data.dataset import PreparedDataset, evenly
 from headstart.data_checks.tables import check_features
 from headstart.distributed.process_group import connect
-from headstart.features.cache import FeatureCache, write_features
+from headstart.features.cache import FeatureCache, write_changed_features, write_features
+from headstart.features.changes import CHANGES, MOST_IMAGES, changed_features
 from headstart.features.extract import compute_missing_features, image_keys
 from headstart.models.backbone import channels_last, create_backbone, features_of, get_head, weights_sha256
 from headstart.models.head import write_pretrained_head
@@ -56,13 +60,24 @@ def run(params: Params) -> None:
     folder = paths.cache_folder(params.run.cache) / "features"
     cache = process_group.run_on_rank_zero(lambda: FeatureCache(folder, info, shape[1], params.features.dtype))
     keys = image_keys(prepared, process_group)
-    computed, rate = compute_missing_features(
-        partial(features_of, model), prepared, keys, cache, params=params, process_group=process_group
-    )
+    compute = partial(compute_missing_features, params=params, process_group=process_group)
+    computed, rate = compute(partial(features_of, model), prepared, np.arange(shape[0]), keys, cache)
+    tried = evenly(prepared.rows("validation"), MOST_IMAGES) if backbone.pretrained else np.empty(0, np.int64)
+    if len(tried):
+        _, height, width = prepared.input["input_size"]
+        changes = [name for name in CHANGES if height == width or name != "quarter_turn"]
+        values, tried_keys = len(changes) * shape[1], [keys[row] for row in tried]
+        changed = process_group.run_on_rank_zero(
+            lambda: FeatureCache(folder, info | {"changes": changes}, values, params.features.dtype)
+        )
+        compute(partial(changed_features, model, changes), prepared, tried, tried_keys, changed)
     if cache is None:
         return
     write_features(map(cache.row, keys), shape, params.features.dtype, info)
     cache.close()
+    if len(tried) and changed is not None:
+        write_changed_features(tried, changes, np.stack([changed.row(key) for key in tried_keys]))
+        changed.close()
     if own_head is not None:
         write_pretrained_head(own_head)
     reused = shape[0] - computed

@@ -1,6 +1,7 @@
 """Fine-tune backbone and head: CE + Σ λ ‖W‖² or another regulariser, early stopping, the best epoch kept.
 
-reads:   data/prepared (train and validation), models/probe (the head that it starts from), the backbone's weights
+reads:   data/prepared (train and validation), models/probe (the head that it starts from, and which changes keep the
+         label), the backbone's weights
 writes:  models/finetune (the model in timm's local-dir format; with finetune.ema the averaged weights, and raw/ beside
          them), reports/finetune.json, reports/finetune/history.csv, reports/finetune/ledger.csv (what the
          regulariser and the data did to each group's weights)

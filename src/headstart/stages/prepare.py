@@ -58,11 +58,13 @@ SAMPLE = 64  # images whose sizes are read first, to estimate the size of the st
 logger = logging.getLogger(__name__)
 
 
-def run(params: Params, sample: int | None = None) -> None:
-    """Prepare the images, or only a ``sample`` of about so many.
+def run(params: Params) -> None:
+    """Prepare the images; raises UserError if the source is bad, or an image with ``on_bad_image: error``."""
+    prepare_images(params)
 
-    Raises UserError if the source is bad, or an image with ``on_bad_image: error``.
-    """
+
+def prepare_images(params: Params, sample: int | None = None) -> None:
+    """Prepare the images, or only a ``sample`` of about so many; raises as ``run`` does."""
     began = time.perf_counter()
     _refuse_own_outputs(params.backbone.name)
     if remark := check_backbone(BackboneConfig(**params.record()["backbone"])):

@@ -2,7 +2,8 @@
 
 reads:   data/prepared (labels of train and validation), data/features (with the backbone's own classifier, for
          probe.class_map)
-writes:  models/probe (the heads along the path, and which has the lowest validation loss), models/baselines (the
+writes:  models/probe (the heads along the path, which has the lowest validation loss, and in augmentation.json which
+         flips and turns of an image keep its label: what finetune.augment's auto follows), models/baselines (the
          predictions of probe.heads and zero_shot for the images outside train), reports/probe.json (the chosen head,
          its figures on validation and times, and what was skipped and why), reports/probe/l2_path.csv
 params:  probe
@@ -20,10 +21,11 @@ import numpy as np
 
 from headstart.config.schema import Params, ProbeConfig
 from headstart.core import paths
-from headstart.core.io import write_report, write_table
+from headstart.core.io import write_json, write_report, write_table
 from headstart.data.dataset import PreparedDataset, read_labels
-from headstart.features.cache import read_features
-from headstart.models.head import Head, write_heads
+from headstart.features.cache import read_changed_features, read_features
+from headstart.models.head import Head, read_head, write_heads
+from headstart.probe.augmentation import judge_changes
 from headstart.probe.logistic import logistic_path
 from headstart.probe.outputs import BaselineOutputs, write_baselines
 from headstart.probe.sklearn_heads import LabelledFeatures, fit_head, reason_to_skip
@@ -47,6 +49,7 @@ def run(params: Params) -> None:
     validation = LabelledFeatures(read_features(prepared.rows("validation")), read_labels("validation"))
 
     report = _fit_linear_heads(probe, train, validation, len(prepared.classes))
+    report["augmentation"] = _judge_changes(prepared, validation)
     outputs = BaselineOutputs(prepared, validation.features, validation.labels)
     skipped = {}
     for name in probe.heads:
@@ -96,6 +99,16 @@ def _fit_linear_heads(
         "val_accuracy": val_accuracy,
         "fit_seconds": round(time.perf_counter() - began, 3),
     }
+
+
+def _judge_changes(prepared: PreparedDataset, validation: LabelledFeatures) -> dict[str, Any]:
+    """Judge the changes that the features stage tried, and write the verdicts."""
+    rows, changed = read_changed_features()
+    tried = np.searchsorted(prepared.rows("validation"), rows)
+    features, labels = validation.features[tried], validation.labels[tried]
+    evidence = judge_changes(read_head(), features, changed, labels, prepared.classes)
+    write_json(paths.AUGMENTATION, evidence)
+    return evidence
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 ATTEMPTS = 10
-DRAWS = 2 * ATTEMPTS + 5
-"""Uniform numbers of one image: area and shape of each attempt, the crop's corner, both flips, a seed."""
+DRAWS = 2 * ATTEMPTS + 6
+"""Uniform numbers of one image: area and shape of each attempt, the crop's corner, both flips, a seed, the turn."""
 MIX_DRAWS = 4
 """Uniform numbers of one mixture: mixup or cutmix, the fraction, the box's centre."""
 
@@ -34,6 +34,7 @@ class Augment:
     vflip: float  # probability of a flip from top to bottom
     interpolation: str  # timm's name; all but bilinear are done as bicubic, for which torch has a uint8 kernel
     transforms: v2.Transform | None = None  # of a uint8 image (3, *size), with torch's generator seeded for it
+    quarter_turn: float = 0.0  # probability of a turn by 90 degrees, to the left or to the right, of a square result
 
     def __call__(self, images: Sequence[NDArray[np.uint8]], draws: NDArray[np.float64]) -> Tensor:
         """Augment n images, uint8 (height, width, 3) of any sizes, into uint8 (n, *size, 3).
@@ -41,7 +42,8 @@ class Augment:
         ``draws`` is float64 (n, DRAWS), uniform in [0, 1).
         """
         boxes = crop_boxes(np.array([image.shape[:2] for image in images]), draws, self.scale, self.ratio)
-        flips, seeds = draws[:, -3:-1] < (self.hflip, self.vflip), (draws[:, -1] * 2**53).astype(np.int64)
+        flips, seeds = draws[:, -4:-2] < (self.hflip, self.vflip), (draws[:, -2] * 2**53).astype(np.int64)
+        turns, to_the_left = (draws[:, -1] < each for each in (self.quarter_turn, self.quarter_turn / 2))
         mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"
         out = torch.empty(len(images), *self.size, 3, dtype=torch.uint8)
         planes = out.permute(0, 3, 1, 2)
@@ -52,6 +54,8 @@ class Augment:
                 image = interpolate(crop, self.size, mode=mode, antialias=True)[0]
                 if flips[i].any():
                     image = image.flip([dimension for dimension, flip in zip((2, 1), flips[i], strict=True) if flip])
+                if turns[i]:
+                    image = image.rot90(1 if to_the_left[i] else -1, (1, 2))
                 if self.transforms is not None:
                     torch.default_generator.manual_seed(int(seeds[i]))
                     image = self.transforms(image)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from headstart.config.finetune import FinetuneConfig
+from headstart.config.finetune import FinetuneConfig, ResolvedAugmentConfig
 from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
 from headstart.data.dataset import PreparedDataset, read_labels
@@ -108,11 +108,15 @@ class TrainDataset(Dataset[Batch]):
     """Makes augmented batches, one for each ``BatchSpec``."""
 
     def __init__(self, prepared: PreparedDataset, finetune: FinetuneConfig) -> None:
+        """Open the training images; raises UserError where they are to be turned and are not square."""
         self._prepared, self._seed, self._settings = prepared, finetune.seed, finetune.augment
         self.rows, self.labels = prepared.rows("train"), read_labels("train", prepared.folder)
         _, height, width = prepared.input["input_size"]
         self.image_bytes = math.prod(prepared.input["input_size"])
-        augment = finetune.augment
+        augment = ResolvedAugmentConfig.model_validate(self._settings.model_dump())
+        if augment.quarter_turn and height != width:
+            size = f"the backbone sees {height} x {width} pixels"
+            raise UserError(f"finetune.augment.quarter_turn: {size}, and only a square can be turned: set it to 0")
         self._augment = Augment(
             (height, width),
             augment.scale,
@@ -121,6 +125,7 @@ class TrainDataset(Dataset[Batch]):
             augment.vflip,
             prepared.input["interpolation"],
             torchvision_transforms(augment.policy, augment.color_jitter, augment.erasing, prepared.input["mean"]),
+            augment.quarter_turn,
         )
 
     def __len__(self) -> int:

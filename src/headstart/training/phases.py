@@ -24,6 +24,7 @@ from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
 from headstart.models.backbone import BATCH_NORM, backbone_for, channels_last, head_name, set_head
 from headstart.models.head import read_head
+from headstart.training.augment_choice import Choice, read_evidence
 from headstart.training.datamodule import global_batch_size
 from headstart.training.losses import warmup_cosine
 from headstart.training.regularization.param_groups import (
@@ -40,7 +41,7 @@ from headstart.training.regularization.penalty import (
     l2_for_shrink,
     penalty_location,
 )
-from headstart.training.resolve import Choice, resolve
+from headstart.training.resolve import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ def make_plan(model: nn.Module, params: FinetuneConfig, *, train_images: int, pr
     Raises:
         UserError: the groups' rules do not fit the model, or there are too few epochs for the phases.
     """
-    finetune, choices = resolve(params, model, train_images=train_images, pretrained=pretrained)
+    finetune, choices = resolve(
+        params, model, train_images=train_images, pretrained=pretrained, evidence=read_evidence()
+    )
     kind, head = finetune.l2.kind, head_name(model)
     groups = group_parameters(
         model,

@@ -6,13 +6,14 @@ The values follow from the prepared data and the weights alone: the same on any 
 import math
 import re
 import statistics
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
 from headstart.config.finetune import FinetuneConfig, GroupRule, ResolvedFinetuneConfig
 from headstart.models.backbone import BATCH_NORM, head_name
+from headstart.training.augment_choice import Choice, resolve_augment
 from headstart.training.datamodule import global_batch_size
 from headstart.training.regularization.param_groups import HEAD, backbone_parameters
 
@@ -24,14 +25,6 @@ FASTER_FROM_ZERO = 10
 """Factor on the rate of what starts from zero or at random: it has further to go."""
 
 
-class Choice(NamedTuple):
-    """The value of a key of ``params.yaml`` that was ``auto``, and why."""
-
-    key: str
-    value: Any
-    reason: str
-
-
 def epochs_for(train_images: int, batch_size: int) -> int:
     """Return the epochs that ``auto`` means for this many images: about 300 steps, within 5 and 20 epochs."""
     steps = max(1, train_images // min(batch_size, train_images))
@@ -39,9 +32,14 @@ def epochs_for(train_images: int, batch_size: int) -> int:
 
 
 def resolve(
-    finetune: FinetuneConfig, model: nn.Module, *, train_images: int, pretrained: bool
+    finetune: FinetuneConfig,
+    model: nn.Module,
+    *,
+    train_images: int,
+    pretrained: bool,
+    evidence: Mapping[str, Any],
 ) -> tuple[ResolvedFinetuneConfig, list[Choice]]:
-    """Replace each ``auto`` by its value; ``model`` is timm's, at its start.
+    """Replace each ``auto`` by its value; ``model`` is timm's, at its start, ``evidence`` is ``judge_changes``'.
 
     Returns:
         The section without ``auto``, and what was chosen, in the section's order.
@@ -74,6 +72,7 @@ def resolve(
     patience = chosen("early_stopping.patience", finetune.early_stopping.patience, patience, f"of {epochs} epochs")
     ema = round(1 - 1 / max(2, steps), 6)
     ema = chosen("ema", finetune.ema, ema, f"an average over about {max(2, steps):,} steps, an epoch")
+    augment, augment_choices = resolve_augment(finetune.augment, evidence)
     values = finetune.model_dump() | {
         "epochs": epochs,
         "lr": lr,
@@ -81,9 +80,10 @@ def resolve(
         "batch_norm": batch_norm,
         "early_stopping": finetune.early_stopping.model_dump() | {"patience": patience},
         "ema": ema,
+        "augment": augment.model_dump(),
     }
     resolved = ResolvedFinetuneConfig.model_validate(values)
-    return resolved, [Choice(f"finetune.{key}", *choice) for key, choice in choices.items()]
+    return resolved, [*(Choice(f"finetune.{key}", *choice) for key, choice in choices.items()), *augment_choices]
 
 
 def _learning_rate(finetune: FinetuneConfig, group: str, model: nn.Module, *, pretrained: bool) -> tuple[float, str]:

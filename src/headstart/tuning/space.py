@@ -17,6 +17,7 @@ from headstart.config.finetune import ResolvedFinetuneConfig
 from headstart.config.loader import parse_params
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
+from headstart.training.augment_choice import read_evidence
 from headstart.training.losses import warmup_cosine
 from headstart.training.phases import starting_model
 from headstart.training.regularization.penalty import NOTICEABLE, l2_for_shrink
@@ -112,7 +113,8 @@ class Space:
     def resolved(self, changes: Mapping[str, Any]) -> ResolvedFinetuneConfig:
         """Return the section with these changes and without `auto`."""
         changed, pretrained = with_changes(self._params, changes).finetune, self._params.backbone.pretrained
-        return resolve(changed, self._model, train_images=self._images, pretrained=pretrained)[0]
+        evidence = read_evidence()
+        return resolve(changed, self._model, train_images=self._images, pretrained=pretrained, evidence=evidence)[0]
 
     def propose(self, number: int, epochs: int) -> dict[str, Any]:
         """Return the values of try ``number`` by dotted key; try 0 has the params as they are.
