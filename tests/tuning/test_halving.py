@@ -15,8 +15,19 @@ def trained(number: int, losses: list[float], *, over: bool = False, failed: str
     return Try(number, {}, len(losses), rows, over, failed, seconds=10.0 * len(losses) + 1, trainings=1)
 
 
+WHOLE = trained(0, [0.5] * 9, over=True)
+
+
+def test_the_params_as_they_are_are_trained_to_their_end_first() -> None:
+    tries = [trained(0, [0.5])]
+    assert RULES.next_job(tries, set(), LONG) == Job(0, 9)
+    assert RULES.next_job(tries, {0}, LONG) == Job(1, 1), "another process trains them"
+    assert RULES.next_job(tries, set(), 0) == Job(0, 9), "without any whole training, whatever the time"
+    assert RULES.next_job([trained(0, [0.5], failed="the loss is not finite")], set(), LONG) == Job(1, 1)
+
+
 def test_the_best_third_goes_on_before_another_begins() -> None:
-    tries = [trained(0, [0.5]), trained(1, [0.3])]
+    tries = [WHOLE, trained(1, [0.3])]
     assert RULES.next_job(tries, set(), LONG) == Job(2, 1)
     tries.append(trained(2, [0.4]))
     assert RULES.next_job(tries, set(), LONG) == Job(1, 3)
@@ -24,27 +35,23 @@ def test_the_best_third_goes_on_before_another_begins() -> None:
 
 
 def test_what_was_interrupted_comes_first() -> None:
-    interrupted = trained(0, [0.5])
+    interrupted = trained(1, [0.5])
     interrupted.goal = 3
-    assert RULES.next_job([interrupted, trained(1, [0.3])], set(), LONG) == Job(0, 3)
+    assert RULES.next_job([WHOLE, interrupted, trained(2, [0.3])], set(), LONG) == Job(1, 3)
 
 
 def test_a_failed_try_is_never_ahead_and_counts_among_those_that_came() -> None:
-    tries = [trained(0, [0.5]), trained(1, [0.1], failed="the loss is not finite"), trained(2, [0.4])]
+    tries = [WHOLE, trained(1, [0.1], failed="the loss is not finite"), trained(2, [0.4])]
     assert RULES.next_job(tries, set(), LONG) == Job(2, 3)
 
 
-def test_the_time_for_a_whole_training_is_kept() -> None:
-    """Of 10 s an epoch and 1 s a start."""
-    tries = [trained(0, [0.5]), trained(1, [0.3])]
-    # Another first rung, 11 s, then the 8 epochs of the better one, 81 s; or, if it wins, its own.
-    assert RULES.next_job(tries, set(), 92) == Job(2, 1)
-    assert RULES.next_job(tries, set(), 91) == Job(1, 9)
-    assert RULES.next_job(tries, set(), 0) == Job(1, 9), "without any whole training, whatever the time"
-    whole = [*tries, trained(2, [0.4] * 9, over=True)]
-    assert RULES.next_job(whole, set(), 80) is None
-    assert RULES.next_job(whole, set(), 81) == Job(1, 9)
-    assert RULES.next_job(whole, set(), 82) == Job(1, 3), "and a start more"
+def test_nothing_begins_that_could_not_be_trained_to_its_end() -> None:
+    """At 10 s an epoch and 1 s a start, of which a try that stops once has two."""
+    tries = [WHOLE, trained(1, [0.6]), trained(2, [0.7])]
+    assert RULES.next_job(tries, set(), 92) == Job(3, 1)
+    assert RULES.next_job(tries, set(), 91) == Job(1, 9), "the one that is ahead of those that are not whole"
+    assert RULES.next_job(tries, set(), 81) == Job(1, 9)
+    assert RULES.next_job(tries, set(), 80) is None
 
 
 def test_the_winner_is_a_whole_training() -> None:
@@ -64,7 +71,7 @@ def test_rungs(epochs: int, warmup: float, rungs: list[int]) -> None:
 
 
 def test_epochs_that_fit() -> None:
-    # n epochs, three first rungs of 2 epochs and five starts.
-    assert epochs_that_fit(10, 1, 10.0, 2.0, 10 * (10 + 6) + 10) == 10
-    assert epochs_that_fit(10, 1, 10.0, 2.0, 10 * (8 + 6) + 10) == 8
-    assert epochs_that_fit(10, 1, 10.0, 2.0, 30) == 0
+    """At 10 s each and 2 s for the start."""
+    assert epochs_that_fit(10, 10.0, 2.0, 102) == 10
+    assert epochs_that_fit(10, 10.0, 2.0, 101) == 9
+    assert epochs_that_fit(10, 10.0, 2.0, 11) == epochs_that_fit(10, 10.0, 2.0, 0) == 0

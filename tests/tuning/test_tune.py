@@ -202,7 +202,9 @@ def test_where_the_budget_is_too_short_the_message_says_how_long_it_takes(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuning, "repro", repro)
     lay_out()
-    with pytest.raises(UserError, match=r"--budget: an epoch takes .* trainings of 3 epochs takes .* minutes or more"):
+    with pytest.raises(
+        UserError, match=r"--budget: an epoch takes .* one training of 3 epochs takes .* minutes with what"
+    ):
         tuning.tune(1.0, [])
 
 

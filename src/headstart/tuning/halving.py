@@ -87,9 +87,9 @@ class Halving(NamedTuple):
     def next_job(self, tries: Sequence[Try], busy: set[int], seconds_left: float) -> Job | None:
         """Return the job that comes next; None where none fits into the time that is left.
 
-        A job fits where the same try could then still be trained to its end, and where, as long as none has been, the
-        one that is ahead still can. Where no other does, the one that is ahead is trained to its end; without any whole
-        training this is done whatever the time.
+        Try 0 is trained to its end first, so that nothing is chosen that validation does not find better than the
+        params as they are. A job fits where the same try could then still be trained to its end. Where no other does,
+        the one that is ahead is; without any whole training this is done whatever the time.
 
         Args:
             tries: all that have been started.
@@ -98,27 +98,24 @@ class Halving(NamedTuple):
         """
         free = [each for each in tries if each.number not in busy]
         whole = self.rungs[-1]
-        ahead = self._ahead([each for each in free if not each.has_reached(whole)])
-        reserve = 0.0
-        if ahead is not None and not any(each.over for each in tries):
-            reserve = cost(tries, ahead, ahead.epochs, whole)
 
         def fits(each: Try | None, epochs: int) -> bool:
-            done = each.epochs if each else 0
             afterwards = cost(tries, each, epochs, whole) if epochs < whole else 0.0
-            if each is not ahead:
-                afterwards = max(afterwards, reserve)
-            return cost(tries, each, done, epochs) + afterwards <= seconds_left
+            return cost(tries, each, each.epochs if each else 0, epochs) + afterwards <= seconds_left
 
         for each, epochs in self._candidates(tries, free):
             if fits(each, epochs):
                 return Job(len(tries) if each is None else each.number, epochs)
+        ahead = self._ahead([each for each in free if not each.has_reached(whole)])
         if ahead is not None and (fits(ahead, whole) or not (busy or any(each.over for each in tries))):
             return Job(ahead.number, whole)
         return None
 
     def _candidates(self, tries: Sequence[Try], free: Sequence[Try]) -> Iterator[tuple[Try | None, int]]:
         """Yield what the halving would train, the most urgent first: a try, None being a new one, and its epochs."""
+        for each in free:
+            if each.number == 0 and not each.has_reached(self.rungs[-1]):
+                yield each, self.rungs[-1]
         for each in free:
             if not each.has_reached(goal := max(each.goal, self.rungs[0])):
                 yield each, goal  # it was interrupted
@@ -165,13 +162,6 @@ def rungs_of(epochs: int, warmup: float) -> list[int]:
     return sorted({max(first, -(-epochs // KEPT**power)) for power in range(3)})
 
 
-def epochs_that_fit(epochs: int, warmup: float, epoch_seconds: float, start_seconds: float, seconds_left: float) -> int:
-    """Return the largest number of epochs, at most ``epochs``, of which a search fits into the time; 0 where none does.
-
-    A search is at least one whole training, started twice, and the first rung of ``KEPT`` others.
-    """
-    seconds_left -= (KEPT + 2) * start_seconds
-    for number in range(epochs, 0, -1):
-        if (number + KEPT * rungs_of(number, min(warmup, number))[0]) * epoch_seconds <= seconds_left:
-            return number
-    return 0
+def epochs_that_fit(epochs: int, epoch_seconds: float, start_seconds: float, seconds_left: float) -> int:
+    """Return how many epochs, at most ``epochs``, a whole training may have to fit into the time; 0 where none does."""
+    return max(0, min(epochs, int((seconds_left - start_seconds) / epoch_seconds)))

@@ -31,7 +31,7 @@ from headstart.training.checkpoint import RunDir, load_checkpoint, run_key
 from headstart.training.history import VALIDATION_FIGURES
 from headstart.training.regularization.param_groups import NO_DECAY_SUFFIX
 from headstart.tuning.experiments import save_experiments
-from headstart.tuning.halving import KEPT, Halving, Job, Try, epochs_that_fit, rungs_of
+from headstart.tuning.halving import Halving, Job, Try, epochs_that_fit, rungs_of
 from headstart.tuning.observer import SCORES, Observer
 from headstart.tuning.optimism import corrected
 from headstart.tuning.space import Space, overlay, with_changes
@@ -103,7 +103,7 @@ class _Search:
     @property
     def seconds_left(self) -> float:
         """Seconds until the winner must be trained."""
-        return self._seconds - self._folder.used()
+        return max(0.0, self._seconds - self._folder.used())
 
     @contextmanager
     def keeping_what_is_there(self) -> Iterator[None]:
@@ -120,7 +120,7 @@ class _Search:
         """Train the first epoch with the params as they are, and fix how many epochs a whole training has.
 
         Raises:
-            UserError: not even a short search fits into the budget.
+            UserError: not one training fits into the budget.
         """
         if self._folder.schedule is not None:
             return
@@ -129,12 +129,12 @@ class _Search:
         if first.failed:
             raise UserError(first.failed)
         took = first.epoch_seconds, first.seconds - first.epoch_seconds
-        epochs = epochs_that_fit(wanted, space.warmup_epochs, *took, self.seconds_left)
+        epochs = epochs_that_fit(wanted, *took, self.seconds_left)
         if epochs < wanted and not (epochs and space.epochs_may_change):
-            needed = (wanted + KEPT) * first.epoch_seconds + self._folder.used()
+            needed = wanted * first.epoch_seconds + self._folder.used()
             raise UserError(
-                f"--budget: an epoch takes {first.epoch_seconds:.0f} s, so that a search over trainings of {wanted} "
-                f"epochs takes {needed / 60:.0f} minutes or more: give it those, or lower finetune.epochs"
+                f"--budget: an epoch takes {first.epoch_seconds:.0f} s, so that one training of {wanted} epochs takes "
+                f"{needed / 60:.0f} minutes with what comes before it: give it more, or lower finetune.epochs"
             )
         if epochs < wanted:
             logger.info("tune: %d epochs of %.1f s fit, so each try has as many", epochs, first.epoch_seconds)
