@@ -401,7 +401,7 @@ def resolve(params: Path) -> None:
     counts = {"classes": len(prepared.classes), "train_images": len(prepared.rows("train"))}
     _, plan = starting_model(content.backbone, content.finetune, **counts)
     for choice in plan.choices:
-        print(f"{choice.key}: {choice.value}, {choice.reason}")
+        print(f"{choice.key}: {choice.value}; {choice.reason}")
     for change in complete_params(params, overlay_of(plan.choices)) or [f"{params}: nothing to change"]:
         print(change)
 

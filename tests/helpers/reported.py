@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from headstart.core.io import write_json, write_report, write_table
-from headstart.core.paths import REPORTS
+from headstart.core.io import read_json, write_json, write_report, write_table
+from headstart.core.paths import REPORTS, report_of
 from headstart.data.dataset import SPLITS, PreparedDataset, manifest_rows
 from helpers.images import write_prepared
 
@@ -54,7 +54,8 @@ def _write_stages(prepared: PreparedDataset, manifest: list[dict[str, Any]]) -> 
     )
     verdict = {"accuracy": 0.8, "changed_accuracy": 0.79, "loss": 0.5, "rise": -0.01, "interval": [-0.02, 0.003]}
     changes = {"hflip": {"kept": True, "reason": "with the changed image's answer the loss is -2.0%", **verdict}}
-    write_report("probe", {"augmentation": {"images": 256, "reason": None, "changes": changes}})
+    known = read_json(report_of("probe")) if report_of("probe").exists() else {}
+    write_report("probe", known | {"augmentation": {"images": 256, "reason": None, "changes": changes}})
     write_table(REPORTS / "probe" / "l2_path.csv", ("log10_l2", "val_loss"), [(-x, (x - 2) ** 2 / 9) for x in range(6)])
     losses = ((i, 3 / i, 0.2 + (i - BEST) ** 2 / 20) for i in range(1, LAST + 1))
     history = [(0, "", 1.2, 0.5, 0.5), *((i, train, loss, 0.9 * loss, 0.8) for i, train, loss in losses)]

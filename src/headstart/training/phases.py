@@ -180,7 +180,7 @@ def describe(plan: TrainingPlan) -> list[dict[str, str | int | float | None]]:
     """
     finetune, kind, rows = plan.finetune, plan.finetune.l2.kind, []
     for choice in plan.choices:
-        logger.info("%s: %s, %s", choice.key, choice.value, choice.reason)
+        logger.info("%s: %s; %s", choice.key, choice.value, choice.reason)
     for group, row in zip(plan.groups, groups_table(plan.groups), strict=True):
         shrink = expected_shrink(group, kind, finetune.optimizer, plan.lr_factors(group), finetune.momentum)
         rows.append({**row, "expected_shrink": shrink})
