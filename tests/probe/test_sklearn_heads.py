@@ -6,10 +6,17 @@ from numpy.typing import NDArray
 
 from headstart.probe import sklearn_heads
 from headstart.probe.logistic import logistic_path, ridge_path
-from headstart.probe.sklearn_heads import FittedHead, LabelledFeatures, fit_head, reason_to_skip
+from headstart.probe.sklearn_heads import (
+    BOOSTING_VALUES,
+    HEADS,
+    FittedHead,
+    LabelledFeatures,
+    fit_head,
+    reason_to_leave_out,
+    reason_to_skip,
+)
 from headstart.probe.temperature import negative_log_likelihood
 
-HEADS = ("ridge", "knn", "tree", "forest", "boosting")
 CLASSES = 4
 L2S = [1.0, 1e-1, 1e-2, 1e-3]
 
@@ -147,4 +154,6 @@ def test_with_many_classes_trees_are_skipped_and_the_reason_said() -> None:
     assert [name for name in HEADS if reason_to_skip(name, 50)] == []
     assert [name for name in HEADS if reason_to_skip(name, 51)] == ["boosting"]
     assert [name for name in HEADS if reason_to_skip(name, 101)] == ["tree", "forest", "boosting"]
+    assert [name for name in HEADS if reason_to_leave_out(name, BOOSTING_VALUES)] == []
+    assert [name for name in HEADS if reason_to_leave_out(name, BOOSTING_VALUES + 1)] == ["boosting"]
     assert reason_to_skip("boosting", 51) == "51 classes: its time grows with them, and beyond 50 it is skipped"

@@ -103,6 +103,15 @@ def test_a_head_that_does_not_pay_is_skipped_with_the_reason(monkeypatch: pytest
     assert report["skipped"] == {"boosting": "4 classes: its time grows with them, and beyond 3 it is skipped"}
 
 
+@pytest.mark.usefixtures("prepared")
+def test_auto_leaves_out_what_takes_long_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sklearn_heads, "BOOSTING_VALUES", 1)
+    report = run(heads="auto")
+    assert list(report["heads"]) == ["ridge", "knn", "tree", "forest"]
+    assert report["skipped"]["boosting"].startswith("it would take long; `probe.heads: [ridge, knn, tree, forest, boo")
+    assert list(run(heads=["boosting"])["heads"]) == ["boosting"]
+
+
 def test_the_backbones_own_classes_are_summed(prepared: PreparedDataset) -> None:
     weight = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
     write_pretrained_head(PretrainedHead(weight, np.zeros(6, np.float32), list("uvwxyz"), []))

@@ -130,7 +130,7 @@ def test_steps_are_measured_only_where_the_processor_has_bf16(
     monkeypatch.setattr(autotune, "_cpu_lines", lambda *_: [line])
     assert choose(model, tmp_path) == ("bf16-mixed" if has_bf16 else "32-true")
     assert len(measured) == has_bf16
-    said = "precision: measuring steps in fp32 and bf16, for at most 10 s" if has_bf16 else "does not compute in bf16"
+    said = "precision: measuring steps in fp32 and bf16, for at most 4 s" if has_bf16 else "does not compute in bf16"
     assert said in caplog.messages[0]
 
 

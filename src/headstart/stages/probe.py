@@ -28,7 +28,7 @@ from headstart.models.head import Head, read_head, write_heads
 from headstart.probe.augmentation import judge_changes
 from headstart.probe.logistic import logistic_path
 from headstart.probe.outputs import BaselineOutputs, write_baselines
-from headstart.probe.sklearn_heads import LabelledFeatures, fit_head, reason_to_skip
+from headstart.probe.sklearn_heads import HEADS, LabelledFeatures, fit_head, reason_to_leave_out, reason_to_skip
 from headstart.probe.temperature import negative_log_likelihood
 from headstart.probe.zero_shot import zero_shot_classifier
 from headstart.stages.program import main
@@ -52,13 +52,17 @@ def run(params: Params) -> None:
     report["augmentation"] = _judge_changes(prepared, validation)
     outputs = BaselineOutputs(prepared, validation.features, validation.labels)
     skipped = {}
-    for name in probe.heads:
-        if reason := reason_to_skip(name, len(prepared.classes)):
+    classes = len(prepared.classes)
+    for name in HEADS if probe.heads == "auto" else probe.heads:
+        reason = reason_to_skip(name, classes)
+        if probe.heads == "auto" and reason is None:
+            reason = reason_to_leave_out(name, train.features.size * classes)
+        if reason is not None:
             skipped[name] = reason
             logger.info("%-9s  skipped: %s", name, reason)
             continue
         began_head = time.perf_counter()
-        head = fit_head(name, train, validation, len(prepared.classes), probe.l2)
+        head = fit_head(name, train, validation, classes, probe.l2)
         outputs.add(name, head.settings, head.predict, fit_seconds=time.perf_counter() - began_head)
     if zero_shot is not None:
         outputs.add("zero_shot", *zero_shot, fit_seconds=0.0)

@@ -34,7 +34,7 @@ CLEARLY = 1.1
 """bf16 is chosen where its steps are this many times as fast."""
 HOPELESS = 4
 """A step this many times as slow ends the measurement: on CPUs without native bf16 it takes up to 50 times as long."""
-TRIAL_S, ROUNDS_S = 5.0, 5.0
+TRIAL_S, ROUNDS_S = 2.0, 2.0
 """Seconds that a measurement may take on a CPU: to find out how many images make a step, and for the rounds."""
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 """Processors with one of these compute in bf16 (x86, then ARM); the others convert each number."""
