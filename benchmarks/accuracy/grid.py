@@ -248,7 +248,8 @@ def split_set(source: Path, target: Path) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     changes = {"source": "imagefolder", "path": str(source), "on_bad_image": "skip"}
     with tempfile.TemporaryDirectory() as temporary, chdir(temporary):
-        prepare.run(parse_params({"prepare": changes}, partial=True).declared(prepare.PARAMS))
+        content = {"prepare": changes, "run": {"workers": 0}}  # workers would outlive the folder
+        prepare.run(parse_params(content, partial=True).declared(prepare.PARAMS))
         for row in manifest_rows():
             folder = aside / {"validation": "val"}.get(row["split"], row["split"]) / row["label"]
             folder.mkdir(parents=True, exist_ok=True)

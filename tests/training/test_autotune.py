@@ -48,6 +48,17 @@ def choose(model: nn.Module, folder: Path, precision: str = "auto") -> str:
     return autotune.precision_of_run(model, SIZE, section.finetune, section.run, kept)
 
 
+def test_a_short_training_is_not_measured(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    section = params({"finetune.precision": "auto", "run.cache": str(tmp_path / "cache")})
+    kept = RunDir(tmp_path)
+    caplog.set_level(logging.INFO)
+    steps = autotune.WORTH_MEASURING - 1
+    model = nn.Identity()  # measuring it would fail
+    assert autotune.precision_of_run(model, SIZE, section.finetune, section.run, kept, steps=steps) == "32-true"
+    assert f"{steps} steps are too few to measure" in caplog.text
+    assert read_json(kept.precision)["precision"] == "32-true"
+
+
 @pytest.mark.parametrize(("bf16_seconds", "expected"), [(0.5, "bf16-mixed"), (0.95, "32-true"), (2.0, "32-true")])
 def test_the_clearly_faster_one_is_chosen_said_and_remembered(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16_seconds: float, expected: str

@@ -168,7 +168,9 @@ def _choose_for_machine(
         check_smallest_part(model, prepared.input, plan, world, trains_statistics=trains_statistics)
     room = room_for_images(model, prepared.input, plan, process_group)
     precision = process_group.broadcast_from_rank_zero(
-        lambda: precision_of_run(model, prepared.input, plan.finetune, params.run, run_dir, most=room.images)
+        lambda: precision_of_run(
+            model, prepared.input, plan.finetune, params.run, run_dir, most=room.images, steps=plan.steps
+        )
     )
     plan = plan.with_choices(precision=precision)
     if precision == "bf16-mixed":

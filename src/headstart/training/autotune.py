@@ -34,6 +34,8 @@ CLEARLY = 1.1
 """bf16 is chosen where its steps are this many times as fast."""
 HOPELESS = 4
 """A step this many times as slow ends the measurement: on CPUs without native bf16 it takes up to 50 times as long."""
+WORTH_MEASURING = 100
+"""Steps of a training on a CPU below which the measurement takes as long as it can save."""
 TRIAL_S, ROUNDS_S = 2.0, 2.0
 """Seconds that a measurement may take on a CPU: to find out how many images make a step, and for the rounds."""
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
@@ -73,10 +75,11 @@ def precision_of_run(
     run_dir: RunDir,
     *,
     most: int = LARGEST_BATCH,
+    steps: int = WORTH_MEASURING,
 ) -> Precision:
     """Return ``finetune.precision``; for ``auto`` the faster one, which the run then keeps in ``run_dir``.
 
-    At ``most`` so many images fit into memory.
+    At ``most`` so many images fit into memory; the training has so many ``steps``.
 
     Raises:
         UserError: the run began in a precision that the hardware here lacks.
@@ -88,8 +91,12 @@ def precision_of_run(
         check_precision(kept["precision"], device_of(run))
         logger.info("precision: %(precision)s, in which this fine-tuning began on %(host)s", kept)
         return kept["precision"]
-    cache = cache_folder(run.cache) / "precision.json"
-    chosen = _faster_precision(model, config, device_of(run), min(finetune.batch_size, most), cache)
+    if steps < WORTH_MEASURING and device_of(run).type == "cpu":
+        logger.info("precision: 32-true; %d steps are too few to measure what is faster", steps)
+        chosen: Precision = "32-true"
+    else:
+        cache = cache_folder(run.cache) / "precision.json"
+        chosen = _faster_precision(model, config, device_of(run), min(finetune.batch_size, most), cache)
     write_json(run_dir.precision, {"precision": chosen, "host": socket.gethostname()})
     return chosen
 
