@@ -130,7 +130,10 @@ def draw(records: Sequence[Record], path: Path) -> None:
         panel.set(title=f"{name}, {size} px", xlabel="minutes from the files to the answers", ylabel="test accuracy, %")
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    entries = {
+        label: handle for panel in figure.axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, frameon=False)
     save(figure, path)
 
 
