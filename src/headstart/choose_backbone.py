@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from headstart.config.completion import complete_params
 from headstart.config.loader import load_params
 from headstart.config.schema import Params
-from headstart.config.writer import inline_yaml
 from headstart.core.errors import UserError, first_line
 from headstart.core.io import read_json
 from headstart.core.paths import cache_folder, report_of
@@ -91,14 +90,12 @@ def choose_backbone(file: Path, names: Sequence[str], sample: int, *, best: bool
             raise UserError("choose-backbone: none of them can be used: `headstart backbones` lists what is here")
         with chdir(folder):
             labels, groups = read_labels("validation"), read_groups("validation")
-        overlay = Path(folder, "overlay.yaml")
         winner, table = rank(found, labels, groups, best=best)
         yield table
         changes: dict[str, Any] = {"name": winner}
         if winner != params.backbone.name:  # args are of one backbone
             changes["args"] = {}
-        overlay.write_text(f"backbone: {inline_yaml(changes)}\n", encoding="utf-8")
-        yield from complete_params(file, overlay) or [f"{file}: backbone.name is {winner} already"]
+        yield from complete_params(file, {"backbone": changes}) or [f"{file}: backbone.name is {winner} already"]
 
 
 def _on_sample(params: Params) -> Params:

@@ -391,18 +391,18 @@ def resolve(params: Path) -> None:
 
     finetune.precision: auto stays: it depends on the machine.
     """
-    from headstart.config.completion import complete_params
+    from headstart.config.completion import complete_params, overlay_of
     from headstart.config.loader import load_params
     from headstart.data.dataset import PreparedDataset
     from headstart.training.phases import starting_model
-    from headstart.training.resolve import overlay_of
 
     content, prepared = load_params(params), PreparedDataset.open()
     counts = {"classes": len(prepared.classes), "train_images": len(prepared.rows("train"))}
     _, plan = starting_model(content.backbone, content.finetune, **counts)
     for choice in plan.choices:
         print(f"{choice.key}: {choice.value}; {choice.reason}")
-    for change in complete_params(params, overlay_of(plan.choices)) or [f"{params}: nothing to change"]:
+    chosen = overlay_of({choice.key: choice.value for choice in plan.choices})
+    for change in complete_params(params, chosen) or [f"{params}: nothing to change"]:
         print(change)
 
 

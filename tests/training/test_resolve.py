@@ -9,13 +9,13 @@ from click.testing import CliRunner
 from torch import nn
 
 from headstart.cli import cli
-from headstart.config.completion import complete_params
+from headstart.config.completion import complete_params, overlay_of
 from headstart.config.finetune import FinetuneConfig
 from headstart.config.loader import load_params
 from headstart.core.io import read_json
 from headstart.core.paths import report_of
 from headstart.stages import finetune as stage
-from headstart.training.resolve import epochs_for, overlay_of, resolve
+from headstart.training.resolve import epochs_for, resolve
 from helpers.images import ROOT, params, write_prepared, write_probe
 
 AUTO = {
@@ -141,4 +141,5 @@ def test_an_overlay_nests_the_keys() -> None:
     resolved, choices = resolve(
         section(), timm.create_model("test_resnet"), train_images=100, pretrained=True, evidence=EVIDENCE
     )
-    assert overlay_of(choices)["finetune"]["early_stopping"] == {"patience": resolved.early_stopping.patience}
+    content = overlay_of({choice.key: choice.value for choice in choices})
+    assert content["finetune"]["early_stopping"] == {"patience": resolved.early_stopping.patience}

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,15 @@ def complete_params(path: Path, overlay: Path | Mapping[str, Any] | None = None)
             temporary.write_text(text, encoding="utf-8", newline=newline)
             shutil.copymode(path, temporary)
     return changes
+
+
+def overlay_of(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by dotted key as the content of an overlay, nested as in ``params.yaml``."""
+    nested: dict[str, Any] = {}
+    for key, value in changes.items():
+        *parents, name = key.split(".")
+        reduce(lambda section, parent: section.setdefault(parent, {}), parents, nested)[name] = value
+    return nested
 
 
 def _overlaid(content: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,12 +56,10 @@ def resolve(
 
     images = f"{train_images:,} training images are {steps:,} steps an epoch"
     epochs = chosen("epochs", finetune.epochs, epochs_for(train_images, finetune.batch_size), images)
-    lr = {
-        group: chosen(f"lr.{group}", rate, *_learning_rate(finetune, group, model, pretrained=pretrained))
-        if rate == "auto"
-        else rate
-        for group, rate in finetune.lr.items()
-    }
+    lr = dict(finetune.lr)
+    for group in [group for group, rate in lr.items() if rate == "auto"]:  # others need no look at the weights
+        choices[f"lr.{group}"] = _learning_rate(finetune, group, model, pretrained=pretrained)
+        lr[group], _ = choices[f"lr.{group}"]
     warmup = min(2.0, round(0.3 * epochs, 2))
     warmup = chosen("warmup_epochs", finetune.warmup_epochs, warmup, f"of {epochs} epochs")
     has_statistics = any(isinstance(module, BATCH_NORM) for module in model.modules())
@@ -107,15 +105,3 @@ def _size_of_weights(model: nn.Module) -> float:
 def _group_of_head(rules: Iterable[GroupRule]) -> str | None:
     """Return the group that the head's weight is in."""
     return next((rule.name for rule in rules if re.fullmatch(rule.match, f"{HEAD}weight")), None)
-
-
-def overlay_of(choices: Iterable[Choice]) -> dict[str, Any]:
-    """Return the choices as the content of a ``params.yaml`` with these keys alone."""
-    content: dict[str, Any] = {}
-    for choice in choices:
-        *sections, key = choice.key.split(".")
-        section = content
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[key] = choice.value
-    return content

@@ -7,7 +7,7 @@ with so few tries still be in its random start.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,15 +56,6 @@ def value_of(content: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
-
-
-def overlay(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by dotted key as the nested sections of a file that is laid over ``params.yaml``."""
-    nested: dict[str, Any] = {}
-    for key, value in changes.items():
-        *parents, name = key.split(".")
-        reduce(lambda section, parent: section.setdefault(parent, {}), parents, nested)[name] = value
-    return nested
 
 
 def with_changes(params: Params, changes: Mapping[str, Any]) -> Params:

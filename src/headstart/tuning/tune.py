@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 from filelock import FileLock
 
-from headstart.config.completion import complete_params
+from headstart.config.completion import complete_params, overlay_of
 from headstart.config.loader import load_params
 from headstart.config.schema import Params
 from headstart.core import paths
@@ -34,7 +34,7 @@ from headstart.tuning.experiments import save_experiments
 from headstart.tuning.halving import Halving, Job, Try, epochs_that_fit, rungs_of
 from headstart.tuning.observer import SCORES, Observer
 from headstart.tuning.optimism import corrected
-from headstart.tuning.space import Space, overlay, with_changes
+from headstart.tuning.space import Space, with_changes
 from headstart.tuning.state import SearchFolder
 
 PARAMS_FILE = Path("params.yaml")  # DVC's
@@ -213,7 +213,7 @@ class _Search:
         columns = ["try", "epochs", "best_epoch", *VALIDATION_FIGURES, "seconds", "failed", *keys]
         write_table(paths.TUNING_TABLE, columns, [_row(each, keys, self._monitor) for each in tries])
         for each in tries:
-            write_json(self._folder.of(each.number) / "changes.json", overlay(each.changes))
+            write_json(self._folder.of(each.number) / "changes.json", overlay_of(each.changes))
             if each.number not in {0, winner.number} and each.run:
                 shutil.rmtree(each.run, ignore_errors=True)  # gigabytes, with a large backbone
         saved = save_experiments(self._folder.of, tries, PARAMS_FILE, self._monitor)
