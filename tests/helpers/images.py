@@ -4,6 +4,7 @@ Everything is written below the working directory, as in a project's folder.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def params(changes: Mapping[str, Any] | None = None) -> Params:
     content = YAML(typ="safe").load(ROOT / "params.yaml")
     quiet = {"run.accelerator": "cpu", "run.tracking": "disabled", "run.workers": 0, "probe.heads": []}
     quiet |= {"finetune.precision": "32-true"} | PLAIN_TRAINING
-    for key, value in {**quiet, **(changes or {})}.items():
+    for key, value in deepcopy({**quiet, **(changes or {})}).items():  # a nested change may not reach the constants
         section, *path, name = key.split(".")
         target = content[section]
         for key_part in path:
