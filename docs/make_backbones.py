@@ -92,7 +92,7 @@ def problem_of_training(backbone: BackboneConfig) -> str | None:
     torch.nn.init.normal_(head.weight, std=head.in_features**-0.5)
     config = timm.get_pretrained_cfg(backbone.name)
     assert config is not None
-    side = backbone.image_size or config.input_size[-1]
+    side = backbone.fixed_size or config.input_size[-1]
     images = torch.rand(2, 3, side, side).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         logits = model(images)

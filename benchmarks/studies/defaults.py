@@ -2,7 +2,8 @@
 
     python -m benchmarks.studies.defaults FOLDER ... --size 96 --seeds 0 1 2 --epochs 5 --work FOLDER
 
-Each FOLDER has one folder a class. A seed draws everything in fine-tuning; the splits are the same. `start` and `epoch
+Each FOLDER has one folder a class, or train/, val/ and test/ of such folders. `--recipes` names others too: what comes
+with one choice made differently, of flips and turns and of the backbone's λ. A seed draws everything in fine-tuning; the splits are the same. `start` and `epoch
 1` are accuracies on validation, `probe` and `fine-tuned` those of the kept epoch on test, in percent, means over
 seeds. Below, pooled over sets and seeds: the mean difference, with its 95 % interval by Student's t over the trainings
 (sets times seeds). What is there already is not run again.
@@ -27,6 +28,7 @@ from headstart.config.loader import load_params
 from headstart.core import paths
 from headstart.core.io import read_json, read_table
 from headstart.stages import evaluate, features, finetune, prepare, probe
+from headstart.training.augment_choice import PROBABILITY
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 SGD: dict[str, Any] = {"optimizer": "sgd", "lr": {"backbone": 0.003, "head": 0.003}, "warmup_epochs": 1}
@@ -45,6 +47,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "AdamW, flips, crops, smoothing": DECOUPLED
     | {"batch_norm": "train", "ema": None, "label_smoothing": 0.1, "augment": {"hflip": 0.5, "scale": [0.35, 1.0]}},
 }
+FLIPS = ("hflip", "vflip", "quarter_turn")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "no flips or turns": {"augment": dict.fromkeys(FLIPS, 0.0)},
+    "all flips and turns": {"augment": dict.fromkeys(FLIPS, PROBABILITY)},
+    "λ 0 of the backbone": {"l2": {"backbone": 0.0}},
+    "λ 0.01 of the backbone": {"l2": {"backbone": 0.01}},
+}
 
 
 def main() -> None:
@@ -55,7 +64,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="of every recipe; as it comes where it is not given")
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=[*RECIPES, *VARIANTS])
     parser.add_argument("--work", type=Path, required=True, help="where projects are made; kept")
     args = parser.parse_args()
     work, runs = args.work.resolve(), []
@@ -63,7 +72,9 @@ def main() -> None:
         backbone = {"name": args.backbone, "image_size": args.size}
         for seed in args.seeds:
             for recipe in args.recipes:
-                changes = RECIPES[recipe] | {"seed": seed} | ({"epochs": args.epochs} if args.epochs else {})
+                changes = (
+                    (RECIPES | VARIANTS)[recipe] | {"seed": seed} | ({"epochs": args.epochs} if args.epochs else {})
+                )
                 began = time.perf_counter()
                 runs.append(figures_of(work / images.name, images, backbone, recipe, changes))
                 seconds = time.perf_counter() - began
@@ -134,7 +145,7 @@ def print_pooled(runs: Sequence[dict[str, Any]]) -> None:
             recipe: np.mean(
                 [run["test"]["finetune"][0] for run in runs if (run["set"], run["recipe"]) == (images, recipe)]
             )
-            for recipe in {run["recipe"] for run in runs if run["set"] == images}
+            for recipe in {run["recipe"] for run in runs if run["set"] == images} - set(VARIANTS)
         }
         ours = means.pop("as it comes", None)
         if ours is not None and means:

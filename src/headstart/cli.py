@@ -383,25 +383,30 @@ def tune(budget: float, named: tuple[str, ...], tries: int | None) -> None:
 @cli.command()
 @params_option
 def resolve(params: Path) -> None:
-    """Write what `auto` stands for in the section finetune into params.yaml.
+    """Write what `auto` stands for in backbone.image_size and in the section finetune into params.yaml.
 
-    reads:   params.yaml, data/prepared, models/probe
-    writes:  params.yaml: a value for each of those keys, the same that finetune chooses for this data and this backbone
-             and lists in its log and reports/finetune.json; after it `dvc repro` trains nothing anew
+    reads:   params.yaml, data/prepared, reports/prepare.json, models/probe
+    writes:  params.yaml: a value for each of those keys, the same that prepare and finetune choose for this data and
+             this backbone and list in their logs and reports; after it `dvc repro` decodes and trains nothing anew
 
     finetune.precision: auto stays: it depends on the machine.
     """
+    from headstart.config.choice import Choice
     from headstart.config.completion import complete_params, overlay_of
     from headstart.config.loader import load_params
+    from headstart.core.io import read_json
+    from headstart.core.paths import report_of
     from headstart.data.dataset import PreparedDataset
     from headstart.training.phases import starting_model
 
     content, prepared = load_params(params), PreparedDataset.open()
     counts = {"classes": len(prepared.classes), "train_images": len(prepared.rows("train"))}
     _, plan = starting_model(content.backbone, content.finetune, **counts)
-    for choice in plan.choices:
-        print(f"{choice.key}: {choice.value}; {choice.reason}")
-    chosen = overlay_of({choice.key: choice.value for choice in plan.choices})
+    of_prepare = read_json(report_of("prepare"))["chosen"] if content.backbone.image_size == "auto" else ()
+    choices = [*(Choice(**choice) for choice in of_prepare), *plan.choices]
+    for choice in choices:
+        print(choice)
+    chosen = overlay_of({choice.key: choice.value for choice in choices})
     for change in complete_params(params, chosen) or [f"{params}: nothing to change"]:
         print(change)
 

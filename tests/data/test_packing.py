@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from headstart.data.image_info import TrainingResize
-from headstart.data.packing import Resizes, SizeEstimate, choose_store, store_spec
+from headstart.data.packing import Resizes, SizeEstimate, choose_store, sizes_of, store_spec
 from headstart.data.reuse import SHARD_ROW_DTYPE
 from headstart.data.shards import INDEX_DTYPE, Store
 from headstart.data.splits import NOT_GIVEN, TEST, TRAIN
@@ -26,12 +26,13 @@ def encoded(width: int, height: int) -> bytes:
 
 def test_the_estimate_is_of_the_stored_sizes() -> None:
     files = {"large": encoded(80, 60), "small": encoded(10, 10), "bad": b"?"}
-    estimate = SizeEstimate.of(files, files.__getitem__, RESIZES)
+    assert sizes_of(files, files.__getitem__) == [(80, 60), (10, 10)]
+    estimate = SizeEstimate.of([(80, 60), (10, 10)], RESIZES)
     assert estimate == SizeEstimate(3 * (40 * 30 + 20 * 20) / 2, 3 * 20 * 20)
     assert estimate.total({TRAIN: 5, TEST: 3}, 0.0) == pytest.approx(5 * estimate.training + 3 * estimate.evaluation)
     assert estimate.total({NOT_GIVEN: 10}, 0.3) == pytest.approx(7 * estimate.training + 3 * estimate.evaluation)
     assert estimate.total({TRAIN: 10, TEST: 5}, 0.2) == pytest.approx(8 * estimate.training + 7 * estimate.evaluation)
-    assert SizeEstimate.of([], files.__getitem__, RESIZES).total({}, 0.0) == 0
+    assert SizeEstimate.of([], RESIZES).total({}, 0.0) == 0
 
 
 def test_a_shard_has_at_most_128_mib_and_1024_images() -> None:

@@ -17,7 +17,7 @@ from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
 from headstart.models import backbone_check
 from headstart.models.backbone import create_backbone, features_of, get_head, head_name, set_head
-from headstart.models.backbone_check import check_backbone
+from headstart.models.backbone_check import check_backbone, choose_side
 from headstart.models.head import Head
 
 RANDOM: dict[str, Any] = {"name": "test_resnet", "pretrained": False}
@@ -53,6 +53,22 @@ def accepts(**changes: Any) -> bool:
 )
 def test_sizes_that_timm_can_build_are_accepted(name: str, size: int | None) -> None:
     assert accepts(name=name, image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("name", "shorter_side", "expected"),
+    [
+        ("resnet18", 100, 96),  # a multiple of 32 within what the images hold
+        ("resnet18", 20, 64),  # two positions are left
+        ("resnet18", 4000, None),  # its own, 224
+        ("resnet18", 224, None),
+        ("test_vit", 100, None),  # its weights are for one size
+        ("inception_v3", 64, None),  # fails at that size
+        ("inception_v3", 100, 96),
+    ],
+)
+def test_auto_is_what_the_images_hold(name: str, shorter_side: int, expected: int | None) -> None:
+    assert choose_side(name, {}, shorter_side) == expected
 
 
 @pytest.mark.parametrize(

@@ -360,6 +360,22 @@ def test_another_input_size_decodes_again() -> None:
     assert read_json(Path("reports/prepare.json"))["decoded"] == 24
 
 
+def test_the_input_is_no_larger_than_the_images(caplog: pytest.LogCaptureFixture) -> None:
+    draw_classes()  # of 30 x 20 pixels, and test_resnet's own input has 160
+    auto = params()
+    backbone = auto.backbone.model_copy(update={"image_size": "auto"})
+    with caplog.at_level("INFO"):
+        prepare.run(auto.model_copy(update={"backbone": backbone}))
+    reason = "half of the images have a shorter side of at most 20 px"
+    assert f"backbone.image_size: 64; {reason}" in caplog.messages
+    chosen = read_json(Path("reports/prepare.json"))["chosen"]
+    assert chosen == [{"key": "backbone.image_size", "value": 64, "reason": reason}]
+    assert PreparedDataset.open().input["input_size"] == [3, 64, 64]
+    prepare.run(auto.model_copy(update={"backbone": backbone.model_copy(update={"image_size": 64})}))
+    report = read_json(Path("reports/prepare.json"))
+    assert (report["chosen"], report["decoded"]) == ([], 0)
+
+
 def test_every_damaged_file_is_named(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     draw_classes()

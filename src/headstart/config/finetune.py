@@ -187,7 +187,7 @@ class FinetuneConfig(ConfigSection):
     """none, or balanced: images of rare classes weigh more in the loss (n / (classes · n_class), scikit-learn's)."""
     ema: Auto | Annotated[float, Field(gt=0, lt=1)] | None = "auto"
     """Decay of a moving average of the weights, such as 0.999, that is validated and kept beside them; null: none.
-    auto: an average over about an epoch, 1 − 1 / its steps."""
+    auto: an average over about an epoch, 1 − 1 / its steps, and at least 10."""
     augment: AugmentConfig = AugmentConfig()
     seed: Seed = 0
     """Seed of the order of the images, their augmentation and dropout."""

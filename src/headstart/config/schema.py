@@ -88,8 +88,10 @@ class BackboneConfig(ConfigSection):
     which work, at which sizes."""
     pretrained: bool = True
     """false: random weights, the baseline that shows what transfer gives."""
-    image_size: Annotated[int, Field(ge=8)] | None = None
-    """Side of the model's square input in pixels. null: the backbone's own."""
+    image_size: Annotated[int, Field(ge=8)] | Auto | None = "auto"
+    """Side of the model's square input in pixels. null: the backbone's own; auto: the largest multiple of 32 that half
+    of the images hold, from 64 up to the backbone's own, where the network takes any size. Twice the side takes four
+    times as long."""
     drop_rate: BelowOne = 0.0
     """Dropout before the classifier, timm's `drop_rate`."""
     drop_path_rate: BelowOne = 0.0
@@ -98,6 +100,11 @@ class BackboneConfig(ConfigSection):
     """Further arguments of `timm.create_model`."""
     seed: Seed = 0
     """Seed of weights drawn at random (`pretrained: false`, or layers that the pretrained weights lack)."""
+
+    @property
+    def fixed_size(self) -> int | None:
+        """The ``image_size`` that timm is told: None for ``auto`` too, which only networks for any size follow."""
+        return None if self.image_size == "auto" else self.image_size
 
 
 class FeaturesConfig(ConfigSection):

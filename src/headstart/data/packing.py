@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -156,6 +157,17 @@ def repack(packer: Packer, catalog: Catalog, splits: NDArray[np.int8], workers: 
     return {"decoded_again": decoded}
 
 
+def sizes_of(
+    sources: Iterable[str], read: Callable[[str], bytes | LabelledImage], limits: ImageLimits = DEFAULT_LIMITS
+) -> list[tuple[int, int]]:
+    """Return width and height of images, in pixels, without decoding them; bad ones are left out."""
+    sizes = []
+    for source in sources:
+        with suppress(BadImageError):
+            sizes.append(size_of(read(source), limits))
+    return sizes
+
+
 @dataclass(frozen=True)
 class SizeEstimate:
     """An estimate of the store's size: the mean bytes of an image's pixels as stored for training and evaluation."""
@@ -166,20 +178,15 @@ class SizeEstimate:
     @classmethod
     def of(
         cls,
-        sources: Iterable[str],
-        read: Callable[[str], bytes | LabelledImage],
+        sizes: Iterable[tuple[int, int]],
         resizes: Resizes,
-        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> "SizeEstimate":
-        """Estimate from a sample of images, of which only the sizes are read."""
-        sizes = [[1.0, 1.0]]
-        for source in sources:
-            try:
-                blank = Image.new("L", size_of(read(source), limits))
-            except BadImageError:
-                continue
-            sizes.append([3.0 * math.prod(resizes.apply(blank, for_training=use).size) for use in (True, False)])
-        return cls(*np.mean(sizes[1:] or sizes, axis=0).tolist())
+        """Estimate from the sizes of a sample of images."""
+        pixels = [[1.0, 1.0]]
+        for size in sizes:
+            blank = Image.new("L", size)
+            pixels.append([3.0 * math.prod(resizes.apply(blank, for_training=use).size) for use in (True, False)])
+        return cls(*np.mean(pixels[1:] or pixels, axis=0).tolist())
 
     def total(self, given: Mapping[int, int], drawn: float) -> float:
         """Return the bytes of all images.

@@ -282,7 +282,7 @@ def backbone_for(backbone: BackboneConfig, classes: int) -> nn.Module:
     return create_backbone(
         backbone.name,
         pretrained=backbone.pretrained,
-        image_size=backbone.image_size,
+        image_size=backbone.fixed_size,
         args=backbone.args | rates,
         seed=backbone.seed,
         num_classes=classes,

@@ -33,6 +33,8 @@ from headstart.models.backbone import (
     unfetched,
 )
 
+LEAST_SIDE, SIDE_STEP = 64, 32
+"""Of the input that ``auto`` chooses: most networks halve the side five times, and two positions shall be left."""
 STEPS = (32, 16, 14)
 """Sides of patches and strides: sizes that are multiples of one of them are proposed."""
 SURE = ("resnet50", "convnext_tiny", "vit_small_patch16_224")
@@ -59,6 +61,24 @@ def check_backbone(backbone: BackboneConfig) -> str | None:
     return _missing_weights(backbone, config) if backbone.pretrained else None
 
 
+def choose_side(name: str, args: dict[str, Any], shorter_side: int) -> int | None:
+    """Return the side of the input that ``backbone.image_size: auto`` is, None for the backbone's own.
+
+    Larger than half of the images hold, whose shorter side in pixels has this median, it would take more time for no
+    more detail. A network made for one size keeps it.
+    """
+    with torch.device("meta"):
+        model = create_backbone(name, pretrained=False, image_size=None, args=args)
+    config: Any = model.pretrained_cfg
+    backbone = BackboneConfig(name=name, args=args, pretrained=False)
+    side = max(LEAST_SIDE, shorter_side // SIDE_STEP * SIDE_STEP)
+    if config.get("fixed_input_size") or hasattr(model, "set_input_size"):
+        return None
+    if side >= min(input_config(model)["input_size"][1:]) or not _works(backbone, image_size=side):
+        return None
+    return side
+
+
 def dry_run(backbone: BackboneConfig, device: str = "meta") -> dict[str, Any]:
     """Create a backbone as the stages do, without memory for its weights, and compute an image's features and logits.
 
@@ -73,7 +93,7 @@ def dry_run(backbone: BackboneConfig, device: str = "meta") -> dict[str, Any]:
         if device == "meta" and any(isinstance(module, nn.RNNBase) for module in model.modules()):
             return dry_run(backbone, "cpu")  # on the meta device they run step by step, in 10 s
         config: Any = model.pretrained_cfg
-        head, (channels, *size) = get_head(model), input_config(model, backbone.image_size)["input_size"]
+        head, (channels, *size) = get_head(model), input_config(model, backbone.fixed_size)["input_size"]
         if {channels, backbone.args.get("in_chans", 3)} != {3}:
             raise UserError(f"backbone.name: {backbone.name}: it does not read images of 3 channels")
         calls: list[tuple[int, Tensor]] = []
@@ -82,12 +102,12 @@ def dry_run(backbone: BackboneConfig, device: str = "meta") -> dict[str, Any]:
             features = features_of(model, torch.zeros(1, 3, *size))
             calls.clear()
             logits = model(torch.zeros(1, 3, *size))
-            resized = backbone.image_size is not None and not hasattr(model, "set_input_size")
+            resized = backbone.fixed_size is not None and not hasattr(model, "set_input_size")
             if backbone.pretrained and not is_local and resized and config.get("fixed_input_size"):
                 _load_shapes(backbone)
             # The last step of finetune and export, in which timm checks the size anew.
             with tempfile.TemporaryDirectory() as folder:
-                data_config = input_config(model, backbone.image_size)
+                data_config = input_config(model, backbone.fixed_size)
                 save_config_for_hf(model, str(Path(folder) / MODEL_CONFIG), data_config=data_config)
         except (*TIMM_ERRORS, TypeError) as error:
             if device == "meta" and "meta" in str(error).lower():
@@ -121,7 +141,7 @@ def _load_shapes(backbone: BackboneConfig) -> None:
     own = create_backbone(backbone.name, pretrained=False, image_size=None, args=backbone.args)
     overlay = {"state_dict": own.state_dict(), "source": "", "label_offset": 0}
     args = {**backbone.args, "pretrained_cfg_overlay": overlay}
-    create_backbone(backbone.name, pretrained=True, image_size=backbone.image_size, args=args)
+    create_backbone(backbone.name, pretrained=True, image_size=backbone.fixed_size, args=args)
 
 
 def _works(backbone: BackboneConfig, **changes: Any) -> dict[str, Any]:
@@ -166,7 +186,7 @@ def _wrong_argument(backbone: BackboneConfig, reason: str) -> str | None:
 
 def _wrong_size(backbone: BackboneConfig, reason: str) -> str | None:
     """Return the message about ``image_size``, None if the backbone fails at its own size too."""
-    size = backbone.image_size
+    size = backbone.fixed_size
     if size is None or not (own := _works(backbone, image_size=None)):
         return None
     problem, own_size = f"backbone.image_size: {size}: {backbone.name} fails ({reason}):", own["input_size"][-1]

@@ -21,7 +21,7 @@ def optional_float(text: str) -> float | None:
 # The keys and columns that the page shows, and the functions that read the columns' text.
 JSON_KEYS = {
     paths.report_of("prepare"): ("pictures", "splits", "per_class", "class_imbalance", "side_range", "odd_pictures",
-                               "bad"),
+                               "bad", "chosen"),
     paths.report_of("features"): ("duplicates_across_splits", "near_duplicate_cosine", "suspicious_labels"),
     paths.report_of("probe"): ("augmentation",),
     paths.report_of("finetune"): ("best_epoch", "epochs", "stopped_early", "precision", "chosen", "groups",

@@ -47,7 +47,7 @@ def run(params: Params) -> None:
     model = create_backbone(
         backbone.name,
         pretrained=backbone.pretrained,
-        image_size=backbone.image_size,
+        image_size=backbone.fixed_size,
         args=backbone.args,
         seed=backbone.seed,
     )

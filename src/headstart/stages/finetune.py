@@ -68,7 +68,8 @@ def train(params: Params, stop_after: int | None = None, observers: Sequence[Cal
     model, plan = starting_model(
         params.backbone, params.finetune, classes=len(prepared.classes), train_images=len(prepared.rows("train"))
     )
-    content = {"backbone": params.backbone.model_dump(), "finetune": plan.finetune.model_dump()}
+    backbone = params.backbone.model_dump(exclude={"image_size"})  # the dataset has what it stands for
+    content = {"backbone": backbone, "finetune": plan.finetune.model_dump()}
     files = [paths.MANIFEST, paths.DATASET, paths.HEADS]
     key, cache = run_key(content, files), paths.cache_folder(params.run.cache)
     earlier = cache / "runs" / run_key(content, files, CHECKPOINT_FORMAT - 1)

@@ -20,6 +20,7 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.config.choice import Choice
 from headstart.config.schema import BackboneConfig, Params
 from headstart.core import paths
 from headstart.core.errors import UserError
@@ -28,7 +29,7 @@ from headstart.core.problems import SHOWN, count_kinds, list_problems
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS
 from headstart.data.image_info import TrainingResize
 from headstart.data.index import Catalog
-from headstart.data.packing import Packer, Resizes, SizeEstimate, choose_store, pack_all, repack, store_spec
+from headstart.data.packing import Packer, Resizes, SizeEstimate, choose_store, pack_all, repack, sizes_of, store_spec
 from headstart.data.reuse import NOTES_PATH, has_reusable_store, index_reusable_rows, resumable_store, write_notes
 from headstart.data.shards import STORES, checksum, write_index
 from headstart.data.sources import FileSource, Source, open_source
@@ -46,7 +47,7 @@ from headstart.data.transforms import evaluation_transform
 from headstart.data_checks.tables import check_images, class_imbalance
 from headstart.images.decode import ImageLimits
 from headstart.models.backbone import LOCAL_DIR, input_config_by_name
-from headstart.models.backbone_check import check_backbone
+from headstart.models.backbone_check import check_backbone, choose_side
 from headstart.stages.program import main
 
 PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args")
@@ -81,7 +82,7 @@ def prepare_images(params: Params, sample: int | None = None) -> None:
             _bad_images(catalog, params.prepare.on_bad_image)
         if catalog.class_counts():  # torchvision's labels come with the pixels
             _check_classes(catalog)
-        spec, packer, shard_images = _plan(params, source, catalog, folder)
+        spec, packer, shard_images, choices = _plan(params, source, catalog, folder)
         workers = joblib.cpu_count() if params.run.workers == "auto" else params.run.workers
         workers = 0 if source.in_memory else workers
         with closing(packer.reusable):
@@ -107,7 +108,8 @@ def prepare_images(params: Params, sample: int | None = None) -> None:
     input_side = max(spec["input"]["input_size"][1:])
     noted = [(row, note) for row, _, note in notes]
     figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, len(splits), input_side, noted)
-    write_report("prepare", counts | figures | {"bad": bad})
+    chosen = [choice._asdict() for choice in choices]
+    write_report("prepare", counts | figures | {"bad": bad, "chosen": chosen})
 
 
 def _refuse_own_outputs(backbone: str) -> None:
@@ -138,21 +140,38 @@ def _check_classes(catalog: Catalog) -> None:
     refuse_untrained_classes(catalog.untrained_classes())
 
 
-def _plan(params: Params, source: Source, catalog: Catalog, folder: Path) -> tuple[dict[str, Any], Packer, int]:
-    """Return the store's spec, the packer, and the number of images in a shard."""
-    prepare, backbone, given = params.prepare, params.backbone, catalog.given_counts()
-    config = input_config_by_name(backbone.name, backbone.image_size, backbone.args)
+def _plan(
+    params: Params, source: Source, catalog: Catalog, folder: Path
+) -> tuple[dict[str, Any], Packer, int, list[Choice]]:
+    """Return the store's spec, the packer, the number of images in a shard, and what ``auto`` stood for."""
+    prepare, given = params.prepare, catalog.given_counts()
+    limits = ImageLimits(prepare.max_pixels, prepare.max_aspect_ratio)
+    sizes = sizes_of(catalog.sample(SAMPLE), source.read, limits)
+    config, choices = _input_config(params.backbone, sizes)
     spec = store_spec(config, prepare.train_scale, "raw")
     resizes = Resizes(TrainingResize(spec["train_side"], config["interpolation"]), evaluation_transform(config)[0])
     fractions = fractions_to_draw(given, **prepare.split.model_dump())
-    limits = ImageLimits(prepare.max_pixels, prepare.max_aspect_ratio)
-    estimate = SizeEstimate.of(catalog.sample(SAMPLE), source.read, resizes, limits)
+    estimate = SizeEstimate.of(sizes, resizes)
     size = estimate.total(given, sum(fractions.values()))
     reusable = (kind for kind in STORES if has_reusable_store(folder, paths.PREPARED, spec | {"store": kind}))
     spec["store"] = store = choose_store(prepare.store, size, folder, previous=next(reusable, None))
     rows = index_reusable_rows(folder, paths.PREPARED, spec)
     packer = Packer(folder, source.read, resizes, fractions, store, rows, limits)
-    return spec, packer, estimate.shard_images(store)
+    return spec, packer, estimate.shard_images(store), choices
+
+
+def _input_config(backbone: BackboneConfig, sizes: list[tuple[int, int]]) -> tuple[dict[str, Any], list[Choice]]:
+    """Return the backbone's ``input_config`` for images of which a sample has these sizes, and what ``auto`` was."""
+    is_auto, shorter_side = backbone.image_size == "auto", int(np.median([min(size) for size in sizes or [(0, 0)]]))
+    side = choose_side(backbone.name, backbone.args, shorter_side) if is_auto and sizes else backbone.fixed_size
+    config = input_config_by_name(backbone.name, side, backbone.args)
+    _, height, width = config["input_size"]
+    if not is_auto or height != width:
+        return config, []
+    held = f"half of the images have a shorter side of at most {shorter_side} px"
+    choice = Choice("backbone.image_size", width, "the backbone's own" if side is None else held)
+    logger.info("%s", choice)
+    return config, [choice]
 
 
 def _bad_images(catalog: Catalog, on_bad_image: str) -> list[dict[str, str]]:

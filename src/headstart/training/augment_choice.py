@@ -1,22 +1,15 @@
 """What ``auto`` in ``finetune.augment`` stands for, from the verdicts of ``probe.augmentation``."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from headstart.config.choice import Choice
 from headstart.config.finetune import AugmentConfig, ResolvedAugmentConfig
 from headstart.core.io import read_json
 from headstart.core.paths import AUGMENTATION
 
 PROBABILITY = 0.5
 """Of a change that keeps the label: changed and unchanged images are equally frequent."""
-
-
-class Choice(NamedTuple):
-    """The value of a key of ``params.yaml`` that was ``auto``, and why."""
-
-    key: str
-    value: Any
-    reason: str
 
 
 def read_evidence() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -130,3 +131,18 @@ class SettledBuckets(Callback):
         wrapped(torch.zeros(1, *pl_module.image_size, 3, dtype=torch.uint8, device=pl_module.device)).sum().backward()
         pl_module.zero_grad(set_to_none=True)
         pl_module.train()
+
+
+class AverageFromStart(EMAWeightAveraging):
+    """Averages the weights exponentially, from those that training starts from.
+
+    Lightning's begins with the weights after the first step, Adam's noisiest, and where an epoch has two or three steps
+    it has hardly left them when the epoch ends.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        """Count the start in; a checkpoint's average has it already."""
+        average = self._average_model  # Lightning has no other access to it
+        assert average is not None
+        if average.n_averaged == 0:
+            average.update_parameters(pl_module)

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from headstart.config.choice import Choice
 from headstart.config.finetune import FinetuneConfig, ResolvedFinetuneConfig
 from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
 from headstart.models.backbone import BATCH_NORM, backbone_for, channels_last, head_name, set_head
 from headstart.models.head import read_head
-from headstart.training.augment_choice import Choice, read_evidence
+from headstart.training.augment_choice import read_evidence
 from headstart.training.datamodule import global_batch_size
 from headstart.training.losses import warmup_cosine
 from headstart.training.regularization.param_groups import (
@@ -180,7 +181,7 @@ def describe(plan: TrainingPlan) -> list[dict[str, str | int | float | None]]:
     """
     finetune, kind, rows = plan.finetune, plan.finetune.l2.kind, []
     for choice in plan.choices:
-        logger.info("%s: %s; %s", choice.key, choice.value, choice.reason)
+        logger.info("%s", choice)
     for group, row in zip(plan.groups, groups_table(plan.groups), strict=True):
         shrink = expected_shrink(group, kind, finetune.optimizer, plan.lr_factors(group), finetune.momentum)
         rows.append({**row, "expected_shrink": shrink})

@@ -11,13 +11,16 @@ from typing import Any
 
 from torch import nn
 
+from headstart.config.choice import Choice
 from headstart.config.finetune import FinetuneConfig, GroupRule, ResolvedFinetuneConfig
 from headstart.models.backbone import BATCH_NORM, head_name
-from headstart.training.augment_choice import Choice, resolve_augment
+from headstart.training.augment_choice import resolve_augment
 from headstart.training.datamodule import global_batch_size
 from headstart.training.regularization.param_groups import HEAD, backbone_parameters
 
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 300, 5, 20
+FEWEST_AVERAGED = 10
+"""Steps: over fewer, Adam's first ones weigh too much."""
 RELATIVE_STEP = 0.003
 """Adam's rate over the size of the weights: a step moves each weight by up to the rate."""
 SGD_LR = 0.003
@@ -68,8 +71,8 @@ def resolve(
     batch_norm = chosen("batch_norm", finetune.batch_norm, "frozen" if pretrained else "train", why)
     patience = max(5, math.ceil(epochs / 2))
     patience = chosen("early_stopping.patience", finetune.early_stopping.patience, patience, f"of {epochs} epochs")
-    ema = round(1 - 1 / max(2, steps), 6)
-    ema = chosen("ema", finetune.ema, ema, f"an average over about {max(2, steps):,} steps, an epoch")
+    averaged = max(FEWEST_AVERAGED, steps)
+    ema = chosen("ema", finetune.ema, round(1 - 1 / averaged, 6), f"an average over about {averaged:,} steps")
     augment, augment_choices = resolve_augment(finetune.augment, evidence)
     values = finetune.model_dump() | {
         "epochs": epochs,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy
 
 from headstart.config.finetune import ResolvedFinetuneConfig
@@ -24,7 +24,7 @@ from headstart.distributed.process_group import ProcessGroup, layout
 from headstart.distributed.signals import StopRequested, stop_flag
 from headstart.models.timm_checkpoint import Weights, weights_of_module
 from headstart.training.batch_size import AccumulationFinder
-from headstart.training.callbacks import EpochReport, LogHistory, SettledBuckets
+from headstart.training.callbacks import AverageFromStart, EpochReport, LogHistory, SettledBuckets
 from headstart.training.checkpoint import CheckpointManager, RunDir, latest_checkpoint, load_checkpoint, mode_of
 from headstart.training.datamodule import FineTuneDataModule
 from headstart.training.history import VALIDATION_FIGURES, HistoryRow
@@ -74,7 +74,7 @@ def fit(
             stop=stop,
             watchdog=watchdog,
             images=images,
-            average=None if finetune.ema is None else EMAWeightAveraging(process_group.device, decay=finetune.ema),
+            average=None if finetune.ema is None else AverageFromStart(process_group.device, decay=finetune.ema),
         )
         start = _validate_start(module, images, run, process_group, checkpoints=checkpoints, observers=observers)
         report, rule = EpochReport(log_history, finetune.epochs), finetune.early_stopping

@@ -30,7 +30,7 @@ def check_formats(params: Params) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("error", "backbone-unavailable", str(error))
         return
-    size = tuple(input_config(model, backbone.image_size)["input_size"])
+    size = tuple(input_config(model, backbone.fixed_size)["input_size"])
     images = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
     try:
         with TemporaryDirectory(prefix="headstart-doctor-") as folder:

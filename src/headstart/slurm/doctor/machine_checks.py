@@ -43,7 +43,7 @@ def sizes_of(params: Params) -> Sizes:
     """Compute the sizes without allocating the weights; raises UserError where timm has no such backbone."""
     backbone = params.backbone
     with torch.device("meta"):
-        model = create_backbone(backbone.name, pretrained=False, image_size=backbone.image_size, args=backbone.args)
+        model = create_backbone(backbone.name, pretrained=False, image_size=backbone.fixed_size, args=backbone.args)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     # As many in a checkpoint, with the weights and without the gradients.
     return Sizes(weights, weights * params.finetune.copies_of_weights, cast("int", model.num_features))
@@ -108,10 +108,10 @@ def check_device(params: Params) -> Iterator[Finding]:
 def seconds_per_image(params: Params) -> float:
     """Measure forward and backward of the backbone on this process's device, in seconds per image."""
     backbone, device = params.backbone, device_of(params.run)
-    model = create_backbone(backbone.name, pretrained=False, image_size=backbone.image_size, args=backbone.args)
+    model = create_backbone(backbone.name, pretrained=False, image_size=backbone.fixed_size, args=backbone.args)
     size = min(max(2, params.finetune.batch_size), MAX_BATCH[device.type])
     bf16 = params.finetune.precision == "bf16-mixed"
-    (step,) = seconds_a_step(model, input_config(model, backbone.image_size), device, size, (bf16,))
+    (step,) = seconds_a_step(model, input_config(model, backbone.fixed_size), device, size, (bf16,))
     return step / size
 
 
