@@ -318,6 +318,13 @@ def test_the_average_is_kept_with_the_raw_weights_beside_it() -> None:
     assert 1e-4 < largest_difference(averaged, raw) < 1
 
 
+def test_the_start_is_in_the_average() -> None:
+    averaged = run({"finetune.ema": 0.9, "finetune.recipe": "full", "finetune.epochs": 1, "finetune.batch_size": 35})
+    raw = load_file(FINETUNE / "raw" / "model.safetensors")  # one step away from a head of zeros
+    assert float(raw["fc.weight"].abs().max()) > 0
+    torch.testing.assert_close(averaged["fc.weight"], 0.1 * raw["fc.weight"])
+
+
 def test_a_start_that_training_only_makes_worse_is_what_is_kept(prepared: PreparedDataset) -> None:
     changes = {"finetune.lr": {"backbone": 0.0, "head": 30.0}, "finetune.epochs": 1, "finetune.warmup_epochs": 0}
     weights = run(changes)

@@ -95,6 +95,11 @@ def test_a_value_in_the_file_wins(model: nn.Module) -> None:
     }
 
 
+def test_the_average_is_over_ten_steps_at_least(model: nn.Module) -> None:
+    resolved, _ = resolve(section(), model, train_images=100, pretrained=True, evidence=EVIDENCE)
+    assert resolved.ema == 0.9
+
+
 @pytest.mark.parametrize(
     ("changes", "pretrained", "lr"),
     [
