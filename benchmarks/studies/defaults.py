@@ -3,10 +3,10 @@
     python -m benchmarks.studies.defaults FOLDER ... --size 96 --seeds 0 1 2 --epochs 5 --work FOLDER
 
 Each FOLDER has one folder a class, or train/, val/ and test/ of such folders. `--recipes` names others too: what comes
-with one choice made differently, of flips and turns and of the backbone's λ. A seed draws everything in fine-tuning; the splits are the same. `start` and `epoch
-1` are accuracies on validation, `probe` and `fine-tuned` those of the kept epoch on test, in percent, means over
-seeds. Below, pooled over sets and seeds: the mean difference, with its 95 % interval by Student's t over the trainings
-(sets times seeds). What is there already is not run again.
+with one choice made differently, of flips and turns and of the backbone's λ. A seed draws everything in fine-tuning;
+the splits are the same. `start` and `epoch 1` are accuracies on validation, `probe` and `fine-tuned` those of the kept
+epoch on test, in percent, means over seeds. Below, pooled over sets and seeds: the mean difference, with its 95 %
+interval by Student's t over the trainings (sets times seeds). What is there already is not run again.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main() -> None:
                     (RECIPES | VARIANTS)[recipe] | {"seed": seed} | ({"epochs": args.epochs} if args.epochs else {})
                 )
                 began = time.perf_counter()
-                runs.append(figures_of(work / images.name, images, backbone, recipe, changes))
+                runs.append(figures_of(work / f"{images.name}-{args.size}", images, backbone, recipe, changes))
                 seconds = time.perf_counter() - began
                 print(f"{images.name}, {recipe}, seed {seed}: {seconds:.0f} s", file=sys.stderr, flush=True)
     print_table(runs)

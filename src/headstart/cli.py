@@ -313,9 +313,9 @@ def choose_backbone(names: tuple[str, ...], sample: int, params: Path, *, best: 
 
     reads:   params.yaml, the images of prepare.source, the weights of each NAME (without one: all that `headstart
              backbones` lists), and run.cache, in which their features are kept for `dvc repro`
-    writes:  backbone.name in params.yaml; its comments and its other values stay
+    writes:  backbone.name in params.yaml, and backbone.args, which are of one backbone; comments and other values stay
 
-    For each candidate, features of the same images at its own size (or backbone.image_size), a linear head on them,
+    For each candidate, features of the same images at the size that backbone.image_size gives, a linear head on them,
     and the time of a training step. The one that trains fastest is chosen among those whose head is not clearly worse
     on validation than the best, by a paired interval of the negative log-likelihood after temperature. Nothing is
     compared on test images. Run it before `dvc repro`, since everything depends on the backbone.
@@ -385,7 +385,7 @@ def tune(budget: float, named: tuple[str, ...], tries: int | None) -> None:
 def resolve(params: Path) -> None:
     """Write what `auto` stands for in backbone.image_size and in the section finetune into params.yaml.
 
-    reads:   params.yaml, data/prepared, reports/prepare.json, models/probe
+    reads:   params.yaml, data/prepared, reports/prepare.json, models/probe (`dvc repro probe` makes them)
     writes:  params.yaml: a value for each of those keys, the same that prepare and finetune choose for this data and
              this backbone and list in their logs and reports; after it `dvc repro` decodes and trains nothing anew
 

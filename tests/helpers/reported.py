@@ -46,7 +46,9 @@ def _write_stages(prepared: PreparedDataset, manifest: list[dict[str, Any]]) -> 
     report = {"pictures": len(manifest), "splits": splits, "per_class": per_class, "class_imbalance": 1.5}
     write_report(
         "prepare",
-        report | {"side_range": [32, 4000], "odd_pictures": {"tiny": MANY // 2, "blank": MANY // 2}, "bad": []},
+        report
+        | {"side_range": [32, 4000], "odd_pictures": {"tiny": MANY // 2, "blank": MANY // 2}, "bad": []}
+        | {"chosen": [{"key": "backbone.image_size", "value": 32, "reason": "the backbone's own"}]},
     )
     duplicates = {"exact": MANY // 2, "near": MANY // 2}
     write_report(

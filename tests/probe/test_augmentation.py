@@ -93,6 +93,19 @@ def test_a_class_that_is_lost_refuses_what_is_good_on_average() -> None:
     assert found["reason"] == "3 of 4 right answers for 'down' are wrong after it"
 
 
+def test_a_class_of_one_image_hides_no_other_that_is_lost() -> None:
+    before, labels = images(400, 0)
+    rare = np.flatnonzero(labels >= 2)
+    rare = rare[(labels[rare] == 2) & (rare > 2) | (labels[rare] == 3) & (rare > 20)]  # one "up", five "down"
+    before, after = (np.delete(images(400, noise)[0], rare, axis=0) for noise in (0, 1))
+    labels = np.delete(labels, rare)
+    before[labels >= 2] = after[labels >= 2] = 9 * np.eye(4, dtype=np.float32)[labels[labels >= 2]]
+    turned = np.flatnonzero(labels >= 2)[:-1]  # all but one "down"
+    after[turned] = after[turned][:, [0, 1, 3, 2]]
+    found = verdict(before, after, labels)
+    assert found["reason"] == "4 of 5 right answers for 'down' are wrong after it"
+
+
 @pytest.mark.parametrize("changed", [True, False])
 def test_without_evidence_nothing_is_judged(changed: bool) -> None:
     before, labels = images(FEWEST_IMAGES - 1, 0)

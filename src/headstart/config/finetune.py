@@ -163,7 +163,7 @@ class FinetuneConfig(ConfigSection):
     decay: dict[str, NonNegative | None] = Field(default={"backbone": None, "head": None})
     """Decay of each group for `l2.kind: decoupled`; null for the other kinds."""
     warmup_epochs: Auto | NonNegative = "auto"
-    """Epochs in which the learning rate rises linearly to its peak. auto: 2, or less: 0.3 of
+    """Epochs in which the learning rate rises linearly to its peak. auto: the smaller of 2 and 0.3 ·
     `epochs`. Adam learns the gradients' size in its first steps: full ones would undo the start."""
     batch_norm: Literal["auto", "frozen", "train"] = "auto"
     """BatchNorm's running statistics. frozen keeps the features that the head was fitted to, gives the same weights on
@@ -187,7 +187,7 @@ class FinetuneConfig(ConfigSection):
     """none, or balanced: images of rare classes weigh more in the loss (n / (classes · n_class), scikit-learn's)."""
     ema: Auto | Annotated[float, Field(gt=0, lt=1)] | None = "auto"
     """Decay of a moving average of the weights, such as 0.999, that is validated and kept beside them; null: none.
-    auto: an average over about an epoch, 1 − 1 / its steps, and at least 10."""
+    auto: 1 − 1/n, an average over about n steps: those of an epoch, but at least 10."""
     augment: AugmentConfig = AugmentConfig()
     seed: Seed = 0
     """Seed of the order of the images, their augmentation and dropout."""

