@@ -3,10 +3,10 @@
     python -m benchmarks.studies.defaults FOLDER ... --size 96 --seeds 0 1 2 --epochs 5 --work FOLDER
 
 Each FOLDER has one folder a class, or train/, val/ and test/ of such folders. `--recipes` names others too: what comes
-with one choice made differently, of flips and turns and of the backbone's λ. A seed draws everything in fine-tuning;
-the splits are the same. `start` and `epoch 1` are accuracies on validation, `probe` and `fine-tuned` those of the kept
-epoch on test, in percent, means over seeds. Below, pooled over sets and seeds: the mean difference, with its 95 %
-interval by Student's t over the trainings (sets times seeds). What is there already is not run again.
+with one choice made differently: of flips and turns, of crops, of the backbone's λ. A seed draws everything in
+fine-tuning; the splits are the same. `start` and `epoch 1` are accuracies on validation, `probe` and `fine-tuned` those
+of the kept epoch on test, in percent, means over seeds. Below, pooled over sets and seeds: the mean difference, with
+its 95 % interval by Student's t over the trainings (sets times seeds). What is there already is not run again.
 """
 
 import argparse
@@ -51,6 +51,8 @@ FLIPS = ("hflip", "vflip", "quarter_turn")
 VARIANTS: dict[str, dict[str, Any]] = {
     "no flips or turns": {"augment": dict.fromkeys(FLIPS, 0.0)},
     "all flips and turns": {"augment": dict.fromkeys(FLIPS, PROBABILITY)},
+    "no crops": {"augment": {"scale": [1.0, 1.0]}},
+    "crops from 35 %": {"augment": {"scale": [0.35, 1.0]}},
     "λ 0 of the backbone": {"l2": {"backbone": 0.0}},
     "λ 0.01 of the backbone": {"l2": {"backbone": 0.01}},
 }
