@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, norm
+from scipy.special import bdtr, ndtri  # of scipy.stats, which takes half a second to import, the two that are used
 
 from headstart.data.dataset import SPLITS, evenly
 from headstart.data.splits import TRAIN
@@ -121,9 +121,9 @@ def _cosine_threshold(
         cosines = np.where(contents[sample, None] == contents[others], -1, unit[sample] @ unit[others].T)
         nearest = np.maximum(nearest, cosines.max(axis=1))
     logs = np.log(np.maximum(1 - nearest, ROUNDING))
-    deviations = norm.isf(FALSE_ALARMS / len(held_out))
+    deviations = -ndtri(FALSE_ALARMS / len(held_out))
     middle = np.median(logs)
-    spread = np.median(middle - logs[logs <= middle]) / norm.ppf(0.75)
+    spread = np.median(middle - logs[logs <= middle]) / ndtri(0.75)
     distance = np.exp(middle - deviations * spread)
     return float(1 - max(distance, ROUNDING))
 
@@ -142,5 +142,5 @@ def _hash_threshold(signs: UnitVectors, members: list[RowNumbers]) -> int:
     apart = (1 - mean) / 2
     degrees = int(apart * (1 - apart) / (variance / 4))
     distances = np.arange(HASH_BITS + 1)
-    expected = pairs * binom.cdf(np.ceil(distances * degrees / HASH_BITS), degrees, apart)
+    expected = pairs * bdtr(np.ceil(distances * degrees / HASH_BITS), degrees, apart)
     return int((expected < FALSE_ALARMS).sum()) - 1

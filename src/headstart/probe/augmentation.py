@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
-from scipy.stats import norm
+from scipy.special import log_softmax, ndtri
 
 from headstart.models.head import Head
 
@@ -67,7 +66,7 @@ def _judge(
     """Judge one change by the logits (n, classes) of the images before and after it."""
     loss = _losses(before, labels)
     rise = _losses((before + after) / 2, labels) - loss
-    error = float(norm.ppf((1 + CONFIDENCE) / 2) * rise.std(ddof=1) / np.sqrt(len(rise)))
+    error = float(ndtri((1 + CONFIDENCE) / 2) * rise.std(ddof=1) / np.sqrt(len(rise)))
     mean, scale = float(rise.mean()), max(float(loss.mean()), float(np.finfo(np.float64).tiny))
     right, still_right = (logits.argmax(axis=1) == labels for logits in (before, after))
     of_class, lost = (np.bincount(labels[each], minlength=len(classes)) for each in (right, right & ~still_right))
