@@ -56,7 +56,7 @@ def _peak_mb(task: Task, count: int) -> float:
     if not Path(small.images).exists():
         _draw(Path(small.images), count)
     make_project(small)
-    process = psutil.Popen([sys.executable, "-m", "headstart.stages.prepare"], cwd=project(small))
+    process = psutil.Popen([sys.executable, "-m", "headstart", "prepare"], cwd=project(small))
     peak = 0
     while process.poll() is None:
         peak = max(peak, pss(process))

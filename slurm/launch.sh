@@ -25,7 +25,7 @@ features | finetune | evaluate) tasks=all ;; # these stages use any number of pr
 prepare | probe | export) tasks=one ;;
 *) exec "$python" -m headstart "$command" "$@" ;;
 esac
-set -- "$python" -m "headstart.stages.$command"
+set -- "$python" -m headstart "$command" "$@"
 
 # In an allocation, but not yet within a step (4294967290 is the shell that salloc may open on the first node).
 if [ "$tasks" = all ] && [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_STEP_ID:-4294967290}" = 4294967290 ]; then

@@ -192,9 +192,9 @@ def test_every_key_of_params_yaml_has_a_comment() -> None:
 def test_help_imports_nothing_but_click(tmp_path: Path, arguments: list[str]) -> None:
     """So it answers at once."""
     code = (
-        "import atexit, sys; before = set(sys.modules); from headstart.cli import main; "
-        "loaded = lambda: {name.partition('.')[0] for name in set(sys.modules) - before}; "
-        "atexit.register(lambda: print(sorted(loaded() - set(sys.stdlib_module_names)), file=sys.stderr)); main()"
+        "import sys; before = set(sys.modules); from headstart.cli import cli; cli(standalone_mode=False); "
+        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(sorted(loaded - set(sys.stdlib_module_names)), file=sys.stderr)"
     )
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)

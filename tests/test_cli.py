@@ -74,7 +74,7 @@ def test_a_stages_help_is_its_docstring(stage: str) -> None:
 
 
 def run_stage_module(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a stage as slurm/launch.sh does: a process, since its end as ``__main__`` is what is tested."""
+    """Run a stage as slurm/launch.sh of older projects does: a process, since its end as ``__main__`` is tested."""
     command = [sys.executable, "-m", "headstart.stages.probe", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -183,6 +183,32 @@ def test_a_worker_that_ends_too_early_is_no_silent_end(monkeypatch: pytest.Monke
     monkeypatch.setattr("headstart.stages.probe.run", run)
     with pytest.raises(RuntimeError, match="ended too early"):
         headstart("probe")
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [("sys.exit(3)", 3, ""), ("sys.exit()", 0, ""), ("1 / 0", 1, "ZeroDivisionError"), ("pass", 0, "taken apart")],
+)
+def test_a_command_ends_without_being_taken_apart(ending: str, code: int, said: str) -> None:
+    """What it printed and what is registered with atexit is all there: only Python's own teardown is left out."""
+    program = f"""
+import atexit, sys
+from headstart.core.command import quick_exit
+
+class Object:
+    def __del__(self):
+        print("taken apart", file=sys.stderr)
+
+thing = Object()
+with quick_exit():
+    atexit.register(print, "registered")
+    print("printed")
+    {ending}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "printed\nregistered\n")
+    assert said in done.stderr
+    assert ("taken apart" in done.stderr) == ("sys.exit" not in ending)
 
 
 def test_the_leaderboard_before_any_run_says_what_to_do() -> None:

@@ -148,4 +148,4 @@ def test_dvc_by_its_path_runs_the_stages_in_its_own_environment(tmp_path: Path) 
     start = "import subprocess; subprocess.run('exec sh stage.sh prepare', shell=True, check=True)"  # as DVC does
     outside = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     said = subprocess.run([python, "-c", start], cwd=tmp_path, env=outside, check=True, capture_output=True, text=True)
-    assert f"{python} -m headstart.stages.prepare" in said.stdout
+    assert f"{python} -m headstart prepare" in said.stdout

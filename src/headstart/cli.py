@@ -6,7 +6,6 @@ with the base dependencies alone.
 
 import ast
 import contextlib
-import importlib
 import re
 import signal
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import click
 
-from headstart.core.command import SETTINGS, Command, log_to_stdout, params_option
+from headstart.core.command import SETTINGS, Command, log_to_stdout, params_option, quick_exit
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -104,19 +103,20 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line."""
-    cli(prog_name="headstart")
+    """Run the command line, and end this process."""
+    with quick_exit():
+        cli(prog_name="headstart")
 
 
 def add_stage(name: str, summary: str) -> None:
-    """Add a stage, which does what ``python -m headstart.stages.STAGE`` does."""
+    """Add a stage, as slurm/launch.sh calls it."""
 
     @cli.command(name, cls=Stage, short_help=summary)
     @params_option
     def stage(params: Path) -> None:
-        from headstart.stages.program import run_stage
+        from headstart.stages.program import import_stage, run_stage
 
-        module = importlib.import_module(f"headstart.stages.{name}")
+        module = import_stage(name)
         run_stage(module.run, module.PARAMS, params)
 
 

@@ -17,8 +17,8 @@ from helpers.images import ROOT
 
 PYTHON = """#!/bin/sh
 case "$2 ${{3:-}}" in
-headstart.stages.*) exec {python} {stage} "${{2##*.}}" ;;
 "headstart doctor") exit 0 ;;
+"headstart prepare" | "headstart finetune") exec {python} {stage} "$3" ;;
 esac
 exec {python} "$@"
 """

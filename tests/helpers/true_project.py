@@ -144,7 +144,7 @@ def kill_rank(job: str, rank: int) -> None:
             command, variables = ((process / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
         except OSError:  # it has ended
             continue
-        if wanted <= set(variables) and b"headstart.stages.finetune" in command:
+        if wanted <= set(variables) and {b"headstart", b"finetune"} <= set(command):
             os.kill(int(process.name), signal.SIGKILL)
             return
     raise AssertionError(f"job {job} has no rank {rank}")

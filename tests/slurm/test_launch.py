@@ -15,12 +15,12 @@ from helpers.slurm_cluster import SlurmCluster
 # Replaces the environment's Python, and records what a task was given. (CPUs per task are enforced by Slurm's task
 # plugins, of which this cluster has none.)
 PYTHON = """#!/bin/sh
-[ "$1 $2" = "-m headstart.stages.${2##*.}" ] || exit 1
+[ "$1 $2" = "-m headstart" ] || exit 1
 if [ -n "${SLURM_STEP_ID:-}" ]; then
   what="$SLURM_STEP_NUM_TASKS tasks, $SLURM_STEP_TASKS_PER_NODE (${SLURM_NTASKS_PER_NODE:-?} a node)"
   what="$what, cores ${SRUN_CPUS_PER_TASK:-?}, gpus ${CUDA_VISIBLE_DEVICES:-?}"
 fi
-echo "${2##*.}: ${what:-alone}" >> tasks
+echo "$3: ${what:-alone}" >> tasks
 """
 
 

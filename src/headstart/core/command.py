@@ -1,12 +1,16 @@
 """The class of every command: help as it is written, errors as one message on stderr, exit codes."""
 
+import atexit
 import inspect
 import logging
+import os
 import shlex
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -86,3 +90,27 @@ def log_to_stdout() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     for ours in ("headstart", "__main__"):  # __main__ is a stage that `python -m` started
         logging.getLogger(ours).setLevel(logging.INFO)
+
+
+@contextmanager
+def quick_exit() -> Iterator[None]:
+    """End the process, where ``sys.exit`` was called within, once what is registered with ``atexit`` has run.
+
+    Python would then take apart every module and object, which takes 1.6 s after the imports of torch and timm.
+    """
+    codes: list[int] = []
+
+    def leave() -> None:
+        if codes:
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(codes[0])
+
+    atexit.register(leave)  # the first to be registered is the last to be called
+    try:
+        yield
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            codes.append(end.code or 0)
+        raise

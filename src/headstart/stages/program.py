@@ -1,6 +1,8 @@
 """How a stage runs as a program: its command, its parameters, the lock of the project's folder."""
 
 import ctypes
+import gc
+import importlib
 import inspect
 import os
 import platform
@@ -8,19 +10,20 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
 from headstart.config.loader import load_params
 from headstart.config.schema import Params
-from headstart.core.command import SETTINGS, Command, log_to_stdout, params_option
+from headstart.core.command import SETTINGS, Command, log_to_stdout, params_option, quick_exit
 from headstart.core.lock import locked
 from headstart.core.paths import LOCK, cache_folder
 from headstart.core.run_state import UNDER_LOCK, rank_of_process
 
 
 def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
-    """Run a stage as ``python -m headstart.stages.STAGE``, which does what ``headstart STAGE`` does.
+    """Run a stage as ``python -m headstart.stages.STAGE``, as slurm/launch.sh of older projects calls it.
 
     Args:
         run: the stage; it sees only the params that it declares, and ``run``.
@@ -33,7 +36,17 @@ def main(run: Callable[[Params], None], declared: Sequence[str]) -> None:
     def stage(params: Path) -> None:
         run_stage(run, declared, params)
 
-    stage(prog_name=f"headstart {Path(sys.argv[0]).stem}")
+    with quick_exit():
+        stage(prog_name=f"headstart {Path(sys.argv[0]).stem}")
+
+
+def import_stage(name: str) -> Any:
+    """Import a stage's module without the garbage collector: of half a million new objects it finds nothing to free."""
+    gc.disable()
+    try:
+        return importlib.import_module(f"headstart.stages.{name}")
+    finally:
+        gc.enable()
 
 
 def run_stage(run: Callable[[Params], None], declared: Sequence[str], params_file: Path) -> None:
