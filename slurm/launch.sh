@@ -20,12 +20,12 @@ fi
 
 command=$1
 shift
+set -- "$python" -m headstart "$command" "$@"
 case "$command" in
 features | finetune | evaluate) tasks=all ;; # these stages use any number of processes
 prepare | probe | export) tasks=one ;;
-*) exec "$python" -m headstart "$command" "$@" ;;
+*) exec "$@" ;;
 esac
-set -- "$python" -m headstart "$command" "$@"
 
 # In an allocation, but not yet within a step (4294967290 is the shell that salloc may open on the first node).
 if [ "$tasks" = all ] && [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_STEP_ID:-4294967290}" = 4294967290 ]; then
