@@ -71,6 +71,14 @@ def test_a_grid_goes_on_where_it_stopped(records: Callable[[], Records]) -> None
     assert records().all()[-1] == KEY | {"budget": 0.2, "fits": False}
 
 
+def test_a_longer_run_says_what_an_epoch_takes(records: Callable[[], Records]) -> None:
+    run, contestant = Runs(), Contestant("fastai", "fine_tune")
+    records().add(run_of(12, 62.5) | {"epochs": 12})  # 4.5 s an epoch, unlike the rehearsals'
+    records().add(run_of(90, 65.0) | {"epochs": 14})  # stopped by itself
+    fill(records(), contestant, JOB, KEY | {"budget": 2.0}, run)
+    assert run.done == [(1, 0), (3, 0), (25, 0)]  # 27 by the rehearsals
+
+
 def test_a_run_that_failed_runs_again(records: Callable[[], Records]) -> None:
     run, contestant = Runs(), Contestant("autogluon", "fit", rehearsals=(5,))
     run.error = "MemoryError"

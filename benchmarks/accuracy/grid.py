@@ -158,6 +158,12 @@ def fill(records: Records, contestant: Contestant, job: Job, key: Record, run: R
             records.add(key | {"error": found["error"]})
             return
         points.append((amount, found["seconds"]))
+    if len(points) > 1:  # a longer run says better what an epoch takes, unless it ended early
+        points += [
+            (each["amount"], each["seconds"])
+            for each in records.all()
+            if shared.items() <= each.items() and "amount" in each and each["amount"] == each.get("epochs")
+        ]
     amount = fitting(points, seconds)
     if amount < 1:
         records.add(key | {"fits": False})
@@ -169,12 +175,13 @@ def fill(records: Records, contestant: Contestant, job: Job, key: Record, run: R
 def fitting(rehearsed: Sequence[tuple[int, float]], budget: float) -> int:
     """Return the largest amount whose total fits into a budget in seconds.
 
-    ``rehearsed`` are amounts with the seconds that the whole run took: two numbers of epochs, from which follow the
-    start-up and the seconds an epoch; or one in seconds, which are those beyond it; none: the budget is the amount.
+    ``rehearsed`` are amounts with the seconds that the whole run took: numbers of epochs, from whose least and most
+    follow the start-up and the seconds an epoch; or one in seconds, which are those beyond it; none: the budget is the
+    amount.
     """
     if not rehearsed:
         return int(budget)
-    (least, fewest), (most, longest) = rehearsed[0], rehearsed[-1]
+    (least, fewest), (most, longest) = min(rehearsed), max(rehearsed)
     each = (longest - fewest) / (most - least) if most > least else 1.0
     return math.floor((budget - (fewest - least * each)) / each)
 
