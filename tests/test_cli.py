@@ -286,3 +286,10 @@ def test_projects_of_before_find_the_commands_of_their_launch_script(name: str) 
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"Usage: headstart {name}")
+
+
+def test_only_what_lies_behind_a_url_has_a_lock() -> None:
+    Path("params.yaml").write_text(PARAMS, encoding="utf-8")
+    answer = headstart("lock-source")
+    assert (answer.exit_code, answer.stdout) == (1, "")
+    assert "prepare.source: digits has no URL: DVC watches prepare.path itself" in answer.stderr

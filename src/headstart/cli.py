@@ -286,6 +286,23 @@ def init(folder: Path, backbone: str | None, images: Path | None) -> None:
 
 
 @cli.command()
+@params_option
+def lock_source(params: Path) -> None:
+    """Write down what lies behind the URL of prepare.source, for DVC to see.
+
+    reads:   params.yaml, and the names, sizes and versions of the files there; no image
+    writes:  the file that prepare.path names, data/source.lock; of csv:FILE source.lock in that folder
+
+    `prepare` refuses files that were added, removed or changed since. Run this again to take them: then `dvc repro`
+    prepares the data anew, and only new images are decoded. Keep the file in git.
+    """
+    from headstart.config.loader import load_params
+    from headstart.data.sources import lock_source
+
+    print(lock_source(load_params(params).prepare))
+
+
+@cli.command()
 def backbones() -> None:
     """List the backbones whose weights are here, for backbone.name.
 

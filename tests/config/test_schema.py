@@ -65,7 +65,7 @@ def test_the_committed_file_is_complete_and_its_numbers_are_numbers(params: Para
         ("backbone.image_size", 4, ["greater than or equal to 8", "got 4"]),
         ("backbone.name", 50, ["valid string", "50"]),
         ("backbone.args", "none", ["valid dictionary", "'none'"]),
-        ("prepare.source", "zip:x", ["digits|imagefolder|csv:.+", "'zip:x'"]),
+        ("prepare.source", "zip:x", ["digits|imagefolder", "'zip:x'"]),
         ("prepare.split.test", 1.5, ["less than 1", "1.5"]),
         ("probe.l2", [], ["at least 1 item", "[]"]),
         ("run.devices", "all", ["'auto'", "valid integer", "'all'"]),

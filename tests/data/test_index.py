@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from headstart.data.index import Catalog
-from headstart.data.sources import SourceItem
+from headstart.data.source_item import SourceItem
 
 Counts = dict[tuple[str, str | None], int]
 

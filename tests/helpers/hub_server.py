@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,8 +66,9 @@ class HubServer:
         return f"http://127.0.0.1:{self.port}"
 
     def publish(self, name: str, folder: Path) -> None:
-        """Put a folder's files into a repository's main branch."""
-        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        """Put a folder's files, at any depth, into a repository's main branch."""
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         self.repositories[name] = Repository(branches={"main": files})
 
     def create(self, body: Json) -> Json:
@@ -84,6 +86,14 @@ class HubServer:
         """Return a repository's state and files."""
         files = [{"rfilename": file} for file in self.files(name, branch)]
         return {"id": name, **self.state(name), "siblings": files}
+
+    def tree(self, name: str, branch: str) -> list[Json]:
+        """Return a repository's files, as the listing of a folder and all below it has them."""
+        files = self.files(name, branch).items()
+        return [
+            {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha256(content).hexdigest()}
+            for path, content in files
+        ]
 
     def state(self, name: str) -> Json:
         return {"private": self.repositories[name].private, "sha": self.repositories[name].head}
@@ -162,6 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requested.append(f"{self.command} {self.path}")
         try:
             known = self.headers["Authorization"] == f"Bearer {TOKEN}"
+            if parts[0] == "datasets" and parts[3] == "resolve":
+                self._send_file("/".join(parts[1:3]), parts[4], "/".join(parts[5:]), known=known)
+                return
             if len(parts) == 5 and parts[2] == "resolve":
                 self._send_file("/".join(parts[:2]), *parts[3:], known=known)
                 return
@@ -171,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         except RefusedError as refused:
             self._send(refused.status, refused.text.encode(), {"X-Error-Code": refused.code})
 
-    def _result(self, parts: list[str], body: bytes) -> Json:  # noqa: PLR0911  (one for each address)
+    def _result(self, parts: list[str], body: bytes) -> Json | list[Json]:  # noqa: PLR0911  (one for each address)
         match [self.command, *parts]:
             case ["PUT", "large", oid]:
                 return self.hub.keep(oid, body)
@@ -179,8 +192,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.hub.create(json.loads(body))
             case ["POST", "api", "validate-yaml"]:
                 return {"errors": [], "warnings": []}
-            case ["GET", "api", "models", owner, name, *rest]:
-                return self.hub.info(f"{owner}/{name}", rest[-1] if rest else "main")
+            case ["GET", "api", "models" | "datasets", owner, name, *rest]:
+                what = self.hub.tree if rest[:1] == ["tree"] else self.hub.info
+                return what(f"{owner}/{name}", rest[1] if rest else "main")
             case ["POST", "api", "models", owner, name, "branch", branch]:
                 return self.hub.branch(f"{owner}/{name}", branch)
             case ["POST", "api", "models", owner, name, "preupload", branch]:
@@ -202,6 +216,9 @@ class _Handler(BaseHTTPRequestHandler):
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
             "X-Repo-Commit": self.hub.repositories[repository].head,
         }
+        if span := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"] or ""):
+            self._send(206, content[int(span[1]) : int(span[2]) + 1], headers)
+            return
         self._send(200, content, headers, sent=len(content) // 2 if self.hub.breaks_off else len(content))
 
     def _send(

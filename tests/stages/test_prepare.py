@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,16 @@ from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, read_table
 from headstart.core.paths import PREPARED
-from headstart.data import packing
+from headstart.data import packing, remote
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, PreparedDataset, manifest_rows, read_labels
 from headstart.data.image_info import LabelledImage, content_sha256, info_of
 from headstart.data.loader import Normalize, evaluation_pixels
-from headstart.data.sources import ImageFolder
+from headstart.data.sources import ImageFolder, lock_source
 from headstart.data.transforms import evaluation_transform
 from headstart.export.parity import compare_preprocessing
 from headstart.stages import prepare
 from helpers.damaged import make_damaged
+from helpers.file_server import serve
 from helpers.waiting import wait_for_workers
 
 ROOT = Path(__file__).parents[2]
@@ -609,3 +611,37 @@ def test_a_backbone_that_a_later_stage_can_not_use_stops_before_any_image(key: s
     with pytest.raises(UserError, match=rf"^backbone\.{key}"):
         prepare.run(parse_params(sections).declared(prepare.PARAMS))
     assert not Path("data").exists()
+
+
+def test_archives_hold_what_a_folder_holds() -> None:
+    draw_classes()
+    prepare.run(params())
+    expected = sorted((row["label"], row["sha256"]) for row in manifest_rows())
+    with tarfile.open("images/all.tar", "w") as archive:
+        for path in sorted(Path("images").glob("*/*.png")):
+            label = Path(f"{path}.cls")
+            label.write_text(path.parent.name, encoding="utf-8")
+            archive.add(path, f"{path.parent.name}-{path.name}")
+            archive.add(label, f"{path.parent.name}-{path.stem}.cls")
+    prepare.run(params("webdataset:*.tar"))
+    assert sorted((row["label"], row["sha256"]) for row in manifest_rows()) == expected
+    assert read_json(Path("reports/prepare.json"))["reused"] == 24
+
+
+def test_a_network_that_fails_costs_what_was_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_classes(root="served/raw")
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 4)
+    monkeypatch.setattr(prepare, "SAMPLE", 1)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    with serve(Path("served")) as server:
+        remote_params = params(f"imagefolder:{server.url}/raw", path="source.lock")
+        lock_source(remote_params.prepare)
+        server.faults["/raw/b/003.png"] = ["503", "always"]
+        with pytest.raises(UserError, match=r"/raw/b/003\.png can't be read, after 5 attempts"):
+            prepare.run(remote_params)
+        assert not PREPARED.exists()
+        server.faults.clear()
+        prepare.run(remote_params)
+    figures = read_json(Path("reports/prepare.json"))
+    assert (figures["decoded"], figures["reused"], figures["bad"]) == (12, 12, [])
+    assert len(splits()) == 24

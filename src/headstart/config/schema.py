@@ -11,6 +11,8 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from headstart.config.finetune import FinetuneConfig
 from headstart.config.section import Auto, BelowOne, ConfigSection, Count, Fraction, Positive, Seed, UpToOne
 
+SOURCES = r"^(digits|imagefolder(:\w+://.+)?|csv:.+|torchvision:\w+|(webdataset|parquet):.+|hf:[\w.-]+/[\w.@%/-]+)$"
+
 Section = TypeVar("Section", bound=ConfigSection)
 
 
@@ -32,7 +34,7 @@ class SplitConfig(ConfigSection):
 class PrepareConfig(ConfigSection):
     """Where the images come from, and how they are stored."""
 
-    source: Annotated[str, Field(pattern=r"^(digits|imagefolder|csv:.+|torchvision:\w+)$")] = "digits"
+    source: Annotated[str, Field(pattern=SOURCES)] = "digits"
     """The kind of source:
     - `digits`: scikit-learn's 1,797 handwritten digits, offline; `prepare.path` is not read
     - `imagefolder`: one folder per class, or train/, val/ and test/ of class folders (with train/ and val/ alone, val/
@@ -40,6 +42,12 @@ class PrepareConfig(ConfigSection):
     - `csv:FILE`: a table with the columns path, label and optionally split (train, validation, test) and group (images
       of one group stay in one split); FILE and the paths are relative to `prepare.path`
     - `torchvision:NAME`: CIFAR10, Flowers102, OxfordIIITPet, Food101, EuroSAT ...; downloaded to `run.cache`
+    - `webdataset:PATTERN`: tar archives of an image and a cls, json or txt file a sample, as `shard-{000..127}.tar`
+    - `parquet:PATTERN`: files with a column of images and one of labels, as `datasets` and the hub write them
+    - `hf:owner/name`: the Parquet files of a data set of the Hugging Face hub
+    PATTERN is relative to `prepare.path`, or a URL (s3://, gs://, https://, hf://); `imagefolder:URL` is such a folder.
+    What lies behind a URL is read there: `prepare.path` is then data/source.lock, which `headstart lock-source` writes.
+    docs/sources.md has more.
     """
     path: Annotated[str, Field(min_length=1)] = "data/raw"
     """The folder with the images. DVC watches it: the next `dvc repro` notices images added, changed or removed."""
@@ -50,6 +58,9 @@ class PrepareConfig(ConfigSection):
     label_case: Literal["keep", "fold"] | None = None
     """For classes whose names differ in case alone, as Dog and dog: `keep` keeps them apart, `fold` makes them one with
     the name that sorts last (dog), null refuses them. Outer blanks and Unicode forms never tell classes apart."""
+    columns: dict[Literal["image", "label", "split", "group"], str] | None = None
+    """Of `parquet`, `hf` and `webdataset`: what is called otherwise than usual, such as {image: img, label:
+    fine_label}: a column, a sample's file by its suffix, or a key of its JSON. null: found by type and name."""
     on_bad_image: Literal["error", "skip"] = "error"
     """For files that cannot be read as images: `error` lists them and stops, `skip` lists them in the report."""
     max_pixels: Count = 178_956_970

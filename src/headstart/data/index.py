@@ -17,7 +17,7 @@ from headstart.core.errors import UserError
 from headstart.core.problems import some
 from headstart.data.dataset import SPLITS
 from headstart.data.image_info import PackedImage
-from headstart.data.sources import SourceItem
+from headstart.data.source_item import SourceItem
 from headstart.data.splits import NOT_GIVEN, TEST, TRAIN, VALIDATION, group_number
 from headstart.images.decode import Note
 

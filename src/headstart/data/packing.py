@@ -34,7 +34,7 @@ from headstart.data.index import Catalog
 from headstart.data.parallel import map_in_order
 from headstart.data.reuse import PackedRow, ReusableRows, shard_rows_path, write_shard_rows
 from headstart.data.shards import LONGEST_SIDE, ShardEntry, Store, pack_image, shard_path
-from headstart.data.sources import SourceItem
+from headstart.data.source_item import SourceItem
 from headstart.data.splits import NOT_GIVEN, TRAIN, assign_by_hash, group_number
 from headstart.images.decode import DEFAULT_LIMITS, NOTE, BadImageError, ImageLimits, Note
 

@@ -1,20 +1,21 @@
 """Sources of images: folders of classes, CSV tables, scikit-learn's digits, and torchvision's data sets.
 
 A new source is a class with what ``Source`` lists, and a case in ``open_source`` and in the pattern of
-``prepare.source`` in ``config.schema``. scikit-learn and torchvision are imported only by the sources that use them.
+``prepare.source`` in ``config.schema``. Those that hold many images a file are in ``webdataset`` and ``parquet``.
+scikit-learn, torchvision, pyarrow and fsspec are imported only by the sources that use them.
 """
 
 import difflib
 import inspect
+import itertools
 import logging
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,63 +25,30 @@ from headstart.config.writer import inline_yaml
 from headstart.core.errors import UserError
 from headstart.core.paths import cache_folder
 from headstart.core.problems import some
+from headstart.data.archives import Archives
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, Split
 from headstart.data.image_info import LabelledImage
 from headstart.data.names import mentioned_split, normalize_label, split_of
+from headstart.data.parquet import ParquetFiles
+from headstart.data.remote import RemoteFile, check_lock, is_url, list_files, read_url, write_lock
+from headstart.data.source_item import Source, SourceItem
 from headstart.data.tables import FolderPaths, TableFile
 from headstart.data.watched import WatchedFiles
+from headstart.data.webdataset import WebDataset
 from headstart.images.decode import BadImageError
-from headstart.images.files import counted, is_image_file, is_image_name, read_file, scan, walk
+from headstart.images.files import counted, is_ignored, is_image_file, is_image_name, read_file, scan, walk
 
 TABLE_COLUMNS = ("path", "label", "split", "group")
+LOCK_NAME = "source.lock"
 BREAKS = re.compile("[\0\r\n]")
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceItem:
-    """An image as its source lists it, before it is read.
-
-    Attributes:
-        source: its name, unique in the source; of a file, its posix path relative to the source's folder.
-        label: its class; None if only reading the image reveals it, or if it has none, as ``problem`` says.
-        split: as the source assigns it.
-        group: images of one group stay in one split.
-        metadata: the values of the source's ``metadata_columns``.
-        problem: why it is bad, if the listing already shows that.
-    """
-
-    source: str
-    label: str | None
-    split: Split | None = None
-    group: str | None = None
-    metadata: tuple[str, ...] = ()
-    problem: str | None = None
-
-
-class Source(Protocol):
-    """Lists images, then reads each one by its name.
-
-    Attributes:
-        metadata_columns: names of further values that each image has, which the manifest keeps.
-        in_memory: whether all pixels are in memory: pickling them to worker processes would cost more than it saves.
-    """
-
-    metadata_columns: Sequence[str] = ()
-    in_memory: bool
-
-    def images(self) -> Iterator[SourceItem]:
-        """Yield the images in any order, without reading them; raises UserError."""
-
-    def read(self, source: str) -> bytes | LabelledImage:
-        """Read one image; raises BadImageError."""
-
-
 class FileSource(Source):
     """Images that are files below a folder."""
 
-    in_memory = False
+    root: Path
 
     def __init__(self, root: Path) -> None:
         """Raise UserError if ``root`` is not a folder."""
@@ -103,27 +71,49 @@ class ImageFolder(FileSource):
     def __init__(self, root: Path, split_folders: Mapping[str, str] | None = None) -> None:
         """Open the folder; ``split_folders`` is ``prepare.split_folders``. Raises UserError if it is not a folder."""
         super().__init__(root)
-        self.split_folders = split_folders
+        self.split_folders, self._watched = split_folders, WatchedFiles(root)
 
     def images(self) -> Iterator[SourceItem]:
         """Yield the images; raises UserError if the layout of the folders is ambiguous, or DVC does not watch one."""
-        watched, top = WatchedFiles(self.root), self._innermost("", None)
+        top = self._innermost("", None)
         if top:
-            logger.info("the classes are those in %s, its only folder", self.root / top)
+            logger.info("the classes are those in %s, its only folder", self._where(top))
         splits = self._splits(top)
         try:
             if not splits:
-                yield from self._classes(top, None, watched)
+                yield from self._classes(top, None)
             for name, split in splits.items():
-                yield from self._classes(self._innermost(posixpath.join(top, name), split), split, watched)
+                yield from self._classes(self._innermost(posixpath.join(top, name), split), split)
         except OSError as error:
             raise UserError(f"prepare.path: {error.filename} can't be read: {error.strerror}") from error
+
+    def _scan(self, inside: str) -> Iterator[tuple[str, bool, str | None]]:
+        """Yield a folder's entries, as ``images.files.scan`` does."""
+        return scan(self.root / inside)
+
+    def _walk(self, inside: str) -> Iterator[tuple[str, str | None]]:
+        """Yield the files below a folder, as ``images.files.walk`` does, each of them watched by DVC."""
+        for file, problem in walk(self.root, inside):
+            self._watched.check(file)
+            yield file, problem
+
+    def _check_folder(self, inside: str) -> None:
+        """Raise UserError if DVC does not look into a folder."""
+        self._watched.check_folder(inside)
+
+    def _looks_like_image(self, inside: str, others: Counter[str]) -> bool:
+        """Return whether a file is an image by its name or content; count it by its kind if not."""
+        return is_image_file(self.root / inside, others)
+
+    def _where(self, inside: str) -> str:
+        """Return a file or folder as messages name it."""
+        return str(self.root / inside)
 
     def _contents(self, inside: str) -> tuple[list[str], int]:
         """Return the names of the folders in a folder, and the number of images beside them, if it is readable."""
         entries: list[tuple[str, bool]] = []
         with suppress(OSError):
-            entries = [(name, is_folder) for name, is_folder, problem in scan(self.root / inside) if not problem]
+            entries = [(name, is_folder) for name, is_folder, problem in self._scan(inside) if not problem]
         images = sum(not is_folder and is_image_name(name) for name, is_folder in entries)
         return [name for name, is_folder in entries if is_folder], images
 
@@ -143,7 +133,7 @@ class ImageFolder(FileSource):
 
     def _splits(self, top: str) -> dict[str, Split]:
         """Return the split of each folder in ``top``, none if these are classes; raises UserError if it is unclear."""
-        where, names = self.root / top, self._contents(top)[0]
+        where, names = self._where(top), self._contents(top)[0]
         if self.split_folders is not None:
             return self._named_splits(where, names, self.split_folders)
         given = {name: split for name in names if (split := split_of(name))}
@@ -187,7 +177,7 @@ class ImageFolder(FileSource):
             )
         return given
 
-    def _named_splits(self, where: Path, names: Sequence[str], named: Mapping[str, str]) -> dict[str, Split]:
+    def _named_splits(self, where: str, names: Sequence[str], named: Mapping[str, str]) -> dict[str, Split]:
         """Return the folders with the splits that ``prepare.split_folders`` names; raises UserError if they differ."""
         wanted = {normalize_label(name): split_of(split) for name, split in named.items()}
         given = {name: split for name in names if (split := wanted.get(normalize_label(name)))}
@@ -216,14 +206,14 @@ class ImageFolder(FileSource):
         shared = sorted(name for name, count in counts.items() if count > 1)
         return shared if len(shared) > 1 and counts.total() > 2 / 3 * len(names) * len(counts) else []
 
-    def _classes(self, inside: str, split: Split | None, watched: WatchedFiles) -> Iterator[SourceItem]:
+    def _classes(self, inside: str, split: Split | None) -> Iterator[SourceItem]:
         """Yield the images of all class folders in the folder ``inside``."""
-        watched.check_folder(inside)
-        where, names, joined = self.root / inside, dict[str, str](), list[str]()
+        self._check_folder(inside)
+        names, joined = dict[str, str](), list[str]()
         if not self._contents(inside)[0]:
-            _without_classes(where, split)
+            self._without_classes(inside, split)
             return
-        for name, is_folder, problem in scan(where):
+        for name, is_folder, problem in self._scan(inside):
             source = posixpath.join(inside, name)
             if problem:
                 yield SourceItem(source, None, split, problem=problem)
@@ -231,53 +221,112 @@ class ImageFolder(FileSource):
                 label = normalize_label(name)
                 if names.setdefault(label, name) != name:
                     joined.append(f"{name!a} is {names[label]!a}")
-                yield from self._class(source, label, split, watched)
+                yield from self._class(source, label, split)
             # Other files beside the class folders, such as notes and lists, are common and no problem.
-            elif is_image_name(name) or (self.root / source).is_symlink():
+            elif is_image_name(name) or self._is_link(source):
                 yield SourceItem(source, None, split, problem="lies in no class folder")
         if joined:
-            logger.info("%s: one class each: %s", where, some(joined))
+            logger.info("%s: one class each: %s", self._where(inside), some(joined))
 
-    def _class(self, inside: str, label: str, split: Split | None, watched: WatchedFiles) -> Iterator[SourceItem]:
+    def _is_link(self, inside: str) -> bool:
+        return (self.root / inside).is_symlink()
+
+    def _class(self, inside: str, label: str, split: Split | None) -> Iterator[SourceItem]:
         """Yield the images of a class folder."""
         if not label:
-            raise UserError(f"{self.root}: the name of the class folder {inside!a} is blank: rename it")
-        watched.check_folder(inside)
+            raise UserError(f"{self._where('')}: the name of the class folder {inside!a} is blank: rename it")
+        self._check_folder(inside)
         file = None
-        for file, problem in walk(self.root, inside):
-            watched.check(file)
+        for file, problem in self._walk(inside):
             yield SourceItem(file, label, split, problem=problem)
         if file is None and split in (None, "train"):
-            raise UserError(f"{self.root / inside}: the class folder holds no image: fill it or remove it")
+            raise UserError(f"{self._where(inside)}: the class folder holds no image: fill it or remove it")
 
-
-def _without_classes(folder: Path, split: Split | None) -> None:
-    """Log that a folder of images without labels is left out; raises UserError if it should be trained on."""
-    others = Counter[str]()
-    images = sum(is_image_file(folder / name, others) for name, _, _ in scan(folder))
-    if not images and not others:
-        return
-    if split in (None, "train"):
-        found = f"{images:,} images" if images else counted(others)
-        raise UserError(
-            f"{folder}: {found} and no class folder: make one folder per class, or list the images with their labels "
-            "in a table (prepare.source: csv:FILE)"
+    def _without_classes(self, inside: str, split: Split | None) -> None:
+        """Log that a folder of images without labels is left out; raises UserError if it should be trained on."""
+        others, where = Counter[str](), self._where(inside)
+        names = [posixpath.join(inside, name) for name, _, _ in self._scan(inside)]
+        images = sum(self._looks_like_image(name, others) for name in names)
+        if not images and not others:
+            return
+        if split in (None, "train"):
+            found = f"{images:,} images" if images else counted(others)
+            raise UserError(
+                f"{where}: {found} and no class folder: make one folder per class, or list the images with their "
+                "labels in a table (prepare.source: csv:FILE)"
+            )
+        text = (
+            "%s: %s images in no class folder are left out, since they have no labels; `headstart predict` takes them"
         )
-    text = "%s: %s images in no class folder are left out, since they have no labels; `headstart predict` takes them"
-    logger.info(text, folder, f"{images:,}")
+        logger.info(text, where, f"{images:,}")
+
+
+class RemoteImageFolder(ImageFolder):
+    """One folder per class, as ``ImageFolder`` has it, behind a URL."""
+
+    def __init__(self, lock: Path, source: str, split_folders: Mapping[str, str] | None) -> None:
+        """Name the folder; nothing is listed yet. ``lock`` is ``prepare.path``."""
+        self._lock, self._source, self._url = lock, source, source.partition(":")[2].rstrip("/")
+        self.split_folders = split_folders
+        self._folders: dict[str, dict[str, bool]] = {}
+
+    def list_remote(self) -> list[RemoteFile]:
+        """Return all files below the folder; raises UserError if there is none."""
+        files = list_files([f"{self._url}/**"])
+        if not files:
+            raise UserError(f"prepare.source: nothing lies below {self._url}")
+        return files
+
+    def images(self) -> Iterator[SourceItem]:
+        """Yield the images; raises UserError if the layout is ambiguous, or the files are not as the lock has them."""
+        for file in check_lock(self._lock, self._source, self.list_remote):
+            path = PurePosixPath(file.url.removeprefix(f"{self._url}/"))
+            if not any(is_ignored(part) for part in path.parts):
+                for inner, outer in itertools.pairwise([path, *path.parents]):
+                    folder = "" if str(outer) == "." else str(outer)
+                    self._folders.setdefault(folder, {})[inner.name] = inner != path
+        return super().images()
+
+    def read(self, source: str) -> bytes:
+        """Return a file's bytes; raises BadImageError, and UserError if the network fails."""
+        return read_remote(f"{self._url}/{source}")
+
+    def _scan(self, inside: str) -> Iterator[tuple[str, bool, str | None]]:
+        for name, is_folder in sorted(self._folders[inside].items()):
+            yield name, is_folder, None
+
+    def _walk(self, inside: str) -> Iterator[tuple[str, str | None]]:
+        for name, is_folder, _ in self._scan(inside):
+            path = posixpath.join(inside, name)
+            yield from self._walk(path) if is_folder else [(path, None)]
+
+    def _check_folder(self, inside: str) -> None:
+        """Do nothing: the lock has every file."""
+
+    def _looks_like_image(self, inside: str, others: Counter[str]) -> bool:
+        if not is_image_name(inside):
+            others[PurePosixPath(inside).suffix or "unknown"] += 1
+        return is_image_name(inside)
+
+    def _is_link(self, inside: str) -> bool:  # noqa: ARG002  (nothing is one)
+        return False
+
+    def _where(self, inside: str) -> str:
+        return posixpath.join(self._url, inside) if inside else self._url
 
 
 class CsvTable(FileSource):
     """A CSV table with the columns path and label, optionally split and group; the manifest keeps all other columns.
 
     Commas, semicolons, tabs or bars separate the values, as the header shows; it is UTF-8, or UTF-16 with its byte
-    order mark. Paths are relative to the folder and must stay inside it, since DVC watches that folder only.
+    order mark. Paths are relative to the folder and must stay inside it, since DVC watches that folder only; or URLs,
+    for which there may be a lock.
     """
 
     def __init__(self, root: Path, name: str) -> None:
         """Read the header; raises UserError if the file or a column is missing."""
         super().__init__(root)
-        self._paths = FolderPaths(root)
+        self._paths, self._watched = FolderPaths(root), WatchedFiles(root)
         inside = self._paths.inside(name)
         if inside is None:
             raise UserError(f"prepare.source: {name} is not inside {root}, the folder that DVC watches: move it there")
@@ -303,8 +352,8 @@ class CsvTable(FileSource):
 
     def images(self) -> Iterator[SourceItem]:
         """Yield the images; raises UserError that names the line that is wrong."""
-        watched = WatchedFiles(self.root)
-        watched.check(self._name)
+        self._watched.check(self._name)
+        self._check_lock()
         lines = self._file.lines()
         _, header = next(lines)
         has_splits: bool | None = None
@@ -319,7 +368,6 @@ class CsvTable(FileSource):
                     f"{where}: {len(values)} values for {len(self.header)} columns: quote values that hold a separator"
                 )
             item = self._item(dict(zip(self.header, values, strict=False)), where)
-            watched.check(item.source)
             if has_splits not in (None, item.split is not None):
                 raise UserError(
                     f"{where}: the split is {'missing' if has_splits else 'given'}, unlike in the lines before: "
@@ -353,15 +401,48 @@ class CsvTable(FileSource):
         split = split_of(row.get("split", ""))
         if row.get("split", "").strip() and split is None:
             raise UserError(f"{where}: unknown split {row['split']!r}; known: {', '.join(SPLITS)}")
-        source, is_there = self._paths.locate(path)
+        source, is_there = self._locate(path)
         if source is None:
             advice = "write it relative to that folder, and move the image or prepare.path"
             raise UserError(f"{where}: {path} is not inside {self.root}, the folder that DVC watches: {advice}")
-        if is_there and self._paths.is_folder(source):
+        if is_there and not is_url(source) and self._paths.is_folder(source):
             raise UserError(f"{where}: {path} is a folder: the column path must name files")
+        if not is_url(source):
+            self._watched.check(source)
         metadata = tuple(row[column] for column in self.metadata_columns)
         problem = None if is_there else "there is no such file"
         return SourceItem(source, label, split, group or None, metadata, problem)
+
+    def _locate(self, path: str) -> tuple[str | None, bool]:
+        """Return a row's source, None if it is outside the folder, and whether it is there; of a URL reading tells."""
+        return (path.strip(), True) if is_url(path.strip()) else self._paths.locate(path)
+
+    def read(self, source: str) -> bytes:
+        """Return a file's bytes, also behind a URL; raises BadImageError, and UserError for a network that fails."""
+        return read_remote(source) if is_url(source) else super().read(source)
+
+    @property
+    def lock(self) -> Path:
+        """Where `headstart lock-source` writes what lies behind the URLs: in the folder that DVC watches."""
+        return self.root / LOCK_NAME
+
+    def list_remote(self) -> list[RemoteFile]:
+        """Return what lies behind the URLs of the table, none if it has none; raises UserError."""
+        column = self.header.index("path")
+        values = (values[column].strip() for _, values in self._file.lines() if len(values) > column)
+        return list_files(filter(is_url, values))
+
+    def _check_lock(self) -> None:
+        if self.lock.exists():
+            check_lock(self.lock, f"csv:{self._name}", self.list_remote)
+
+
+def read_remote(url: str) -> bytes:
+    """Return the bytes behind a URL; raises BadImageError if nothing is there, and UserError if the network fails."""
+    try:
+        return read_url(url)
+    except FileNotFoundError:
+        raise BadImageError("there is no such file") from None
 
 
 class Digits(Source):
@@ -471,13 +552,51 @@ def open_source(prepare: PrepareConfig, run: RunConfig, split_folders: Mapping[s
     Only who lists its images needs ``prepare.split_folders``.
     """
     kind, _, name = prepare.source.partition(":")
+    path, columns = Path(prepare.path), dict[str, str](**(prepare.columns or {}))
+    if columns and kind not in {"webdataset", "parquet", "hf"}:
+        raise UserError(f"prepare.columns: {kind} has no columns to be named: set null")
     match kind:
         case "digits":
             return Digits()
         case "torchvision":
             return Torchvision(name, cache_folder(run.cache) / "torchvision")
         case "csv":
-            return CsvTable(Path(prepare.path), name)
+            return CsvTable(path, name)
         case "imagefolder":
-            return ImageFolder(Path(prepare.path), split_folders)
+            remote = RemoteImageFolder(path, prepare.source, split_folders) if name else None
+            return remote or ImageFolder(path, split_folders)
+        case "webdataset":
+            return WebDataset(_archives(prepare), cache_folder(run.cache) / "archives", columns, split_folders)
+        case "parquet" | "hf":
+            return ParquetFiles(_archives(prepare), columns, split_folders)
     raise AssertionError(f"prepare.source: {kind} has no case here")
+
+
+def _archives(prepare: PrepareConfig) -> Archives:
+    kind, _, pattern = prepare.source.partition(":")
+    pattern = f"hf://datasets/{pattern}/**/*.parquet" if kind == "hf" else pattern
+    return Archives(Path(prepare.path), prepare.source, pattern)
+
+
+def lock_source(prepare: PrepareConfig) -> str:
+    """Write down the files behind the URL of ``prepare.source``, for ``check_lock``; return a line about them.
+
+    Raises UserError if nothing of it lies behind a URL, or it can't be reached.
+    """
+    kind, _, name = prepare.source.partition(":")
+    lock = Path(prepare.path)
+    source: Archives | RemoteImageFolder | CsvTable
+    if kind == "csv":
+        source = CsvTable(lock, name)
+        lock = source.lock
+    elif not is_url(name) and kind != "hf":
+        raise UserError(f"prepare.source: {prepare.source} has no URL: DVC watches prepare.path itself")
+    elif lock.is_dir():
+        raise UserError(f"prepare.path: {lock} is a folder: set data/source.lock, the file to be written")
+    else:
+        source = RemoteImageFolder(lock, prepare.source, None) if kind == "imagefolder" else _archives(prepare)
+    files = source.list_remote()
+    if not files:
+        raise UserError(f"prepare.source: {name} names no URL: DVC watches prepare.path itself")
+    write_lock(lock, prepare.source, files)
+    return f"{lock}: {len(files):,} files, {sum(file.size for file in files) / 1e9:.3f} GB"

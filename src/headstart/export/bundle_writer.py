@@ -22,7 +22,7 @@ from headstart.core.paths import MODEL_CONFIG
 from headstart.core.storage import storage_errors, storage_message
 from headstart.data.dataset import SPLITS, PreparedDataset, evenly
 from headstart.data.loader import Normalize, evaluation_pixels
-from headstart.data.sources import Source
+from headstart.data.source_item import Source
 from headstart.export.formats import ModelFunction, load_program, onnx_model, traced, write_fp16, write_int8, write_onnx
 from headstart.export.model_card import ModelCardInfo, licence_notes, model_card
 from headstart.export.parity import PARITY_BATCH, ParityChecker, compare_preprocessing

@@ -18,7 +18,7 @@ from headstart.core.errors import UserError
 from headstart.data.dataset import SPLITS, PreparedDataset, evenly, manifest_rows, read_labels
 from headstart.data.image_info import content_sha256, to_image
 from headstart.data.loader import Normalize, evaluation_pixels
-from headstart.data.sources import Source
+from headstart.data.source_item import Source
 from headstart.data.transforms import evaluation_transform
 from headstart.distributed.process_group import ProcessGroup
 from headstart.export.formats import ModelFunction

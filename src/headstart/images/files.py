@@ -144,9 +144,7 @@ def scan(folder: Path) -> Iterator[tuple[str, bool, str | None]]:
     """
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=attrgetter("name")):
-            lower = entry.name.lower()
-            hidden = lower.startswith(".") and not lower.endswith(".icloud")  # which stands for a file to be downloaded
-            if hidden or lower in IGNORED or lower.endswith(STREAMS):
+            if is_ignored(entry.name):
                 continue
             try:
                 is_folder = entry.is_dir()
@@ -158,6 +156,13 @@ def scan(folder: Path) -> Iterator[tuple[str, bool, str | None]]:
             elif is_folder and is_image_name(name):
                 problem = "a folder with an image's name"
             yield name, is_folder, problem
+
+
+def is_ignored(name: str) -> bool:
+    """Return whether a file or folder is hidden, or what file browsers and network storage leave."""
+    lower = name.lower()
+    hidden = lower.startswith(".") and not lower.endswith(".icloud")  # which stands for a file to be downloaded
+    return hidden or lower in IGNORED or lower.endswith(STREAMS)
 
 
 def is_image_name(name: str) -> bool:

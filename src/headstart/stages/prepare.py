@@ -32,7 +32,8 @@ from headstart.data.index import Catalog
 from headstart.data.packing import Packer, Resizes, SizeEstimate, choose_store, pack_all, repack, sizes_of, store_spec
 from headstart.data.reuse import NOTES_PATH, has_reusable_store, index_reusable_rows, resumable_store, write_notes
 from headstart.data.shards import STORES, checksum, write_index
-from headstart.data.sources import FileSource, Source, open_source
+from headstart.data.source_item import Source
+from headstart.data.sources import open_source
 from headstart.data.splits import (
     NOT_GIVEN,
     check_classes,
@@ -71,7 +72,7 @@ def prepare_images(params: Params, sample: int | None = None) -> None:
     if remark := check_backbone(BackboneConfig(**params.record()["backbone"])):
         logger.info("%s", remark)
     source = open_source(params.prepare, params.run, params.prepare.split_folders)
-    if isinstance(source, FileSource):
+    if source.root is not None:
         _refuse_output_folders(source.root)
     with resumable_store(paths.PREPARED) as folder, closing(Catalog(folder / "work" / "catalog.sqlite")) as catalog:
         catalog.add(source.images())

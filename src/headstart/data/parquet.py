@@ -1,0 +1,218 @@
+"""Parquet files with the images in them, as the library ``datasets`` and the Hugging Face hub write them.
+
+Source: `the type Image <https://huggingface.co/docs/datasets/about_dataset_features>`_: a column of ``{bytes, path}``,
+or of bytes alone, beside a column of labels; the names of a ClassLabel are in the schema's metadata.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from headstart.core.errors import UserError, first_line, requirement
+from headstart.core.problems import some
+from headstart.data.archives import Archives
+from headstart.data.dataset import MANIFEST_COLUMNS
+from headstart.data.names import normalize_label, split_of
+from headstart.data.source_item import Source, SourceItem
+from headstart.images.decode import BadImageError
+
+KINDS = ("Image", "ClassLabel")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category")
+BATCH = 32  # images of a row group that are in memory at once
+
+logger = logging.getLogger(__name__)
+
+
+class ParquetFiles(Source):
+    """Parquet files; an image is named ``FILE/ROW``. Columns of text and whole numbers are kept in the manifest."""
+
+    def __init__(self, archives: Archives, columns: Mapping[str, str], split_folders: Mapping[str, str] | None) -> None:
+        """Read the columns of the first file; raises UserError if it is unclear which they are."""
+        try:
+            import pyarrow.parquet  # noqa: F401, PLC0415  (an extra)
+        except ImportError as error:
+            message = f"prepare.source: {archives.source} needs pyarrow: pip install '{requirement('parquet')}'"
+            raise UserError(message) from error
+        self.root, self._archives, self._split_folders = archives.root, archives, split_folders
+        self._names = archives.names()
+        with self._open(self._names[0]) as file:
+            self._choose_columns(self._names[0], file.schema_arrow, dict(columns))
+        self._cursor: _Cursor | None = None
+
+    @property
+    def archives(self) -> Archives:
+        """The files."""
+        return self._archives
+
+    def images(self) -> Iterator[SourceItem]:
+        """Yield the images; raises UserError if a file is damaged, or has other columns than the first."""
+        splits = self._archives.splits(self._names, self._split_folders)
+        if splits and "split" in self._columns:
+            splits = {}
+        for name in self._names:
+            row, given = 0, splits.get(name)
+            left_out = 0
+            with self._open(name) as file:
+                missing = [column for column in (self._image, *self._read) if column not in file.schema_arrow.names]
+                if missing:
+                    raise UserError(f"{name} has no column {missing[0]}, unlike {self._names[0]}: narrow the pattern")
+                for batch in file.iter_batches(columns=self._read):
+                    for values in batch.to_pylist():
+                        item = self._item(f"{name}/{row:07d}", values, given)
+                        row += 1
+                        if item.label is None and item.split in ("validation", "test"):
+                            left_out += 1
+                            continue
+                        yield item
+            if left_out:
+                logger.info("%s: %s images are left out, since they have no labels", name, f"{left_out:,}")
+
+    def read(self, source: str) -> bytes:
+        """Read one image; raises BadImageError if its row is empty, and UserError if the file can't be read.
+
+        Rows that follow each other are read in one pass, of which few images are in memory.
+        """
+        name, _, number = source.rpartition("/")
+        row = int(number)
+        if self._cursor is None or not self._cursor.is_before(name, row):
+            self._close()
+            self._cursor = _Cursor(name, row, self._archives, self._image)
+        with _arrow_errors(name):
+            value = self._cursor.value(row)
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not content:
+            path = value.get("path") if isinstance(value, dict) else None
+            raise BadImageError(f"its row holds no bytes, only the path {path}" if path else "its row is empty")
+        return bytes(content)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the open file: a worker process opens its own."""
+        return self.__dict__ | {"_cursor": None}
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if cursor := self.__dict__.pop("_cursor", None):
+            cursor.file.close()
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[Any]:
+        from pyarrow.parquet import ParquetFile  # noqa: PLC0415  (an extra)
+
+        with _arrow_errors(name), self._archives.open(name) as file, ParquetFile(file) as parquet:
+            yield parquet
+
+    def _choose_columns(self, name: str, schema: Any, columns: dict[str, str]) -> None:
+        """Find out which columns are what; raises UserError."""
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = metadata.get("info", {}).get("features", {})
+        told = {kind: [key for key in schema.names if _type_of(features.get(key)) == kind] for kind in KINDS}
+        candidates = {
+            "image": told["Image"] or [field.name for field in schema if _is_bytes(field.type)],
+            "label": told["ClassLabel"] or [key for key in schema.names if key.casefold() in LABEL_COLUMNS],
+        }
+        for what, found in candidates.items():
+            if what not in columns and len(found) != 1:
+                raise UserError(
+                    f"prepare.source: {name}: {some(found) if found else 'no column'} could be the {what}; its columns "
+                    f"are {some(schema.names)}: name one by prepare.columns: {{{what}: …}}"
+                )
+            columns.setdefault(what, found[0] if found else "")
+        if "split" in schema.names:
+            columns.setdefault("split", "split")
+        if unknown := [column for column in columns.values() if column not in schema.names]:
+            raise UserError(f"prepare.columns: {name} has no column {unknown[0]}; it has {some(schema.names)}")
+        if not _is_bytes(schema.field(columns["image"]).type):
+            raise UserError(f"prepare.columns: the column {columns['image']} of {name} holds no images, as bytes")
+        for what in ("label", "split", "group"):
+            if what in columns and not _is_plain(schema.field(columns[what]).type):
+                kind = schema.field(columns[what]).type
+                raise UserError(f"prepare.columns: {columns[what]} of {name} can't be the {what}: it holds {kind}")
+        self._columns, self._image = columns, columns["image"]
+        self._classes = (features.get(columns["label"]) or {}).get("names")
+        taken = {*columns.values(), *MANIFEST_COLUMNS}
+        self.metadata_columns = [field.name for field in schema if field.name not in taken and _is_plain(field.type)]
+        self._read = [*(column for what, column in columns.items() if what != "image"), *self.metadata_columns]
+
+    def _item(self, source: str, values: dict[str, Any], given: Any) -> SourceItem:
+        label, problem = values[self._columns["label"]], None
+        if self._classes is not None and isinstance(label, int):
+            if not -1 <= label < len(self._classes):
+                raise UserError(f"{source}: the label {label} is none of the {len(self._classes)} classes' numbers")
+            label = self._classes[label] if label >= 0 else None  # as the hub marks what has no label
+        label = None if label is None else normalize_label(str(label)) or None
+        if "split" in self._columns:
+            said = values[self._columns["split"]]
+            given = split_of(str(said))
+            if given is None:
+                raise UserError(f"{source}: unknown split {said!r}")
+        group = values[self._columns["group"]] if "group" in self._columns else None
+        problem = "has no label" if label is None else None
+        metadata = tuple("" if values[name] is None else str(values[name]) for name in self.metadata_columns)
+        return SourceItem(source, label, given, None if group is None else str(group), metadata, problem)
+
+
+def _is_bytes(kind: Any) -> bool:
+    """Return whether an Arrow type is that of a file's content."""
+    from pyarrow import types  # noqa: PLC0415  (an extra)
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _is_bytes(field.type) for field in kind)
+    return any(test(kind) for test in (types.is_binary, types.is_large_binary, types.is_binary_view))
+
+
+def _is_plain(kind: Any) -> bool:
+    """Return whether an Arrow type is text or a whole number, in a dictionary or not."""
+    from pyarrow import types  # noqa: PLC0415  (an extra)
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return any(test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view, types.is_integer))
+
+
+def _type_of(feature: object) -> object:
+    return feature.get("_type") if isinstance(feature, dict) else None
+
+
+class _Cursor:
+    """Reads the rows of one column of one row group, forwards."""
+
+    def __init__(self, name: str, row: int, archives: Archives, column: str) -> None:
+        from pyarrow.parquet import ParquetFile  # noqa: PLC0415  (an extra)
+
+        with _arrow_errors(name):
+            self.file = archives.open(name)
+            file = ParquetFile(self.file)
+            groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+            ends = np.cumsum(groups)
+            if row >= ends[-1]:
+                raise UserError(f"{name} has changed: run `headstart prepare` again")
+            group = int(np.searchsorted(ends, row, side="right"))
+            self._name, self._end = name, int(ends[group])
+            self._start = self._end - groups[group]
+            self._batches = file.iter_batches(BATCH, row_groups=[group], columns=[column], use_threads=False)
+            self._values: Any = ()
+
+    def is_before(self, name: str, row: int) -> bool:
+        return name == self._name and self._start <= row < self._end
+
+    def value(self, row: int) -> Any:
+        while row >= self._start + len(self._values):
+            self._start += len(self._values)
+            self._values = next(self._batches).column(0)
+        return self._values[row - self._start].as_py()
+
+
+@contextmanager
+def _arrow_errors(name: str) -> Iterator[None]:
+    """Turn what pyarrow raises for a damaged file into UserError."""
+    import pyarrow as pa  # noqa: PLC0415  (an extra)
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise UserError(f"{name} is no Parquet file, or damaged: {first_line(error)}: copy it again") from error
