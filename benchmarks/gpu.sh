@@ -2,9 +2,9 @@
 # What only a GPU can show, in under ten minutes: bash benchmarks/gpu.sh [FOLDER]
 #
 # Epochs and features of a ResNet-50 and a ViT-S at 224 px in bf16, beside timm and the bare step; resuming; fp16's
-# scaler; a batch that the memory is too small for; compiling. Each part has a time limit and a line of result, and one
-# that fails does not stop the next. Without a GPU the same parts run small, as a test of this script; PATIENCE=20 gives
-# them 20 times as long, on a machine that is busy.
+# scaler; a batch that the memory is too small for; compiling; the λ path at ImageNet's size. Each part has a time
+# limit and a line of result, and one that fails does not stop the next. Without a GPU the same parts run small, as a
+# test of this script; PATIENCE=20 gives them 20 times as long, on a machine that is busy.
 # It needs Python (PYTHON, else python3) with torch, torchvision, timm, lightning, torchmetrics and the small packages of
 # the extra `train`; no dvc, no wandb, no network. The package itself need not be installed.
 # FOLDER (default: /tmp/headstart-gpu) gets results.txt, and the output of each part.
@@ -44,16 +44,18 @@ fi
 say "$("$python" -c 'import torch, timm, sys
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, so small sizes"
 print(f"{gpu}; Python {sys.version.split()[0]}, torch {torch.__version__}, timm {timm.__version__}")')"
-for module in lightning torchmetrics joblib pydantic ruamel.yaml imagehash platformdirs pathspec filelock psutil sklearn scipy; do
+for module in lightning torchmetrics joblib pydantic ruamel.yaml array_api_compat imagehash platformdirs pathspec filelock psutil sklearn scipy; do
   "$python" -c "import $module" 2>/dev/null || say "$module is missing: it and what follows from it will fail"
 done
 
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   models="resnet50 vit_small_patch16_224" size=224 small=resnet50 steps=64 patience=1
   task="--count 4096 --batch-size 256 --precision bf16-mixed"
+  solver="--pictures 1280000 --width 2048 --classes 1000 --device cuda"
 else
   models="test_resnet test_vit" size=64 small=test_resnet steps=8 patience=${PATIENCE:-2}
   task="--count 64 --batch-size 16 --precision 32-true"
+  solver="--pictures 2000 --width 64 --classes 10"
 fi
 timm="timm, channels_last, $("$python" -c 'import os; print(os.cpu_count())') workers, allocator"
 for model in $models; do
@@ -68,3 +70,5 @@ part resume 45 "$python" -m benchmarks.gpu resume --model $small
 part fp16 45 "$python" -m benchmarks.gpu fp16 --model $small
 part memory 45 "$python" -m benchmarks.gpu memory --model $small
 part compile 75 "$python" -m benchmarks.gpu compile --model $small --size $size --batch-size $steps
+# shellcheck disable=SC2086
+part solver 300 "$python" benchmarks/studies/linear_path.py --only-ours --tolerance 1e-6 $solver

@@ -1,11 +1,13 @@
 """Measure the probe's solver against scikit-learn's LogisticRegression (lbfgs, tol=1e-8) on invented features.
 
     python benchmarks/studies/linear_path.py
-    python benchmarks/studies/linear_path.py --width 2048 --classes 1000 --l2 1e-2 1e-3 1e-4 --only-ours
+    python benchmarks/studies/linear_path.py --width 2048 --classes 1000 --only-ours --tolerance 1e-6
+    python benchmarks/studies/linear_path.py --pictures 1280000 --width 2048 --classes 1000 --only-ours --device cuda
 
-Both go from the largest λ to the smallest, each from the solution before it, and both get the same float64 features.
-A line a λ: the objectives (CE + λ‖W‖², in float64), their relative difference (ours - theirs), and the seconds; a star
-marks where scikit-learn warned that it had not converged. The peak is the whole process's, the features included.
+Both go from the largest λ to the smallest, each from the solution before it, and both get the same float64 features;
+with --only-ours they are float32, as cached features are. A line a λ: the objectives (CE + λ‖W‖², in float64), their
+relative difference (ours - theirs), and the seconds; a star marks where scikit-learn warned that it had not converged.
+The peak is the whole process's memory, the features included; on a GPU the GPU's.
 """
 
 import argparse
@@ -16,14 +18,16 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from array_api_compat import array_namespace
+from array_api_compat import device as device_of
+from numpy.typing import DTypeLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from headstart.probe.logistic import logistic_path
-from headstart.probe.temperature import negative_log_likelihood
+from headstart.probe.logistic import NEWTON_TOLERANCE, logistic_path
 
 PATH = [1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6]  # params.yaml's
 BLOCK = 5000
@@ -36,14 +40,17 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--classes", type=int, default=10, help="at least 3")
     parser.add_argument("--l2", type=float, nargs="+", default=PATH)
+    parser.add_argument("--tolerance", type=float, default=NEWTON_TOLERANCE)
     parser.add_argument("--only-ours", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: with --only-ours")
     args = parser.parse_args()
-    features, labels = invented(args.pictures, args.width, args.classes)
+    dtype = np.float32 if args.only_ours else np.float64
+    features, labels = invented(args.pictures, args.width, args.classes, dtype, args.device)
     theirs = None if args.only_ours else scikit_learns(features, labels, sorted(args.l2, reverse=True))
 
     totals = [0.0, 0.0]
     began = time.perf_counter()
-    for l2, weight, bias in logistic_path(features, labels, args.classes, args.l2):
+    for l2, weight, bias in logistic_path(features, labels, args.classes, args.l2, tolerance=args.tolerance):
         seconds = time.perf_counter() - began
         value = objective(weight, bias, features, labels, l2)
         line = f"λ {l2:.0e}  ours {value:.10f}  {seconds:7.2f} s"
@@ -61,16 +68,16 @@ def main() -> None:
     figures["seconds"] = round(totals[0], 1)
     if theirs:
         figures |= {"scikit_learn_seconds": round(totals[1], 1), "ratio": round(totals[1] / totals[0], 1)}
-    print(json.dumps(figures | {"peak_mb": peak_mb()}))
+    print(json.dumps(figures | {"peak_mb": peak_mb(args.device)}))
 
 
-def invented(count: int, width: int, classes: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def invented(count: int, width: int, classes: int, dtype: DTypeLike, device: str) -> tuple[Any, Any]:
     """Draw features as after a ReLU, whose spectrum falls by a power law, and the labels of a noisy linear teacher."""
     generator = np.random.default_rng(0)
     mix = generator.normal(size=(width, width)) / np.arange(1, width + 1)[:, None]
     mix *= 0.5 / np.sqrt((mix**2).sum(axis=0).mean())
     teacher = generator.normal(size=(width, classes))
-    features, labels = np.empty((count, width)), np.empty(count, np.int64)
+    features, labels = np.empty((count, width), dtype), np.empty(count, np.int64)
     for start in range(0, count, BLOCK):
         block = slice(start, min(start + BLOCK, count))
         features[block] = np.maximum(generator.normal(size=(len(labels[block]), width)) @ mix, 0)
@@ -79,7 +86,12 @@ def invented(count: int, width: int, classes: int) -> tuple[NDArray[np.float64],
             teacher *= 3 / ((features[block] - mean) @ teacher).std()
         logits = (features[block] - mean) @ teacher
         labels[block] = (logits + generator.gumbel(size=logits.shape)).argmax(axis=1)
-    return features, labels
+    if device == "cpu":
+        return features, labels
+    import torch  # noqa: PLC0415  (slow, and only a GPU needs it)
+
+    torch.set_float32_matmul_precision("high")
+    return torch.as_tensor(features, device=device), torch.as_tensor(labels, device=device)
 
 
 def scikit_learns(
@@ -98,19 +110,25 @@ def scikit_learns(
         yield model.coef_, model.intercept_, seconds, int(model.n_iter_[0]), mark
 
 
-def objective(
-    weight: NDArray[np.float64],
-    bias: NDArray[np.float64],
-    features: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    l2: float,
-) -> float:
-    """Return CE + λ‖W‖²."""
-    return negative_log_likelihood(features @ weight.T + bias, labels) + l2 * float((weight**2).sum())
+def objective(weight: NDArray[np.float64], bias: NDArray[np.float64], features: Any, labels: Any, l2: float) -> float:
+    """Return CE + λ‖W‖², computed in float64 for some images at a time."""
+    xp, total = array_namespace(features), 0.0
+    like = {"dtype": xp.float64, "device": device_of(features)}
+    transposed, offset = xp.asarray(weight, **like).T, xp.asarray(bias, **like)
+    for start in range(0, len(labels), BLOCK):
+        logits = xp.astype(features[start : start + BLOCK], xp.float64) @ transposed + offset
+        logits -= xp.max(logits, axis=1, keepdims=True)
+        picked = xp.take_along_axis(logits, labels[start : start + BLOCK, None], axis=1)[:, 0]
+        total += float(xp.sum(xp.log(xp.sum(xp.exp(logits), axis=1)) - picked))
+    return total / len(labels) + l2 * float((weight**2).sum())
 
 
-def peak_mb() -> int:
-    """Return the most memory that this process had (Linux counts it in KiB, macOS in bytes)."""
+def peak_mb(device: str) -> int:
+    """Return the most memory that this process had (Linux counts it in KiB, macOS in bytes), or had on its GPU."""
+    if device != "cpu":
+        import torch  # noqa: PLC0415  (slow, and only a GPU needs it)
+
+        return round(torch.cuda.max_memory_allocated() / 2**20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, cg
 from sklearn.linear_model import LogisticRegression
 
 from headstart.probe import logistic
-from headstart.probe.logistic import logistic_path
+from headstart.probe.logistic import conjugate_gradients, logistic_path
 
 Array = NDArray[np.float64]
 Data = Callable[..., tuple[Array, NDArray[np.int64]]]
@@ -81,14 +81,15 @@ def test_many_correlated_features_and_rare_classes_reach_the_minimum_in_few_prod
     labels = (2 * logits / logits.std() + generator.gumbel(size=(2000, 5)) - np.arange(5)).argmax(1)
     products = 0
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        def count(_: Any) -> None:
+    def counted(product: Callable[[Array], Array], right: Array) -> Any:
+        def count(direction: Array) -> Array:
             nonlocal products
             products += 1
+            return product(direction)
 
-        return cg(*args, **kwargs, callback=count)
+        return conjugate_gradients(count, right)
 
-    monkeypatch.setattr(logistic, "cg", counted)
+    monkeypatch.setattr(logistic, "conjugate_gradients", counted)
     for l2, weight, bias in logistic_path(features, labels, 5, PATH):
         found = objective(weight, bias, features, labels, l2)
         assert found == pytest.approx(objective(*reference(features, labels, l2), features, labels, l2), rel=1e-9)
@@ -102,11 +103,11 @@ def test_perfectly_separated_classes_of_large_features_converge_though_float32_d
     labels = features[:, :3].argmax(1)
     types = set()
 
-    def watched(hessian: LinearOperator, right: Array, **kwargs: Any) -> Any:
+    def watched(product: Callable[[Array], Array], right: Array) -> Any:
         types.add(str(right.dtype))
-        return cg(hessian, right, **kwargs)
+        return conjugate_gradients(product, right)
 
-    monkeypatch.setattr(logistic, "cg", watched)
+    monkeypatch.setattr(logistic, "conjugate_gradients", watched)
     for l2, weight, bias in logistic_path(features * 1e5, labels, 3, [1.0, 1e-2]):
         assert scaled_gradient(weight, bias, features * 1e5, labels, l2) < 1e-8
     assert types == {"float32", "float64"}
@@ -166,6 +167,32 @@ def test_an_offset_of_the_features_is_the_biass(data: Data) -> None:
         assert moved == pytest.approx(weight, abs=1e-4)
         found = objective(moved, moved_bias, features + 1000, labels, l2)
         assert found == pytest.approx(objective(weight, bias, features, labels, l2), rel=1e-6)
+
+
+@pytest.mark.parametrize("block_values", [1, 100, 2**24])
+def test_torch_and_any_size_of_blocks_give_the_same_heads(
+    data: Data, block_values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels = data(3)
+    expected = list(logistic_path(features, labels, 3, PATH))
+    monkeypatch.setattr(logistic, "BLOCK_VALUES", block_values)
+    for kind in (np.asarray, torch.as_tensor):
+        for found, wanted in zip(logistic_path(kind(features), kind(labels), 3, PATH), expected, strict=True):
+            assert isinstance(found[1], np.ndarray)
+            assert found[1] == pytest.approx(wanted[1], abs=1e-4)
+            assert objective(*found[1:], features, labels, found[0]) == pytest.approx(
+                objective(*wanted[1:], features, labels, found[0]), rel=1e-9
+            )
+
+
+def test_a_coarse_head_is_refined_from_where_it_is(data: Data) -> None:
+    features, labels = data(3)
+    ((_, *fine),) = logistic_path(features, labels, 3, [1e-4])
+    ((_, *coarse),) = logistic_path(features, labels, 3, [1e-4], tolerance=1e-2)
+    ((_, *refined),) = logistic_path(features, labels, 3, [1e-4], start=(coarse[0], coarse[1]))
+    lowest = objective(fine[0], fine[1], features, labels, 1e-4)
+    assert objective(coarse[0], coarse[1], features, labels, 1e-4) > lowest * (1 + 1e-7)
+    assert objective(refined[0], refined[1], features, labels, 1e-4) == pytest.approx(lowest, rel=1e-9)
 
 
 def test_half_precision_features_are_solved_in_double(data: Data) -> None:

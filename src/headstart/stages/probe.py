@@ -18,8 +18,9 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from headstart.config.schema import Params, ProbeConfig
+from headstart.config.schema import Params, RunConfig
 from headstart.core import paths
 from headstart.core.io import write_json, write_report, write_table
 from headstart.data.dataset import PreparedDataset, read_labels
@@ -37,6 +38,13 @@ PARAMS = ("probe",)
 READS = (paths.PREPARED, paths.FEATURES)
 WRITES = (paths.PROBE, paths.BASELINES, paths.L2_PATH)
 
+PATH_TOLERANCE = 1e-6
+"""Of ``logistic_path``, where it only finds the best λ; the head at that is fitted to the solver's own."""
+WORTH_A_GPU = 10**10
+"""Images x features x classes from which the path takes a CPU longer than the import of torch."""
+SOLVER_BYTES = 2**31
+"""GPU memory that the solver takes beside what grows with the images."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +56,7 @@ def run(params: Params) -> None:
     train = LabelledFeatures(read_features(prepared.rows("train")), read_labels("train"))
     validation = LabelledFeatures(read_features(prepared.rows("validation")), read_labels("validation"))
 
-    report = _fit_linear_heads(probe, train, validation, len(prepared.classes))
+    report = _fit_linear_heads(params, train, validation, len(prepared.classes))
     report["augmentation"] = _judge_changes(prepared, validation)
     outputs = BaselineOutputs(prepared, validation.features, validation.labels)
     skipped = {}
@@ -73,22 +81,30 @@ def run(params: Params) -> None:
 
 
 def _fit_linear_heads(
-    probe: ProbeConfig, train: LabelledFeatures, validation: LabelledFeatures, classes: int
+    params: Params, train: LabelledFeatures, validation: LabelledFeatures, classes: int
 ) -> dict[str, Any]:
     """Fit the heads along the path, write them and their table, and return the chosen one's figures."""
     began = time.perf_counter()
     heads, table = [], []
-    for l2, weight, bias in logistic_path(train.features, train.labels, classes, probe.l2):
-        head = Head(weight.astype(np.float32), bias.astype(np.float32), l2)
+    data = (*_placed(train, classes, params.run), classes)
+
+    def figures(head: Head) -> tuple[float, float, float, float, float]:
         logits = head.logits(validation.features)
         val_loss = negative_log_likelihood(logits, validation.labels)
         val_accuracy = float((logits.argmax(1) == validation.labels).mean())
         train_loss = negative_log_likelihood(head.logits(train.features), train.labels)
+        return head.l2, train_loss, float((head.weight.astype(np.float64) ** 2).sum()), val_loss, val_accuracy
+
+    for head in map(_head, logistic_path(*data, params.probe.l2, tolerance=PATH_TOLERANCE)):
         heads.append(head)
-        table.append((l2, train_loss, float((weight**2).sum()), val_loss, val_accuracy))
+        table.append(figures(head))
+        l2, train_loss, _, val_loss, val_accuracy = table[-1]
         logger.info("λ %.1e  train %.4f  validation %.4f  accuracy %.4f", l2, train_loss, val_loss, val_accuracy)
 
     best = int(np.argmin([val_loss for *_, val_loss, _ in table]))
+    start = heads[best].weight, heads[best].bias
+    (heads[best],) = map(_head, logistic_path(*data, [heads[best].l2], start=start))
+    table[best] = figures(heads[best])
     l2, train_loss, _, val_loss, val_accuracy = table[best]
     if len(table) > 1 and best in {0, len(table) - 1}:
         logger.info("probe: the best λ, %.1e, is at the end of the path: extend probe.l2 beyond it", l2)
@@ -103,6 +119,24 @@ def _fit_linear_heads(
         "val_accuracy": val_accuracy,
         "fit_seconds": round(time.perf_counter() - began, 3),
     }
+
+
+def _head(solution: tuple[float, NDArray[np.float64], NDArray[np.float64]]) -> Head:
+    l2, weight, bias = solution
+    return Head(weight.astype(np.float32), bias.astype(np.float32), l2)
+
+
+def _placed(data: LabelledFeatures, classes: int, run: RunConfig) -> tuple[Any, Any]:
+    """Return features and labels where the solver shall run: on a GPU that has room, if it is worth torch's import."""
+    if run.accelerator == "cpu" or data.features.size * classes < WORTH_A_GPU:
+        return data.features, data.labels
+    import torch  # noqa: PLC0415  (takes seconds)
+
+    needed = 4 * len(data.labels) * (2 * data.features.shape[1] + classes) + SOLVER_BYTES
+    if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < needed:
+        return data.features, data.labels
+    torch.set_float32_matmul_precision("high")  # TF32 where float32 only gives the direction of a step
+    return torch.as_tensor(data.features, device="cuda"), torch.as_tensor(data.labels, device="cuda")
 
 
 def _judge_changes(prepared: PreparedDataset, validation: LabelledFeatures) -> dict[str, Any]:

@@ -102,11 +102,11 @@ def _squared_loss_l2s(
     The curvature of that loss is up to four times Böhning's bound for the softmax: the step is an eighth, and there are
     eight times as many.
     """
-    _, centred, eigenvalues, axes = principal_axes(features)
+    mean, eigenvalues, axes = principal_axes(features)
     present = eigenvalues > len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues[-1]
     eigenvalues, axes = eigenvalues[present], axes[:, present]
     # The least-squares coefficient along an eigenvector, its norm over the classes.
-    coefficients = np.linalg.norm(axes.T @ (centred.T @ one_hot / len(centred)), axis=1) / eigenvalues
+    coefficients = np.linalg.norm(axes.T @ ((features - mean).T @ one_hot / len(features)), axis=1) / eigenvalues
     l2s = _log_spaced(equivalent_l2(rate, counts[-1]) / PATH_MARGIN, equivalent_l2(rate, 1) * PATH_MARGIN)
     path = np.array([ridge_filter(eigenvalues, l2) * coefficients for l2 in l2s])
     filtered = (descent_filter(eigenvalues, rate / 8, 8 * t) * coefficients for t in counts)

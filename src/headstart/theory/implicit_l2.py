@@ -47,7 +47,7 @@ def safe_rate(features: NDArray[np.floating]) -> float:
     L is Böhning's bound (1992, "Multinomial logistic regression algorithm") on the Hessian, ``½ σ_max``, σ_max the
     largest eigenvalue of ``XᵀX/n`` with the bias's constant input in X.
     """
-    _, _, variances, _ = principal_axes(features)
+    _, variances, _ = principal_axes(features)
     return 2 / max(1.0, float(variances[-1]))
 
 
