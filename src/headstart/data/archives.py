@@ -69,13 +69,17 @@ class Archives:
                 return (self.root / name).open("rb")
             except OSError as error:
                 raise UserError(f"{self.root / name} can't be read: {error.strerror}") from error
-        if not self._remote:  # another process than the one that listed them
-            self.names()
-        return open_url(self._remote[name])
+        return open_url(self._remote_files()[name])
 
     def version(self, name: str) -> RemoteFile | None:
         """Return what a file behind a URL is known by; None of others."""
-        return self._remote.get(name)
+        return None if self.root is not None else self._remote_files()[name]
+
+    def _remote_files(self) -> dict[str, RemoteFile]:
+        """Return the files behind a URL, by their names, which a stage that only reads images has not listed yet."""
+        if not self._remote:
+            self.names()
+        return self._remote
 
     def splits(self, names: list[str], split_folders: Mapping[str, str] | None) -> Mapping[str, Split]:
         """Return the split of each file, which its name or a folder's says; none if no file has one.

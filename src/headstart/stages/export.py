@@ -34,7 +34,7 @@ from headstart.models.timm_checkpoint import load_timm
 from headstart.stages.program import main
 from headstart.tracking.lineage import track_model
 
-PARAMS = ("export", "backbone", "prepare.source", "prepare.path")
+PARAMS = ("export", "backbone", "prepare.source", "prepare.path", "prepare.columns")
 READS: tuple[str | Path, ...] = (
     paths.PREPARED,
     "${prepare.path}",
