@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 # distinguish the lines too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX"
 SPACING = 0.04
 """The least distance of a line's markers, in diagonals of the axes: hundreds of epochs would be hundreds of markers."""
 INK = "#010203"
