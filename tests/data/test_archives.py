@@ -191,6 +191,10 @@ def test_a_pattern_that_names_nothing_or_leads_away_is_refused(tmp_path: Path, k
     suffix = {"webdataset": "tar", "parquet": "parquet"}[kind]
     with pytest.raises(UserError, match=rf"no file below .* is b-000\.{suffix}"):
         listed(opened(f"{kind}:b-{{000..001}}.{suffix}", tmp_path / "a"))
+    with pytest.raises(UserError, match="counts downwards"):
+        listed(opened(f"{kind}:b-{{3..1}}.{suffix}", tmp_path / "a"))
+    with pytest.raises(UserError, match=rf"prepare\.source: (x\*\*\.{suffix}: |no file below)"):
+        listed(opened(f"{kind}:x**.{suffix}", tmp_path / "a"))
     with pytest.raises(UserError, match="leads out of"):
         listed(opened(f"{kind}:../*.{suffix}", tmp_path / "a"))
     with pytest.raises(UserError, match="is not a folder"):

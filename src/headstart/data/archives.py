@@ -54,7 +54,10 @@ class Archives:
         for pattern in expand_braces(self.pattern):
             if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
                 raise UserError(f"prepare.source: {pattern} leads out of {self.root}, the folder that DVC watches")
-            found = [path.relative_to(self.root).as_posix() for path in self.root.glob(pattern) if path.is_file()]
+            try:
+                found = [path.relative_to(self.root).as_posix() for path in self.root.glob(pattern) if path.is_file()]
+            except ValueError as error:
+                raise UserError(f"prepare.source: {pattern}: {error}") from None
             if not found:
                 raise UserError(f"prepare.source: no file below {self.root} is {pattern}")
             names.update(found)
@@ -105,7 +108,10 @@ def _split_of_path(name: str) -> Split | None:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Yield a pattern for each number in ``{000..127}`` and each word in ``{train,val}``, as shells do."""
+    """Yield a pattern for each number in ``{000..127}`` and each word in ``{train,val}``, as shells do.
+
+    Raises UserError if a range is empty.
+    """
     braces = BRACES.search(pattern)
     if braces is None:
         yield pattern
@@ -114,5 +120,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
     if limits := RANGE.fullmatch(braces[1]):
         width = len(limits[1]) if limits[1].startswith("0") else 0
         choices = [f"{number:0{width}d}" for number in range(int(limits[1]), int(limits[2]) + 1)]
+        if not choices:
+            raise UserError(f"prepare.source: {braces[0]} counts downwards: begin with the smaller number")
     for choice, rest in itertools.product(choices, expand_braces(pattern[braces.end() :])):
         yield pattern[: braces.start()] + choice + rest

@@ -292,7 +292,7 @@ class RemoteImageFolder(ImageFolder):
         return read_remote(f"{self._url}/{source}")
 
     def _scan(self, inside: str) -> Iterator[tuple[str, bool, str | None]]:
-        for name, is_folder in sorted(self._folders[inside].items()):
+        for name, is_folder in sorted(self._folders.get(inside, {}).items()):
             yield name, is_folder, None
 
     def _walk(self, inside: str) -> Iterator[tuple[str, str | None]]:
