@@ -1,20 +1,26 @@
 """Files that hold many images each: those that a pattern names, below ``prepare.path`` or behind a URL."""
 
 import itertools
+import logging
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from headstart.core.errors import UserError
 from headstart.core.problems import some
 from headstart.data.dataset import Split
 from headstart.data.names import mentioned_split
 from headstart.data.remote import RemoteFile, check_lock, is_url, list_files, open_url
+from headstart.data.source_item import Source, SourceItem
 from headstart.data.watched import WatchedFiles
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+logger = logging.getLogger(__name__)
 
 
 class Archives:
@@ -66,23 +72,17 @@ class Archives:
         return sorted(names)
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file to be read at any place; raises UserError."""
+        """Open one of ``names`` to be read at any place; raises UserError."""
         if self.root is not None:
             try:
                 return (self.root / name).open("rb")
             except OSError as error:
                 raise UserError(f"{self.root / name} can't be read: {error.strerror}") from error
-        return open_url(self._remote_files()[name])
+        return open_url(self._remote[name])
 
     def version(self, name: str) -> RemoteFile | None:
         """Return what a file behind a URL is known by; None of others."""
-        return None if self.root is not None else self._remote_files()[name]
-
-    def _remote_files(self) -> dict[str, RemoteFile]:
-        """Return the files behind a URL, by their names, which a stage that only reads images has not listed yet."""
-        if not self._remote:
-            self.names()
-        return self._remote
+        return self._remote.get(name)
 
     def splits(self, names: list[str], split_folders: Mapping[str, str] | None) -> Mapping[str, Split]:
         """Return the split of each file, which its name or a folder's says; none if no file has one.
@@ -101,6 +101,54 @@ class Archives:
                 "narrow the pattern, rename them, or set prepare.split_folders: {} to draw all splits"
             )
         return found
+
+
+class ArchiveSource(Source):
+    """Images in archives; the one that was read last stays open, since images are read in the order of their names.
+
+    Attributes:
+        no_label: the problem of an image without a label that is not left out.
+    """
+
+    no_label = "has no label"
+
+    def __init__(self, archives: Archives, split_folders: Mapping[str, str] | None) -> None:
+        """List the archives; raises UserError as ``Archives.names`` does."""
+        self.root, self._archives, self._split_folders = archives.root, archives, split_folders
+        self._names = archives.names()
+        self._opened: Any = None
+
+    def images(self) -> Iterator[SourceItem]:
+        """Yield the images, without those of validation and test that have no label; raises UserError."""
+        splits = self._archives.splits(self._names, self._split_folders)
+        for name in self._names:
+            left_out = 0
+            for item in self._items(name, splits.get(name)):
+                if item.label is not None or item.problem:
+                    yield item
+                elif item.split in ("validation", "test"):
+                    left_out += 1
+                else:
+                    yield replace(item, problem=self.no_label)
+            if left_out:
+                logger.info("%s: %s images are left out, since they have no labels", name, f"{left_out:,}")
+
+    @abstractmethod
+    def _items(self, name: str, split: Split | None) -> Iterator[SourceItem]:
+        """Yield an archive's images, of which its name says the split; neither label nor problem: it has no label."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is open: a worker process opens its own."""
+        return self.__dict__ | {"_opened": None}
+
+    def __del__(self) -> None:
+        if "_opened" in self.__dict__:  # not where opening the source failed
+            self._close()
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            self._opened.file.close()
+        self._opened = None
 
 
 def _split_of_path(name: str) -> Split | None:

@@ -4,8 +4,8 @@ Source: `the type Image <https://huggingface.co/docs/datasets/about_dataset_feat
 or of bytes alone, beside a column of labels; the names of a ClassLabel are in the schema's metadata.
 """
 
+import itertools
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,20 +14,18 @@ import numpy as np
 
 from headstart.core.errors import UserError, first_line, requirement
 from headstart.core.problems import some
-from headstart.data.archives import Archives
-from headstart.data.dataset import MANIFEST_COLUMNS
+from headstart.data.archives import Archives, ArchiveSource
+from headstart.data.dataset import MANIFEST_COLUMNS, Split
 from headstart.data.names import normalize_label, split_of
-from headstart.data.source_item import Source, SourceItem
+from headstart.data.source_item import SourceItem
 from headstart.images.decode import BadImageError
 
 KINDS = ("Image", "ClassLabel")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category")
 BATCH = 32  # images of a row group that are in memory at once
 
-logger = logging.getLogger(__name__)
 
-
-class ParquetFiles(Source):
+class ParquetFiles(ArchiveSource):
     """Parquet files; an image is named ``FILE/ROW``. Columns of text and whole numbers are kept in the manifest."""
 
     def __init__(self, archives: Archives, columns: Mapping[str, str], split_folders: Mapping[str, str] | None) -> None:
@@ -37,39 +35,20 @@ class ParquetFiles(Source):
         except ImportError as error:
             message = f"prepare.source: {archives.source} needs pyarrow: pip install '{requirement('parquet')}'"
             raise UserError(message) from error
-        self.root, self._archives, self._split_folders = archives.root, archives, split_folders
-        self._names = archives.names()
+        super().__init__(archives, split_folders)
         with self._open(self._names[0]) as file:
             self._choose_columns(self._names[0], file.schema_arrow, dict(columns))
-        self._cursor: _Cursor | None = None
 
-    @property
-    def archives(self) -> Archives:
-        """The files."""
-        return self._archives
-
-    def images(self) -> Iterator[SourceItem]:
-        """Yield the images; raises UserError if a file is damaged, or has other columns than the first."""
-        splits = self._archives.splits(self._names, self._split_folders)
-        if splits and "split" in self._columns:
-            splits = {}
-        for name in self._names:
-            row, given = 0, splits.get(name)
-            left_out = 0
-            with self._open(name) as file:
-                missing = [column for column in (self._image, *self._read) if column not in file.schema_arrow.names]
-                if missing:
-                    raise UserError(f"{name} has no column {missing[0]}, unlike {self._names[0]}: narrow the pattern")
-                for batch in file.iter_batches(columns=self._read):
-                    for values in batch.to_pylist():
-                        item = self._item(f"{name}/{row:07d}", values, given)
-                        row += 1
-                        if item.label is None and item.split in ("validation", "test"):
-                            left_out += 1
-                            continue
-                        yield item
-            if left_out:
-                logger.info("%s: %s images are left out, since they have no labels", name, f"{left_out:,}")
+    def _items(self, name: str, split: Split | None) -> Iterator[SourceItem]:
+        """Yield a file's images; raises UserError if it is damaged, or has other columns than the first."""
+        with self._open(name) as file:
+            missing = [column for column in (self._image, *self._read) if column not in file.schema_arrow.names]
+            if missing:
+                raise UserError(f"{name} has no column {missing[0]}, unlike {self._names[0]}: narrow the pattern")
+            batches = file.iter_batches(columns=self._read)
+            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            for row, values in enumerate(rows):
+                yield self._item(f"{name}/{row:07d}", values, split)
 
     def read(self, source: str) -> bytes:
         """Read one image; raises BadImageError if its row is empty, and UserError if the file can't be read.
@@ -78,27 +57,16 @@ class ParquetFiles(Source):
         """
         name, _, number = source.rpartition("/")
         row = int(number)
-        if self._cursor is None or not self._cursor.is_before(name, row):
+        if self._opened is None or not self._opened.is_before(name, row):
             self._close()
-            self._cursor = _Cursor(name, row, self._archives, self._image)
+            self._opened = _Cursor(name, row, self._archives, self._image)
         with _arrow_errors(name):
-            value = self._cursor.value(row)
+            value = self._opened.value(row)
         content = value.get("bytes") if isinstance(value, dict) else value
         if not content:
             path = value.get("path") if isinstance(value, dict) else None
             raise BadImageError(f"its row holds no bytes, only the path {path}" if path else "its row is empty")
         return bytes(content)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the open file: a worker process opens its own."""
-        return self.__dict__ | {"_cursor": None}
-
-    def __del__(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if cursor := self.__dict__.pop("_cursor", None):
-            cursor.file.close()
 
     @contextmanager
     def _open(self, name: str) -> Iterator[Any]:
@@ -140,7 +108,7 @@ class ParquetFiles(Source):
         self._read = [*(column for what, column in columns.items() if what != "image"), *self.metadata_columns]
 
     def _item(self, source: str, values: dict[str, Any], given: Any) -> SourceItem:
-        label, problem = values[self._columns["label"]], None
+        label = values[self._columns["label"]]
         if self._classes is not None and isinstance(label, int):
             if not -1 <= label < len(self._classes):
                 raise UserError(f"{source}: the label {label} is none of the {len(self._classes)} classes' numbers")
@@ -152,9 +120,8 @@ class ParquetFiles(Source):
             if given is None:
                 raise UserError(f"{source}: unknown split {said!r}")
         group = values[self._columns["group"]] if "group" in self._columns else None
-        problem = "has no label" if label is None else None
         metadata = tuple("" if values[name] is None else str(values[name]) for name in self.metadata_columns)
-        return SourceItem(source, label, given, None if group is None else str(group), metadata, problem)
+        return SourceItem(source, label, given, None if group is None else str(group), metadata)
 
 
 def _is_bytes(kind: Any) -> bool:

@@ -563,8 +563,7 @@ def open_source(prepare: PrepareConfig, run: RunConfig, split_folders: Mapping[s
         case "csv":
             return CsvTable(path, name)
         case "imagefolder":
-            remote = RemoteImageFolder(path, prepare.source, split_folders) if name else None
-            return remote or ImageFolder(path, split_folders)
+            return RemoteImageFolder(path, prepare.source, split_folders) if name else ImageFolder(path, split_folders)
         case "webdataset":
             return WebDataset(_archives(prepare), cache_folder(run.cache) / "archives", columns, split_folders)
         case "parquet" | "hf":

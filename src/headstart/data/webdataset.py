@@ -7,27 +7,25 @@ behind a URL is kept in the cache folder, so that no other process and no later 
 
 import hashlib
 import json
-import logging
 import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from headstart.core.errors import UserError, first_line
 from headstart.core.io import atomic_write
 from headstart.core.problems import some
-from headstart.data.archives import Archives
+from headstart.data.archives import Archives, ArchiveSource
+from headstart.data.dataset import Split
 from headstart.data.names import normalize_label
-from headstart.data.source_item import Source, SourceItem
+from headstart.data.source_item import SourceItem
 from headstart.images.decode import BadImageError
 from headstart.images.files import LARGEST_FILE, is_image_name
 
 LABEL_KEYS = ("label", "cls", "class", "class_name")
 """Where a sample's JSON has its label, unless ``prepare.columns`` says it."""
 LARGEST_LABEL = 2**20  # bytes
-
-logger = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
@@ -48,8 +46,10 @@ class _OpenArchive(NamedTuple):
     places: dict[str, tuple[int, int]]
 
 
-class WebDataset(Source):
+class WebDataset(ArchiveSource):
     """Tar archives; an image is named ``ARCHIVE/NAME``, with the archive's name and its own in it."""
+
+    no_label = "has no label: no cls, json or txt"
 
     def __init__(
         self, archives: Archives, cache: Path, columns: Mapping[str, str], split_folders: Mapping[str, str] | None
@@ -60,33 +60,18 @@ class WebDataset(Source):
                 f"prepare.source: {archives.pattern}: the archives must be plain .tar files, in which an image can be "
                 "read without all that lies before it: `gunzip` or `zstd -d` makes them"
             )
-        self.root, self._archives, self._cache = archives.root, archives, cache
-        self._columns, self._split_folders = dict(columns), split_folders
         if unknown := sorted(columns.keys() - {"image", "label"}):
             raise UserError(f"prepare.columns: {unknown[0]}: samples of webdataset have an image and a label only")
-        self._opened: _OpenArchive | None = None
+        self._cache, self._columns = cache, dict(columns)
+        super().__init__(archives, split_folders)
 
-    @property
-    def archives(self) -> Archives:
-        """The archives."""
-        return self._archives
-
-    def images(self) -> Iterator[SourceItem]:
-        """Yield the images; raises UserError if an archive is damaged."""
-        names = self._archives.names()
-        splits = self._archives.splits(names, self._split_folders)
-        for name in names:
-            split, left_out, samples = splits.get(name), 0, self._samples(name)
-            if not samples:
-                raise UserError(f"{name}: no image is in this archive: are its files called NAME.jpg and NAME.cls?")
-            for sample in samples:
-                if sample.label is None and not sample.problem and split in ("validation", "test"):
-                    left_out += 1
-                    continue
-                problem = sample.problem or (None if sample.label is not None else "has no label: no cls, json or txt")
-                yield SourceItem(f"{name}/{sample.name}", sample.label, split, problem=problem)
-            if left_out:
-                logger.info("%s: %s images are left out, since they have no labels", name, f"{left_out:,}")
+    def _items(self, name: str, split: Split | None) -> Iterator[SourceItem]:
+        """Yield an archive's images; raises UserError if it is damaged."""
+        samples = self._samples(name)
+        if not samples:
+            raise UserError(f"{name}: no image is in this archive: are its files called NAME.jpg and NAME.cls?")
+        for sample in samples:
+            yield SourceItem(f"{name}/{sample.name}", sample.label, split, problem=sample.problem)
 
     def read(self, source: str) -> bytes:
         """Read one image; raises BadImageError if it is not there, and UserError if the archive can't be read."""
@@ -102,21 +87,10 @@ class WebDataset(Source):
         if size > LARGEST_FILE:
             raise BadImageError("larger than 1 GiB")
         self._opened.file.seek(offset)
-        content = self._opened.file.read(size)
+        content: bytes = self._opened.file.read(size)
         if len(content) != size:
             raise UserError(f"{archive} is cut: {member} is not whole. Copy or pack it again")
         return content
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the open file: a worker process opens its own."""
-        return self.__dict__ | {"_opened": None}
-
-    def __del__(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if opened := self.__dict__.pop("_opened", None):
-            opened.file.close()
 
     def _samples(self, name: str) -> list[Sample]:
         """Return the samples of an archive, of one behind a URL from the cache folder if it was read before."""
