@@ -20,7 +20,8 @@ from benchmarks.options import Options
 from benchmarks.rounds import Contestant, Rates, run_rounds, table
 from benchmarks.task import CLASSES, Task
 from headstart.core.text import text_table
-from headstart.data.dataset import PreparedDataset, manifest_rows
+from headstart.data.dataset import PreparedDataset
+from headstart.data.manifest import manifest_rows
 
 SERIAL = "serial Pillow loop"
 CONTESTANTS = (

@@ -10,8 +10,9 @@ import torch
 from PIL import Image, ImageOps
 from timm.data.transforms_factory import create_transform
 
-from headstart.data.dataset import PreparedDataset, manifest_rows
+from headstart.data.dataset import PreparedDataset
 from headstart.data.loader import Normalize, evaluation_pixels
+from headstart.data.manifest import manifest_rows
 from headstart.stages import prepare
 from helpers.images import params
 

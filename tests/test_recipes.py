@@ -22,7 +22,7 @@ from headstart.config.loader import load_params, parse_params, read_sections
 from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.io import read_table
-from headstart.data.dataset import manifest_rows
+from headstart.data.manifest import manifest_rows
 from headstart.models.backbone import create_backbone
 from headstart.stages import evaluate, features, finetune, prepare, probe
 from headstart.training.phases import describe, make_plan

@@ -29,7 +29,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset
     for split in ("train", "validation"):
         rows, labels = prepared.rows(split), read_labels(split)
         features[rows, labels] += 2
-    write_features(iter(features), features.shape, "float32", {})
+    write_features(features.__getitem__, features.shape, "float32", {})
     return prepared
 
 

@@ -248,7 +248,7 @@ def split_set(source: Path, target: Path) -> Path:
     if target.exists():
         return target
     from headstart.config.loader import parse_params  # noqa: PLC0415  (imports torch, as the next ones do)
-    from headstart.data.dataset import manifest_rows  # noqa: PLC0415
+    from headstart.data.manifest import manifest_rows  # noqa: PLC0415
     from headstart.stages import prepare  # noqa: PLC0415
 
     aside = target.with_name(f".{target.name}")

@@ -78,8 +78,9 @@ def _answers(model: str, job: Job) -> Answers:
     from headstart.config.loader import load_params  # noqa: PLC0415
     from headstart.core import paths  # noqa: PLC0415
     from headstart.core.io import read_table  # noqa: PLC0415
-    from headstart.data.dataset import PreparedDataset, manifest_rows  # noqa: PLC0415
-    from headstart.distributed.process_group import connect  # noqa: PLC0415
+    from headstart.data.dataset import PreparedDataset  # noqa: PLC0415
+    from headstart.data.manifest import manifest_rows  # noqa: PLC0415
+    from headstart.distributed.connect import connect  # noqa: PLC0415
     from headstart.evaluation.predictions import probe_predictions  # noqa: PLC0415
     from headstart.features.extract import run_inference  # noqa: PLC0415
 

@@ -22,7 +22,7 @@ from headstart.core.io import read_json
 from headstart.core.paths import cache_folder, report_of
 from headstart.core.text import text_table
 from headstart.data.dataset import PreparedDataset, read_groups, read_labels
-from headstart.distributed.process_group import device_of
+from headstart.distributed.process_group import ProcessGroup, device_of
 from headstart.evaluation.significance import nll_difference
 from headstart.features.cache import read_features
 from headstart.models.available import list_backbones
@@ -115,7 +115,7 @@ def _on_sample(params: Params) -> Params:
 
 def _measure(params: Params, sample: int) -> Candidate:
     """Compute a candidate's features, fit its probe and time its training, in the working directory."""
-    prepare.prepare_images(params, sample)
+    prepare.prepare_images(params, ProcessGroup(), sample)
     features.run(params)
     prepared, labels = PreparedDataset.open(), read_labels("validation")
     inputs = read_features(prepared.rows("validation"))

@@ -11,8 +11,9 @@ from PIL import Image
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import atomic_write, read_json, read_table, write_json, write_report, write_table
-from headstart.data.dataset import SPLITS, PreparedDataset, manifest_rows, read_labels
-from headstart.data.shards import INDEX_DTYPE, Shards, pack_image, read_index, shard_path
+from headstart.data.dataset import SPLITS, PreparedDataset, read_labels
+from headstart.data.manifest import manifest_rows
+from headstart.data.shards import INDEX_DTYPE, SHARD_HEADER, Shards, pack_image, read_index, shard_header, shard_path
 from headstart.features.cache import read_features, write_features
 from headstart.models.head import Head, read_head, write_heads
 from helpers.images import CLASSES, IMAGES, INPUT, STORED, write_prepared
@@ -99,7 +100,7 @@ def test_a_table_keeps_commas_lines_and_quotes(project: Path) -> None:
 
 def test_pixels_and_splits_are_those_that_were_stored() -> None:
     prepared = write_prepared()
-    stored = np.fromfile(shard_path(paths.PREPARED, 0), np.uint8).reshape(-1, STORED, STORED, 3)
+    stored = np.fromfile(shard_path(paths.PREPARED, 0), np.uint8, offset=SHARD_HEADER).reshape(-1, STORED, STORED, 3)
     assert len(prepared.ids) == len(stored) == sum(IMAGES.values())
     for row, image in enumerate(stored):
         assert np.array_equal(prepared.pixels(row), image)
@@ -217,9 +218,9 @@ def test_jpegs_are_read_as_pillow_reads_them() -> None:
     smooth = np.stack([x * 4, y * 5, 100 + x + y], axis=2).astype(np.uint8)
     row = pack_image(Image.fromarray(smooth), "jpeg")
     assert len(row) < smooth.nbytes / 2
-    shard_path(Path(), 0).write_bytes(b"before" + row)
-    index = np.array([(0, 6, len(row), crc32(row), 0, 0, 40, 60, 0)], INDEX_DTYPE)
-    pixels = Shards(Path(), "jpeg", index).pixels(0)
+    shard_path(Path(), 0).write_bytes(shard_header("jpeg") + b"before" + row)
+    index = np.array([(0, SHARD_HEADER + 6, len(row), crc32(row), 0, 0, 40, 60, 0)], INDEX_DTYPE)
+    pixels = Shards(Path(), index).pixels(0)
     assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(row))))
     assert np.abs(pixels.astype(int) - smooth).mean() < 1
     with pytest.raises(ValueError, match="read-only"):
@@ -229,7 +230,7 @@ def test_jpegs_are_read_as_pillow_reads_them() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_features_are_read_as_they_were_written(dtype: str) -> None:
     rows = np.random.default_rng(0).normal(size=(7, 5)).astype(dtype)
-    write_features(iter(rows), rows.shape, dtype, {"weights": "abc"})
+    write_features(rows.__getitem__, rows.shape, dtype, {"weights": "abc"})
     chosen = np.array([6, 0, 3])
     read = read_features(chosen)
     assert read.dtype == np.float32
@@ -238,10 +239,10 @@ def test_features_are_read_as_they_were_written(dtype: str) -> None:
     assert read_json(paths.FEATURES / "features.json") == {"weights": "abc"}
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_features_of_another_count_of_images_are_not_written(count: int) -> None:
-    with pytest.raises(ValueError, match="zip"):
-        write_features(iter(np.zeros((count, 5))), (3, 5), "float32", {})
+@pytest.mark.parametrize("shape", [(2, 5), (3, 4), (3, 6)])
+def test_features_of_another_shape_are_not_written(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="rows of shape"):
+        write_features(np.zeros(shape).__getitem__, (3, 5), "float32", {})
     assert not paths.FEATURES.exists()
     assert list(paths.FEATURES.parent.iterdir()) == []
 

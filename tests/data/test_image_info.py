@@ -16,7 +16,7 @@ def test_an_image_without_a_file_is_hashed_with_mode_and_size() -> None:
     hashes = [content_sha256(LabelledImage(image, "x")) for image in images]
     assert len(set(hashes)) == 3
     assert hashes[0] == hashes[3]
-    assert content_sha256(b"abc") == hashlib.sha256(b"abc").digest()
+    assert content_sha256(b"abc") == hashlib.sha256(b"abc").hexdigest()
 
 
 def test_a_file_and_an_image_of_a_data_set_become_rgb_alike() -> None:

@@ -21,7 +21,7 @@ def sampled(tmp_path: Path, counts: Counts, size: int) -> Counts:
                 for i in range(count)
             )
             catalog.keep_sample(size)
-            found.append([item.source for batch in catalog.batches(100) for item in batch])
+            found.append([item.source for _, shard in catalog.shards(100) for item in shard])
     assert found[0] == found[1]
     drawn = Counter(tuple(source.split("/")[:2]) for source in found[0])
     return {key: drawn[key[0], str(key[1])] for key in counts}

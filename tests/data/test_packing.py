@@ -11,7 +11,6 @@ from PIL import Image
 
 from headstart.data.image_info import TrainingResize
 from headstart.data.packing import Resizes, SizeEstimate, choose_store, sizes_of, store_spec
-from headstart.data.reuse import SHARD_ROW_DTYPE
 from headstart.data.shards import INDEX_DTYPE, Store
 from headstart.data.splits import NOT_GIVEN, TEST, TRAIN
 
@@ -36,10 +35,17 @@ def test_the_estimate_is_of_the_stored_sizes() -> None:
 
 
 def test_a_shard_has_at_most_128_mib_and_1024_images() -> None:
-    assert SizeEstimate(1e6, 2e6).shard_images("raw") == 67
-    assert SizeEstimate(2e6, 1e6).shard_images("jpeg") == 402
-    assert SizeEstimate(1e3, 1e3).shard_images("raw") == 1024
-    assert SizeEstimate(1e9, 1.0).shard_images("raw") == 1
+    assert SizeEstimate(1e6, 2e6).shard_images("raw", 10**6) == 67
+    assert SizeEstimate(2e6, 1e6).shard_images("jpeg", 10**6) == 402
+    assert SizeEstimate(1e3, 1e3).shard_images("raw", 10**6) == 1024
+    assert SizeEstimate(1e9, 1.0).shard_images("raw", 10**6) == 1
+
+
+def test_few_images_are_in_as_many_shards_as_processes_may_want() -> None:
+    estimate = SizeEstimate(1e3, 1e3)
+    assert [estimate.shard_images("raw", count) for count in (10, 1_000, 3_000, 10_000, 20_000)] == [
+        64, 64, 128, 512, 1024
+    ]  # fmt: skip
 
 
 def test_stores_of_earlier_versions_are_reused() -> None:
@@ -48,8 +54,6 @@ def test_stores_of_earlier_versions_are_reused() -> None:
     spec |= {"pillow": PIL.__version__, "pixels_version": 3}
     assert store_spec({"input_size": [3, 16, 12]}, 1.5, "raw") == spec
     assert INDEX_DTYPE.names == ("id", "offset", "bytes", "crc32", "shard", "label", "height", "width", "split")
-    of_image = ("sha256", "training", "width", "height", "phash", "contrast")
-    assert SHARD_ROW_DTYPE.names == (*of_image, "shard", "offset", "bytes", "crc32", "stored_height", "stored_width")
 
 
 def test_a_tiny_image_is_enlarged_for_training_as_for_evaluation() -> None:

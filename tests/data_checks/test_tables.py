@@ -1,12 +1,15 @@
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from headstart.core import paths
-from headstart.core.io import read_table, write_table
-from headstart.data.dataset import MANIFEST_COLUMNS, PreparedDataset, Split, manifest_rows, read_labels
+from headstart.core.io import read_table
+from headstart.data.dataset import PreparedDataset, Split, read_labels
+from headstart.data.manifest import manifest_rows, write_manifest
 from headstart.data_checks import tables
 from headstart.data_checks.tables import check_features, check_images, class_imbalance
 from headstart.features.cache import write_features
@@ -24,14 +27,14 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset
     labels = [prepared.classes.index(row["label"]) for row in manifest_rows()]
     noise = np.random.default_rng(0).normal(size=(len(labels), 32))
     features = np.asarray(6 * np.eye(4, 32)[labels] + noise, np.float32)
-    write_features(iter(features), features.shape, "float32", {})
+    write_features(features.__getitem__, features.shape, "float32", {})
     return prepared
 
 
-def rewrite(changes: dict[int, dict[str, str]]) -> None:
+def rewrite(changes: Mapping[int, Mapping[str, Any]]) -> None:
     """Change some rows of the manifest."""
-    rows = [row | changes.get(i, {}) for i, row in enumerate(manifest_rows())]
-    write_table(paths.PREPARED / "manifest.csv", MANIFEST_COLUMNS, [list(row.values()) for row in rows])
+    rows = [row | dict(changes.get(i, {})) for i, row in enumerate(manifest_rows())]
+    write_manifest(paths.PREPARED, [], [list(row.values()) for row in rows], len(rows))
 
 
 def test_clean_data_give_tables_without_rows_and_no_line(
@@ -90,7 +93,7 @@ def test_tiny_and_blank_images_are_listed_and_sizes_that_vary_are_said(
     prepared: PreparedDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "headstart")
-    rewrite({3: {"width": "10"}, 5: {"contrast": "0.5"}, 8: {"width": "4000", "height": "3000"}})
+    rewrite({3: {"width": 10}, 5: {"contrast": 0.5}, 8: {"width": 4000, "height": 3000}})
     found = check_images(IMAGE_QUALITY, prepared.folder, 240, 32)
     assert found == {"odd_pictures": {"tiny": 1, "blank": 1}, "side_range": [10, 3000]}
     assert [(row["row"], row["problem"], float(row["value"])) for row in read_table(IMAGE_QUALITY)] == [

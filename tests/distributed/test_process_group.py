@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from headstart.core.errors import UserError
-from headstart.distributed import process_group
-from headstart.distributed.process_group import ProcessGroup, SlurmTasks, layout
+from headstart.distributed import launch, process_group
+from headstart.distributed.launch import SlurmTasks, layout
+from headstart.distributed.process_group import ProcessGroup
 from helpers.images import params
 
 LAUNCHERS = ("SLURM", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "MASTER")
@@ -37,7 +38,7 @@ def srun(monkeypatch: pytest.MonkeyPatch, tasks: int, nodes: int, **more: str) -
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(process_group, "device_of", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(launch, "device_of", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 

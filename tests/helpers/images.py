@@ -22,11 +22,13 @@ from torch import nn
 
 from headstart.config.loader import parse_params
 from headstart.config.schema import Params
-from headstart.core.io import atomic_write, write_json, write_report, write_table
+from headstart.core.io import atomic_write, write_json, write_report
 from headstart.core.paths import FINETUNE, PREPARED
-from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, PreparedDataset, manifest_rows
+from headstart.data.dataset import SPLITS, PreparedDataset
 from headstart.data.image_info import info_of
-from headstart.data.shards import checksum, shard_path, write_index
+from headstart.data.manifest import manifest_rows, write_manifest
+from headstart.data.packing import store_spec
+from headstart.data.shards import checksum, shard_header, shard_path, write_index
 from headstart.features.cache import write_features
 from headstart.models.backbone import features_of
 from headstart.models.head import Head, write_heads
@@ -109,6 +111,7 @@ def write_prepared(
     order = generator.permutation([split for split in SPLITS for _ in range(images[split])])
     manifest, index = [], []
     with shard_path(PREPARED, 0).open("wb") as shard:
+        shard.write(shard_header("raw"))
         for i, split in enumerate(order):
             label = i % len(classes)
             darkest = 150 * label // (len(classes) - 1)
@@ -120,12 +123,11 @@ def write_prepared(
             named = f"{i:016x}", source, classes[label], split, "", sha256(_file(source, image, files)).hexdigest()
             manifest.append([*named, STORED, STORED, info.phash, info.contrast])
             shard.write(pixels)
-    write_table(PREPARED / "manifest.csv", MANIFEST_COLUMNS, manifest)
+    of_all = write_manifest(PREPARED, [], manifest, len(manifest))
     write_index(PREPARED, index, len(index))
-    dataset = {"pictures": len(index), "classes": list(classes), "input": INPUT, "store": "raw"}
+    dataset = {"pictures": len(index), "classes": list(classes), **store_spec(INPUT, None, "raw"), "sha256": of_all}
     sizes = {"shard_bytes": [shard_path(PREPARED, 0).stat().st_size]}
-    checksums = {name: checksum(PREPARED / name) for name in ("manifest.csv", "index.npy")}
-    write_json(PREPARED / "dataset.json", dataset | sizes | {"crc32": checksums})
+    write_json(PREPARED / "dataset.json", dataset | sizes | {"crc32": {"index.npy": checksum(PREPARED / "index.npy")}})
     return PreparedDataset.open()
 
 
@@ -160,7 +162,7 @@ def write_probe(prepared: PreparedDataset, model: nn.Module) -> None:
     with torch.inference_mode():
         features = features_of(model, torch.randn(len(prepared.ids), 3, 32, 32)).numpy()
         weight, bias = head.weight.numpy() + 0.1, head.bias.numpy()
-    write_features(iter(features), features.shape, "float32", {})
+    write_features(features.__getitem__, features.shape, "float32", {})
     write_heads([Head(weight, bias, 1e-3)], 0)
     outside_train = np.setdiff1d(np.arange(len(prepared.ids)), prepared.rows("train"))
     scores = np.random.default_rng(0).normal(size=(len(outside_train), len(prepared.classes)))

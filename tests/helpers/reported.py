@@ -6,7 +6,8 @@ import numpy as np
 
 from headstart.core.io import read_json, write_json, write_report, write_table
 from headstart.core.paths import REPORTS, report_of
-from headstart.data.dataset import SPLITS, PreparedDataset, manifest_rows
+from headstart.data.dataset import SPLITS, PreparedDataset
+from headstart.data.manifest import manifest_rows
 from helpers.images import write_prepared
 
 EVALUATE = REPORTS / "evaluate"

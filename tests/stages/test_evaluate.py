@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from headstart.core import paths
-from headstart.core.io import read_json, read_table, write_table
-from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, PreparedDataset, manifest_rows, read_labels
+from headstart.core.io import read_json, read_table
+from headstart.data.dataset import SPLITS, PreparedDataset, read_labels
 from headstart.data.loader import Normalize, evaluation_pixels
+from headstart.data.manifest import MANIFEST_COLUMNS, manifest_rows, write_manifest
 from headstart.evaluation import predictions
 from headstart.evaluation.ood import ood_thresholds, read_ood_reference
 from headstart.evaluation.trust import calibration, conformal
@@ -181,12 +182,11 @@ def test_comparisons_and_the_verdict_agree_with_the_predictions() -> None:
 @pytest.mark.usefixtures("project")
 def test_groups_and_further_columns_of_the_source_are_used() -> None:
     rows = list(manifest_rows())
-    columns = [*MANIFEST_COLUMNS, "site"]
     tests = [row for row in rows if row["split"] == "test"]
     for i, row in enumerate(tests):
         row |= {"group": str(i // 3), "site": "north" if i < 4 else "south"}
-    table = [[row.get(column, "north") for column in columns] for row in rows]
-    write_table(paths.PREPARED / "manifest.csv", columns, table)
+    table = [[row.get(column, "north") for column in (*MANIFEST_COLUMNS, "site")] for row in rows]
+    write_manifest(paths.PREPARED, ["site"], table, len(table))
     run()
     report = read_json(paths.REPORTS / "evaluate.json")
     assert report["bootstrap"]["units"] == "groups"

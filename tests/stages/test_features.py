@@ -1,8 +1,6 @@
 """The features stage: equal to the model's own, cached by content, resumed after a kill."""
 
-import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from headstart.core.errors import UserError
 from headstart.core.paths import FEATURES
 from headstart.data import loader
 from headstart.data.dataset import PreparedDataset
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.transforms import evaluation_transform
-from headstart.features import extract
-from headstart.features.cache import read_changed_features, read_features
+from headstart.features.cache import FeatureCache, ImageKeys, read_changed_features, read_features
 from headstart.models.backbone import BUNDLED, create_backbone, features_of, get_head
 from headstart.models.head import read_pretrained_head
 from headstart.stages import features
@@ -81,19 +77,11 @@ def test_other_weights_have_other_rows_and_going_back_computes_nothing() -> None
 
 
 def test_a_killed_run_is_resumed(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = extract.run_inference
-
-    def killed_after_two_batches(*args: Any, **options: Any) -> Iterator[NDArray[np.float32]]:
-        batches = real(*args, **options)
-        yield next(batches)
-        yield next(batches)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(extract, "run_inference", killed_after_two_batches)
-    with pytest.raises(KeyboardInterrupt):
-        run()
+    with monkeypatch.context() as patch:
+        kill_after_files(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run()
     assert not FEATURES.exists()
-    monkeypatch.setattr(extract, "run_inference", real)
     run()
     assert report()["reused"] == 8
     interrupted = stored()
@@ -101,6 +89,20 @@ def test_a_killed_run_is_resumed(prepared: PreparedDataset, monkeypatch: pytest.
     assert report()["reused"] == 0
     assert stored() == interrupted
     assert len(prepared.ids) == report()["pictures"]
+
+
+def kill_after_files(patch: pytest.MonkeyPatch, files: int | None = None) -> list[int]:
+    """End this process once it has written so many files of the cache, a batch each; list how many rows they have."""
+    real, written = FeatureCache.add, list[int]()
+
+    def counted(self: FeatureCache, keys: ImageKeys, rows: NDArray[Any]) -> None:
+        if len(written) == files:
+            raise KeyboardInterrupt
+        real(self, keys, rows)
+        written.append(len(rows))
+
+    patch.setattr(FeatureCache, "add", counted)
+    return written
 
 
 def test_half_precision_rows_are_near(prepared: PreparedDataset) -> None:
@@ -167,24 +169,16 @@ def test_features_after_a_change_are_cached_and_the_same_after_a_kill(monkeypatc
     pretrained = {"backbone.name": BUNDLED, "backbone.pretrained": True}
     run(**pretrained)
     kept = (FEATURES / "changed.safetensors").read_bytes()
-    asked = []
-    real = extract.run_inference
-
-    def counted(function: Any, prepared: PreparedDataset, rows: NDArray[np.int64], **options: Any) -> Any:
-        asked.append(len(rows))
-        return itertools.islice(real(function, prepared, rows, **options), 2 if stop else None)
-
-    monkeypatch.setattr(extract, "run_inference", counted)
-    stop = False
+    added = kill_after_files(monkeypatch)
     run(**pretrained)
-    assert asked == [0, 0]
+    assert added == []
     assert (FEATURES / "changed.safetensors").read_bytes() == kept
-    stop = True  # after two batches of four images
-    with pytest.raises(UserError):
-        run(**pretrained, **{"run.cache": "another cache"})
-    stop = False
+    with monkeypatch.context() as patch:
+        kill_after_files(patch, 10)  # eight of the images as they are
+        with pytest.raises(KeyboardInterrupt):
+            run(**pretrained, **{"run.cache": "another cache"})
     run(**pretrained, **{"run.cache": "another cache"})
-    assert asked[-2:] == [23, 2]
+    assert added[10:] == [2]
     assert (FEATURES / "changed.safetensors").read_bytes() == kept
 
 

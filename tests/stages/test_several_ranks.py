@@ -1,6 +1,7 @@
 """Two processes give what one gives, started by torchrun or by ``run.devices``; what happens to one ends both."""
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,7 +23,7 @@ from headstart.core.io import read_json, read_table, write_json
 from headstart.core.paths import FEATURES, FINETUNE, REPORTS
 from headstart.core.run_state import read_stopped
 from headstart.data.dataset import PreparedDataset
-from headstart.stages import evaluate, features, finetune
+from headstart.stages import evaluate, features, finetune, prepare
 from headstart.training.refinement import TEMPERATURES
 from helpers.images import CLASSES, params, write_finetune, write_prepared, write_probe
 from helpers.reported import write_reported
@@ -121,6 +124,43 @@ def test_two_processes_give_what_one_does() -> None:
     for path, content in bytes_of.items():
         assert path.read_bytes() == content
     assert_equal_up_to_rounding(*expected)
+
+
+def test_two_processes_prepare_what_one_does() -> None:
+    """In classes of four images and in groups that share one, splits differ from those that were foreseen."""
+    Path("images").mkdir()
+    lines, generator = ["path,label,group"], np.random.default_rng(0)
+    for i in range(200):
+        Image.fromarray(generator.integers(0, 256, (20, 30, 3), np.uint8)).save(f"images/{i:03d}.png")
+        lines.append(f"{i:03d}.png,c{i // 4:02d},")
+    for i in range(0, 40, 4):
+        Path(f"images/{i:03d}again.png").write_bytes(Path(f"images/{i:03d}.png").read_bytes())
+        lines.append(f"{i:03d}again.png,c{i // 4:02d},group{i}")
+    Path("images/list.csv").write_text("\n".join(lines))
+    changes = {"prepare.source": "csv:list.csv", "prepare.path": "images", "backbone.image_size": 16}
+    shutil.rmtree(paths.PREPARED)
+    run(prepare, changes)
+    expected = {path.name: path.read_bytes() for path in paths.PREPARED.iterdir()}
+    assert len([name for name in expected if name.startswith("pixels")]) == 4
+    assert read_json(paths.report_of("prepare"))["decoded_again"]
+    shutil.rmtree(paths.PREPARED)
+    code, output = program([*TORCHRUN, "nothing", "prepare"], changes)
+    assert code == 0, output
+    assert {path.name: path.read_bytes() for path in paths.PREPARED.iterdir()} == expected
+    assert {len(list(path.iterdir())) for path in paths.CLAIMS.iterdir()} <= {1, 2, 3, 4}
+
+
+def test_an_image_that_no_rank_can_read_ends_both_with_one_line() -> None:
+    Path("images/a").mkdir(parents=True)
+    Path("images/b").mkdir()
+    for i in range(200):
+        Image.new("RGB", (20, 20), (i, i, i)).save(f"images/{'ab'[i % 2]}/{i:03d}.png")
+    Path("images/b/199.png").write_bytes(b"?")
+    changes = {"prepare.source": "imagefolder", "prepare.path": "images", "backbone.image_size": 16}
+    code, output = program([*DEVICES, "nothing", "prepare"], changes | {"run.devices": 2})
+    assert code, output
+    assert "prepare: 1 bad images:" in output
+    assert "b/199.png" in output
 
 
 def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_goes_on() -> None:

@@ -103,7 +103,9 @@ def images_of(
 
 
 def test_only_a_square_can_be_turned(prepared: PreparedDataset) -> None:
-    oblong = dataclasses.replace(prepared, input={**prepared.input, "input_size": [3, 32, 24]})
+    oblong = dataclasses.replace(
+        prepared, spec=prepared.spec | {"input": {**prepared.input, "input_size": [3, 32, 24]}}
+    )
     images_of(oblong)
     turned: dict[str, Any] = {"augment.quarter_turn": 0.5}
     with pytest.raises(UserError, match=r"finetune\.augment\.quarter_turn: the backbone sees 32 x 24 pixels"):

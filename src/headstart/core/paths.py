@@ -16,7 +16,6 @@ OOD_REFERENCE = Path("models/reference")
 EXPORT = Path("export")
 
 # Files within them.
-MANIFEST = PREPARED / "manifest.csv"
 DATASET = PREPARED / "dataset.json"
 FEATURE_ROWS = FEATURES / "features.npy"
 FEATURES_INFO = FEATURES / "features.json"
@@ -60,6 +59,7 @@ LOCK = STATE / "repro"
 STOPPED = STATE / "stopped.json"
 REQUEUES = STATE / "requeues.json"
 HEARTBEATS = STATE / "ranks"
+CLAIMS = STATE / "claims"
 BATCH_HEARTBEAT = HEARTBEATS / "batch.json"
 PROBLEMS = STATE / "problems.txt"
 TUNING = STATE / "tune"

@@ -1,9 +1,6 @@
-"""The prepared data set, ``data/prepared``: packed images, their splits and labels, and the manifest."""
+"""The prepared data set, ``data/prepared``: packed images, their splits and labels."""
 
-import csv
-import hashlib
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
-from headstart.core.io import existing, read_json
+from headstart.core.io import read_json
 from headstart.core.paths import PREPARED
 from headstart.core.storage import storage_message
-from headstart.data.shards import Shards, Store, checksum, read_index, shard_path
+from headstart.data.manifest import manifest_rows
+from headstart.data.shards import Shards, checksum, damaged, read_index, shard_path
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-MANIFEST_COLUMNS = ("id", "source", "label", "split", "group", "sha256", "width", "height", "phash", "contrast")
+SPEC_KEYS = ("input", "train_side", "store", "pillow", "pixels_version")
+"""What determines the stored bytes beside the images and their splits: packed images are reused if it is the same."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +30,35 @@ class PreparedDataset:
     before its crop; training images are larger, for random crops. An image's checksum is verified when this process
     first reads it. Memory: about 50 bytes an image, most of them the memory-mapped index.
 
-    ``classes`` are in the order of the classifier's outputs; ``input`` is ``models.backbone.input_config``.
+    ``classes`` are in the order of the classifier's outputs; ``spec`` is ``data.packing.store_spec``; ``sha256``, hex
+    digits, is a hash of the manifest, and so of the content hash, label and split of every image.
     """
 
     folder: Path
     classes: list[str]
-    input: dict[str, Any]
-    store: Store
+    spec: dict[str, Any]
+    sha256: str
 
     @classmethod
     def open(cls, folder: Path = PREPARED) -> "PreparedDataset":
         """Open the folder that ``prepare`` wrote; raises UserError if a file is missing, truncated or damaged."""
         dataset = read_json(folder / "dataset.json")
+        if "sha256" not in dataset:
+            raise UserError(f"{folder} is of an earlier version: run `dvc repro -f prepare`, which reuses its images")
         for i, size in enumerate(dataset["shard_bytes"]):
             path = shard_path(folder, i)
             if not path.is_file() or path.stat().st_size != size:
-                raise _damaged(path, f"is missing, or not of the {size} bytes that were written")
+                raise damaged(path, f"is missing, or not of the {size} bytes that were written")
         if checksum(folder / "index.npy") != dataset["crc32"]["index.npy"]:
-            raise _damaged(folder / "index.npy", "is missing or damaged")
-        return cls(folder, dataset["classes"], dataset["input"], dataset["store"])
+            raise damaged(folder / "index.npy", "is missing or damaged")
+        spec = {key: dataset[key] for key in SPEC_KEYS}
+        return cls(folder, dataset["classes"], spec, dataset["sha256"])
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """The backbone's input: ``models.backbone.input_config``."""
+        config: dict[str, Any] = self.spec["input"]
+        return config
 
     @cached_property
     def ids(self) -> NDArray[np.uint64]:
@@ -74,30 +83,15 @@ class PreparedDataset:
                 raise
             path = shard_path(self.folder, int(self._shards.index["shard"][row]))
             source = next(itertools.islice(manifest_rows(self.folder), row, None))["source"]
-            raise _damaged(path, f"is damaged: the image {source} is not as it was stored") from error
+            raise damaged(path, f"is damaged: the image {source} is not as it was stored") from error
 
     @cached_property
     def _shards(self) -> Shards:
-        return Shards(self.folder, self.store, read_index(self.folder))
+        return Shards(self.folder, read_index(self.folder))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the open files: a worker process opens its own."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-def _damaged(path: Path, what: str) -> UserError:
-    """Return an error that explains how to restore a file; without ``touch`` DVC would not look at its content."""
-    return UserError(
-        f"{path} {what}. `chmod u+w {path}; touch {path}` makes DVC look at it again, then `dvc checkout --force "
-        f"{path.parent}` gets it back from DVC's cache. If it is damaged there too, `rm -f {path}` and then `dvc repro "
-        "-f prepare` decode its images again"
-    )
-
-
-def manifest_rows(folder: Path = PREPARED) -> Iterator[dict[str, str]]:
-    """Stream the manifest, the single source of truth on images, splits and labels."""
-    with existing(folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        yield from csv.DictReader(file)
 
 
 def read_labels(split: Split, folder: Path = PREPARED) -> NDArray[np.int64]:
@@ -121,9 +115,3 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 def evenly(rows: NDArray[Scalar], most: int) -> NDArray[Scalar]:
     """Return at most ``most`` of the rows (n, ...), evenly spaced from the first to the last."""
     return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
-
-
-def data_sha256(prepared: PreparedDataset) -> str:
-    """Hash the manifest, which has the content hash, label and split of every image."""
-    with (prepared.folder / "manifest.csv").open("rb") as manifest:
-        return hashlib.file_digest(manifest, "sha256").hexdigest()

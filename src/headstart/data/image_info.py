@@ -37,17 +37,17 @@ class ImageInfo(NamedTuple):
     contrast: float
 
 
-@dataclass(frozen=True, slots=True)
-class PackedImage:
+class PackedImage(NamedTuple):
     """The result of packing one image: of a bad one its name in the source and the problem alone.
 
-    The label is set if only reading the image reveals it. What is not ``for_training`` is stored at the size for
-    evaluation; what is not ``decoded`` was reused as an earlier run packed it. ``note`` is as ``decode`` leaves it.
+    The label is set if only reading the image reveals it; ``sha256`` are hex digits. What is not ``for_training`` is
+    stored at the size for evaluation; what is not ``decoded`` was reused as an earlier run packed it. ``note`` is as
+    ``decode`` leaves it.
     """
 
     source: str
     label: str | None = None
-    sha256: bytes = b""
+    sha256: str = ""
     info: ImageInfo | None = None
     for_training: bool = False
     decoded: bool = False
@@ -81,12 +81,12 @@ def info_of(image: Image.Image) -> ImageInfo:
     return ImageInfo(*image.size, str(imagehash.phash(grey)), round(float(np.asarray(grey).std()), 2))
 
 
-def content_sha256(content: bytes | LabelledImage) -> bytes:
-    """Hash what a source returns for an image: the file's bytes, or the mode, size and pixels."""
+def content_sha256(content: bytes | LabelledImage) -> str:
+    """Hash what a source returns for an image, the file's bytes, or the mode, size and pixels; return hex digits."""
     if isinstance(content, LabelledImage):
         image = content.image
         content = f"{image.mode} {image.size}".encode() + image.tobytes()
-    return hashlib.sha256(content).digest()
+    return hashlib.sha256(content).hexdigest()
 
 
 def to_image(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:

@@ -94,17 +94,17 @@ class Catalog:
                 (given, given, shares[split] * size / count),
             )
 
-    def batches(self, size: int) -> Iterator[list[SourceItem]]:
-        """Yield the good images, ``size`` at a time, without their labels."""
-        last = ""
+    def shards(self, size: int) -> Iterator[tuple[int, list[SourceItem]]]:
+        """Yield the number and the images of each shard: the good ones, ``size`` at a time, without their labels."""
+        last, shard = "", 0
         while True:
             rows = self._database.execute(
                 "SELECT source, NULL, given, grp FROM good WHERE source > ? ORDER BY source LIMIT ?", (last, size)
             ).fetchall()
             if not rows:
                 return
-            yield [SourceItem(*row) for row in rows]
-            last = rows[-1][0]
+            yield shard, [SourceItem(*row) for row in rows]
+            last, shard = rows[-1][0], shard + 1
 
     def sample(self, size: int) -> list[str]:
         """Return the source names of a random sample of good images, the same one every time."""
@@ -120,11 +120,12 @@ class Catalog:
                 continue
             note = json.dumps(image.note) if image.note else None
             counts["decoded" if image.decoded else "reused"] += 1
+            content = bytes.fromhex(image.sha256)
             self._database.execute(
                 "UPDATE pictures SET label = coalesce(label, ?), sha256 = ?, training = ?, width = ?, height = ?, "
                 "phash = ?, contrast = ?, shard = ?, offset = ?, bytes = ?, crc32 = ?, stored_height = ?, "
                 "stored_width = ?, note = ? WHERE source = ?",
-                (image.label, image.sha256, image.for_training, *image.info, *image.entry, note, image.source),
+                (image.label, content, image.for_training, *image.info, *image.entry, note, image.source),
             )
         return counts
 
@@ -248,7 +249,7 @@ class Catalog:
         return given, labels, group_ids, contents
 
     def manifest(self, splits: NDArray[np.int8]) -> Iterator[list[str | int | float]]:
-        """Yield the manifest's rows: ``MANIFEST_COLUMNS``, then the source's metadata."""
+        """Yield the manifest's rows: each a ``ManifestRow``, then the source's metadata."""
         rows = self._database.execute(
             "SELECT id, source, label, coalesce(grp, ''), lower(hex(sha256)), width, height, phash, contrast, further "
             "FROM good ORDER BY source"

@@ -1,26 +1,24 @@
 """Packing: every image is decoded, resized and appended to a shard, unless an earlier run has done so already."""
 
+import json
 import logging
 import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import chain, islice
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 from zlib import crc32
 
 import numpy as np
 import PIL
-from numpy.typing import NDArray
 from PIL import Image
 
-from headstart.core.errors import UserError
 from headstart.core.io import atomic_write
 from headstart.core.progress import Progress
+from headstart.core.storage import storage_errors
 from headstart.data.image_info import (
     LabelledImage,
     PackedImage,
@@ -30,15 +28,18 @@ from headstart.data.image_info import (
     size_of,
     to_image,
 )
-from headstart.data.index import Catalog
 from headstart.data.parallel import map_in_order
-from headstart.data.reuse import PackedRow, ReusableRows, shard_rows_path, write_shard_rows
-from headstart.data.shards import LONGEST_SIDE, ShardEntry, Store, pack_image, shard_path
+from headstart.data.reuse import PackedRow, ReusableRows, packed_path, write_packed
+from headstart.data.shards import LONGEST_SIDE, ShardEntry, Store, pack_image, shard_header, shard_path
 from headstart.data.source_item import SourceItem
 from headstart.data.splits import NOT_GIVEN, TRAIN, assign_by_hash, group_number
-from headstart.images.decode import DEFAULT_LIMITS, NOTE, BadImageError, ImageLimits, Note
+from headstart.distributed.claims import claim_tasks
+from headstart.distributed.process_group import ProcessGroup, cores_of_process
+from headstart.images.decode import DEFAULT_LIMITS, NOTE, BadImageError, ImageLimits
 
 SHARD_IMAGES = 1024
+FEWEST_SHARD_IMAGES = 64
+SHARDS = 32
 SHARD_BYTES = 128 * 2**20
 # A JPEG's bytes over its pixels' bytes, at most, for most photographs.
 JPEG_FRACTION = 1 / 6
@@ -73,88 +74,106 @@ class Resizes(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ShardLists:
+    """The images of each shard, in a file from which every process reads those of its own shards.
+
+    ``offsets`` in the file are by the shards' numbers; ``images`` counts those of all shards.
+    """
+
+    path: Path
+    offsets: dict[int, int]
+    images: int
+
+    @classmethod
+    def write(cls, path: Path, shards: Iterable[tuple[int, list[SourceItem]]]) -> "ShardLists":
+        """Write a line for each shard, given its number and images."""
+        offsets, images = {}, 0
+        with path.open("wb") as file:
+            for shard, items in shards:
+                offsets[shard], images = file.tell(), images + len(items)
+                file.write(json.dumps([(each.source, each.split, each.group) for each in items]).encode() + b"\n")
+        return cls(path, offsets, images)
+
+    def read(self, shard: int) -> list[SourceItem]:
+        """Read a shard's images."""
+        with self.path.open("rb") as file:
+            file.seek(self.offsets[shard])
+            return [SourceItem(source, None, split, group) for source, split, group in json.loads(file.readline())]
+
+
+@dataclass(frozen=True)
 class Packer:
-    """Writes one shard per call; picklable, for worker processes.
+    """Writes one shard per call; picklable, for other processes.
 
     ``read`` is ``Source.read``. ``fractions`` are those of ``fractions_to_draw``, to predict whether an image will be
-    trained on; empty once the splits are decided.
+    trained on; empty once the splits are decided. ``workers`` are the processes of each rank, ``auto`` means one for
+    each of its cores.
     """
 
     folder: Path
+    lists: ShardLists
     read: Callable[[str], bytes | LabelledImage]
     resizes: Resizes
     fractions: Mapping[int, float]
     store: Store
     reusable: ReusableRows
     limits: ImageLimits
+    workers: int | Literal["auto"]
 
-    def __call__(self, task: tuple[int, list[SourceItem]]) -> list[PackedImage]:
-        """Write a shard, given its number and images; a bad image yields a result with a problem, no exception."""
-        shard, items = task
+    def __call__(self, shard: int) -> int:
+        """Write a shard and the list of its images, bad ones with their problems; return how many images it has."""
+        items = self.lists.read(shard)
         with atomic_write(shard_path(self.folder, shard)) as temporary, temporary.open("xb") as file:
+            file.write(shard_header(self.store))
             images = [self._pack(item, shard, file) for item in items]
-            shard_rows_path(self.folder, shard).unlink(missing_ok=True)  # first: they describe the old shard
-        write_shard_rows(self.folder, shard, images)
-        return images
+            packed_path(self.folder, shard).unlink(missing_ok=True)  # first: it describes the old shard
+        write_packed(self.folder, shard, images)
+        return len(images)
 
     def _pack(self, item: SourceItem, shard: int, file: BinaryIO) -> PackedImage:
         try:
             content = self.read(item.source)
             sha256 = content_sha256(content)
             evaluated = item.split not in (None, "train")
-            group_ids = np.array([group_number(item.group, sha256)], np.uint64)
+            group_ids = np.array([group_number(item.group, bytes.fromhex(sha256))], np.uint64)
             for_training = not evaluated and bool(assign_by_hash(group_ids, self.fractions)[0] == TRAIN)
             certain = evaluated or not self.fractions
             reused = self.reusable.find(sha256, for_training=for_training, exact=certain)
             if reused:
-                row, note = reused, self.reusable.notes.get(sha256.hex())
-                self.limits.check(row.info.width, row.info.height)
-            else:
-                row, note = self._decode(content, for_training=for_training)
+                self.limits.check(reused.info.width, reused.info.height)
+            row = reused or self._decode(content, for_training=for_training)
         except BadImageError as bad:
             return PackedImage(item.source, problem=str(bad))
         entry = ShardEntry(shard, file.tell(), len(row.packed), crc32(row.packed), row.stored_height, row.stored_width)
         file.write(row.packed)
         label = content.label if isinstance(content, LabelledImage) else None
-        return PackedImage(item.source, label, sha256, row.info, row.for_training, reused is None, entry, note=note)
+        decoded = reused is None
+        return PackedImage(item.source, label, sha256, row.info, row.for_training, decoded, entry, note=row.note)
 
-    def _decode(self, content: bytes | LabelledImage, *, for_training: bool) -> tuple[PackedRow, Note | None]:
+    def _decode(self, content: bytes | LabelledImage, *, for_training: bool) -> PackedRow:
         image = to_image(content, self.limits)
-        note: Note | None = image.info.get(NOTE)
+        note = image.info.get(NOTE)
         resized = self.resizes.apply(image, for_training=for_training)
         if max(resized.size) > LONGEST_SIDE:
             raise BadImageError(f"{image.width} x {image.height} pixels: too narrow to be stored: cut it into parts")
         packed = pack_image(resized, self.store)
-        return PackedRow(packed, for_training, info_of(image), resized.height, resized.width), note
+        return PackedRow(packed, for_training, info_of(image), resized.height, resized.width, note)
 
 
-def pack_all(packer: Packer, catalog: Catalog, shard_images: int, workers: int) -> dict[str, Any]:
-    """Pack every good image, in the order of source names; return figures for the report."""
-    counts = Counter(decoded=0, reused=0)
-    with Progress("prepare", catalog.count()) as progress:
-        tasks = enumerate(catalog.batches(shard_images))
-        for images in map_in_order(packer, tasks, workers=workers, preload=PRELOAD):
-            counts.update(catalog.record(images))
-            progress.advance(len(images))
-        return {**counts, "images_per_second": round(progress.close(), 1)}
-
-
-def repack(packer: Packer, catalog: Catalog, splits: NDArray[np.int8], workers: int) -> dict[str, Any]:
-    """Rewrite the shards with an image whose split was not as predicted; return figures for the report.
-
-    Raises UserError if an image changed after it was packed.
-    """
-    tasks = catalog.shards_to_repack(splits)
-    first = list(islice(tasks, 1))
-    if first:
-        packer.reusable.close()
-        packer.reusable.add(packer.folder)
-    decided, decoded = replace(packer, fractions={}), 0
-    for images in map_in_order(decided, chain(first, tasks), workers=workers, preload=PRELOAD):
-        decoded += catalog.record(images)["decoded"]
-    if catalog.count() != len(splits):
-        raise UserError("prepare: images were changed while they were read: run it again")
-    return {"decoded_again": decoded}
+def pack_shards(packer: Packer, process_group: ProcessGroup) -> None:
+    """Write the shards of ``packer.lists``, together with the other ranks."""
+    lists, workers = packer.lists, packer.workers
+    if workers == "auto":
+        workers = cores_of_process(process_group.local_world)
+    numbers = list(lists.offsets)
+    shards = (numbers[task] for task in claim_tasks(len(numbers), process_group))
+    with (
+        storage_errors(packer.folder),
+        closing(packer.reusable),
+        Progress("prepare", lists.images // process_group.world, shown=process_group.rank == 0) as progress,
+    ):
+        for images in map_in_order(packer, shards, workers=workers, preload=PRELOAD):
+            progress.advance(images)
 
 
 def sizes_of(
@@ -198,10 +217,14 @@ class SizeEstimate:
         others = sum(given.values()) - evaluated
         return (evaluated + others * drawn) * self.evaluation + others * (1 - drawn) * self.training
 
-    def shard_images(self, store: Store) -> int:
-        """Return the number of images in a shard: as many as 128 MiB hold, and at most 1,024."""
+    def shard_images(self, store: Store, count: int) -> int:
+        """Return how many of ``count`` images a shard has: what 128 MiB hold, at most 1,024, and a 32nd of few images.
+
+        A shard is what a process packs at a time: with fewer, many processes would have nothing to do.
+        """
         mean = max(self.training, self.evaluation) * (1 if store == "raw" else JPEG_FRACTION)
-        return max(1, min(SHARD_IMAGES, int(SHARD_BYTES / mean)))
+        of_all = 1 << (count // SHARDS).bit_length()  # a power of two, so that few further images move no others
+        return max(1, min(SHARD_IMAGES, max(FEWEST_SHARD_IMAGES, of_all), int(SHARD_BYTES / mean)))
 
 
 def choose_store(wanted: Literal["auto"] | Store, size: float, folder: Path, *, previous: Store | None) -> Store:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from headstart.core.errors import UserError, first_line, requirement
+from headstart.core.errors import UserError, first_line
 from headstart.core.problems import some
 from headstart.data.archives import Archives, ArchiveSource
-from headstart.data.dataset import MANIFEST_COLUMNS, Split
+from headstart.data.dataset import Split
+from headstart.data.manifest import MANIFEST_COLUMNS
 from headstart.data.names import normalize_label, split_of
 from headstart.data.source_item import SourceItem
 from headstart.images.decode import BadImageError
@@ -30,11 +31,6 @@ class ParquetFiles(ArchiveSource):
 
     def __init__(self, archives: Archives, columns: Mapping[str, str], split_folders: Mapping[str, str] | None) -> None:
         """Read the columns of the first file; raises UserError if it is unclear which they are."""
-        try:
-            import pyarrow.parquet  # noqa: F401, PLC0415  (an extra)
-        except ImportError as error:
-            message = f"prepare.source: {archives.source} needs pyarrow: pip install '{requirement('parquet')}'"
-            raise UserError(message) from error
         super().__init__(archives, split_folders)
         with self._open(self._names[0]) as file:
             self._choose_columns(self._names[0], file.schema_arrow, dict(columns))

@@ -1,6 +1,10 @@
-"""Shards: files of packed images, one after the other, with an index that says where each one is."""
+"""Shards: files of packed images, one after the other, with an index that says where each one is.
+
+A shard begins with ``SHARD_HEADER`` bytes: a line of JSON that says how its images are stored, and spaces.
+"""
 
 import io
+import json
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +15,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from headstart.core.errors import UserError
 
 Store = Literal["raw", "jpeg"]
 STORES: tuple[Store, ...] = get_args(Store)
@@ -23,6 +29,8 @@ INDEX_DTYPE = np.dtype([
 
 LONGEST_SIDE = 2**16 - 1
 """Of a stored image, in pixels: what the index has room for."""
+SHARD_HEADER = 128
+"""Bytes of a shard before its first image."""
 
 
 class ShardEntry(NamedTuple):
@@ -36,14 +44,22 @@ class ShardEntry(NamedTuple):
     width: int
 
 
+class MappedShard(NamedTuple):
+    """A memory-mapped shard: its bytes, uint8 (n,), and what its header says."""
+
+    content: NDArray[np.uint8]
+    store: Store
+    dtype: np.dtype[Any]
+    channels: int
+
+
 @dataclass(frozen=True)
 class Shards:
     """The shards of a folder and their index. A shard is memory-mapped, an image's checksum verified, at first use."""
 
     folder: Path
-    store: Store
     index: NDArray[np.void]
-    _mapped: dict[int, NDArray[np.uint8]] = field(default_factory=dict, init=False)
+    _mapped: dict[int, MappedShard] = field(default_factory=dict, init=False)
 
     @cached_property
     def _verified(self) -> NDArray[np.bool_]:
@@ -53,15 +69,29 @@ class Shards:
         """Return an image, uint8 (height, width, 3), read-only; raises ValueError if it is damaged, or OSError."""
         _, offset, size, crc32, shard, _, height, width, _ = self.index[row].item()
         if shard not in self._mapped:
-            self._mapped[shard] = np.memmap(shard_path(self.folder, shard), np.uint8, "r").view(np.ndarray)
-        stored = self._mapped[shard][offset : offset + size]
+            self._mapped[shard] = map_shard(shard_path(self.folder, shard))
+        content, store, dtype, channels = self._mapped[shard]
+        stored = content[offset : offset + size]
         if not self._verified[row]:
             if zlib.crc32(stored.data) != crc32:
                 raise ValueError("damaged")
             self._verified[row] = True
-        if self.store == "raw":
-            return stored.reshape(height, width, 3)
+        if store == "raw":
+            return stored.view(dtype).reshape(height, width, channels)
         return np.asarray(Image.open(io.BytesIO(stored.data)))
+
+
+def shard_header(store: Store) -> bytes:
+    """Return the first ``SHARD_HEADER`` bytes of a shard of RGB images."""
+    about = json.dumps({"headstart_shard": 1, "store": store, "dtype": "uint8", "channels": 3})
+    return about.ljust(SHARD_HEADER - 1).encode() + b"\n"
+
+
+def map_shard(path: Path) -> MappedShard:
+    """Memory-map a shard; raises ValueError if its header is damaged, or OSError."""
+    content = np.memmap(path, np.uint8, "r").view(np.ndarray)
+    about = json.loads(content[:SHARD_HEADER].tobytes())
+    return MappedShard(content, about["store"], np.dtype(about["dtype"]), about["channels"])
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -78,6 +108,15 @@ def checksum(path: Path) -> int | None:
         while chunk := file.read(2**20):
             crc32 = zlib.crc32(chunk, crc32)
     return crc32
+
+
+def damaged(path: Path, what: str) -> UserError:
+    """Return an error that explains how to restore a file; without ``touch`` DVC would not look at its content."""
+    return UserError(
+        f"{path} {what}. `chmod u+w {path}; touch {path}` makes DVC look at it again, then `dvc checkout --force "
+        f"{path.parent}` gets it back from DVC's cache. If it is damaged there too, `rm -f {path}` and then `dvc repro "
+        "-f prepare` decode its images again"
+    )
 
 
 def read_index(folder: Path) -> NDArray[np.void]:

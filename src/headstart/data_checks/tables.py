@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.core.io import write_table
-from headstart.data.dataset import PreparedDataset, manifest_rows, read_labels
+from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.manifest import manifest_rows
 from headstart.data.splits import group_number, join_groups
 from headstart.data_checks.duplicates import Duplicates, find_duplicates
 from headstart.data_checks.label_errors import LabelError, find_label_errors, out_of_fold_probabilities

@@ -67,12 +67,13 @@ class Heartbeat:
 class Watchdog(threading.Thread):
     """Writes this rank's heartbeats, reads those of the others, and ends this process after too long without progress.
 
-    ``timeout`` is in seconds; ``saved_steps`` are those of the saved checkpoint, for the marker of a lost process.
+    ``timeout`` is in seconds; without ``steps``, in work that may take any time, a rank without a sign of life for so
+    long counts. ``saved_steps`` are those of the saved checkpoint, for the marker of a lost process.
     """
 
-    def __init__(self, rank: int, world: int, timeout: float) -> None:
+    def __init__(self, rank: int, world: int, timeout: float, *, steps: bool = True) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self._rank, self._timeout, self.saved_steps = rank, timeout, 0
+        self._rank, self._timeout, self._steps, self.saved_steps = rank, timeout, steps, 0
         self._count, self._where = 0, "its start"
         self._start = ".".join(os.environ.get(name, "") for name in START_VARIABLES)
         others = (other for other in range(world) if other != rank)
@@ -96,7 +97,7 @@ class Watchdog(threading.Thread):
         while True:
             self._write()
             self._read()
-            if self._count != count:
+            if self._count != count if self._steps else not self._any_lost():
                 count, waited = self._count, 0.0
             elif waited > self._timeout:
                 self._exit(self._diagnosis())
@@ -135,6 +136,9 @@ class Watchdog(threading.Thread):
         for heartbeat in self._heartbeats.values():
             heartbeat.read()
 
+    def _any_lost(self) -> bool:
+        return any(heartbeat.is_silent for heartbeat in self._heartbeats.values())
+
     def _diagnosis(self) -> str:
         """Name the ranks to blame: those that are silent, else those that are behind."""
         if not self._heartbeats:
@@ -170,13 +174,15 @@ class Watchdog(threading.Thread):
 
 
 @contextlib.contextmanager
-def watch_heartbeats(rank: int, world: int, minutes: float) -> Iterator[Watchdog]:
+def watch_heartbeats(rank: int, world: int, minutes: float, *, steps: bool = True) -> Iterator[Watchdog]:
     """Watch the ranks of a stage, which end after so many minutes without progress, and their loading processes.
+
+    ``steps`` as in ``Watchdog``.
 
     Raises:
         UserError: a loading process died, or gave no batch in time.
     """
-    watchdog = Watchdog(rank, world, 60 * minutes)
+    watchdog = Watchdog(rank, world, 60 * minutes, steps=steps)
     watchdog.start()
     try:
         with _ending_loaders():

@@ -17,7 +17,7 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # Imported late: errors in the command line need no torch.
     from headstart.config.loader import load_params  # noqa: PLC0415
-    from headstart.data.dataset import PreparedDataset, data_sha256  # noqa: PLC0415
+    from headstart.data.dataset import PreparedDataset  # noqa: PLC0415
     from headstart.data.sources import open_source  # noqa: PLC0415
     from headstart.distributed.process_group import use_cores  # noqa: PLC0415
     from headstart.export.bundle_writer import check_complete, write_bundle  # noqa: PLC0415
@@ -30,7 +30,7 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
     backbone = params.backbone.model_copy(update={"pretrained": False})
     model = backbone_for(backbone, len(prepared.classes)).eval()
     load_weights(model, checkpoint)
-    info = ModelCardInfo(checkpoint.name, {"checkpoint": digest, "data and splits": data_sha256(prepared)})
+    info = ModelCardInfo(checkpoint.name, {"checkpoint": digest, "data and splits": prepared.sha256})
     source = open_source(params.prepare, params.run)
     formats, _, failed = write_bundle(out, model, prepared, source, params, info=info)
     check_complete(out, formats, failed)

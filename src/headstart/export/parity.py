@@ -15,9 +15,10 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from headstart.config.schema import ExportConfig, RoundedConfig, RunConfig
 from headstart.core.errors import UserError
-from headstart.data.dataset import SPLITS, PreparedDataset, evenly, manifest_rows, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, evenly, read_labels
 from headstart.data.image_info import content_sha256, to_image
 from headstart.data.loader import Normalize, evaluation_pixels
+from headstart.data.manifest import manifest_rows
 from headstart.data.source_item import Source
 from headstart.data.transforms import evaluation_transform
 from headstart.distributed.process_group import ProcessGroup
@@ -173,7 +174,7 @@ def compare_preprocessing(source: Source, prepared: PreparedDataset, rows: NDArr
     Raises:
         UserError: an image differs by more than ``PIXEL_TOLERANCE``, or its file was changed; the message names it.
     """
-    exact = prepared.store == "raw" and bool((prepared.splits[rows] != SPLITS.index("train")).all())
+    exact = prepared.spec["store"] == "raw" and bool((prepared.splits[rows] != SPLITS.index("train")).all())
     timms = create_transform(**prepared.input, is_training=False)
     normalize, predicts = Normalize(prepared.input), Preprocessing.of(prepared.input)
     resize, crop = evaluation_transform(prepared.input)
@@ -205,6 +206,6 @@ def _unchanged_image(source: Source, entry: dict[str, str]) -> Image.Image:
         content = source.read(entry["source"])
     except BadImageError as error:
         raise UserError(f"export: {entry['source']} can't be read any more: {error}. Run `dvc repro`") from error
-    if content_sha256(content).hex() != entry["sha256"]:
+    if content_sha256(content) != entry["sha256"]:
         raise UserError(f"export: {entry['source']} was changed since it was prepared: run `dvc repro`")
     return to_image(content, UNLIMITED)

@@ -1,40 +1,86 @@
 """Features on disk: the stage's output ``data/features``, and a cache by image content.
 
-With the cache, going back to an earlier backbone or data set needs no forward pass. It has one SQLite file for each way
-of computing features (weights, input, dtype), with one row for each image, by a hash of its stored pixels. Rows are
-committed batch by batch: what a killed run computed is kept.
+With the cache, going back to an earlier backbone or data set needs no forward pass. It has one folder for each way of
+computing features (weights, stored pixels, dtype), with files of some thousand rows, each written by the process that
+computed them and under its final name once it is whole: what a killed run computed is kept.
 """
 
 import hashlib
 import json
-import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from headstart.core.errors import UserError
 from headstart.core.io import atomic_write, existing, write_json
 from headstart.core.paths import CHANGED_FEATURES, FEATURE_ROWS, FEATURES, FEATURES_INFO
 from headstart.core.storage import storage_errors
-from headstart.data.shards import write_array
+from headstart.data.dataset import SPLITS, PreparedDataset
+from headstart.data.manifest import manifest_column
+from headstart.distributed.process_group import ProcessGroup
 
-SECONDS_TO_WAIT_FOR_A_LOCK = 60
+logger = logging.getLogger(__name__)
+
+ROWS = 1024
+"""Rows that are in memory at once when data/features is written."""
+OPEN_FILES = 16
+"""Files of the cache whose rows stay in memory, since the next rows are most often in one of them."""
+
+ImageKeys = NDArray[np.uint64]
+"""Of images, uint64 (n, 2): a hash of everything that their evaluation pixels depend on, beside ``store_spec``."""
 
 
-def write_features(rows: Iterator[NDArray[Any]], shape: tuple[int, int], dtype: str, info: dict[str, Any]) -> None:
-    """Write data/features, with one row in memory at a time, in the manifest's order.
+def write_features(
+    read: Callable[[slice], NDArray[Any]],
+    shape: tuple[int, int],
+    dtype: str,
+    info: dict[str, Any],
+    process_group: ProcessGroup | None = None,
+) -> None:
+    """Write data/features in the manifest's order, each rank its part of the rows.
 
-    ``shape`` is the number of images, and of values in a row; ``info`` is what the features were computed from.
+    Args:
+        read: returns the rows (n, width) of a slice; it is called for some thousand rows at a time.
+        shape: the number of images, and of values in a row.
+        dtype: of the file.
+        info: what the features were computed from.
+        process_group: the ranks; None: this process alone.
     """
-    with atomic_write(FEATURES) as folder:
+    group = process_group or ProcessGroup()
+    path = FEATURES.with_name(f".{FEATURES.name}.partial") / FEATURE_ROWS.name
+
+    def create(stack: ExitStack) -> int:
+        folder = stack.enter_context(atomic_write(FEATURES))
         folder.mkdir()
-        write_array(folder / FEATURE_ROWS.name, rows, np.dtype(dtype), shape)
         write_json(folder / FEATURES_INFO.name, info)
+        with (folder / FEATURE_ROWS.name).open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            return file.tell()
+
+    def write_part(start: int) -> None:
+        """Write at the rows' place: to a memory map a full disk would be SIGBUS, and no exception."""
+        first, end = (shape[0] * rank // group.world for rank in (group.rank, group.rank + 1))
+        with storage_errors(path), path.open("r+b") as file:
+            file.seek(start + first * shape[1] * np.dtype(dtype).itemsize)
+            for begin in range(first, end, ROWS):
+                part = slice(begin, min(begin + ROWS, end))
+                rows = np.asarray(read(part), dtype)
+                if rows.shape != (part.stop - part.start, shape[1]):
+                    raise ValueError(f"rows of shape {rows.shape} for {part}")
+                file.write(rows.tobytes())
+
+    with ExitStack() as stack:
+        start = group.broadcast_from_rank_zero(lambda: create(stack))
+        group.run_on_all(lambda: write_part(start))
 
 
 def read_features(rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -61,62 +107,88 @@ def read_changed_features() -> tuple[NDArray[np.int64], dict[str, NDArray[np.flo
 
 
 class FeatureCache:
-    """A file of feature rows, which several processes of one machine can use at once."""
+    """A folder of feature rows, which any number of processes can use at once."""
 
     def __init__(self, folder: Path, key: dict[str, Any], width: int, dtype: DTypeLike) -> None:
-        """Open or create the file of ``key``, which has everything but the image that a row (width,) depends on."""
+        """Open the folder of ``key``, which has everything but the image that a row (width,) depends on."""
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        self.path, self._width, self._dtype = folder / f"{name[:32]}.sqlite", width, np.dtype(dtype)
-        folder.mkdir(parents=True, exist_ok=True)
-        with storage_errors(self.path):
-            self._database = sqlite3.connect(self.path, timeout=SECONDS_TO_WAIT_FOR_A_LOCK)
-        with self._database_errors():
-            self._database.execute("CREATE TABLE IF NOT EXISTS rows (picture BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID")
+        self.folder, self._width, self._dtype = folder / name[:32], width, np.dtype(dtype)
+        self._rows_of = lru_cache(OPEN_FILES)(self._read_rows)
+        self.refresh()
 
-    def missing(self, images: Iterable[bytes]) -> Iterator[bool]:
-        """Yield for each image, given by its key, whether it has no row yet."""
-        with self._database_errors():
-            for image in images:
-                yield self._database.execute("SELECT 1 FROM rows WHERE picture = ?", (image,)).fetchone() is None
+    def refresh(self) -> None:
+        """Read which images have rows. A file that is damaged has none: the same one will be written anew."""
+        self._files, keys = list[Path](), [np.empty((0, 2), np.uint64)]
+        self._rows_of.cache_clear()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, "numpy") as file:
+                    keys.append(file.get_tensor("keys"))
+            except SafetensorError:
+                logger.warning("%s is damaged: its features are computed again", path)
+            else:
+                self._files.append(path)
+        self._starts = np.cumsum([len(each) for each in keys])
+        joined = np.concatenate(keys)
+        self._order = np.lexsort((joined[:, 1], joined[:, 0]))
+        self._first, self._second = joined[self._order].T
 
-    def add(self, images: list[bytes], rows: NDArray[Any]) -> None:
-        """Add the rows (n, width) of n images, all or none."""
-        values = np.ascontiguousarray(rows, self._dtype)
-        with self._database_errors(), self._database:
-            pairs = zip(images, (row.tobytes() for row in values), strict=True)
-            self._database.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?)", pairs)
+    def missing(self, keys: ImageKeys) -> NDArray[np.int64]:
+        """Return the places of the keys without a row, in order, of equal keys the first."""
+        missing = np.flatnonzero(self._places(keys) < 0)
+        order = missing[np.lexsort((missing, keys[missing, 1], keys[missing, 0]))]
+        new = np.ones(len(order), bool)
+        new[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+        return np.sort(order[new])
 
-    def row(self, image: bytes) -> NDArray[Any]:
-        """Return one row (width,); raises UserError if it is missing or damaged."""
-        with self._database_errors():
-            result = self._database.execute("SELECT row FROM rows WHERE picture = ?", (image,)).fetchone()
-        if result is None or len(result[0]) != self._width * self._dtype.itemsize:
-            raise UserError(f"{self.path} is damaged: delete it, and the features are computed again")
-        return np.frombuffer(result[0], self._dtype)
+    def add(self, keys: ImageKeys, rows: NDArray[Any]) -> None:
+        """Write a file with the rows (n, width) of n images; ``refresh`` finds it."""
+        name = hashlib.sha256(keys.tobytes()).hexdigest()[:32]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.folder / f"{name}.safetensors") as temporary:
+            save_file({"keys": keys, "rows": np.ascontiguousarray(rows, self._dtype)}, temporary)
 
-    @contextmanager
-    def _database_errors(self) -> Iterator[None]:
-        """Turn SQLite's errors into UserError, or OSError where the disk is to blame, and close the file."""
-        try:
-            with storage_errors(self.path):
-                yield
-        except OSError:
-            self._database.close()
-            raise
-        except sqlite3.DatabaseError as error:
-            self._database.close()
-            message = f"{self.path} can't be used ({error}): delete it, or set run.cache to another folder"
-            raise UserError(message) from error
+    def rows(self, keys: ImageKeys) -> NDArray[Any]:
+        """Return the rows (n, width) of n images; raises UserError where one is missing or damaged."""
+        places = self._places(keys)
+        if (places < 0).any():
+            raise UserError(f"{self.folder} was changed while it was used: start again")
+        files = np.searchsorted(self._starts, places, side="right") - 1
+        rows = np.empty((len(keys), self._width), self._dtype)
+        for file in np.unique(files):
+            path, mine = self._files[file], files == file
+            try:
+                rows[mine] = self._rows_of(path)[places[mine] - self._starts[file]]
+            except (OSError, SafetensorError, ValueError) as error:
+                raise UserError(f"{path} is damaged: delete it, and its features are computed again") from error
+        return rows
 
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
+    def _places(self, keys: ImageKeys) -> NDArray[np.int64]:
+        """Return the place of each image among those of all files one after the other; -1 where it is in none."""
+        at = np.searchsorted(self._first, keys[:, 0])
+        found = np.minimum(at, len(self._first) - 1)
+        # The first halves of two hashes may be equal: then the second decides.
+        while len(self._first):
+            same = self._first[found] == keys[:, 0]
+            further = same & (self._second[found] < keys[:, 1]) & (found < len(self._first) - 1)
+            if not further.any():
+                return np.where(same & (self._second[found] == keys[:, 1]), self._order[found], -1)
+            found = found + further
+        return np.full(len(keys), -1)
+
+    @staticmethod
+    def _read_rows(path: Path) -> NDArray[Any]:
+        with safe_open(path, "numpy") as file:
+            rows: NDArray[Any] = file.get_tensor("rows")
+            return rows
 
 
-def image_key(stored: NDArray[np.uint8], *, training: bool) -> bytes:
-    """Return a hash, 16 bytes, of everything that an image's evaluation pixels depend on.
+def image_keys(prepared: PreparedDataset) -> ImageKeys:
+    """Return the key of every image: the first 16 bytes of its content's hash, and whether it is stored for training.
 
-    ``stored`` is uint8 (height, width, 3); if it is stored for ``training``, it will be resized for evaluation.
+    Those of training are stored larger, and resized again for evaluation.
     """
-    content, shape = np.ascontiguousarray(stored), str(stored.shape[:2]).encode()[:16]
-    return hashlib.blake2b(content.data, digest_size=16, salt=shape, person=b"training" * training).digest()
+    keys = np.concatenate([each[:, :16].copy().view(np.uint64) for each in manifest_column("sha256", prepared.folder)])
+    last_bit = np.uint64(1)
+    keys[:, 1] = (keys[:, 1] & ~last_bit) | (prepared.splits == SPLITS.index("train"))
+    return keys

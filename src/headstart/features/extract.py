@@ -7,28 +7,33 @@ size of its batch, and here equal images must give equal bytes.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from headstart.config.schema import Params, RunConfig
 from headstart.core.errors import UserError
 from headstart.core.progress import Progress
-from headstart.data.dataset import SPLITS, PreparedDataset
+from headstart.data.dataset import PreparedDataset
 from headstart.data.loader import Normalize, evaluation_pixels, in_shared_memory, loader_arguments
+from headstart.distributed.claims import claim_tasks
 from headstart.distributed.heartbeat import watch_heartbeats
 from headstart.distributed.memory import images_that_fit, live_bytes
 from headstart.distributed.process_group import ProcessGroup
-from headstart.features.cache import FeatureCache, image_key
+from headstart.features.cache import FeatureCache, ImageKeys
 
 logger = logging.getLogger(__name__)
 
+ROWS = 1024
+"""Of a file of the cache, about: what a killed process loses."""
+TASKS = 8
+"""For each rank, at least, of few images: the last one that is done waits for no more than such a part of the work."""
 SLACK = 2.0
 """Memory that a CPU's forward pass takes, over the tensors that live at once. Measured, see docs/performance.md."""
 
@@ -59,29 +64,53 @@ def run_inference(
     Yields:
         float32 (n, width): the outputs of the next ``n <= batch_size`` rows.
     """
-    normalize = Normalize(prepared.input).to(process_group.device)
-    batch_size = _fitting(batch_size, lambda pixels: function(normalize(pixels)), prepared, process_group, label)
+    batch_size = _fitting(batch_size, function, prepared, process_group, label)
     padded = np.pad(rows, (0, -len(rows) % batch_size), mode="edge") if len(rows) else rows
     batches = padded.reshape(-1, batch_size)
     # In the last round some ranks repeat the last batch.
     numbers = np.arange(0, len(batches), process_group.world) + process_group.rank
-    mine: Any = batches[np.minimum(numbers, len(batches) - 1)]
-    arguments = loader_arguments(run, process_group, batch_size * math.prod(prepared.input["input_size"]))
-    loader = DataLoader(mine, collate_fn=partial(_read_pixels, prepared), **arguments)
+    mine = batches[np.minimum(numbers, len(batches) - 1)]
     left = len(rows)
-    with (
-        Progress(label, len(rows)) as progress,
-        watch_heartbeats(process_group.rank, process_group.world, run.timeout_minutes) as watchdog,
-    ):
-        for number, pixels in enumerate(loader, start=1):
-            watchdog.beat(f"{label}, batch {number}")
-            outputs = function(normalize(pixels.to(process_group.device, non_blocking=True)))
-            for of_rank in process_group.gather(outputs.float().cpu()):
+    with Progress(label, len(rows)) as progress:
+        for outputs in _outputs(
+            function, prepared, mine, batch_size, run=run, process_group=process_group, label=label
+        ):
+            for of_rank in process_group.gather(outputs):
                 if left:
                     count = min(batch_size, left)
                     left -= count
                     yield of_rank[:count].numpy()
                     progress.advance(count)
+
+
+def _outputs(
+    function: Callable[[Tensor], Tensor],
+    prepared: PreparedDataset,
+    batches: Iterable[NDArray[np.int64]],
+    batch_size: int,
+    *,
+    run: RunConfig,
+    process_group: ProcessGroup,
+    label: str,
+) -> Iterator[Tensor]:
+    """Yield this rank's outputs, float32 (batch_size, width) on the CPU, for each batch of rows (batch_size,)."""
+    normalize = Normalize(prepared.input).to(process_group.device)
+    arguments = loader_arguments(run, process_group, batch_size * math.prod(prepared.input["input_size"]))
+    loader = DataLoader(_Pixels(prepared), sampler=batches, collate_fn=in_shared_memory, **arguments)
+    with watch_heartbeats(process_group.rank, process_group.world, run.timeout_minutes) as watchdog:
+        for number, pixels in enumerate(loader, start=1):
+            watchdog.beat(f"{label}, batch {number}")
+            yield function(normalize(pixels.to(process_group.device, non_blocking=True))).float().cpu()
+
+
+class _Pixels(Dataset[Tensor]):
+    """The prepared images as evaluation sees them, many at a time."""
+
+    def __init__(self, prepared: PreparedDataset) -> None:
+        self._prepared = prepared
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
+        return evaluation_pixels(self._prepared, rows)
 
 
 def _fitting(
@@ -99,7 +128,8 @@ def _fitting(
     if process_group.device.type != "cpu":
         return batch_size
     pixels = torch.zeros(1, *prepared.input["input_size"][1:], 3, dtype=torch.uint8)
-    per_image = SLACK * live_bytes(lambda: function(pixels))
+    normalize = Normalize(prepared.input)
+    per_image = SLACK * live_bytes(lambda: function(normalize(pixels)))
     images, free = images_that_fit(per_image, 0, process_group.local_world)
     fewest = min(int(each) for each in process_group.gather(torch.tensor(images)))
     if fewest >= batch_size:
@@ -113,52 +143,55 @@ def _fitting(
     return fewest
 
 
-def _read_pixels(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Any:
-    return in_shared_memory(evaluation_pixels(prepared, rows))
-
-
-def image_keys(prepared: PreparedDataset, process_group: ProcessGroup) -> list[bytes]:
-    """Compute ``image_key`` of every image, in the order of rows; each rank reads a part of the images."""
-    training = (prepared.splits == SPLITS.index("train")).tolist()
-    count = len(training)
-    # ``gather`` needs equally many from each rank: some compute the keys of the first images a second time.
-    mine = [row % count for row in range(process_group.rank, count + -count % process_group.world, process_group.world)]
-    keys = b"".join(image_key(prepared.pixels(row), training=training[row]) for row in mine)
-    gathered = process_group.gather(torch.frombuffer(bytearray(keys), dtype=torch.uint8).view(len(mine), -1))
-    in_order = torch.stack(gathered, dim=1).flatten(0, 1)[:count]
-    return [key.tobytes() for key in in_order.numpy()]
-
-
+@torch.inference_mode()
 def compute_missing_features(
     function: Callable[[Tensor], Tensor],
     prepared: PreparedDataset,
     rows: NDArray[np.int64],
-    keys: list[bytes],
-    cache: FeatureCache | None,
+    keys: ImageKeys,
+    cache: FeatureCache,
     *,
     params: Params,
     process_group: ProcessGroup,
 ) -> tuple[int, float | None]:
-    """Compute the features that the cache lacks, equal images once, and add them to it batch by batch.
+    """Compute the features that the cache lacks, equal images once, and add them to it some thousand at a time.
 
-    ``function`` is called by ``run_inference``; ``keys`` are the ``image_keys`` of the ``rows``; ``cache`` is None but
-    on rank 0. Returns the number of features computed, and how many a second, None if there were none. Raises UserError
-    if a feature is not finite.
+    The ranks share the work, and those that are faster do more of it. ``function`` is as in ``run_inference``; ``keys``
+    are those of the ``rows``. Returns the number of features computed, and how many a second, None if there were none.
+    Raises UserError if a feature is not finite.
     """
+    missing = process_group.broadcast_from_rank_zero(lambda: cache.missing(keys))
+    if not len(missing):
+        return 0, None
+    batch_size = _fitting(params.features.batch_size, function, prepared, process_group, "features")
+    batches_of_rank = -(-len(missing) // (batch_size * process_group.world))
+    size = batch_size * max(1, min(ROWS // batch_size, batches_of_rank // TASKS))
+    tasks = np.split(missing, range(size, len(missing), size))
+    begun: deque[NDArray[np.int64]] = deque()
 
-    def missing_places() -> NDArray[np.int64]:
-        assert cache is not None  # rank 0 calls this
-        missing = np.flatnonzero(np.fromiter(cache.missing(keys), bool, len(keys)))
-        first = {keys[place]: place for place in reversed(missing)}  # of equal images
-        return np.sort(np.fromiter(first.values(), np.int64, len(first)))
+    def batches() -> Iterator[NDArray[np.int64]]:
+        for task in claim_tasks(len(tasks), process_group):
+            places = tasks[task]
+            begun.append(places)
+            yield from np.pad(rows[places], (0, -len(places) % batch_size), mode="edge").reshape(-1, batch_size)
 
-    places, batch_size = process_group.broadcast_from_rank_zero(missing_places), params.features.batch_size
-    options: Any = {"batch_size": batch_size, "run": params.run, "process_group": process_group, "label": "features"}
-    began, done = time.perf_counter(), 0
-    for features in run_inference(function, prepared, rows[places], **options):
-        if not np.isfinite(features).all():
-            raise UserError("backbone.name: this backbone gives features that are not finite; its weights are damaged")
-        if cache is not None:
-            cache.add([keys[place] for place in places[done : done + len(features)]], features)
-        done += len(features)
-    return done, round(done / (time.perf_counter() - began), 1) if done else None
+    def compute() -> None:
+        options: Any = {"run": params.run, "process_group": process_group, "label": "features"}
+        computed: list[NDArray[np.float32]] = []
+        with Progress("features", len(missing) // process_group.world, shown=process_group.rank == 0) as progress:
+            for outputs in _outputs(function, prepared, batches(), batch_size, **options):
+                computed.append(outputs.numpy())
+                if len(computed) * batch_size >= len(begun[0]):
+                    places = begun.popleft()
+                    features = np.concatenate(computed)[: len(places)]
+                    computed.clear()
+                    if not np.isfinite(features).all():
+                        message = "this backbone gives features that are not finite; its weights are damaged"
+                        raise UserError(f"backbone.name: {message}")
+                    cache.add(keys[places], features)
+                    progress.advance(len(places))
+
+    began = time.perf_counter()
+    process_group.run_on_all(compute)
+    cache.refresh()
+    return len(missing), round(len(missing) / (time.perf_counter() - began), 1)

@@ -28,17 +28,11 @@ from scipy.special import softmax
 from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.io import read_json, write_json, write_report, write_table
-from headstart.data.dataset import (
-    MANIFEST_COLUMNS,
-    PreparedDataset,
-    data_sha256,
-    manifest_rows,
-    read_groups,
-    read_labels,
-)
+from headstart.data.dataset import PreparedDataset, read_groups, read_labels
+from headstart.data.manifest import MANIFEST_COLUMNS, manifest_rows
 from headstart.data_checks.label_errors import find_label_errors
 from headstart.data_checks.tables import write_label_errors
-from headstart.distributed.process_group import connect
+from headstart.distributed.connect import connect
 from headstart.evaluation.leaderboard import compute_leaderboard, format_leaderboard
 from headstart.evaluation.predictions import finetune_predictions, probe_predictions, write_predictions
 from headstart.evaluation.slices import SLICE_COLUMNS, compute_slices
@@ -101,7 +95,7 @@ def run(params: Params) -> None:
     label_errors = find_label_errors(test_labels, softmax(probe["test"] / temperature, axis=1))
     write_label_errors(paths.TEST_LABEL_ERRORS, prepared, prepared.rows("test"), test_labels, label_errors)
     weights = read_json(paths.FEATURES_INFO).get("weights")
-    hashes = {"data_sha256": data_sha256(prepared), "weights_sha256": weights}
+    hashes = {"data_sha256": prepared.sha256, "weights_sha256": weights}
     write_json(paths.RUN_INFO, {"params": params.record(), **provenance(), **hashes})
 
     report = compute_leaderboard(models, test_labels, classes, groups, params.evaluate.top_k)

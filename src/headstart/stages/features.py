@@ -9,7 +9,7 @@ writes:  data/features: features.npy, features.json; of a pretrained backbone al
 params:  backbone (without drop rates, which do nothing in a frozen backbone), features
 
 Rows are cached by content under run.cache: going back to an earlier backbone or data set only reads them, and of added
-images only their own are computed. Killed and started again, it resumes after the last batch.
+images only their own are computed. Killed and started again, it resumes after the last thousand rows.
 """
 
 import logging
@@ -24,10 +24,10 @@ from headstart.core import paths
 from headstart.core.io import write_report
 from headstart.data.dataset import PreparedDataset, evenly
 from headstart.data_checks.tables import check_features
-from headstart.distributed.process_group import connect
-from headstart.features.cache import FeatureCache, write_changed_features, write_features
+from headstart.distributed.connect import connect
+from headstart.features.cache import FeatureCache, image_keys, write_changed_features, write_features
 from headstart.features.changes import CHANGES, MOST_IMAGES, changed_features
-from headstart.features.extract import compute_missing_features, image_keys
+from headstart.features.extract import compute_missing_features
 from headstart.models.backbone import channels_last, create_backbone, features_of, get_head, weights_sha256
 from headstart.models.head import write_pretrained_head
 from headstart.probe.zero_shot import pretrained_head
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(params: Params) -> None:
-    """Compute the features that the cache lacks, on all ranks; rank 0 then writes all in the manifest's order."""
+    """Compute the features that the cache lacks, and write all in the manifest's order, on all ranks."""
     began = time.perf_counter()
     process_group, prepared, backbone = connect(params.run), PreparedDataset.open(), params.backbone
     model = create_backbone(
@@ -57,28 +57,25 @@ def run(params: Params) -> None:
     info = {"weights": weights_sha256(model), "input": prepared.input, "dtype": params.features.dtype}
     shape = len(prepared.ids), get_head(model).in_features
 
-    folder = paths.cache_folder(params.run.cache) / "features"
-    cache = process_group.run_on_rank_zero(lambda: FeatureCache(folder, info, shape[1], params.features.dtype))
-    keys = image_keys(prepared, process_group)
+    folder, dtype = paths.cache_folder(params.run.cache) / "features", params.features.dtype
+    if folder.exists() and any(folder.glob("*.sqlite")):
+        logger.info("%s: the files of an earlier version are not used any more: `rm %s/*.sqlite`", folder, folder)
+    key, keys = info | {"store": prepared.spec}, image_keys(prepared)
+    cache = FeatureCache(folder, key, shape[1], dtype)
     compute = partial(compute_missing_features, params=params, process_group=process_group)
     of_images = partial(features_of, model)
     computed, rate = compute(of_images, prepared, np.arange(shape[0]), keys, cache)
+    write_features(lambda part: cache.rows(keys[part]), shape, dtype, info, process_group)
     tried = evenly(prepared.rows("validation"), MOST_IMAGES) if backbone.pretrained else np.empty(0, np.int64)
     if len(tried):
         _, height, width = prepared.input["input_size"]
         changes = [name for name in CHANGES if height == width or name != "quarter_turn"]
-        values, tried_keys = len(changes) * shape[1], [keys[row] for row in tried]
-        changed = process_group.run_on_rank_zero(
-            lambda: FeatureCache(folder, info | {"changes": changes}, values, params.features.dtype)
-        )
-        compute(partial(changed_features, of_images, changes), prepared, tried, tried_keys, changed)
-    if cache is None:
+        changed = FeatureCache(folder, key | {"changes": changes}, len(changes) * shape[1], dtype)
+        compute(partial(changed_features, of_images, changes), prepared, tried, keys[tried], changed)
+        if process_group.rank == 0:
+            write_changed_features(tried, changes, changed.rows(keys[tried]))
+    if process_group.rank:
         return
-    write_features(map(cache.row, keys), shape, params.features.dtype, info)
-    cache.close()
-    if len(tried) and changed is not None:
-        write_changed_features(tried, changes, np.stack([changed.row(key) for key in tried_keys]))
-        changed.close()
     if own_head is not None:
         write_pretrained_head(own_head)
     reused = shape[0] - computed

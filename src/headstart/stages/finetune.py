@@ -26,8 +26,9 @@ from torch import nn
 from headstart.config.schema import Params, RunConfig
 from headstart.core import paths
 from headstart.core.io import atomic_write, write_json, write_report, write_table
-from headstart.data.dataset import PreparedDataset, data_sha256, read_labels
-from headstart.distributed.process_group import ProcessGroup, connect, device_of
+from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.distributed.connect import connect
+from headstart.distributed.process_group import ProcessGroup, device_of
 from headstart.models.backbone import weights_sha256
 from headstart.models.timm_checkpoint import save_timm
 from headstart.stages.program import main
@@ -70,7 +71,7 @@ def train(params: Params, stop_after: int | None = None, observers: Sequence[Cal
     )
     backbone = params.backbone.model_dump(exclude={"image_size"})  # the dataset has what it stands for
     content = {"backbone": backbone, "finetune": plan.finetune.model_dump()}
-    files = [paths.MANIFEST, paths.DATASET, paths.HEADS]
+    files = [paths.DATASET, paths.HEADS]
     key, cache = run_key(content, files), paths.cache_folder(params.run.cache)
     earlier = cache / "runs" / run_key(content, files, CHECKPOINT_FORMAT - 1)
     if process_group.rank == 0 and earlier.exists() and not (cache / "runs" / key).exists():
@@ -112,7 +113,7 @@ def _train(
     _warn_what_depends_on_processes(module, params, process_group)
     tracker = None
     if params.run.tracking != "disabled" and process_group.rank == 0:
-        hashes = {"data_sha256": data_sha256(prepared), "weights_sha256": weights_sha256(model)}
+        hashes = {"data_sha256": prepared.sha256, "weights_sha256": weights_sha256(model)}
         config = {**params.record(), "groups": groups, **hashes, **provenance()}
         tracker = Tracker(params.run, run_dir.tracking, config)
     log_history = tracker.log if tracker else lambda _history, _curve: None

@@ -12,11 +12,15 @@ params: prepare, backbone.name, backbone.image_size, backbone.args (the other ke
 
 import logging
 import time
+from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,13 +28,29 @@ from headstart.config.choice import Choice
 from headstart.config.schema import BackboneConfig, Params
 from headstart.core import paths
 from headstart.core.errors import UserError
-from headstart.core.io import write_json, write_report, write_table
+from headstart.core.io import write_json, write_report
 from headstart.core.problems import SHOWN, count_kinds, list_problems
-from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS
-from headstart.data.image_info import TrainingResize
+from headstart.data.dataset import SPLITS
+from headstart.data.image_info import PackedImage, TrainingResize
 from headstart.data.index import Catalog
-from headstart.data.packing import Packer, Resizes, SizeEstimate, choose_store, pack_all, repack, sizes_of, store_spec
-from headstart.data.reuse import NOTES_PATH, has_reusable_store, index_reusable_rows, resumable_store, write_notes
+from headstart.data.manifest import write_manifest
+from headstart.data.packing import (
+    Packer,
+    Resizes,
+    ShardLists,
+    SizeEstimate,
+    choose_store,
+    pack_shards,
+    sizes_of,
+    store_spec,
+)
+from headstart.data.reuse import (
+    NOTES_PATH,
+    has_reusable_store,
+    index_reusable_rows,
+    read_packed,
+    resumable_store,
+)
 from headstart.data.shards import STORES, checksum, write_index
 from headstart.data.source_item import Source
 from headstart.data.sources import open_source
@@ -46,6 +66,9 @@ from headstart.data.splits import (
 )
 from headstart.data.transforms import evaluation_transform
 from headstart.data_checks.tables import check_images, class_imbalance
+from headstart.distributed.connect import connect
+from headstart.distributed.heartbeat import watch_heartbeats
+from headstart.distributed.process_group import ProcessGroup
 from headstart.images.decode import ImageLimits
 from headstart.models.backbone import LOCAL_DIR, input_config_by_name
 from headstart.models.backbone_check import check_backbone, choose_side
@@ -62,11 +85,24 @@ logger = logging.getLogger(__name__)
 
 def run(params: Params) -> None:
     """Prepare the images; raises UserError if the source is bad, or an image with ``on_bad_image: error``."""
-    prepare_images(params)
+    # No GPU is needed; and a rank waits for the others as long as they live: to list the images may take hours.
+    process_group = connect(params.run.model_copy(update={"accelerator": "cpu"}), timeout=timedelta(days=7))
+    with watch_heartbeats(process_group.rank, process_group.world, params.run.timeout_minutes, steps=False):
+        prepare_images(params, process_group)
 
 
-def prepare_images(params: Params, sample: int | None = None) -> None:
-    """Prepare the images, or only a ``sample`` of about so many; raises as ``run`` does."""
+def prepare_images(params: Params, process_group: ProcessGroup, sample: int | None = None) -> None:
+    """Prepare the images, or only a ``sample`` of about so many; raises as ``run`` does.
+
+    All ranks pack, each shard one of them; the rest is rank 0's.
+    """
+    with closing(_prepare(params, sample)) as steps:
+        while (packer := process_group.broadcast_from_rank_zero(lambda: next(steps, None))) is not None:
+            process_group.run_on_all(partial(pack_shards, packer, process_group))
+
+
+def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None]:
+    """Prepare the images on rank 0; yield what all ranks pack before it goes on."""
     began = time.perf_counter()
     _refuse_own_outputs(params.backbone.name)
     if remark := check_backbone(BackboneConfig(**params.record()["backbone"])):
@@ -83,26 +119,28 @@ def prepare_images(params: Params, sample: int | None = None) -> None:
             _bad_images(catalog, params.prepare.on_bad_image)
         if catalog.class_counts():  # torchvision's labels come with the pixels
             _check_classes(catalog)
-        spec, packer, shard_images, choices = _plan(params, source, catalog, folder)
-        workers = joblib.cpu_count() if params.run.workers == "auto" else params.run.workers
-        workers = 0 if source.in_memory else workers
-        with closing(packer.reusable):
-            figures = pack_all(packer, catalog, shard_images, workers)
-            catalog.reject_conflicting_labels()
-            bad = _bad_images(catalog, params.prepare.on_bad_image)
-            classes = list(catalog.class_counts())
-            splits, counts = _decide_splits(params, catalog, classes)
-            figures |= repack(packer, catalog, splits, workers)
-        columns = (*MANIFEST_COLUMNS, *source.metadata_columns)
-        write_table(folder / "manifest.csv", columns, catalog.manifest(splits))
+        spec, packer, choices = _plan(params, source, catalog, folder)
+        packing_began = time.perf_counter()
+        yield packer
+        rate = packer.lists.images / (time.perf_counter() - packing_began)
+        packed = catalog.record(_packed(packer))
+        figures = {name: packed[name] for name in ("decoded", "reused")} | {"images_per_second": round(rate, 1)}
+        catalog.reject_conflicting_labels()
+        bad = _bad_images(catalog, params.prepare.on_bad_image)
+        classes = list(catalog.class_counts())
+        splits, counts = _decide_splits(params, catalog, classes)
+        figures["decoded_again"] = 0
+        lists = ShardLists.write(folder / "work" / "lists-again.jsonl", catalog.shards_to_repack(splits))
+        if lists.offsets:  # with an image whose split was not as predicted
+            packer.reusable.add(folder)
+            packer = replace(packer, lists=lists, fractions={})
+            yield packer
+            figures["decoded_again"] = catalog.record(_packed(packer))["decoded"]
+        if catalog.count() != len(splits):
+            raise UserError("prepare: images were changed while they were read: run it again")
         notes = catalog.notes()
-        write_notes(folder / NOTES_PATH, {sha256: note for _, sha256, note in notes})
-        write_index(folder, catalog.index_rows(classes, splits), len(splits))
-        shard_bytes = [path.stat().st_size for path in sorted(folder.glob("pixels-*.bin"))]
-        checksums = {name: checksum(folder / name) for name in ("manifest.csv", "index.npy")}
-        dataset = {"pictures": len(splits), "classes": classes, **spec, "shard_bytes": shard_bytes, "crc32": checksums}
-        write_json(folder / "dataset.json", dataset)
-    figures |= {"store": spec["store"], "train_side": spec["train_side"], "bytes": sum(shard_bytes)}
+        written = _write_dataset(folder, source, catalog, spec, splits)
+    figures |= {"store": spec["store"], "train_side": spec["train_side"], "bytes": sum(written)}
     figures["seconds"] = round(time.perf_counter() - began, 1)
     _log_summary(counts, figures, bad)
     counts["class_imbalance"] = class_imbalance(counts["per_class"])
@@ -111,6 +149,26 @@ def prepare_images(params: Params, sample: int | None = None) -> None:
     figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, len(splits), input_side, noted)
     chosen = [choice._asdict() for choice in choices]
     write_report("prepare", counts | figures | {"bad": bad, "chosen": chosen})
+
+
+def _write_dataset(
+    folder: Path, source: Source, catalog: Catalog, spec: dict[str, Any], splits: NDArray[np.int8]
+) -> list[int]:
+    """Write the tables beside the shards; return the shards' sizes in bytes."""
+    classes = list(catalog.class_counts())
+    sha256 = write_manifest(folder, source.metadata_columns, catalog.manifest(splits), len(splits))
+    if notes := catalog.notes():
+        write_json(folder / NOTES_PATH, {content: note for _, content, note in notes})
+    write_index(folder, catalog.index_rows(classes, splits), len(splits))
+    sizes = [path.stat().st_size for path in sorted(folder.glob("pixels-*.bin"))]
+    dataset = {"pictures": len(splits), "classes": classes, **spec, "shard_bytes": sizes, "sha256": sha256}
+    write_json(folder / "dataset.json", dataset | {"crc32": {"index.npy": checksum(folder / "index.npy")}})
+    return sizes
+
+
+def _packed(packer: Packer) -> Iterator[PackedImage]:
+    """Yield the images of all shards that were packed."""
+    return chain.from_iterable(read_packed(packer.folder, shard) for shard in packer.lists.offsets)
 
 
 def _refuse_own_outputs(backbone: str) -> None:
@@ -143,8 +201,8 @@ def _check_classes(catalog: Catalog) -> None:
 
 def _plan(
     params: Params, source: Source, catalog: Catalog, folder: Path
-) -> tuple[dict[str, Any], Packer, int, list[Choice]]:
-    """Return the store's spec, the packer, the number of images in a shard, and what ``auto`` stood for."""
+) -> tuple[dict[str, Any], Packer, list[Choice]]:
+    """Return the store's spec, the packer of all images, and what ``auto`` stood for."""
     prepare, given = params.prepare, catalog.given_counts()
     limits = ImageLimits(prepare.max_pixels, prepare.max_aspect_ratio)
     sizes = sizes_of(catalog.sample(SAMPLE), source.read, limits)
@@ -156,9 +214,11 @@ def _plan(
     size = estimate.total(given, sum(fractions.values()))
     reusable = (kind for kind in STORES if has_reusable_store(folder, paths.PREPARED, spec | {"store": kind}))
     spec["store"] = store = choose_store(prepare.store, size, folder, previous=next(reusable, None))
+    shards = catalog.shards(estimate.shard_images(store, catalog.count()))
+    lists = ShardLists.write(folder / "work" / "lists.jsonl", shards)
     rows = index_reusable_rows(folder, paths.PREPARED, spec)
-    packer = Packer(folder, source.read, resizes, fractions, store, rows, limits)
-    return spec, packer, estimate.shard_images(store), choices
+    workers = 0 if source.in_memory else params.run.workers
+    return spec, Packer(folder, lists, source.read, resizes, fractions, store, rows, limits, workers), choices
 
 
 def _input_config(backbone: BackboneConfig, sizes: list[tuple[int, int]]) -> tuple[dict[str, Any], list[Choice]]:

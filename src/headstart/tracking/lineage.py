@@ -11,7 +11,8 @@ from typing import Any
 from headstart.config.schema import RunConfig
 from headstart.core.io import read_json
 from headstart.core.paths import EXPORT, FEATURES_INFO, report_of
-from headstart.data.dataset import PreparedDataset, data_sha256
+from headstart.data.dataset import PreparedDataset
+from headstart.data.manifest import MANIFEST
 from headstart.tracking.wandb_run import resume_run
 
 
@@ -36,12 +37,12 @@ def track_model(run: RunConfig, prepared: PreparedDataset) -> None:
 
 def _manifest(prepared: PreparedDataset) -> Any:
     metadata = {
-        "sha256": data_sha256(prepared),
+        "sha256": prepared.sha256,
         "classes": prepared.classes,
         "splits": read_json(report_of("prepare"))["splits"],
         "input": prepared.input,
     }
-    return _artifact("dataset", [prepared.folder / "manifest.csv", prepared.folder / "dataset.json"], metadata)
+    return _artifact("dataset", [prepared.folder / MANIFEST, prepared.folder / "dataset.json"], metadata)
 
 
 def _features() -> Any:

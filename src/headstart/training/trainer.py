@@ -20,7 +20,8 @@ from headstart.config.schema import RunConfig
 from headstart.core.io import read_json, write_json
 from headstart.core.run_state import write_stopped
 from headstart.distributed.heartbeat import watch_heartbeats
-from headstart.distributed.process_group import ProcessGroup, layout
+from headstart.distributed.launch import layout
+from headstart.distributed.process_group import ProcessGroup
 from headstart.distributed.signals import StopRequested, stop_flag
 from headstart.models.timm_checkpoint import Weights, weights_of_module
 from headstart.training.batch_size import AccumulationFinder

@@ -23,7 +23,8 @@ from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.errors import UserError, first_line
 from headstart.core.io import read_json, write_json, write_table
-from headstart.data.dataset import PreparedDataset, manifest_rows, read_labels
+from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.manifest import manifest_rows
 from headstart.slurm.repro import repro
 from headstart.slurm.supervisor import FORWARDED
 from headstart.stages import finetune
@@ -63,7 +64,7 @@ def tune(budget: float, named: Sequence[str], most: int | None = None) -> None:
         _repro("probe")
         params = load_params(PARAMS_FILE)
         content = {"params": params.record(), "named": sorted(named)}
-        key = run_key(content, [paths.MANIFEST, paths.DATASET, paths.HEADS])
+        key = run_key(content, [paths.DATASET, paths.HEADS])
         folder = SearchFolder(paths.TUNING / key, began)
         # What follows the search starts DVC and a stage once more.
         search = _Search(params, folder, named, budget - 3 * start_up)

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from headstart.config.schema import Params
 from headstart.core.paths import STATE, cache_folder
-from headstart.distributed.process_group import SlurmTasks
+from headstart.distributed.launch import SlurmTasks
 from headstart.slurm.doctor.batch_checks import Finding, Resources, run_slurm
 from headstart.slurm.doctor.network_check import MEGABYTES
 

@@ -18,7 +18,8 @@ from headstart.core.errors import UserError
 from headstart.core.paths import PREPARED, cache_folder
 from headstart.data.dataset import SPLITS
 from headstart.data.shards import read_index
-from headstart.distributed.process_group import SlurmTasks, device_of
+from headstart.distributed.launch import SlurmTasks
+from headstart.distributed.process_group import device_of
 from headstart.models.backbone import create_backbone, input_config
 from headstart.slurm.doctor.batch_checks import Finding, Resources, parse_seconds, parse_signal
 from headstart.training.autotune import check_precision, seconds_a_step
