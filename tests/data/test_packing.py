@@ -48,6 +48,11 @@ def test_few_images_are_in_as_many_shards_as_processes_may_want() -> None:
     ]  # fmt: skip
 
 
+def test_a_thousand_million_images_are_in_some_ten_thousand_shards() -> None:
+    assert SizeEstimate(1e3, 1e3).shard_images("raw", 10**9) == 10**9 // 65_536
+    assert SizeEstimate(1e6, 1e6).shard_images("raw", 10**9) == 134  # as 128 MiB hold
+
+
 def test_stores_of_earlier_versions_are_reused() -> None:
     """The spec and the types of the rows are as the first version wrote them."""
     spec = {"input": {"input_size": [3, 16, 12]}, "train_side": 24, "store": "raw"}

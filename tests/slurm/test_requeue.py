@@ -46,7 +46,9 @@ def test_starts_without_progress_are_counted() -> None:
     )
 
 
-@pytest.mark.parametrize("further", ["dvc.lock", "data/.prepared.partial/pixels-00000.bin", "cache/features/a.sqlite"])
+@pytest.mark.parametrize(
+    "further", ["dvc.lock", "data/.prepared.partial/pixels-00000.bin", "cache/features/a/b.safetensors"]
+)
 def test_whatever_a_stage_adds_is_progress(further: str) -> None:
     for _ in range(MAX_STARTS_WITHOUT_PROGRESS):
         refusal()

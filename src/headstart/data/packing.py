@@ -40,6 +40,7 @@ from headstart.images.decode import DEFAULT_LIMITS, NOTE, BadImageError, ImageLi
 SHARD_IMAGES = 1024
 FEWEST_SHARD_IMAGES = 64
 SHARDS = 32
+MOST_SHARDS = 2**16
 SHARD_BYTES = 128 * 2**20
 # A JPEG's bytes over its pixels' bytes, at most, for most photographs.
 JPEG_FRACTION = 1 / 6
@@ -218,13 +219,15 @@ class SizeEstimate:
         return (evaluated + others * drawn) * self.evaluation + others * (1 - drawn) * self.training
 
     def shard_images(self, store: Store, count: int) -> int:
-        """Return how many of ``count`` images a shard has: what 128 MiB hold, at most 1,024, and a 32nd of few images.
+        """Return how many of ``count`` images a shard has: 1,024, but a 32nd of few, and no more than 128 MiB hold.
 
-        A shard is what a process packs at a time: with fewer, many processes would have nothing to do.
+        A shard is what a process packs at a time: with fewer shards many processes would have nothing to do, with more
+        than some ten thousand folders get slow, so that of very many images it has more.
         """
         mean = max(self.training, self.evaluation) * (1 if store == "raw" else JPEG_FRACTION)
         of_all = 1 << (count // SHARDS).bit_length()  # a power of two, so that few further images move no others
-        return max(1, min(SHARD_IMAGES, max(FEWEST_SHARD_IMAGES, of_all), int(SHARD_BYTES / mean)))
+        of_most = max(SHARD_IMAGES, count // MOST_SHARDS)
+        return max(1, min(of_most, max(FEWEST_SHARD_IMAGES, of_all), int(SHARD_BYTES / mean)))
 
 
 def choose_store(wanted: Literal["auto"] | Store, size: float, folder: Path, *, previous: Store | None) -> Store:

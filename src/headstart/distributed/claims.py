@@ -31,12 +31,12 @@ def claim_tasks(count: int, process_group: ProcessGroup) -> Iterator[int]:
     # In random order, since ranks that are done at the same time would want the same ones.
     generator = np.random.default_rng(process_group.rank)
     lost: set[int] = set()  # those that another rank was quicker to claim; a file server may list them late
-    while left := sorted(set(range(count)) - lost - {int(path.name) for path in folder.iterdir()}):
-        task = left[generator.integers(len(left))]
-        if _claim(folder, task):
+    while left := sorted(set(range(count)) - lost - _claimed(folder)):
+        for task in generator.permutation(left).tolist():
+            if not _claim(folder, task):
+                lost.add(task)
+                break  # others have taken more since the folder was listed
             yield task
-        else:
-            lost.add(task)
 
 
 def _new_folder() -> Path:
@@ -47,6 +47,10 @@ def _new_folder() -> Path:
     folder = CLAIMS / uuid.uuid4().hex
     folder.mkdir()
     return folder
+
+
+def _claimed(folder: Path) -> set[int]:
+    return {int(path.name) for path in folder.iterdir()}
 
 
 def _claim(folder: Path, task: int) -> bool:

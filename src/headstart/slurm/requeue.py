@@ -39,6 +39,6 @@ def _progress(steps: int | None) -> str:
     digest = hashlib.sha256(lock.read_bytes() if lock.exists() else b"")
     digest.update(str(steps).encode())
     packed = [path for folder in PREPARED.parent.glob(f"*{PREPARED.name}*") for path in folder.rglob("*")]
-    cached = (cache_folder(load_params(Path("params.yaml")).run.cache) / "features").glob("*.sqlite")
+    cached = (cache_folder(load_params(Path("params.yaml")).run.cache) / "features").glob("*/*.safetensors")
     digest.update(str(sorted((str(path), path.stat().st_size) for path in [*packed, *cached])).encode())
     return digest.hexdigest()
