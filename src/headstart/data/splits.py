@@ -85,6 +85,8 @@ def _intervals(fractions: Mapping[int, float]) -> dict[int, tuple[float, float]]
 
 def join_groups(group_ids: NDArray[np.uint64], contents: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Join groups that contain the same image, each under the lowest id of its members; all arrays are uint64 (n,)."""
+    if np.array_equal(group_ids, contents):  # no image has a group but its own
+        return group_ids
     ids, group = np.unique(group_ids, return_inverse=True)
     order = np.lexsort((group, contents))
     same = contents[order][1:] == contents[order][:-1]

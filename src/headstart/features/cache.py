@@ -30,7 +30,7 @@ from headstart.distributed.process_group import ProcessGroup
 logger = logging.getLogger(__name__)
 
 ROWS = 1024
-"""Rows that are in memory at once when data/features is written."""
+"""Rows that are in memory at once when data/features is written, and keys that are looked for at once."""
 OPEN_FILES = 16
 """Files of the cache whose rows stay in memory, since the next rows are most often in one of them."""
 
@@ -135,10 +135,13 @@ class FeatureCache:
 
     def missing(self, keys: ImageKeys) -> NDArray[np.int64]:
         """Return the places of the keys without a row, in order, of equal keys the first."""
-        missing = np.flatnonzero(self._places(keys) < 0)
-        order = missing[np.lexsort((missing, keys[missing, 1], keys[missing, 0]))]
+        absent = [self._places(keys[first : first + ROWS]) < 0 for first in range(0, len(keys), ROWS)]
+        missing = np.flatnonzero(np.concatenate([np.empty(0, bool), *absent]))
+        order = missing[np.lexsort((keys[missing, 1], keys[missing, 0]))]  # equal ones stay in order
         new = np.ones(len(order), bool)
-        new[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+        for half in range(2):
+            new[1:] &= keys[order[1:], half] == keys[order[:-1], half]
+        new[1:] = ~new[1:]
         return np.sort(order[new])
 
     def add(self, keys: ImageKeys, rows: NDArray[Any]) -> None:
@@ -188,7 +191,11 @@ def image_keys(prepared: PreparedDataset) -> ImageKeys:
 
     Those of training are stored larger, and resized again for evaluation.
     """
-    keys = np.concatenate([each[:, :16].copy().view(np.uint64) for each in manifest_column("sha256", prepared.folder)])
+    keys, done = np.empty((len(prepared.ids), 2), np.uint64), 0
+    for hashes in manifest_column("sha256", prepared.folder):
+        keys[done : done + len(hashes)] = hashes[:, :16].copy().view(np.uint64)
+        done += len(hashes)
     last_bit = np.uint64(1)
-    keys[:, 1] = (keys[:, 1] & ~last_bit) | (prepared.splits == SPLITS.index("train"))
+    keys[:, 1] &= ~last_bit
+    keys[:, 1] |= prepared.splits == SPLITS.index("train")
     return keys
