@@ -1,6 +1,8 @@
 import io
 import json
+import os
 import pickle
+import time
 from pathlib import Path
 from zlib import crc32
 
@@ -125,6 +127,34 @@ def test_prepared_is_sent_to_another_process_without_its_pixels() -> None:
     sent = pickle.dumps(prepared)
     assert len(sent) < before.nbytes < shard_path(paths.PREPARED, 0).stat().st_size
     assert np.array_equal(pickle.loads(sent).pixels(3), before)  # noqa: S301  (our own bytes)
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux says what its page cache has")
+def test_images_that_are_fetched_are_in_the_page_cache_before_they_are_read(project: Path) -> None:
+    block = 2**16
+    index = np.zeros(64, INDEX_DTYPE)
+    index["offset"], index["bytes"], index["height"], index["width"] = np.arange(64) * block + 3, 300, 10, 10
+    path = shard_path(project, 0)
+    with path.open("wb") as file:
+        file.write(bytes(64 * block))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def is_cached(row: int) -> bool:
+        with path.open("rb") as file:
+            try:
+                return os.preadv(file.fileno(), [bytearray(300)], int(index["offset"][row]), os.RWF_NOWAIT) == 300
+            except BlockingIOError:
+                return False
+
+    if is_cached(40):
+        pytest.skip("this file system keeps its files in memory")
+    Shards(project, "raw", index).prefetch([40, 7])
+    for row in (40, 7):
+        while not is_cached(row):
+            time.sleep(0.01)
+    assert not is_cached(63)
 
 
 def test_labels_stand_in_the_order_of_the_rows() -> None:

@@ -69,6 +69,7 @@ PLAIN_TRAINING = {
     "finetune.augment.hflip": 0.0,
     "finetune.augment.vflip": 0.0,
     "finetune.augment.quarter_turn": 0.0,
+    "finetune.shuffle_windows": 1,
 }
 """Params by dotted key: nothing chosen, averaged, frozen or clipped, so that tests see each of them by itself."""
 

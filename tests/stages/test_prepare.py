@@ -30,6 +30,7 @@ from headstart.data import packing, remote
 from headstart.data.dataset import MANIFEST_COLUMNS, SPLITS, PreparedDataset, manifest_rows, read_labels
 from headstart.data.image_info import LabelledImage, content_sha256, info_of
 from headstart.data.loader import Normalize, evaluation_pixels
+from headstart.data.shards import read_index
 from headstart.data.sources import ImageFolder, lock_source
 from headstart.data.transforms import evaluation_transform
 from headstart.export.parity import compare_preprocessing
@@ -100,6 +101,8 @@ def check_store() -> dict[str, str]:
         assert SPLITS[prepared.splits[row]] == about["split"]
         stored += pixels.size
     assert stored == sum(path.stat().st_size for path in PREPARED.glob("pixels-*.bin"))
+    places = read_index(PREPARED)[["shard", "offset"]].tolist()
+    assert places == sorted(places)  # neighbours in the manifest are so on the disk: training in windows reads runs
     assert read_json(Path("reports/prepare.json"))["bytes"] == stored
     return splits()
 
