@@ -50,6 +50,7 @@ from headstart.distributed.process_group import ProcessGroup
 from headstart.features.cache import FeatureCache, image_keys
 from headstart.stages import prepare
 from headstart.training.datamodule import GlobalBatchSampler
+from headstart.training.order import EpochOrder
 
 STAGES = ("prepare", "features", "probe", "finetune", "evaluate")
 CLASSES = 10
@@ -147,7 +148,7 @@ def epoch_batches(_: int) -> None:
     prepared = PreparedDataset.open()
     rows, labels = prepared.rows("train"), read_labels("train")
     seen = 0
-    for spec in GlobalBatchSampler(len(rows), FinetuneConfig(), 0, 1, 1):
+    for spec in GlobalBatchSampler(EpochOrder(len(rows), 0), FinetuneConfig(), 0, 1, 1):
         seen += len(labels[spec.indices])
     assert seen > len(rows) - FinetuneConfig().batch_size
 

@@ -97,7 +97,7 @@ def test_an_export_is_the_next_projects_backbone_with_other_classes(first: nn.Mo
     assert own.names == list(CLASSES)
 
     project = next_project(changes)
-    model, _ = starting_model(project.backbone, project.finetune, classes=len(NEXT), train_images=8)
+    model, _ = starting_model(project.backbone, project.finetune, classes=len(NEXT), train_images=8, train_bytes=1)
     same = {name for name, value in backbone_of(first).items() if torch.equal(value, model.state_dict()[name])}
     resized = {"pos_embed"} if side else set()  # its positions are of another grid
     assert same == backbone_of(first).keys() - resized
@@ -115,7 +115,7 @@ def test_an_export_is_the_next_projects_backbone_with_other_classes(first: nn.Mo
 def test_drop_rates_are_the_next_projects_own() -> None:
     run(prepare, features, probe)
     project = next_project()
-    model, _ = starting_model(project.backbone, project.finetune, classes=len(NEXT), train_images=8)
+    model, _ = starting_model(project.backbone, project.finetune, classes=len(NEXT), train_images=8, train_bytes=1)
     assert "drop_path_rate" not in read_json(Path(FIRST, "config.json"))["model_args"]
     assert not [name for name, module in model.named_modules() if type(module).__name__ == "DropPath"]
 

@@ -144,7 +144,7 @@ def test_its_penalty_is_felt_by_the_true_backbone_on_as_many_images(
     assert images
     count = int(images[1].replace(",", ""))
     with caplog.at_level(logging.WARNING):
-        rows = describe(make_plan(model, params.finetune, train_images=count, pretrained=True))
+        rows = describe(make_plan(model, params.finetune, train_images=count, train_bytes=1, pretrained=True))
     assert caplog.messages == []
     assert {row["group"] for row in rows} == {"head", "head_free", "backbone", "backbone_free"}
 

@@ -9,7 +9,7 @@ import pytest
 
 from headstart.core.io import read_table
 from headstart.data.dataset import PreparedDataset, read_labels
-from headstart.features.cache import write_features
+from headstart.features.extract import write_features
 from headstart.theory import early_stopping, gradients
 from headstart.theory.implicit_l2 import equivalent_l2, safe_rate
 from helpers.command import headstart

@@ -148,6 +148,7 @@ def write_params(task: Task, workers: int | str = "auto") -> None:
         "warmup_epochs": 0,
         "batch_norm": "train",
         "ema": None,
+        "shuffle_windows": 1,
         "early_stopping": stopping,
         "precision": task.precision,
     }

@@ -28,6 +28,7 @@ from headstart.config.loader import load_params
 from headstart.core import paths
 from headstart.core.io import read_json, read_table
 from headstart.stages import evaluate, features, finetune, prepare, probe
+from headstart.training import datamodule
 from headstart.training.augment_choice import PROBABILITY
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -55,6 +56,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "crops from 35 %": {"augment": {"scale": [0.35, 1.0]}},
     "λ 0 of the backbone": {"l2": {"backbone": 0.0}},
     "λ 0.01 of the backbone": {"l2": {"backbone": 0.01}},
+    "2 windows": {"shuffle_windows": 2},
+    "4 windows": {"shuffle_windows": 4},
+    "16 windows": {"shuffle_windows": 16},
 }
 
 
@@ -67,8 +71,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="of every recipe; as it comes where it is not given")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=[*RECIPES, *VARIANTS])
+    parser.add_argument("--block-bytes", type=int, default=datamodule.BLOCK_BYTES, help="of shuffle_windows")
     parser.add_argument("--work", type=Path, required=True, help="where projects are made; kept")
     args = parser.parse_args()
+    datamodule.BLOCK_BYTES = args.block_bytes
     work, runs = args.work.resolve(), []
     for images in (folder.resolve() for folder in args.images):
         backbone = {"name": args.backbone, "image_size": args.size}

@@ -417,8 +417,7 @@ def resolve(params: Path) -> None:
     from headstart.training.phases import starting_model
 
     content, prepared = load_params(params), PreparedDataset.open()
-    counts = {"classes": len(prepared.classes), "train_images": len(prepared.rows("train"))}
-    _, plan = starting_model(content.backbone, content.finetune, **counts)
+    _, plan = starting_model(content.backbone, content.finetune, **prepared.training_size())
     of_prepare = read_json(report_of("prepare"))["chosen"] if content.backbone.image_size == "auto" else ()
     choices = [*(Choice(**choice) for choice in of_prepare), *plan.choices]
     for choice in choices:

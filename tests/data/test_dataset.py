@@ -1,6 +1,8 @@
 import io
 import json
+import os
 import pickle
+import time
 from pathlib import Path
 from zlib import crc32
 
@@ -14,7 +16,8 @@ from headstart.core.io import atomic_write, read_json, read_table, write_json, w
 from headstart.data.dataset import SPLITS, PreparedDataset, read_labels
 from headstart.data.manifest import manifest_rows
 from headstart.data.shards import INDEX_DTYPE, SHARD_HEADER, Shards, pack_image, read_index, shard_header, shard_path
-from headstart.features.cache import read_features, write_features
+from headstart.features.cache import read_features
+from headstart.features.extract import write_features
 from headstart.models.head import Head, read_head, write_heads
 from helpers.images import CLASSES, IMAGES, INPUT, STORED, write_prepared
 
@@ -128,6 +131,34 @@ def test_prepared_is_sent_to_another_process_without_its_pixels() -> None:
     assert np.array_equal(pickle.loads(sent).pixels(3), before)  # noqa: S301  (our own bytes)
 
 
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux says what its page cache has")
+def test_images_that_are_fetched_are_in_the_page_cache_before_they_are_read(project: Path) -> None:
+    block = 2**16
+    index = np.zeros(64, INDEX_DTYPE)
+    index["offset"], index["bytes"], index["height"], index["width"] = np.arange(64) * block + SHARD_HEADER, 300, 10, 10
+    path = shard_path(project, 0)
+    with path.open("wb") as file:
+        file.write(shard_header("raw").ljust(64 * block, b"\0"))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def is_cached(row: int) -> bool:
+        with path.open("rb") as file:
+            try:
+                return os.preadv(file.fileno(), [bytearray(300)], int(index["offset"][row]), os.RWF_NOWAIT) == 300
+            except BlockingIOError:
+                return False
+
+    if is_cached(40):
+        pytest.skip("this file system keeps its files in memory")
+    Shards(project, index).prefetch([40, 7])
+    for row in (40, 7):
+        while not is_cached(row):
+            time.sleep(0.01)
+    assert not is_cached(63)
+
+
 def test_labels_stand_in_the_order_of_the_rows() -> None:
     prepared = write_prepared()
     labels = np.array([CLASSES.index(row["label"]) for row in manifest_rows()])
@@ -186,7 +217,7 @@ def test_a_shard_that_is_missing_or_cut_off_is_named_on_opening() -> None:
 def test_a_flipped_bit_is_detected_when_the_image_is_first_read(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = write_prepared()
     size = STORED * STORED * 3
-    change(shard_path(paths.PREPARED, 0), 7 * size + 100)
+    change(shard_path(paths.PREPARED, 0), SHARD_HEADER + 7 * size + 100)
     prepared.pixels(6)
     source = list(manifest_rows())[7]["source"]
     for opened in (prepared, PreparedDataset.open(), pickle.loads(pickle.dumps(prepared))):  # noqa: S301  (our own bytes)

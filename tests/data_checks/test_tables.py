@@ -12,7 +12,7 @@ from headstart.data.dataset import PreparedDataset, Split, read_labels
 from headstart.data.manifest import manifest_rows, write_manifest
 from headstart.data_checks import tables
 from headstart.data_checks.tables import check_features, check_images, class_imbalance
-from headstart.features.cache import write_features
+from headstart.features.extract import write_features
 from headstart.images.decode import Note
 from helpers.images import write_prepared
 

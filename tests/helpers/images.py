@@ -29,7 +29,7 @@ from headstart.data.image_info import info_of
 from headstart.data.manifest import manifest_rows, write_manifest
 from headstart.data.packing import store_spec
 from headstart.data.shards import checksum, shard_header, shard_path, write_index
-from headstart.features.cache import write_features
+from headstart.features.extract import write_features
 from headstart.models.backbone import features_of
 from headstart.models.head import Head, write_heads
 from headstart.probe.outputs import write_baselines
@@ -71,6 +71,7 @@ PLAIN_TRAINING = {
     "finetune.augment.hflip": 0.0,
     "finetune.augment.vflip": 0.0,
     "finetune.augment.quarter_turn": 0.0,
+    "finetune.shuffle_windows": 1,
 }
 """Params by dotted key: nothing chosen, averaged, frozen or clipped, so that tests see each of them by itself."""
 

@@ -31,7 +31,7 @@ from headstart.data.dataset import SPLITS, PreparedDataset, read_labels
 from headstart.data.image_info import LabelledImage, content_sha256, info_of
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.manifest import MANIFEST_COLUMNS, manifest_rows
-from headstart.data.shards import SHARD_HEADER
+from headstart.data.shards import SHARD_HEADER, read_index
 from headstart.data.sources import ImageFolder, lock_source
 from headstart.data.transforms import evaluation_transform
 from headstart.export.parity import compare_preprocessing
@@ -104,6 +104,8 @@ def check_store() -> dict[str, str]:
     sizes = [path.stat().st_size for path in PREPARED.glob("pixels-*.bin")]
     assert stored == sum(sizes) - SHARD_HEADER * len(sizes)
     assert read_json(Path("reports/prepare.json"))["bytes"] == sum(sizes)
+    places = read_index(PREPARED)[["shard", "offset"]].tolist()
+    assert places == sorted(places)  # neighbours in the manifest are so on the disk: training in windows reads runs
     return splits()
 
 

@@ -11,7 +11,8 @@ from headstart.core.errors import UserError
 from headstart.core.io import read_table
 from headstart.core.paths import PROBE
 from headstart.data.dataset import PreparedDataset, read_labels
-from headstart.features.cache import write_changed_features, write_features
+from headstart.features.cache import write_changed_features
+from headstart.features.extract import write_features
 from headstart.models.head import PretrainedHead, read_head, write_pretrained_head
 from headstart.probe import sklearn_heads
 from headstart.probe.outputs import read_baselines

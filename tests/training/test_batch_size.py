@@ -88,7 +88,7 @@ def test_training_batch_norm_gets_no_parts_of_one_image() -> None:
 def plan_of(model: nn.Module, batch_size: int, accumulate: int = 1, batch_norm: str = "train") -> TrainingPlan:
     changes = {"batch_size": batch_size, "accumulate": accumulate, "batch_norm": batch_norm}
     finetune = params({f"finetune.{name}": value for name, value in changes.items()}).finetune
-    return make_plan(model, finetune, train_images=1000, pretrained=False)
+    return make_plan(model, finetune, train_images=1000, train_bytes=1, pretrained=False)
 
 
 def with_free(images: float, per_image: float, weights: float, monkeypatch: pytest.MonkeyPatch) -> None:

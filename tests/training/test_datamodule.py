@@ -15,8 +15,10 @@ from headstart.core.errors import UserError
 from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.data.loader import evaluation_pixels
 from headstart.distributed.process_group import ProcessGroup
+from headstart.training import datamodule
 from headstart.training.datamodule import Batch, BatchSpec, FineTuneDataModule, GlobalBatchSampler, global_batch_size
-from helpers.images import IMAGES, params, write_prepared
+from headstart.training.order import EpochOrder
+from helpers.images import IMAGES, STORED, params, write_prepared
 
 COUNT = 23
 
@@ -32,7 +34,7 @@ def places(section: FinetuneConfig, rank: int, world: int, epoch: int = 0, count
 
 
 def parts_of(section: FinetuneConfig, rank: int, world: int, epoch: int = 0, count: int = COUNT) -> list[BatchSpec]:
-    batches = GlobalBatchSampler(count, section, rank, world, section.accumulate)
+    batches = GlobalBatchSampler(EpochOrder(count, section.seed), section, rank, world, section.accumulate)
     batches.set_epoch(epoch)
     got = list(batches)
     assert [part.epoch for part in got] == [epoch] * len(batches)
@@ -72,6 +74,20 @@ def test_an_epoch_is_a_permutation_that_follows_from_seed_and_epoch_alone() -> N
     assert seen == set(range(COUNT))  # those left out of one epoch are in another
 
 
+@pytest.mark.parametrize("windows", [1, 3])
+def test_an_interrupted_epoch_goes_on_where_it_was(windows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datamodule, "AT_ONCE", 16)  # so that several are computed at once, and not all
+    order, section = EpochOrder(COUNT, 0, windows, 2), finetune(4)
+    whole, rest, next_epoch = (GlobalBatchSampler(order, section, 1, 2, 1) for _ in range(3))
+    whole.set_epoch(3)
+    rest.start_at(3, 2)
+    assert [part.indices.tolist() for part in rest] == [part.indices.tolist() for part in whole][2:]
+    next_epoch.start_at(3, 2)
+    next_epoch.set_epoch(4)
+    whole.set_epoch(4)
+    assert [part.indices.tolist() for part in next_epoch] == [part.indices.tolist() for part in whole]
+
+
 def test_a_batch_is_all_there_is_where_there_is_less() -> None:
     assert global_batch_size(5, finetune(8)) == 5
     (batch,) = places(finetune(8), 0, 1, count=5)
@@ -81,13 +97,14 @@ def test_a_batch_is_all_there_is_where_there_is_less() -> None:
 @pytest.mark.parametrize(("batch_size", "accumulate", "world", "count"), [(3, 1, 4, 23), (6, 4, 2, 23), (8, 1, 4, 3)])
 def test_a_batch_too_small_to_be_shared_is_refused(batch_size: int, accumulate: int, world: int, count: int) -> None:
     with pytest.raises(UserError, match=r"finetune\.batch_size") as caught:
-        GlobalBatchSampler(count, finetune(batch_size, accumulate), 0, world, accumulate)
+        GlobalBatchSampler(EpochOrder(count, 0), finetune(batch_size, accumulate), 0, world, accumulate)
     assert f"{world} processes" in str(caught.value)
 
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datamodule, "BLOCK_BYTES", 2 * STORED * STORED * 3)  # 2 images
     return write_prepared()
 
 
@@ -133,8 +150,11 @@ EVERYTHING = {
 }
 
 
+WINDOWS: dict[str, Any] = {"shuffle_windows": 3}
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
-@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("changes", [{}, EVERYTHING, WINDOWS], ids=["plain", "everything", "windows"])
 @pytest.mark.parametrize(
     ("world", "accumulate", "workers"), [(2, 1, 0), (4, 1, 0), (2, 2, 0), (1, 1, 1), (1, 1, 2), (1, 1, 4), (2, 1, 2)]
 )
@@ -156,7 +176,24 @@ def test_training_batches_are_the_same_bytes_whoever_loads_them(
                 assert same == [None] * len(shares)
             else:
                 assert torch.equal(torch.cat(same), value)
-        assert (batch.fractions is not None) == bool(changes)
+        assert (batch.fractions is not None) == (changes is EVERYTHING)
+
+
+def test_windows_are_fetched_before_they_are_read(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whichever rank has the position: each image once a window before it is needed, and where it is needed."""
+    asked: list[list[int]] = []
+    monkeypatch.setattr(PreparedDataset, "prefetch", lambda _, rows: asked.append(rows.tolist()))
+    rows, order, whole = prepared.rows("train"), EpochOrder(IMAGES["train"], 0, 3, 2), EpochOrder(IMAGES["train"], 0)
+    list(epoch_of(images_of(prepared).train_dataloader(), 0))
+    assert asked == rows[whole.images(0, np.arange(12))].reshape(3, 4).tolist()  # each batch its own
+    asked.clear()
+    for rank in (0, 1):
+        list(epoch_of(images_of(prepared, rank, 2, **WINDOWS).train_dataloader(), 0))
+    first, second, third = rows[order.images(0, np.arange(12))].reshape(3, 4)
+    later, own = np.array(asked).reshape(2, 3, 2, 2).transpose(2, 1, 0, 3).reshape(2, 3, 4)  # of both ranks
+    assert own.tolist() == [first.tolist(), second.tolist(), third.tolist()]
+    expected = second, third, rows[order.images(1, np.arange(4))]
+    assert [set(window) for window in later.tolist()] == [set(window) for window in expected]
 
 
 def test_a_mixture_is_of_two_images_of_the_global_batch(prepared: PreparedDataset) -> None:

@@ -39,7 +39,7 @@ def start(
     if l2 is not None:  # which params refuse without pretrained weights
         finetune = finetune.model_copy(update={"l2": type(finetune.l2).model_validate(l2)})
     images = steps_per_epoch * finetune.batch_size
-    return starting_model(wanted.backbone, finetune, classes=CLASSES, train_images=images)
+    return starting_model(wanted.backbone, finetune, classes=CLASSES, train_images=images, train_bytes=1)
 
 
 @pytest.mark.parametrize(

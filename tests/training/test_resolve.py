@@ -29,6 +29,7 @@ AUTO = {
     "finetune.augment.hflip": "auto",
     "finetune.augment.vflip": "auto",
     "finetune.augment.quarter_turn": "auto",
+    "finetune.shuffle_windows": "auto",
 }
 VERDICTS = {"hflip": {"kept": True, "reason": "a"}, "vflip": {"kept": False, "reason": "b"}}
 EVIDENCE = {"reason": None, "changes": VERDICTS}
@@ -60,7 +61,7 @@ def test_few_images_get_more_epochs(images: int, epochs: int) -> None:
 
 
 def test_every_auto_is_replaced_and_told(model: nn.Module) -> None:
-    resolved, choices = resolve(section(), model, train_images=1000, pretrained=True, evidence=EVIDENCE)
+    resolved, choices = resolve(section(), model, train_images=1000, train_bytes=1, pretrained=True, evidence=EVIDENCE)
     told = {choice.key.removeprefix("finetune."): choice.value for choice in choices}
     assert told == {
         "epochs": 20,
@@ -68,6 +69,7 @@ def test_every_auto_is_replaced_and_told(model: nn.Module) -> None:
         "lr.head": 3e-4,
         "warmup_epochs": 2.0,
         "batch_norm": "frozen",
+        "shuffle_windows": 1,
         "early_stopping.patience": 10,
         "ema": 0.933333,
         "augment.hflip": 0.5,
@@ -82,21 +84,34 @@ def test_every_auto_is_replaced_and_told(model: nn.Module) -> None:
 
 def test_a_value_in_the_file_wins(model: nn.Module) -> None:
     given = {"epochs": 3, "lr": {"backbone": "auto", "head": 0.5}, "batch_norm": "train", "ema": None}
-    resolved, choices = resolve(section(given), model, train_images=1000, pretrained=True, evidence=EVIDENCE)
+    resolved, choices = resolve(
+        section(given), model, train_images=1000, train_bytes=1, pretrained=True, evidence=EVIDENCE
+    )
     assert (resolved.epochs, resolved.lr["head"], resolved.batch_norm, resolved.ema) == (3, 0.5, "train", None)
     assert (resolved.warmup_epochs, resolved.early_stopping.patience) == (0.9, 5)
     assert {choice.key.removeprefix("finetune.") for choice in choices} == {
         "lr.backbone",
         "warmup_epochs",
         "early_stopping.patience",
+        "shuffle_windows",
         "augment.hflip",
         "augment.vflip",
         "augment.quarter_turn",
     }
 
 
+@pytest.mark.parametrize(("size", "windows"), [(2**34, 1), (2**34 + 1, 9), (58 * 2**30, 29)])
+def test_images_that_fit_no_memory_are_shuffled_in_windows(model: nn.Module, size: int, windows: int) -> None:
+    resolved, choices = resolve(
+        section(), model, train_images=10**6, train_bytes=size, pretrained=True, evidence=EVIDENCE
+    )
+    assert resolved.shuffle_windows == windows
+    (reason,) = (choice.reason for choice in choices if choice.key == "finetune.shuffle_windows")
+    assert reason == f"the training images take {size / 2**30:.1f} GiB"
+
+
 def test_the_average_is_over_ten_steps_at_least(model: nn.Module) -> None:
-    resolved, _ = resolve(section(), model, train_images=100, pretrained=True, evidence=EVIDENCE)
+    resolved, _ = resolve(section(), model, train_images=100, train_bytes=1, pretrained=True, evidence=EVIDENCE)
     assert resolved.ema == 0.9
 
 
@@ -111,7 +126,9 @@ def test_the_average_is_over_ten_steps_at_least(model: nn.Module) -> None:
 def test_what_starts_from_zero_or_at_random_learns_faster(
     model: nn.Module, changes: dict[str, Any], pretrained: bool, lr: dict[str, float]
 ) -> None:
-    resolved, _ = resolve(section(changes), model, train_images=1000, pretrained=pretrained, evidence=EVIDENCE)
+    resolved, _ = resolve(
+        section(changes), model, train_images=1000, train_bytes=1, pretrained=pretrained, evidence=EVIDENCE
+    )
     assert resolved.lr == pytest.approx(lr)
     assert resolved.batch_norm == ("frozen" if pretrained else "train")
 
@@ -144,7 +161,7 @@ def test_the_command_writes_what_the_stage_chose_and_nothing_trains_anew(
 
 def test_an_overlay_nests_the_keys() -> None:
     resolved, choices = resolve(
-        section(), timm.create_model("test_resnet"), train_images=100, pretrained=True, evidence=EVIDENCE
+        section(), timm.create_model("test_resnet"), train_images=100, train_bytes=1, pretrained=True, evidence=EVIDENCE
     )
     content = overlay_of({choice.key: choice.value for choice in choices})
     assert content["finetune"]["early_stopping"] == {"patience": resolved.early_stopping.patience}

@@ -29,7 +29,7 @@ def given(finetune: dict[str, Any]) -> Params:
 
 
 def space(named: tuple[str, ...] = (), train_images: int = 640, **finetune: Any) -> Space:
-    return Space(given(finetune), named, classes=4, train_images=train_images)
+    return Space(given(finetune), named, classes=4, train_images=train_images, train_bytes=1)
 
 
 def test_what_the_user_has_set_stays_unless_it_is_named() -> None:

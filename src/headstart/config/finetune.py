@@ -189,6 +189,10 @@ class FinetuneConfig(ConfigSection):
     """Decay of a moving average of the weights, such as 0.999, that is validated and kept beside them; null: none.
     auto: 1 − 1/n, an average over about n steps: those of an epoch, but at least 10."""
     augment: AugmentConfig = AugmentConfig()
+    shuffle_windows: Auto | Count = "auto"
+    """In how many windows an epoch's images are shuffled. 1: all with all. More: each window has short runs of images
+    from everywhere in the store and is shuffled by itself, so that they are read from the disk in long runs and two
+    windows fit into memory. auto: 1 where the training images take up to 16 GiB, else as many as are 2 GiB each."""
     seed: Seed = 0
     """Seed of the order of the images, their augmentation and dropout."""
 
@@ -257,6 +261,7 @@ class ResolvedFinetuneConfig(FinetuneConfig):
     batch_norm: Literal["frozen", "train"]
     early_stopping: ResolvedEarlyStoppingConfig
     augment: ResolvedAugmentConfig
+    shuffle_windows: Count
     ema: Annotated[float, Field(gt=0, lt=1)] | None
 
 

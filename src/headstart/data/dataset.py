@@ -1,6 +1,7 @@
 """The prepared data set, ``data/prepared``: packed images, their splits and labels."""
 
 import itertools
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +74,16 @@ class PreparedDataset:
     def rows(self, split: Split) -> NDArray[np.int64]:
         """Return the row numbers of a split."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def training_size(self) -> dict[str, int]:
+        """Count the classes, the training images and the bytes that these take, as planning a training wants them."""
+        sizes = self._shards.index["bytes"][self.splits == SPLITS.index("train")]
+        return {"classes": len(self.classes), "train_images": len(sizes), "train_bytes": int(sizes.sum(dtype=np.int64))}
+
+    def prefetch(self, rows: NDArray[np.int64]) -> None:
+        """Ask the kernel to read the images' bytes, without waiting for them; what is wrong ``pixels`` will tell."""
+        with suppress(OSError, ValueError):
+            self._shards.prefetch(rows.tolist())
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """Return one image, uint8 (height, width, 3), read-only; raises UserError if it is damaged."""

@@ -8,8 +8,7 @@ computed them and under its final name once it is whole: what a killed run compu
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,67 +19,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from headstart.core.errors import UserError
-from headstart.core.io import atomic_write, existing, write_json
-from headstart.core.paths import CHANGED_FEATURES, FEATURE_ROWS, FEATURES, FEATURES_INFO
-from headstart.core.storage import storage_errors
+from headstart.core.io import atomic_write, existing
+from headstart.core.paths import CHANGED_FEATURES, FEATURE_ROWS, FEATURES
 from headstart.data.dataset import SPLITS, PreparedDataset
 from headstart.data.manifest import manifest_column
-from headstart.distributed.process_group import ProcessGroup
 
 logger = logging.getLogger(__name__)
 
-ROWS = 1024
-"""Rows that are in memory at once when data/features is written, and keys that are looked for at once."""
+KEYS = 2**16
+"""Keys that are looked for at once."""
 OPEN_FILES = 16
 """Files of the cache whose rows stay in memory, since the next rows are most often in one of them."""
 
 ImageKeys = NDArray[np.uint64]
 """Of images, uint64 (n, 2): a hash of everything that their evaluation pixels depend on, beside ``store_spec``."""
-
-
-def write_features(
-    read: Callable[[slice], NDArray[Any]],
-    shape: tuple[int, int],
-    dtype: str,
-    info: dict[str, Any],
-    process_group: ProcessGroup | None = None,
-) -> None:
-    """Write data/features in the manifest's order, each rank its part of the rows.
-
-    Args:
-        read: returns the rows (n, width) of a slice; it is called for some thousand rows at a time.
-        shape: the number of images, and of values in a row.
-        dtype: of the file.
-        info: what the features were computed from.
-        process_group: the ranks; None: this process alone.
-    """
-    group = process_group or ProcessGroup()
-    path = FEATURES.with_name(f".{FEATURES.name}.partial") / FEATURE_ROWS.name
-
-    def create(stack: ExitStack) -> int:
-        folder = stack.enter_context(atomic_write(FEATURES))
-        folder.mkdir()
-        write_json(folder / FEATURES_INFO.name, info)
-        with (folder / FEATURE_ROWS.name).open("wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            return file.tell()
-
-    def write_part(start: int) -> None:
-        """Write at the rows' place: to a memory map a full disk would be SIGBUS, and no exception."""
-        first, end = (shape[0] * rank // group.world for rank in (group.rank, group.rank + 1))
-        with storage_errors(path), path.open("r+b") as file:
-            file.seek(start + first * shape[1] * np.dtype(dtype).itemsize)
-            for begin in range(first, end, ROWS):
-                part = slice(begin, min(begin + ROWS, end))
-                rows = np.asarray(read(part), dtype)
-                if rows.shape != (part.stop - part.start, shape[1]):
-                    raise ValueError(f"rows of shape {rows.shape} for {part}")
-                file.write(rows.tobytes())
-
-    with ExitStack() as stack:
-        start = group.broadcast_from_rank_zero(lambda: create(stack))
-        group.run_on_all(lambda: write_part(start))
 
 
 def read_features(rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -135,7 +87,7 @@ class FeatureCache:
 
     def missing(self, keys: ImageKeys) -> NDArray[np.int64]:
         """Return the places of the keys without a row, in order, of equal keys the first."""
-        absent = [self._places(keys[first : first + ROWS]) < 0 for first in range(0, len(keys), ROWS)]
+        absent = [self._places(keys[first : first + KEYS]) < 0 for first in range(0, len(keys), KEYS)]
         missing = np.flatnonzero(np.concatenate([np.empty(0, bool), *absent]))
         order = missing[np.lexsort((keys[missing, 1], keys[missing, 0]))]  # equal ones stay in order
         new = np.ones(len(order), bool)

@@ -9,6 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from headstart.config.schema import Params, RunConfig
 from headstart.core.errors import UserError
+from headstart.core.io import atomic_write, write_json
+from headstart.core.paths import FEATURE_ROWS, FEATURES, FEATURES_INFO
 from headstart.core.progress import Progress
+from headstart.core.storage import storage_errors
 from headstart.data.dataset import PreparedDataset
 from headstart.data.loader import Normalize, evaluation_pixels, in_shared_memory, loader_arguments
 from headstart.distributed.claims import claim_tasks
@@ -31,7 +35,7 @@ from headstart.features.cache import FeatureCache, ImageKeys
 logger = logging.getLogger(__name__)
 
 ROWS = 1024
-"""Of a file of the cache, about: what a killed process loses."""
+"""Of a file of the cache, about: what a killed process loses. As many are in memory when data/features is written."""
 TASKS = 8
 """For each rank, at least, of few images: the last one that is done waits for no more than such a part of the work."""
 SLACK = 2.0
@@ -195,3 +199,48 @@ def compute_missing_features(
     process_group.run_on_all(compute)
     cache.refresh()
     return len(missing), round(len(missing) / (time.perf_counter() - began), 1)
+
+
+def write_features(
+    read: Callable[[slice], NDArray[Any]],
+    shape: tuple[int, int],
+    dtype: str,
+    info: dict[str, Any],
+    process_group: ProcessGroup | None = None,
+) -> None:
+    """Write data/features in the manifest's order, each rank its part of the rows.
+
+    Args:
+        read: returns the rows (n, width) of a slice; it is called for some thousand rows at a time.
+        shape: the number of images, and of values in a row.
+        dtype: of the file.
+        info: what the features were computed from.
+        process_group: the ranks; None: this process alone.
+    """
+    group = process_group or ProcessGroup()
+    path = FEATURES.with_name(f".{FEATURES.name}.partial") / FEATURE_ROWS.name
+
+    def create(stack: ExitStack) -> int:
+        folder = stack.enter_context(atomic_write(FEATURES))
+        folder.mkdir()
+        write_json(folder / FEATURES_INFO.name, info)
+        with (folder / FEATURE_ROWS.name).open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            return file.tell()
+
+    def write_part(start: int) -> None:
+        """Write at the rows' place: to a memory map a full disk would be SIGBUS, and no exception."""
+        first, end = (shape[0] * rank // group.world for rank in (group.rank, group.rank + 1))
+        with storage_errors(path), path.open("r+b") as file:
+            file.seek(start + first * shape[1] * np.dtype(dtype).itemsize)
+            for begin in range(first, end, ROWS):
+                part = slice(begin, min(begin + ROWS, end))
+                rows = np.asarray(read(part), dtype)
+                if rows.shape != (part.stop - part.start, shape[1]):
+                    raise ValueError(f"rows of shape {rows.shape} for {part}")
+                file.write(rows.tobytes())
+
+    with ExitStack() as stack:
+        start = group.broadcast_from_rank_zero(lambda: create(stack))
+        group.run_on_all(lambda: write_part(start))

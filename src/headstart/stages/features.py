@@ -25,9 +25,9 @@ from headstart.core.io import write_report
 from headstart.data.dataset import PreparedDataset, evenly
 from headstart.data_checks.tables import check_features
 from headstart.distributed.connect import connect
-from headstart.features.cache import FeatureCache, image_keys, write_changed_features, write_features
+from headstart.features.cache import FeatureCache, image_keys, write_changed_features
 from headstart.features.changes import CHANGES, MOST_IMAGES, changed_features
-from headstart.features.extract import compute_missing_features
+from headstart.features.extract import compute_missing_features, write_features
 from headstart.models.backbone import channels_last, create_backbone, features_of, get_head, weights_sha256
 from headstart.models.head import write_pretrained_head
 from headstart.probe.zero_shot import pretrained_head

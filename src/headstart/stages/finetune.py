@@ -66,9 +66,7 @@ def train(params: Params, stop_after: int | None = None, observers: Sequence[Cal
     check_precision(params.finetune.precision, device_of(params.run))
     process_group = connect(params.run)
     prepared = PreparedDataset.open()
-    model, plan = starting_model(
-        params.backbone, params.finetune, classes=len(prepared.classes), train_images=len(prepared.rows("train"))
-    )
+    model, plan = starting_model(params.backbone, params.finetune, **prepared.training_size())
     backbone = params.backbone.model_dump(exclude={"image_size"})  # the dataset has what it stands for
     content = {"backbone": backbone, "finetune": plan.finetune.model_dump()}
     files = [paths.DATASET, paths.HEADS]

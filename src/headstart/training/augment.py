@@ -154,23 +154,27 @@ _MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def uniform(count: int, *key: ArrayLike) -> NDArray[np.float64]:
-    """Draw uniform numbers in [0, 1) by SplitMix64: a counter-based generator, so every key has its own numbers.
+    """Draw uniform numbers in [0, 1): float64 (n, count), with the 53 first of ``random_bits``."""
+    return np.asarray((random_bits(count, *key) >> np.uint64(11)) * 2.0**-53, np.float64)
+
+
+def random_bits(count: int, *key: ArrayLike) -> NDArray[np.uint64]:
+    """Draw 64 random bits at a time by SplitMix64: a counter-based generator, so every key has its own numbers.
 
     Args:
         count: numbers for each key.
         key: non-negative integers or arrays of n of them, broadcast against each other: the key of each row.
 
     Returns:
-        float64 (n, count), with 53 random bits.
+        uint64 (n, count).
     """
     state = np.zeros(1, np.uint64)
     for part in key:
-        state = _mixed(state ^ _mixed(np.atleast_1d(np.asarray(part, np.uint64)) + _GAMMA))
-    draws = _mixed(state[:, None] + _GAMMA * np.arange(1, count + 1, dtype=np.uint64))
-    return np.asarray((draws >> np.uint64(11)) * 2.0**-53, np.float64)
+        state = mixed_bits(state ^ mixed_bits(np.atleast_1d(np.asarray(part, np.uint64)) + _GAMMA))
+    return mixed_bits(state[:, None] + _GAMMA * np.arange(1, count + 1, dtype=np.uint64))
 
 
-def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed_bits(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Scramble 64 bits: a bijection whose every output bit depends on every input bit."""
     bits = (bits ^ (bits >> np.uint64(30))) * _MULTIPLIERS[0]
     bits = (bits ^ (bits >> np.uint64(27))) * _MULTIPLIERS[1]

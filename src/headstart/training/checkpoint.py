@@ -37,7 +37,7 @@ from headstart.training.module import FineTuner
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 7
+CHECKPOINT_FORMAT = 8
 """Raised whenever checkpoints of earlier versions can't be resumed from; the run then starts in another folder."""
 LARGEST_FRACTION = 0.01
 """Of the time that may be spent on saving."""

@@ -1,6 +1,6 @@
 """The data module: global batches that depend on (seed, epoch) alone, whatever the number of processes.
 
-Every process draws the same permutation and takes its part of each global batch; an image's augmentation follows from
+Every process computes the same order and takes its part of each global batch; an image's augmentation follows from
 (seed, epoch, image id), a mixture from (seed, epoch, position). So 1, 2 and 4 processes see the
 same batches of the same pixels.
 """
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -24,11 +23,14 @@ from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.data.loader import evaluation_pixels, in_shared_memory, loader_arguments
 from headstart.distributed.process_group import ProcessGroup
 from headstart.training.augment import DRAWS, MIX_DRAWS, Augment, mix, torchvision_transforms, uniform
-
-Indices = NDArray[np.int64]
+from headstart.training.order import EpochOrder, Indices
 
 MIXING_STREAM = 1
 """Separates the random numbers of mixtures from those of images."""
+AT_ONCE = 4096
+"""Positions whose images are computed together: those of a batch alone would take several times as long."""
+BLOCK_BYTES = 2**20
+"""Of a block, about: what disks and network file systems read at nearly their full speed."""
 
 
 class Batch(NamedTuple):
@@ -51,22 +53,24 @@ class BatchSpec(NamedTuple):
     positions: Indices  # (n,), in the epoch's order: a mixture's random numbers follow from them
     indices: Indices  # (n,), of training images
     partners: Indices  # (n,), likewise
+    next_window: Indices = np.empty(0, np.int64)  # training images to fetch from the disk for a window later
 
 
 class GlobalBatchSampler(Sampler[BatchSpec]):
     """Yields this rank's part of each global batch, one accumulation step at a time.
 
-    The last of the ``count`` training images in an epoch's permutation that do not fill a global batch are left out of
-    that epoch.
+    The last training images in an epoch's order that do not fill a global batch are left out of that epoch.
 
     Raises:
         UserError: a process would have no image in some accumulation step.
     """
 
-    def __init__(self, count: int, finetune: FinetuneConfig, rank: int, world: int, accumulation_steps: int) -> None:
-        self._count, self._seed, self._rank, self._world = count, finetune.seed, rank, world
+    def __init__(
+        self, order: EpochOrder, finetune: FinetuneConfig, rank: int, world: int, accumulation_steps: int
+    ) -> None:
+        self._order, self._rank, self._world = order, rank, world
         self._accumulation_steps = accumulation_steps
-        self.batch_size = global_batch_size(count, finetune)
+        self.batch_size = global_batch_size(order.count, finetune)
         self._epoch = 0
         self._start = 0, 0
         if self.batch_size < world * accumulation_steps:
@@ -84,19 +88,26 @@ class GlobalBatchSampler(Sampler[BatchSpec]):
         self._epoch, self._start = epoch, (epoch, step)
 
     def __len__(self) -> int:
-        return self._count // self.batch_size * self._accumulation_steps
+        return self._order.count // self.batch_size * self._accumulation_steps
 
     def __iter__(self) -> Iterator[BatchSpec]:
-        order = np.random.default_rng((self._seed, self._epoch)).permutation(self._count)
         start_epoch, step = self._start
         taken = step * self.batch_size if self._epoch == start_epoch else 0
-        for start in range(taken, self._count - self.batch_size + 1, self.batch_size):
-            whole = np.arange(start, start + self.batch_size)
-            mine = np.array_split(whole, self._world)[self._rank]
-            for positions in np.array_split(mine, self._accumulation_steps):
-                # 0 and 1, 2 and 3 … are each other's; the last of an odd number has itself.
-                neighbours = np.minimum(start + ((positions - start) ^ 1), whole[-1])
-                yield BatchSpec(self._epoch, positions, order[positions], order[neighbours])
+        end = self._order.count // self.batch_size * self.batch_size
+        mine = np.array_split(np.arange(self.batch_size), self._world)[self._rank]
+        parts = np.array_split(mine, self._accumulation_steps)
+        at_once = -(-AT_ONCE // self.batch_size) * self.batch_size
+        for start in range(taken, end, at_once):
+            positions = np.arange(start, min(start + at_once, end))
+            images = self._order.images(self._epoch, positions)
+            later = self._order.next_window(self._epoch, positions) if self._order.windows > 1 else None
+            for begin in range(0, len(positions), self.batch_size):
+                for part in parts:
+                    places = begin + part
+                    # 0 and 1, 2 and 3 … are each other's; the last of an odd number has itself.
+                    neighbours = begin + np.minimum(part ^ 1, self.batch_size - 1)
+                    spec = BatchSpec(self._epoch, positions[places], images[places], images[neighbours])
+                    yield spec if later is None else spec._replace(next_window=later[places])
 
 
 def global_batch_size(count: int, finetune: FinetuneConfig) -> int:
@@ -132,6 +143,7 @@ class TrainDataset(Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, spec: BatchSpec) -> Batch:
+        self._prepared.prefetch(self.rows[np.concatenate([spec.next_window, spec.indices])])
         labels = torch.from_numpy(self.labels[spec.indices])
         if not (self._settings.mixup or self._settings.cutmix):
             return Batch(self._pixels(spec.epoch, spec.indices), labels)
@@ -172,6 +184,11 @@ class FineTuneDataModule(LightningDataModule):
         self._finetune, self._run, self._process_group = finetune, run, process_group
         self._start = 0, 0
         self.train, self.validation = TrainDataset(prepared, finetune), ValidationDataset(prepared)
+        assert finetune.shuffle_windows != "auto"  # the plan has chosen
+        size = prepared.training_size()
+        count, windows = size["train_images"], finetune.shuffle_windows
+        block = max(1, min(BLOCK_BYTES * count // size["train_bytes"], count // windows))
+        self._order = EpochOrder(count, finetune.seed, windows, block)
         if len(self.validation) < process_group.world:
             raise UserError(
                 f"{len(self.validation)} validation images can't be shared by {process_group.world} processes: raise "
@@ -185,7 +202,7 @@ class FineTuneDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of this rank's batches."""
         group = self._process_group
-        sampler = GlobalBatchSampler(len(self.train), self._finetune, group.rank, group.world, self._accumulation_steps)
+        sampler = GlobalBatchSampler(self._order, self._finetune, group.rank, group.world, self._accumulation_steps)
         sampler.start_at(*self._start)
         return self._loader(self.train, sampler)
 

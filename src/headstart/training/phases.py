@@ -103,7 +103,7 @@ class TrainingPlan:
 
 
 def starting_model(
-    backbone: BackboneConfig, finetune: FinetuneConfig, *, classes: int, train_images: int
+    backbone: BackboneConfig, finetune: FinetuneConfig, *, classes: int, train_images: int, train_bytes: int
 ) -> tuple[nn.Module, TrainingPlan]:
     """Build the model as it is before the first step, and the plan of its training.
 
@@ -115,21 +115,30 @@ def starting_model(
         UserError: see ``make_plan``; or the probe has no heads.
     """
     model = channels_last(backbone_for(backbone, classes))
-    plan = make_plan(model, finetune, train_images=train_images, pretrained=backbone.pretrained)
+    plan = make_plan(
+        model, finetune, train_images=train_images, train_bytes=train_bytes, pretrained=backbone.pretrained
+    )
     if finetune.recipe in {"lp_ft", "gradual"}:
         weight = f"{head_name(model)}.weight"
         set_head(model, read_head(next(group.l2 for group in plan.groups if weight in group.parameters)))
     return model, plan
 
 
-def make_plan(model: nn.Module, params: FinetuneConfig, *, train_images: int, pretrained: bool) -> TrainingPlan:
+def make_plan(
+    model: nn.Module, params: FinetuneConfig, *, train_images: int, train_bytes: int, pretrained: bool
+) -> TrainingPlan:
     """Plan the training of a timm model that has as many outputs as there are classes.
 
     Raises:
         UserError: the groups' rules do not fit the model, or there are too few epochs for the phases.
     """
     finetune, choices = resolve(
-        params, model, train_images=train_images, pretrained=pretrained, evidence=read_evidence()
+        params,
+        model,
+        train_images=train_images,
+        train_bytes=train_bytes,
+        pretrained=pretrained,
+        evidence=read_evidence(),
     )
     kind, head = finetune.l2.kind, head_name(model)
     groups = group_parameters(

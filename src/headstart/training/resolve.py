@@ -26,6 +26,9 @@ RELATIVE_STEP = 0.003
 SGD_LR = 0.003
 FASTER_FROM_ZERO = 10
 """Factor on the rate of what starts from zero or at random: it has further to go."""
+SHUFFLED_WHOLE, WINDOW_BYTES = 16 * 2**30, 2 * 2**30
+"""Bytes of training images that are shuffled all with all, and those of a window where there are more. Numbers, and not
+this machine's memory: a run that goes on elsewhere has the same order."""
 
 
 def epochs_for(train_images: int, batch_size: int) -> int:
@@ -39,6 +42,7 @@ def resolve(
     model: nn.Module,
     *,
     train_images: int,
+    train_bytes: int,
     pretrained: bool,
     evidence: Mapping[str, Any],
 ) -> tuple[ResolvedFinetuneConfig, list[Choice]]:
@@ -73,12 +77,16 @@ def resolve(
     patience = chosen("early_stopping.patience", finetune.early_stopping.patience, patience, f"of {epochs} epochs")
     averaged = max(FEWEST_AVERAGED, steps)
     ema = chosen("ema", finetune.ema, round(1 - 1 / averaged, 6), f"an average over about {averaged:,} steps")
+    windows = 1 if train_bytes <= SHUFFLED_WHOLE else math.ceil(train_bytes / WINDOW_BYTES)
+    why = f"the training images take {train_bytes / 2**30:,.1f} GiB"
+    windows = chosen("shuffle_windows", finetune.shuffle_windows, windows, why)
     augment, augment_choices = resolve_augment(finetune.augment, evidence)
     values = finetune.model_dump() | {
         "epochs": epochs,
         "lr": lr,
         "warmup_epochs": warmup,
         "batch_norm": batch_norm,
+        "shuffle_windows": windows,
         "early_stopping": finetune.early_stopping.model_dump() | {"patience": patience},
         "ema": ema,
         "augment": augment.model_dump(),

@@ -80,9 +80,13 @@ class Space:
         UserError: a named key has no range here.
     """
 
-    def __init__(self, params: Params, named: Sequence[str], *, classes: int, train_images: int) -> None:
-        self._params, self._images = params, train_images
-        self._model, plan = starting_model(params.backbone, params.finetune, classes=classes, train_images=train_images)
+    def __init__(
+        self, params: Params, named: Sequence[str], *, classes: int, train_images: int, train_bytes: int
+    ) -> None:
+        self._params, self._images, self._bytes = params, train_images, train_bytes
+        self._model, plan = starting_model(
+            params.backbone, params.finetune, classes=classes, train_images=train_images, train_bytes=train_bytes
+        )
         content, default = params.model_dump(), Params().model_dump()
         strength = {"l2": L2, "l2_sp": L2, "decoupled": DECAY}.get(params.finetune.l2.kind)
         groups = list(dict.fromkeys(rule.name for rule in params.finetune.groups))
@@ -104,8 +108,8 @@ class Space:
     def resolved(self, changes: Mapping[str, Any]) -> ResolvedFinetuneConfig:
         """Return the section with these changes and without `auto`."""
         changed, pretrained = with_changes(self._params, changes).finetune, self._params.backbone.pretrained
-        evidence = read_evidence()
-        return resolve(changed, self._model, train_images=self._images, pretrained=pretrained, evidence=evidence)[0]
+        size = {"train_images": self._images, "train_bytes": self._bytes}
+        return resolve(changed, self._model, **size, pretrained=pretrained, evidence=read_evidence())[0]
 
     def propose(self, number: int, epochs: int) -> dict[str, Any]:
         """Return the values of try ``number`` by dotted key; try 0 has the params as they are.

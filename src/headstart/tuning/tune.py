@@ -95,9 +95,7 @@ class _Search:
 
     def __init__(self, params: Params, folder: SearchFolder, named: Sequence[str], seconds: float) -> None:
         self._params, self._folder, self._seconds = params, folder, seconds
-        prepared = PreparedDataset.open()
-        counts = {"classes": len(prepared.classes), "train_images": len(prepared.rows("train"))}
-        self._space = Space(params, named, **counts)
+        self._space = Space(params, named, **PreparedDataset.open().training_size())
         self._monitor = params.finetune.early_stopping.monitor
         logger.info("tune: searched are %s", ", ".join(self._space.keys) or "no keys: none is at its default")
 
