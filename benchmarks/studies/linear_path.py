@@ -27,7 +27,7 @@ from numpy.typing import DTypeLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from headstart.probe.logistic import NEWTON_TOLERANCE, logistic_path
+from headstart.probe.logistic import TOLERANCE, logistic_path
 
 PATH = [1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6]  # params.yaml's
 BLOCK = 5000
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--classes", type=int, default=10, help="at least 3")
     parser.add_argument("--l2", type=float, nargs="+", default=PATH)
-    parser.add_argument("--tolerance", type=float, default=NEWTON_TOLERANCE)
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     parser.add_argument("--only-ours", action="store_true")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: with --only-ours")
     args = parser.parse_args()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from headstart.probe import logistic
-from headstart.probe.logistic import conjugate_gradients, logistic_path
+from headstart.probe.logistic import LinearSolver, Rows, conjugate_gradients, logistic_path
 
 Array = NDArray[np.float64]
 Data = Callable[..., tuple[Array, NDArray[np.int64]]]
@@ -81,13 +81,13 @@ def test_many_correlated_features_and_rare_classes_reach_the_minimum_in_few_prod
     labels = (2 * logits / logits.std() + generator.gumbel(size=(2000, 5)) - np.arange(5)).argmax(1)
     products = 0
 
-    def counted(product: Callable[[Array], Array], right: Array) -> Any:
+    def counted(product: Callable[[Array], Array], *others: Any) -> Any:
         def count(direction: Array) -> Array:
             nonlocal products
             products += 1
             return product(direction)
 
-        return conjugate_gradients(count, right)
+        return conjugate_gradients(count, *others)
 
     monkeypatch.setattr(logistic, "conjugate_gradients", counted)
     for l2, weight, bias in logistic_path(features, labels, 5, PATH):
@@ -103,9 +103,9 @@ def test_perfectly_separated_classes_of_large_features_converge_though_float32_d
     labels = features[:, :3].argmax(1)
     types = set()
 
-    def watched(product: Callable[[Array], Array], right: Array) -> Any:
+    def watched(product: Callable[[Array], Array], right: Array, enough: float) -> Any:
         types.add(str(right.dtype))
-        return conjugate_gradients(product, right)
+        return conjugate_gradients(product, right, enough)
 
     monkeypatch.setattr(logistic, "conjugate_gradients", watched)
     for l2, weight, bias in logistic_path(features * 1e5, labels, 3, [1.0, 1e-2]):
@@ -189,7 +189,7 @@ def test_a_coarse_head_is_refined_from_where_it_is(data: Data) -> None:
     features, labels = data(3)
     ((_, *fine),) = logistic_path(features, labels, 3, [1e-4])
     ((_, *coarse),) = logistic_path(features, labels, 3, [1e-4], tolerance=1e-2)
-    ((_, *refined),) = logistic_path(features, labels, 3, [1e-4], start=(coarse[0], coarse[1]))
+    ((_, *refined),) = LinearSolver(Rows(features, labels, 3), 3).path([1e-4], start=(coarse[0], coarse[1]))
     lowest = objective(fine[0], fine[1], features, labels, 1e-4)
     assert objective(coarse[0], coarse[1], features, labels, 1e-4) > lowest * (1 + 1e-7)
     assert objective(refined[0], refined[1], features, labels, 1e-4) == pytest.approx(lowest, rel=1e-9)
