@@ -22,8 +22,8 @@ command=$1
 shift
 set -- "$python" -m headstart "$command" "$@"
 case "$command" in
-features | finetune | evaluate) tasks=all ;; # these stages use any number of processes
-prepare | probe | export) tasks=one ;;
+features | probe | finetune | evaluate) tasks=all ;; # these stages use any number of processes
+prepare | export) tasks=one ;;
 *) exec "$@" ;;
 esac
 

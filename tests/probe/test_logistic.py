@@ -96,6 +96,21 @@ def test_many_correlated_features_and_rare_classes_reach_the_minimum_in_few_prod
     assert 20 < products < 300
 
 
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
+def test_the_objective_is_within_the_tolerance_of_its_minimum(tolerance: float) -> None:
+    """As the solver estimates it, at each λ of a path down to separable classes."""
+    generator = np.random.default_rng(1)
+    features = np.maximum(generator.normal(size=(600, 40)) @ generator.normal(size=(40, 40)), 0)
+    labels = (features @ generator.normal(size=(40, 12)) + 20 * generator.gumbel(size=(600, 12))).argmax(1)
+    l2s = [1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5]
+    fine = LinearSolver(Rows(features, labels, 12), 12).path(l2s, tolerance=1e-12)
+    for (l2, *head), (_, *lowest) in zip(
+        logistic_path(features, labels, 12, l2s, tolerance=tolerance), fine, strict=True
+    ):
+        minimum = objective(lowest[0], lowest[1], features, labels, l2)
+        assert -1e-12 < objective(head[0], head[1], features, labels, l2) / minimum - 1 < tolerance
+
+
 def test_perfectly_separated_classes_of_large_features_converge_though_float32_does_not(
     data: Data, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

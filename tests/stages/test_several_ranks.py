@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from headstart.core.io import read_json, read_table, write_json
 from headstart.core.paths import FEATURES, FINETUNE, REPORTS
 from headstart.core.run_state import read_stopped
 from headstart.data.dataset import PreparedDataset
-from headstart.stages import evaluate, features, finetune
+from headstart.stages import evaluate, features, finetune, probe
 from headstart.training.refinement import TEMPERATURES
 from helpers.images import CLASSES, params, write_finetune, write_prepared, write_probe
 from helpers.reported import write_reported
@@ -121,6 +123,27 @@ def test_two_processes_give_what_one_does() -> None:
     for path, content in bytes_of.items():
         assert path.read_bytes() == content
     assert_equal_up_to_rounding(*expected)
+
+
+def objectives() -> tuple[NDArray[np.float64], float]:
+    """The objective at each λ, and at the chosen one, which is fitted to the solver's own tolerance."""
+    path, report = read_table(paths.L2_PATH), read_json(paths.report_of("probe"))
+    values = [float(row["train_loss"]) + float(row["l2"]) * float(row["squared_norm"]) for row in path]
+    chosen = [float(row["l2"]) for row in path].index(report["l2"])
+    return np.array(values), values[chosen]
+
+
+def test_the_probe_of_two_processes_is_as_near_to_its_minimum_as_of_one() -> None:
+    """Each has a part of the rows; the heads' last bits may differ, their objectives by the tolerance."""
+    run(features)
+    changes = {"probe.heads": ["ridge"], "probe.l2": [1.0, 0.1, 0.03, 0.01]}
+    run(probe, changes)
+    (path, chosen), ridge = objectives(), load_file(paths.BASELINE_OUTPUTS)["ridge"]
+    code, output = program([*TORCHRUN, "nothing", "probe"], changes)
+    assert code == 0, output
+    assert objectives()[0] == pytest.approx(path, rel=probe.PATH_TOLERANCE)
+    assert objectives()[1] == pytest.approx(chosen, rel=1e-7)  # heads are stored in float32
+    torch.testing.assert_close(load_file(paths.BASELINE_OUTPUTS)["ridge"], ridge, rtol=1e-4, atol=1e-5)
 
 
 def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_goes_on() -> None:

@@ -218,7 +218,8 @@ class LinearSolver:
     ) -> Iterator[tuple[float, Matrix, Matrix]]:
         """Minimise the penalised cross-entropy at each λ, from the largest to the smallest.
 
-        Where rounding or MAX_NEWTON_STEPS keeps the minimum out of reach, a warning is logged and the last point yielded.
+        Where rounding or MAX_NEWTON_STEPS keeps the minimum out of reach, a warning is logged and the last point is
+        yielded.
 
         Args:
             l2s: the values of λ, above 0, in any order.
@@ -347,9 +348,7 @@ def _extrapolate(heads: dict[float, Array], l2: float) -> Array:
     )
 
 
-def conjugate_gradients(
-    product: Callable[[Array], Array], right: Array, enough: float = 0.0
-) -> tuple[Array, float]:
+def conjugate_gradients(product: Callable[[Array], Array], right: Array, enough: float = 0.0) -> tuple[Array, float]:
     """Minimise ``½ x·product(x) - x·right``, ``product`` being linear, symmetric and positive definite.
 
     It ends CG_TOLERANCE of the whole decrease above the minimum, or ``enough`` where that is more.

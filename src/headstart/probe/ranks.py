@@ -28,7 +28,7 @@ class SharedRows:
         """Add to what rank 0 asks for, until it releases the others."""
         while request := self._broadcast(None):
             name, kinds = request
-            device = self._process_group.device
+            device = self._rows.features.device
             self._add(name, [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in kinds])
 
     def release(self) -> None:
