@@ -34,8 +34,8 @@ TOLERANCE = 1e-11
 """The objective's estimated distance to its minimum, relative to it."""
 CG_TOLERANCE = 0.1
 """What a Newton step may leave of the decrease that it could bring; less costs more than the Newton steps it saves."""
-MARGIN = 4
-"""How many times the estimated distance must be below the tolerance: on invented features it was up to 3 times low."""
+MARGIN = 10
+"""How many times the estimated distance must be below the tolerance. On invented features it was up to 6 times low."""
 EXTRAPOLATED = 3
 """Heads of the path that the next one's start is extrapolated from."""
 MAX_CG_ITERATIONS = 500
@@ -377,7 +377,7 @@ def conjugate_gradients(product: Callable[[Array], Array], right: Array, enough:
 
 
 def _left(decreases: list[float]) -> float:
-    """Return the sum of the iterations to come, if it falls as the last quarter does against the one before it."""
-    length = max(2, len(decreases) // 4)
+    """Return the sum of the iterations to come, if it falls as the last third does against the one before it."""
+    length = max(3, len(decreases) // 3)
     last, before = sum(decreases[-length:]), sum(decreases[-2 * length : -length])
     return last**2 / (before - last) if last < before else math.inf
