@@ -22,8 +22,8 @@ command=$1
 shift
 set -- "$python" -m headstart "$command" "$@"
 case "$command" in
-prepare | features | finetune | evaluate) tasks=all ;; # these stages use any number of processes
-probe | export) tasks=one ;;
+prepare | features | probe | finetune | evaluate) tasks=all ;; # these stages use any number of processes
+export) tasks=one ;;
 *) exec "$@" ;;
 esac
 

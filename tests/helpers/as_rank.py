@@ -13,6 +13,7 @@ from typing import Any
 
 from headstart.config.loader import load_params
 from headstart.distributed import heartbeat
+from headstart.stages import probe
 from headstart.training.module import FineTuner
 
 SIGNALS = {"signal": signal.SIGUSR1, "kill": signal.SIGKILL}
@@ -32,6 +33,7 @@ def main() -> None:
 
     setattr(FineTuner, "training_step", training_step)  # noqa: B010  (mypy forbids the assignment)
     heartbeat.PERIOD = 0.2
+    probe.WORTH_TORCH = 1  # so that the ranks share it
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("headstart").setLevel(logging.INFO)
     for name in names:

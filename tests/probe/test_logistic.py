@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from headstart.probe import logistic
-from headstart.probe.logistic import conjugate_gradients, logistic_path
+from headstart.probe.logistic import LinearSolver, Rows, conjugate_gradients, logistic_path
 
 Array = NDArray[np.float64]
 Data = Callable[..., tuple[Array, NDArray[np.int64]]]
@@ -81,19 +81,34 @@ def test_many_correlated_features_and_rare_classes_reach_the_minimum_in_few_prod
     labels = (2 * logits / logits.std() + generator.gumbel(size=(2000, 5)) - np.arange(5)).argmax(1)
     products = 0
 
-    def counted(product: Callable[[Array], Array], right: Array) -> Any:
+    def counted(product: Callable[[Array], Array], *others: Any) -> Any:
         def count(direction: Array) -> Array:
             nonlocal products
             products += 1
             return product(direction)
 
-        return conjugate_gradients(count, right)
+        return conjugate_gradients(count, *others)
 
     monkeypatch.setattr(logistic, "conjugate_gradients", counted)
     for l2, weight, bias in logistic_path(features, labels, 5, PATH):
         found = objective(weight, bias, features, labels, l2)
         assert found == pytest.approx(objective(*reference(features, labels, l2), features, labels, l2), rel=1e-9)
     assert 20 < products < 300
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
+def test_the_objective_is_within_the_tolerance_of_its_minimum(tolerance: float) -> None:
+    """As the solver estimates it, at each λ of a path down to separable classes."""
+    generator = np.random.default_rng(1)
+    features = np.maximum(generator.normal(size=(600, 40)) @ generator.normal(size=(40, 40)), 0)
+    labels = (features @ generator.normal(size=(40, 12)) + 20 * generator.gumbel(size=(600, 12))).argmax(1)
+    l2s = [1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5]
+    fine = LinearSolver(Rows(features, labels, 12), 12).path(l2s, tolerance=1e-12)
+    for (l2, *head), (_, *lowest) in zip(
+        logistic_path(features, labels, 12, l2s, tolerance=tolerance), fine, strict=True
+    ):
+        minimum = objective(lowest[0], lowest[1], features, labels, l2)
+        assert -1e-12 < objective(head[0], head[1], features, labels, l2) / minimum - 1 < tolerance
 
 
 def test_perfectly_separated_classes_of_large_features_converge_though_float32_does_not(
@@ -103,9 +118,9 @@ def test_perfectly_separated_classes_of_large_features_converge_though_float32_d
     labels = features[:, :3].argmax(1)
     types = set()
 
-    def watched(product: Callable[[Array], Array], right: Array) -> Any:
+    def watched(product: Callable[[Array], Array], right: Array, enough: float) -> Any:
         types.add(str(right.dtype))
-        return conjugate_gradients(product, right)
+        return conjugate_gradients(product, right, enough)
 
     monkeypatch.setattr(logistic, "conjugate_gradients", watched)
     for l2, weight, bias in logistic_path(features * 1e5, labels, 3, [1.0, 1e-2]):
@@ -189,7 +204,7 @@ def test_a_coarse_head_is_refined_from_where_it_is(data: Data) -> None:
     features, labels = data(3)
     ((_, *fine),) = logistic_path(features, labels, 3, [1e-4])
     ((_, *coarse),) = logistic_path(features, labels, 3, [1e-4], tolerance=1e-2)
-    ((_, *refined),) = logistic_path(features, labels, 3, [1e-4], start=(coarse[0], coarse[1]))
+    ((_, *refined),) = LinearSolver(Rows(features, labels, 3), 3).path([1e-4], start=(coarse[0], coarse[1]))
     lowest = objective(fine[0], fine[1], features, labels, 1e-4)
     assert objective(coarse[0], coarse[1], features, labels, 1e-4) > lowest * (1 + 1e-7)
     assert objective(refined[0], refined[1], features, labels, 1e-4) == pytest.approx(lowest, rel=1e-9)

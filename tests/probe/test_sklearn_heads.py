@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from headstart.probe import sklearn_heads
 from headstart.probe.logistic import logistic_path, ridge_path
 from headstart.probe.sklearn_heads import (
-    BOOSTING_VALUES,
     HEADS,
+    VALUES_LIMITS,
     FittedHead,
     LabelledFeatures,
     fit_head,
@@ -44,7 +44,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fitted(name: str, train: LabelledFeatures = TRAIN, validation: LabelledFeatures = VALIDATION) -> FittedHead:
-    return fit_head(name, train, validation, CLASSES, L2S)
+    return fit_head(name, train, validation, CLASSES, ridge_path(train.features, train.labels, CLASSES, L2S))
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -115,7 +115,7 @@ def test_boostings_iterations_are_those_of_the_lowest_loss() -> None:
 def test_ridges_temperature_is_where_the_validation_loss_is_lowest() -> None:
     """Whatever the size of the scores, which gets smaller with a larger λ."""
     for l2 in (1e-3, 1.0, 10.0):
-        head = fit_head("ridge", TRAIN, VALIDATION, CLASSES, [l2])
+        head = fit_head("ridge", TRAIN, VALIDATION, CLASSES, ridge_path(*parts(TRAIN), CLASSES, [l2]))
         log_probabilities = head.predict(VALIDATION.features)
         losses = [negative_log_likelihood(log_probabilities / step, VALIDATION.labels) for step in (0.9, 1.1)]
         assert head.val_loss < min(losses)
@@ -154,6 +154,7 @@ def test_with_many_classes_trees_are_skipped_and_the_reason_said() -> None:
     assert [name for name in HEADS if reason_to_skip(name, 50)] == []
     assert [name for name in HEADS if reason_to_skip(name, 51)] == ["boosting"]
     assert [name for name in HEADS if reason_to_skip(name, 101)] == ["tree", "forest", "boosting"]
-    assert [name for name in HEADS if reason_to_leave_out(name, BOOSTING_VALUES)] == []
-    assert [name for name in HEADS if reason_to_leave_out(name, BOOSTING_VALUES + 1)] == ["boosting"]
+    assert [name for name in HEADS if reason_to_leave_out(name, VALUES_LIMITS["boosting"])] == []
+    assert [name for name in HEADS if reason_to_leave_out(name, VALUES_LIMITS["boosting"] + 1)] == ["boosting"]
+    assert [name for name in HEADS if reason_to_leave_out(name, 1_280_000 * 2048 * 1000) is None] == ["ridge"]
     assert reason_to_skip("boosting", 51) == "51 classes: its time grows with them, and beyond 50 it is skipped"

@@ -61,10 +61,10 @@ def active(project: Path, name: str = ".venv") -> dict[str, str]:
 def test_a_stage_has_the_tasks_that_the_job_asked_for(
     cluster: SlurmCluster, project: Path, options: str, expected: dict[str, int]
 ) -> None:
-    stages = "sh slurm/launch.sh finetune && sh slurm/launch.sh probe"
+    stages = "sh slurm/launch.sh finetune && sh slurm/launch.sh export"
     job = cluster.submit(*options.split(), f"--wrap={stages}", cwd=project, environment=active(project))
     assert cluster.wait_for(job)["JobState"] == "COMPLETED", (project / f"slurm-{job}.out").read_text()
-    assert tasks(project) == {f"finetune: {task}": count for task, count in expected.items()} | {"probe: alone": 1}
+    assert tasks(project) == {f"finetune: {task}": count for task, count in expected.items()} | {"export: alone": 1}
 
 
 def test_within_a_step_no_other_is_started(cluster: SlurmCluster, project: Path) -> None:

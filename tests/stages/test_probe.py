@@ -54,6 +54,29 @@ def test_the_lowest_validation_loss_is_chosen_and_reported(prepared: PreparedDat
 
 
 @pytest.mark.usefixtures("prepared")
+def test_little_work_is_left_to_the_first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    probe.run(params({"probe.l2": PATH}).declared(probe.PARAMS))
+    assert not PROBE.exists()
+    monkeypatch.setenv("RANK", "0")
+    probe.run(params({"probe.l2": PATH}).declared(probe.PARAMS))
+    assert PROBE.exists()
+
+
+def test_much_work_is_done_by_torch_to_the_same_tolerance(
+    prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = []
+    for worth in (probe.WORTH_TORCH, 1):
+        monkeypatch.setattr(probe, "WORTH_TORCH", worth)
+        report = run(heads=["ridge"])
+        ridge = read_baselines(prepared.rows("validation"))["ridge"]
+        heads.append((read_head().weight, report["train_loss"], ridge))
+    for found, expected in zip(heads[1], heads[0], strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.usefixtures("prepared")
 def test_a_head_of_at_least_a_given_l2_can_be_had() -> None:
     probe.run(params({"probe.l2": PATH}).declared(probe.PARAMS))
     chosen = read_head()
@@ -106,7 +129,7 @@ def test_a_head_that_does_not_pay_is_skipped_with_the_reason(monkeypatch: pytest
 
 @pytest.mark.usefixtures("prepared")
 def test_auto_leaves_out_what_takes_long_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sklearn_heads, "BOOSTING_VALUES", 1)
+    monkeypatch.setattr(sklearn_heads, "VALUES_LIMITS", {"boosting": 1})
     report = run(heads="auto")
     assert list(report["heads"]) == ["ridge", "knn", "tree", "forest"]
     assert report["skipped"]["boosting"].startswith("it would take long; `probe.heads: [ridge, knn, tree, forest, boo")
@@ -128,7 +151,7 @@ def test_the_backbones_own_classes_are_summed(prepared: PreparedDataset) -> None
 
 @pytest.mark.usefixtures("prepared")
 def test_a_wrong_map_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "logistic_path", None)
+    monkeypatch.setattr(probe, "_solver", None)
     sets = {name: [i] for i, name in enumerate(CLASSES)}
     with pytest.raises(UserError, match=r"probe\.class_map: this backbone came without a linear classifier"):
         run(class_map=sets)

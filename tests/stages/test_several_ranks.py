@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
@@ -23,7 +24,7 @@ from headstart.core.io import read_json, read_table, write_json
 from headstart.core.paths import FEATURES, FINETUNE, REPORTS
 from headstart.core.run_state import read_stopped
 from headstart.data.dataset import PreparedDataset
-from headstart.stages import evaluate, features, finetune, prepare
+from headstart.stages import evaluate, features, finetune, prepare, probe
 from headstart.training.refinement import TEMPERATURES
 from helpers.images import CLASSES, params, write_finetune, write_prepared, write_probe
 from helpers.reported import write_reported
@@ -161,6 +162,27 @@ def test_an_image_that_no_rank_can_read_ends_both_with_one_line() -> None:
     assert code, output
     assert "prepare: 1 bad images:" in output
     assert "b/199.png" in output
+
+
+def objectives() -> tuple[NDArray[np.float64], float]:
+    """The objective at each λ, and at the chosen one, which is fitted to the solver's own tolerance."""
+    path, report = read_table(paths.L2_PATH), read_json(paths.report_of("probe"))
+    values = [float(row["train_loss"]) + float(row["l2"]) * float(row["squared_norm"]) for row in path]
+    chosen = [float(row["l2"]) for row in path].index(report["l2"])
+    return np.array(values), values[chosen]
+
+
+def test_the_probe_of_two_processes_is_as_near_to_its_minimum_as_of_one() -> None:
+    """Each has a part of the rows; the heads' last bits may differ, their objectives by the tolerance."""
+    run(features)
+    changes = {"probe.heads": ["ridge"], "probe.l2": [1.0, 0.1, 0.03, 0.01]}
+    run(probe, changes)
+    (path, chosen), ridge = objectives(), load_file(paths.BASELINE_OUTPUTS)["ridge"]
+    code, output = program([*TORCHRUN, "nothing", "probe"], changes)
+    assert code == 0, output
+    assert objectives()[0] == pytest.approx(path, rel=probe.PATH_TOLERANCE)
+    assert objectives()[1] == pytest.approx(chosen, rel=1e-7)  # heads are stored in float32
+    torch.testing.assert_close(load_file(paths.BASELINE_OUTPUTS)["ridge"], ridge, rtol=1e-4, atol=1e-5)
 
 
 def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_goes_on() -> None:

@@ -6,33 +6,43 @@ fine-tuning's head. scikit-learn's ``LogisticRegression`` minimises ``C Σ_i CE_
 ± half of it; so there ``C = 1 / (λ n)``.
 
 The solver is Newton's method with conjugate gradients (Nocedal and Wright 2006, "Numerical Optimization", algorithm
-7.1), in coordinates whose curvature is near 1. By Böhning 1992, "Multinomial logistic regression algorithm", the
-Hessian of the cross-entropy is at most ``½ (I - 11ᵀ/C) ⊗ XᵀX/n`` (C the number of classes). The bound's factor for the
-features is diagonal in their principal axes, which are computed once for all λ. Its ½ is an upper bound of p(1 - p)
-and is replaced by each class's mean of p(1 - p), which is far smaller for a rare class or one of many.
+7.1), in coordinates whose curvature is near 1: the features' principal axes, computed once for all λ, and in these, for
+each class, the features less their mean and over the root of their variance, both weighted by the class's p(1 - p),
+anew in each Newton step. These are the Hessian's diagonal block of the class, but for what correlates along the axes.
+(A Kronecker product of the classes' mean covariance and the features' took more products than no weighting at all.)
+
+A λ's start is extrapolated from the last three heads as a parabola in log λ, where that lies lower than the last head.
 
 It runs where the features are: NumPy's on the CPU, torch's on their device. Beside them it keeps one float32 copy, and
-a float32 for each image and class; what is float64 is computed from some thousand images at a time.
+a float32 for each image and class; what is float64 is computed from some thousand images at a time. All that it asks of
+the images are sums over them (``Rows``), to which several processes can add theirs (``ranks.py``).
 
 Ridge minimises ``1/n ‖XWᵀ + b - Y‖² + λ ‖W‖²``, Y the one-hot labels: one solution in the principal axes for each λ.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
 MAX_NEWTON_STEPS = 100
-NEWTON_TOLERANCE = 1e-9
-"""The decrease predicted for the last Newton step, relative to the objective; what remains after it is far smaller."""
+TOLERANCE = 1e-11
+"""The objective's estimated distance to its minimum, relative to it."""
 CG_TOLERANCE = 0.1
-"""The residual's norm in a Newton step, relative; a smaller one costs more than the Newton steps that it saves."""
+"""What a Newton step may leave of the decrease that it could bring; less costs more than the Newton steps it saves."""
+MARGIN = 10
+"""How many times the estimated distance must be below the tolerance. On invented features it was up to 6 times low."""
+EXTRAPOLATED = 3
+"""Heads of the path that the next one's start is extrapolated from."""
 MAX_CG_ITERATIONS = 500
 MAX_HALVINGS = 40
 MIN_CURVATURE = 1e-12
+MIN_VARIANCE = 1e-6
+"""Of a feature weighted by p(1 - p), relative to its mean square: less is float32's rounding."""
 BLOCK_VALUES = 2**24
 """Values of the features, or of the logits, that are float64 at once."""
 
@@ -44,34 +54,17 @@ logger = logging.getLogger(__name__)
 
 
 def logistic_path(
-    features: Array,
-    labels: Array,
-    classes: int,
-    l2s: Sequence[float],
-    *,
-    start: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None,
-    tolerance: float = NEWTON_TOLERANCE,
+    features: Array, labels: Array, classes: int, l2s: Sequence[float], *, tolerance: float = TOLERANCE
 ) -> Iterator[tuple[float, Matrix, Matrix]]:
-    """Minimise the penalised cross-entropy at each λ, from the largest to the smallest, each from the one before.
+    """Minimise the penalised cross-entropy at each λ: ``LinearSolver.path`` on the arguments of ``Rows``."""
+    return LinearSolver(Rows(features, labels, classes), classes).path(l2s, tolerance=tolerance)
 
-    Where rounding or MAX_NEWTON_STEPS keeps the minimum out of reach, a warning is logged and the last point yielded.
 
-    Args:
-        features: float (n, width), NumPy's or torch's.
-        labels: int64 (n,) in 0 .. classes-1, of the same kind and device.
-        classes: number of them.
-        l2s: the values of λ, above 0, in any order.
-        start: W and b to begin from; none: zeros.
-        tolerance: how little of the objective the last step has to promise, relative to it.
-
-    Yields:
-        λ, W float64 (classes, width), b float64 (classes,).
-    """
-    objective = _Objective(features, labels, classes)
-    head = objective.zeros() if start is None else objective.in_axes(*start)
-    for l2 in sorted(l2s, reverse=True):
-        head = _minimise(objective, head, l2, tolerance)
-        yield l2, *objective.of_features(head)
+def ridge_path(
+    features: Array, labels: Array, classes: int, l2s: Sequence[float]
+) -> Iterator[tuple[float, Matrix, Matrix]]:
+    """Minimise the penalised squared error at each λ: ``LinearSolver.ridge`` on the arguments of ``Rows``."""
+    return LinearSolver(Rows(features, labels, classes), classes).ridge(l2s)
 
 
 def principal_axes(features: Array) -> tuple[Array, Array, Array]:
@@ -81,23 +74,23 @@ def principal_axes(features: Array) -> tuple[Array, Array, Array]:
         All float64: the mean (width,), the variances along the principal axes (width,), ascending, and the axes
         (width, width), one in each column.
     """
-    xp, count = array_namespace(features), len(features)
-    mean = sum(xp.sum(block, axis=0) for _, block in _blocks(features)) / count
-    covariance = sum((block - mean).T @ (block - mean) for _, block in _blocks(features)) / count
-    variances, axes = xp.linalg.eigh(covariance)
-    return mean, xp.clip(variances, 0, None), axes
+    return _principal_axes(Rows(features, features, 0))[1:]
 
 
-def _blocks(features: Array, values: int = 0) -> Iterator[tuple[slice, Array]]:
-    """Yield slices of the images with their features in float64; ``values`` are what else each image has."""
-    xp, size = array_namespace(features), max(1, BLOCK_VALUES // max(1, values, features.shape[1]))
-    for begin in range(0, len(features), size):
-        rows = slice(begin, min(begin + size, len(features)))
-        yield rows, xp.astype(features[rows], xp.float64)
+def _principal_axes(sums: Callable[..., list[Array]]) -> tuple[float, Array, Array, Array]:
+    """Return the number of images and what ``principal_axes`` does."""
+    number, total = sums("first_moments")
+    xp, mean = array_namespace(total), total / number
+    (scatter,) = sums("scatter", mean)
+    variances, axes = xp.linalg.eigh(scatter / number)
+    return float(number[0]), mean, xp.clip(variances, 0, None), axes
 
 
-class _Objective:
-    """The objective of a head (classes, width + 1) in the principal axes; its last column is the bias.
+class Rows:
+    """The sums over images that the solver asks for; called with the name of a method and its arguments.
+
+    ``features`` are float (n, width), NumPy's or torch's, ``labels`` int64 (n,) in 0 .. classes-1, of the same kind and
+    device. Heads and their changes are (classes, width + 1), the last column is the bias.
 
     Values and gradients are float64, and so is the minimum. Products with the Hessian take most of the time and only
     give the direction: they are float32 until rounding makes a step fail, and float64 from then on.
@@ -105,46 +98,51 @@ class _Objective:
 
     def __init__(self, features: Array, labels: Array, classes: int) -> None:
         self.xp, self.features, self.labels, self.classes = array_namespace(features), features, labels, classes
-        self.mean, variances, self.axes = principal_axes(features)
-        one = self.xp.ones(1, dtype=self.xp.float64, device=device(features))
-        self.variances = self.xp.concat([variances, one])
-        self.penalised = self.xp.concat([self.xp.ones_like(variances), 0 * one])
-        self._keep(self.xp.float32)
 
-    def _keep(self, dtype: Any) -> None:
-        """Keep what products with the Hessian need, in this type."""
-        xp, count, like = self.xp, len(self.features), {"dtype": dtype, "device": device(self.features)}
-        self.dtype, self.inputs = dtype, xp.ones((count, len(self.variances)), **like)
-        self.probabilities = xp.zeros((count, self.classes), **like)
-        for rows, block in _blocks(self.features):
-            self.inputs[rows, :-1] = xp.astype((block - self.mean) @ self.axes, dtype)
+    def __call__(self, name: str, *arrays: Array) -> list[Array]:
+        """Return the sums that a method has, in a list."""
+        sums: list[Array] = getattr(self, name)(*arrays)
+        return sums
 
-    def zeros(self) -> Array:
-        """Return the head that says nothing."""
-        shape = self.classes, len(self.variances)
-        return self.xp.zeros(shape, dtype=self.xp.float64, device=device(self.features))
+    def _blocks(self, values: int = 0) -> Iterator[tuple[slice, Array]]:
+        """Yield slices of the images with their features in float64; ``values`` are what else each image has."""
+        xp, size = self.xp, max(1, BLOCK_VALUES // max(1, values, self.features.shape[1]))
+        for begin in range(0, len(self.features), size):
+            rows = slice(begin, min(begin + size, len(self.features)))
+            yield rows, xp.astype(self.features[rows], xp.float64)
 
-    def in_axes(self, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> Array:
-        """Return the head of a weight and a bias for the features as they are."""
-        xp, like = self.xp, {"dtype": self.xp.float64, "device": device(self.features)}
-        by_feature, offset = xp.asarray(weight, **like), xp.asarray(bias, **like)
-        return xp.concat([by_feature @ self.axes, (offset + by_feature @ self.mean)[:, None]], axis=1)
+    def _zeros(self, *shape: int, dtype: Any = None) -> Array:
+        return self.xp.zeros(shape, dtype=dtype or self.xp.float64, device=device(self.features))
 
-    def of_features(self, head: Array) -> tuple[Matrix, Matrix]:
-        """Return the weight and bias of a head for the features as they are."""
-        weight = head[:, :-1] @ self.axes.T
-        bias = head[:, -1] - weight @ self.mean
-        if isinstance(weight, np.ndarray):
-            return weight, bias
-        return weight.cpu().numpy(), bias.cpu().numpy()
+    def first_moments(self) -> list[Array]:
+        """Return the number of images (1,) and the sum of their features (width,)."""
+        total = self._zeros(self.features.shape[1])
+        for _, block in self._blocks():
+            total += self.xp.sum(block, axis=0)
+        return [self._zeros(1) + len(self.features), total]
 
-    def evaluate(self, head: Array, l2: float) -> tuple[float, Array]:
-        """Return the objective and its gradient; the probabilities are kept for ``newton_step``."""
-        xp, count = self.xp, len(self.features)
-        weight, bias = head[:, :-1] @ self.axes.T, head[:, -1]
-        loss, gradient = 0.0, self.zeros()
-        total, squares = xp.zeros_like(bias), xp.zeros_like(bias)
-        for rows, block in _blocks(self.features, self.classes):
+    def scatter(self, mean: Array) -> list[Array]:
+        """Return the sum of (x - mean)(x - mean)ᵀ, (width, width)."""
+        total = self._zeros(len(mean), len(mean))
+        for _, block in self._blocks():
+            centred = block - mean
+            total += centred.T @ centred
+        return [total]
+
+    def keep(self, mean: Array, axes: Array, like: Array) -> list[Array]:
+        """Keep the features along the axes, and room for the probabilities, in the type of ``like``; no sum."""
+        self.mean, self.dtype = mean, like.dtype
+        self.inputs = self._zeros(len(self.features), len(mean) + 1, dtype=self.dtype) + 1
+        self.probabilities = self._zeros(len(self.features), self.classes, dtype=self.dtype)
+        for rows, block in self._blocks():
+            self.inputs[rows, :-1] = self.xp.astype((block - mean) @ axes, self.dtype)
+        return []
+
+    def cross_entropy(self, head: Array) -> list[Array]:
+        """Return the cross-entropy (1,) of a head for the centred features, and its gradient; keep probabilities."""
+        xp, weight, bias = self.xp, head[:, :-1], head[:, -1]
+        loss, gradient = self._zeros(1), self._zeros(*head.shape)
+        for rows, block in self._blocks(self.classes):
             inputs, labels = block - self.mean, self.labels[rows][:, None]
             logits = inputs @ weight.T + bias
             logits -= xp.max(logits, axis=1, keepdims=True)
@@ -152,99 +150,234 @@ class _Objective:
             probabilities = xp.exp(logits)
             totals = xp.sum(probabilities, axis=1, keepdims=True)
             probabilities /= totals
-            loss += float(xp.sum(xp.log(totals) - picked))
+            loss += xp.sum(xp.log(totals) - picked)
             self.probabilities[rows] = xp.astype(probabilities, self.dtype)
-            total += xp.sum(probabilities, axis=0)
-            squares += xp.sum(probabilities**2, axis=0)
             probabilities[xp.arange(len(labels)), labels[:, 0]] -= 1
             gradient[:, :-1] += probabilities.T @ inputs
             gradient[:, -1] += xp.sum(probabilities, axis=0)
-        gradient[:, :-1] = gradient[:, :-1] @ self.axes
-        self.variance = (total - squares) / count
-        value = loss / count + l2 * float(xp.sum(head**2 * self.penalised))
-        return value, gradient / count + 2 * l2 * self.penalised * head
+        return [loss, gradient]
 
-    def newton_step(self, head: Array, gradient: Array, l2: float) -> tuple[Array, bool]:
-        """Solve ``Hessian · step = -gradient`` at the head evaluated last; return the step and whether CG converged."""
-        xp, dtype, count = self.xp, self.dtype, len(self.features)
-        curvature = self.variance[:, None] * self.variances + 2 * l2 * self.penalised
-        exact_scale = 1 / xp.sqrt(xp.clip(curvature, MIN_CURVATURE, None))
-        scale, penalty = xp.astype(exact_scale, dtype), xp.astype(2 * l2 * self.penalised, dtype)
-        size = max(1, BLOCK_VALUES // max(gradient.shape))
+    def _kept_blocks(self) -> Iterator[tuple[Array, Array]]:
+        """Yield what ``keep`` keeps of some images at a time."""
+        size = max(1, BLOCK_VALUES // max(self.inputs.shape[1], self.classes))
+        for begin in range(0, len(self.inputs), size):
+            yield self.inputs[begin : begin + size], self.probabilities[begin : begin + size]
 
-        def product(direction: Array) -> Array:
-            change = direction * scale
-            by_head = xp.zeros_like(change)
-            for begin in range(0, count, size):
-                inputs, probabilities = self.inputs[begin : begin + size], self.probabilities[begin : begin + size]
-                by_logits = inputs @ change.T
-                by_logits *= probabilities
-                by_logits -= probabilities * xp.sum(by_logits, axis=1, keepdims=True)
-                by_head += by_logits.T @ inputs
-            return (by_head / count + penalty * change) * scale
+    def curvature(self) -> list[Array]:
+        """Return, of a class and an axis, the sums of p(1 - p) times the feature along it, and times its square."""
+        first, second = (self._zeros(self.classes, self.inputs.shape[1], dtype=self.dtype) for _ in range(2))
+        for inputs, probabilities in self._kept_blocks():
+            weights = (probabilities * (1 - probabilities)).T
+            first += weights @ inputs
+            second += weights @ inputs**2
+        return [first, second]
 
-        step, solved = conjugate_gradients(product, xp.astype(-gradient * exact_scale, dtype))
-        if not solved and dtype == xp.float32:
+    def product(self, change: Array) -> list[Array]:
+        """Return the product of the cross-entropy's Hessian, at the last head, with a change."""
+        by_head = self._zeros(*change.shape, dtype=self.dtype)
+        for inputs, probabilities in self._kept_blocks():
+            by_logits = inputs @ change.T
+            by_logits *= probabilities
+            by_logits -= probabilities * self.xp.sum(by_logits, axis=1, keepdims=True)
+            by_head += by_logits.T @ inputs
+        return [by_head]
+
+
+class _Point(NamedTuple):
+    """A head along the principal axes, its cross-entropy, and the gradient of that."""
+
+    head: Array
+    cross_entropy: float
+    gradient: Array
+
+
+class LinearSolver:
+    """Linear heads along paths of λ on the same features, which are decomposed once.
+
+    ``cross_entropy`` is that of the head that ``path`` yielded last.
+    """
+
+    def __init__(self, sums: Callable[..., list[Array]], classes: int) -> None:
+        """``sums`` is a ``Rows``, or adds those of several processes."""
+        self._sums, self._classes = sums, classes
+        self._count, self._mean, self._variances, self._axes = _principal_axes(sums)
+        self._xp = array_namespace(self._mean)
+        self._penalised = self._xp.concat([self._xp.ones_like(self._mean), 0 * self._mean[:1]])
+        self._keep(self._xp.float32)
+
+    def _keep(self, dtype: Any) -> None:
+        self._dtype = dtype
+        self._sums("keep", self._mean, self._axes, self._xp.astype(self._mean[:1], dtype))
+
+    def path(
+        self,
+        l2s: Sequence[float],
+        *,
+        start: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None,
+        tolerance: float = TOLERANCE,
+    ) -> Iterator[tuple[float, Matrix, Matrix]]:
+        """Minimise the penalised cross-entropy at each λ, from the largest to the smallest.
+
+        Where rounding or MAX_NEWTON_STEPS keeps the minimum out of reach, a warning is logged and the last point is
+        yielded.
+
+        Args:
+            l2s: the values of λ, above 0, in any order.
+            start: W and b to begin from; none: zeros.
+            tolerance: how far above its minimum the objective may be, relative to it, by the solver's own estimate.
+
+        Yields:
+            λ, W float64 (classes, width), b float64 (classes,).
+        """
+        heads = dict[float, Array]()
+        point = self._evaluate(self._zeros() if start is None else self._in_axes(*start))
+        for l2 in sorted(l2s, reverse=True):
+            if len(heads) > 1:
+                guess = self._evaluate(_extrapolate(heads, l2))
+                lower = self._objective(guess, l2) < self._objective(point, l2)
+                point = guess if lower else self._evaluate(point.head)
+            point = self._minimise(point, l2, tolerance)
+            heads = dict([*heads.items(), (l2, point.head)][-EXTRAPOLATED:])
+            self.cross_entropy = point.cross_entropy
+            yield l2, *self._of_features(point.head)
+
+    def ridge(self, l2s: Sequence[float]) -> Iterator[tuple[float, Matrix, Matrix]]:
+        """Minimise the penalised squared error at each λ; arguments and results are those of ``path``."""
+        gradient = self._evaluate(self._zeros()).gradient  # of equal probabilities: less the targets' moments
+        frequencies = 1 / self._classes - gradient[:, -1:]
+        for l2 in sorted(l2s, reverse=True):
+            weight = -gradient[:, :-1] / (self._variances + l2)
+            yield l2, *self._of_features(self._xp.concat([weight, frequencies], axis=1))
+
+    def _zeros(self) -> Array:
+        """Return the head that says nothing."""
+        shape = self._classes, len(self._penalised)
+        return self._xp.zeros(shape, dtype=self._xp.float64, device=device(self._mean))
+
+    def _in_axes(self, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> Array:
+        """Return the head of a weight and a bias for the features as they are."""
+        xp, like = self._xp, {"dtype": self._xp.float64, "device": device(self._mean)}
+        by_feature, offset = xp.asarray(weight, **like), xp.asarray(bias, **like)
+        return xp.concat([by_feature @ self._axes, (offset + by_feature @ self._mean)[:, None]], axis=1)
+
+    def _of_features(self, head: Array) -> tuple[Matrix, Matrix]:
+        """Return the weight and bias of a head for the features as they are."""
+        weight = head[:, :-1] @ self._axes.T
+        bias = head[:, -1] - weight @ self._mean
+        if isinstance(weight, np.ndarray):
+            return weight, bias
+        return weight.cpu().numpy(), bias.cpu().numpy()
+
+    def _evaluate(self, head: Array) -> _Point:
+        """Return the cross-entropy and its gradient; the next ``_newton_step`` is one from here."""
+        concat = self._xp.concat
+        loss, by_feature = self._sums("cross_entropy", concat([head[:, :-1] @ self._axes.T, head[:, -1:]], axis=1))
+        gradient = concat([by_feature[:, :-1] @ self._axes, by_feature[:, -1:]], axis=1)
+        return _Point(head, float(loss[0]) / self._count, gradient / self._count)
+
+    def _objective(self, point: _Point, l2: float) -> float:
+        return point.cross_entropy + l2 * float(self._xp.sum(point.head**2 * self._penalised))
+
+    def _minimise(self, point: _Point, l2: float, tolerance: float) -> _Point:
+        """Minimise from a point by Newton steps, each halved until the objective falls (Armijo's rule)."""
+        value, distance = self._objective(point, l2), math.inf
+        for _ in range(MAX_NEWTON_STEPS):
+            gradient = point.gradient + 2 * l2 * self._penalised * point.head
+            step, distance = self._newton_step(point.head, gradient, l2, tolerance * value / MARGIN / 2)
+            decrease = -float(self._xp.sum(gradient * step)) / 2
+            for size in 0.5 ** np.arange(MAX_HALVINGS):
+                new = self._evaluate(point.head + size * step)
+                fallen = value - self._objective(new, l2)
+                if fallen >= 1e-4 * size * decrease:
+                    break
+            else:
+                distance += decrease
+                break  # rounding hides any further decrease
+            # What CG left, and how far from a parabola the objective is: Newton's error is of its order or smaller.
+            distance = distance + abs(decrease - fallen) if size == 1 else math.inf
+            point, value = new, value - fallen
+            if MARGIN * distance <= tolerance * value:
+                break
+        if distance > tolerance * value:
+            logger.warning(
+                "the head at λ = %g is not quite at its minimum: it may be %.1e above it, of %.1e", l2, distance, value
+            )
+        return point
+
+    def _newton_step(self, head: Array, gradient: Array, l2: float, enough: float) -> tuple[Array, float]:
+        """Solve ``Hessian · step = -gradient`` at the head evaluated last.
+
+        Returns the step, and by how much CG's next ones would lower the objective, infinity where it failed.
+        """
+        xp, count = self._xp, self._count
+        penalty = xp.astype(2 * l2 * self._penalised, self._dtype)
+        first, second = self._sums("curvature")
+        mass = xp.clip(first[:, -1:], MIN_CURVATURE, None)
+        # x - centre and the bias that it makes have no curvature in common; the bias's own is the mass.
+        centre = first / mass * xp.astype(self._penalised, self._dtype)
+        variance = xp.clip(second - first * centre, MIN_VARIANCE * second, None)
+        scale = 1 / xp.sqrt(xp.clip(variance / count + penalty, MIN_CURVATURE, None))
+
+        def unscaled(change: Array) -> Array:
+            scaled = change * scale
+            scaled[:, -1] -= xp.sum(scaled * centre, axis=1)
+            return scaled
+
+        def product(change: Array) -> Array:
+            original = unscaled(change)
+            (by_head,) = self._sums("product", original)
+            by_head = by_head / count + penalty * original
+            return (by_head - centre * by_head[:, -1:]) * scale
+
+        right = xp.astype((centre * gradient[:, -1:] - gradient) * scale, self._dtype)
+        step, left = conjugate_gradients(product, right, enough)
+        if left == math.inf and self._dtype == xp.float32:
             self._keep(xp.float64)
-            self.evaluate(head, l2)
-            return self.newton_step(head, gradient, l2)
-        change = xp.astype(step, xp.float64) * exact_scale
+            self._evaluate(head)
+            return self._newton_step(head, gradient, l2, enough)
+        change = unscaled(xp.astype(step, xp.float64))
         # A change that is equal for all classes changes no probability and only adds penalty: the minimum has none.
-        return change - xp.mean(change, axis=0), solved
+        return change - xp.mean(change, axis=0), left
 
 
-def conjugate_gradients(product: Callable[[Array], Array], right: Array) -> tuple[Array, bool]:
-    """Solve ``product(x) = right`` to CG_TOLERANCE, ``product`` being linear, symmetric and positive definite.
+def _extrapolate(heads: dict[float, Array], l2: float) -> Array:
+    """Return the value at log λ of the polynomial through the heads, by their λ (Lagrange's formula)."""
+    return sum(
+        math.prod(math.log(l2 / other) / math.log(own / other) for other in heads if other != own) * head
+        for own, head in heads.items()
+    )
 
-    Source: Hestenes and Stiefel 1952, "Methods of conjugate gradients for solving linear systems". SciPy's takes arrays
-    of the CPU alone. Returns x, and whether the tolerance was reached.
+
+def conjugate_gradients(product: Callable[[Array], Array], right: Array, enough: float = 0.0) -> tuple[Array, float]:
+    """Minimise ``½ x·product(x) - x·right``, ``product`` being linear, symmetric and positive definite.
+
+    It ends CG_TOLERANCE of the whole decrease above the minimum, or ``enough`` where that is more.
+
+    Source: Hestenes and Stiefel 1952, "Methods of conjugate gradients for solving linear systems"; their theorem 6:1
+    has what each iteration takes off. SciPy's takes arrays of the CPU alone. Returns x, and what ``_left`` estimates
+    that further iterations would take off; infinity if the tolerance was not reached.
     """
     xp = array_namespace(right)
     solution, residual, direction = xp.zeros_like(right), right, right
-    square = first = float(xp.sum(right * right))
+    square, decreases = float(xp.sum(right * right)), list[float]()
     for _ in range(MAX_CG_ITERATIONS):
-        if square <= CG_TOLERANCE**2 * first:
-            return solution, True
+        left = _left(decreases) if square else 0.0
+        if left <= max(CG_TOLERANCE * sum(decreases), enough):
+            return solution, left
         image = product(direction)
         curvature = float(xp.sum(direction * image))
         if not curvature > 0:  # by rounding
             break
+        decreases.append(square**2 / curvature / 2)
         solution = solution + square / curvature * direction
         residual = residual - square / curvature * image
         square, before = float(xp.sum(residual * residual)), square
         direction = residual + square / before * direction
-    return solution, False
+    return solution, math.inf
 
 
-def _minimise(objective: _Objective, head: Array, l2: float, tolerance: float) -> Array:
-    """Minimise from a head by Newton steps, each halved until the objective falls (Armijo's rule)."""
-    value, gradient = objective.evaluate(head, l2)
-    for _ in range(MAX_NEWTON_STEPS):
-        step, solved = objective.newton_step(head, gradient, l2)
-        decrease = -float((gradient * step).sum()) / 2
-        for size in 0.5 ** np.arange(MAX_HALVINGS):
-            new_value, new_gradient = objective.evaluate(head + size * step, l2)
-            if new_value <= value - 1e-4 * size * decrease:
-                break
-        else:
-            break  # rounding hides any further decrease
-        head, value, gradient = head + size * step, new_value, new_gradient
-        if decrease <= tolerance * value:
-            break
-    if not solved or decrease > tolerance * value:
-        logger.warning(
-            "the head at λ = %g is not quite at its minimum: the last step predicted %.1e less", l2, decrease
-        )
-    return head
-
-
-def ridge_path(
-    features: NDArray[np.floating], labels: NDArray[np.int64], classes: int, l2s: Sequence[float]
-) -> Iterator[tuple[float, Matrix, Matrix]]:
-    """Minimise the penalised squared error at each λ; arguments and results are those of ``logistic_path``."""
-    mean, variances, axes = principal_axes(features)
-    moments = sum(np.eye(classes)[labels[rows]].T @ (block - mean) for rows, block in _blocks(features, classes))
-    frequencies = np.bincount(labels, minlength=classes) / len(labels)
-    for l2 in sorted(l2s, reverse=True):
-        weight = moments @ axes / len(labels) / (variances + l2) @ axes.T
-        yield l2, weight, frequencies - weight @ mean
+def _left(decreases: list[float]) -> float:
+    """Return the sum of the iterations to come, if it falls as the last third does against the one before it."""
+    length = max(3, len(decreases) // 3)
+    last, before = sum(decreases[-length:]), sum(decreases[-2 * length : -length])
+    return last**2 / (before - last) if last < before else math.inf

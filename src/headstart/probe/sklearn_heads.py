@@ -20,7 +20,7 @@ size. 50 iterations at depth 3 for 10 classes took 0.6, 0.9, 1.5 and 3.9 s with 
 on other rows each time (``python -m benchmarks.studies.boosting``, one thread of an AMD EPYC that others used too).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from headstart.probe.logistic import ridge_path
+from headstart.probe.logistic import Matrix
 from headstart.probe.outputs import Predict
 from headstart.probe.temperature import fit_temperature, negative_log_likelihood
 
@@ -54,9 +54,11 @@ trees a class.
 """
 
 
-BOOSTING_VALUES = 10_000_000
-"""Images x features x classes above which boosting is fitted only where it is asked for: 1,117 x 1,280 x 10
-took 29 s (2 cores of an AMD EPYC), where the linear head took 2 and was better.
+VALUES_LIMITS = {"knn": 10**10, "tree": 10**10, "forest": 10**10, "boosting": 10**7}
+"""Images x features x classes above which a head is fitted only where it is asked for; ridge has the linear head's
+decomposition and takes one more look at the features. Boosting took 29 s for 1,117 x 1,280 x 10 (2 cores of an AMD
+EPYC), where the linear head took 2 and was better. In proportion to the figure above, a tree takes 18 minutes at 10^10;
+nearest neighbours of 10,000 images among 50,000 of 2,048 features are 2 x 10^12 operations for each number of them.
 """
 HEADS = ("ridge", "knn", "tree", "forest", "boosting")
 
@@ -78,6 +80,8 @@ class FittedHead:
     val_loss: float
 
 
+RidgePath = Iterable[tuple[float, Matrix, Matrix]]
+"""λ, W and b, as ``ridge_path`` yields them."""
 Candidates = Iterator[tuple[dict[str, float], Predict]]
 """The settings that are tried, each with the predictions of a head that was fitted with them."""
 
@@ -90,22 +94,22 @@ def reason_to_skip(name: str, classes: int) -> str | None:
 
 def reason_to_leave_out(name: str, values: int) -> str | None:
     """Return why ``auto`` leaves a head out, for so many images x features x classes; None where it does not."""
-    if name != "boosting" or values <= BOOSTING_VALUES:
+    if values <= VALUES_LIMITS.get(name, values):
         return None
     return f"it would take long; `probe.heads: [{', '.join(HEADS)}]` fits it all the same"
 
 
 def fit_head(
-    name: str, train: LabelledFeatures, validation: LabelledFeatures, classes: int, l2s: Sequence[float]
+    name: str, train: LabelledFeatures, validation: LabelledFeatures, classes: int, ridge: RidgePath
 ) -> FittedHead:
     """Fit a head on train and choose its settings on validation; deterministic.
 
-    ``name`` is ``ridge``, which alone has a path of λ, ``knn`` (cosine distance, votes weighted by its inverse),
-    ``tree``, ``forest`` or ``boosting``. A class without an image in train gets the lowest probability.
+    ``name`` is ``ridge``, whose ``ridge`` path is fitted already, ``knn`` (cosine distance, votes weighted by its
+    inverse), ``tree``, ``forest`` or ``boosting``. A class without an image in train gets the lowest probability.
     """
     match name:
         case "ridge":
-            candidates = _ridge_candidates(train, validation, classes, l2s)
+            candidates = _ridge_candidates(validation, classes, ridge)
         case "boosting":
             candidates = _boosting_candidates(train, validation, classes)
         case _:
@@ -117,11 +121,9 @@ def fit_head(
     return min(heads, key=lambda head: head.val_loss)
 
 
-def _ridge_candidates(
-    train: LabelledFeatures, validation: LabelledFeatures, classes: int, l2s: Sequence[float]
-) -> Candidates:
+def _ridge_candidates(validation: LabelledFeatures, classes: int, ridge: RidgePath) -> Candidates:
     targets = np.eye(classes)[validation.labels]
-    for l2, weight, bias in ridge_path(train.features, train.labels, classes, l2s):
+    for l2, weight, bias in ridge:
         scores = validation.features @ weight.T + bias
         variance = max(float(((scores - targets) ** 2).mean()), MIN_RESIDUAL_VARIANCE)
         temperature = variance * fit_temperature(scores / variance, validation.labels)

@@ -6,6 +6,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 TEMPERATURE_RANGE = (0.05, 20.0)
+BLOCK_VALUES = 2**24
+"""Logits that are float64 at once."""
 
 
 def negative_log_likelihood(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
@@ -13,8 +15,11 @@ def negative_log_likelihood(logits: NDArray[np.floating], labels: NDArray[np.int
 
     ``logits``, float (n, classes), may be log-probabilities; ``labels`` are int64 (n,).
     """
-    log_probabilities = log_softmax(np.asarray(logits, np.float64), axis=1)
-    return float(-log_probabilities[np.arange(len(labels)), labels].mean())
+    total, size = 0.0, max(1, BLOCK_VALUES // logits.shape[1])
+    for begin in range(0, len(labels), size):
+        block, own = np.asarray(logits[begin : begin + size], np.float64), labels[begin : begin + size]
+        total -= float(log_softmax(block, axis=1)[np.arange(len(own)), own].sum())
+    return total / len(labels)
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:

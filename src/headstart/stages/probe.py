@@ -9,12 +9,16 @@ writes:  models/probe (the heads along the path, which has the lowest validation
 params:  probe
 
 The chosen head is the baseline that fine-tuning has to beat. Fine-tuning starts from it, or from the one at its own λ
-where that is larger. The baselines are in a folder of their own, so that a change of probe.heads does not train again.
+where that is larger. Where the features are many, all ranks share the work along the path, each with its own part of
+the rows; else they leave it to the first. The baselines are in a folder of their own, so that a change of probe.heads
+does not train again.
 """
 
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,11 +27,12 @@ from numpy.typing import NDArray
 from headstart.config.schema import Params, RunConfig
 from headstart.core import paths
 from headstart.core.io import write_json, write_report, write_table
+from headstart.core.run_state import rank_of_process
 from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.features.cache import read_changed_features, read_features
 from headstart.models.head import Head, read_head, write_heads
 from headstart.probe.augmentation import judge_changes
-from headstart.probe.logistic import logistic_path
+from headstart.probe.logistic import LinearSolver, Rows
 from headstart.probe.outputs import BaselineOutputs, write_baselines
 from headstart.probe.sklearn_heads import HEADS, LabelledFeatures, fit_head, reason_to_leave_out, reason_to_skip
 from headstart.probe.temperature import negative_log_likelihood
@@ -40,8 +45,8 @@ WRITES = (paths.PROBE, paths.BASELINES, paths.L2_PATH)
 
 PATH_TOLERANCE = 1e-6
 """Of ``logistic_path``, where it only finds the best λ; the head at that is fitted to the solver's own."""
-WORTH_A_GPU = 10**10
-"""Images x features x classes from which the path takes a CPU longer than the import of torch."""
+WORTH_TORCH = 10**10
+"""Images x features x classes from which the path takes longer than the import of torch, and all ranks solve it."""
 SOLVER_BYTES = 2**31
 """GPU memory that the solver takes beside what grows with the images."""
 
@@ -52,25 +57,32 @@ def run(params: Params) -> None:
     """Fit the heads along the path and choose λ on validation, then fit the baselines."""
     began = time.perf_counter()
     prepared, probe = PreparedDataset.open(), params.probe
+    rows, classes = prepared.rows("train"), len(prepared.classes)
+    values = len(rows) * read_features(rows[:0]).shape[1] * classes
+    if values < WORTH_TORCH and rank_of_process():
+        return
     zero_shot = None if probe.class_map is None else zero_shot_classifier(probe.class_map, prepared.classes)
-    train = LabelledFeatures(read_features(prepared.rows("train")), read_labels("train"))
     validation = LabelledFeatures(read_features(prepared.rows("validation")), read_labels("validation"))
-
-    report = _fit_linear_heads(params, train, validation, len(prepared.classes))
+    with _solver(rows, classes, params.run, several=values >= WORTH_TORCH) as solver:
+        if solver is None:
+            return
+        report = _fit_linear_heads(params, solver, validation)
+        ridge = list(solver.ridge(probe.l2))
+    del solver
+    train = LabelledFeatures(read_features(rows), read_labels("train"))
     report["augmentation"] = _judge_changes(prepared, validation)
     outputs = BaselineOutputs(prepared, validation.features, validation.labels)
     skipped = {}
-    classes = len(prepared.classes)
     for name in HEADS if probe.heads == "auto" else probe.heads:
         reason = reason_to_skip(name, classes)
         if probe.heads == "auto" and reason is None:
-            reason = reason_to_leave_out(name, train.features.size * classes)
+            reason = reason_to_leave_out(name, values)
         if reason is not None:
             skipped[name] = reason
             logger.info("%-9s  skipped: %s", name, reason)
             continue
         began_head = time.perf_counter()
-        head = fit_head(name, train, validation, classes, probe.l2)
+        head = fit_head(name, train, validation, classes, ridge)
         outputs.add(name, head.settings, head.predict, fit_seconds=time.perf_counter() - began_head)
     if zero_shot is not None:
         outputs.add("zero_shot", *zero_shot, fit_seconds=0.0)
@@ -80,22 +92,18 @@ def run(params: Params) -> None:
     logger.info("probe: λ %.1e chosen, validation accuracy %.4f", report["l2"], report["val_accuracy"])
 
 
-def _fit_linear_heads(
-    params: Params, train: LabelledFeatures, validation: LabelledFeatures, classes: int
-) -> dict[str, Any]:
+def _fit_linear_heads(params: Params, solver: LinearSolver, validation: LabelledFeatures) -> dict[str, Any]:
     """Fit the heads along the path, write them and their table, and return the chosen one's figures."""
     began = time.perf_counter()
     heads, table = [], []
-    data = (*_placed(train, classes, params.run), classes)
 
     def figures(head: Head) -> tuple[float, float, float, float, float]:
         logits = head.logits(validation.features)
         val_loss = negative_log_likelihood(logits, validation.labels)
         val_accuracy = float((logits.argmax(1) == validation.labels).mean())
-        train_loss = negative_log_likelihood(head.logits(train.features), train.labels)
-        return head.l2, train_loss, float((head.weight.astype(np.float64) ** 2).sum()), val_loss, val_accuracy
+        return head.l2, solver.cross_entropy, float((head.weight.astype(np.float64) ** 2).sum()), val_loss, val_accuracy
 
-    for head in map(_head, logistic_path(*data, params.probe.l2, tolerance=PATH_TOLERANCE)):
+    for head in map(_head, solver.path(params.probe.l2, tolerance=PATH_TOLERANCE)):
         heads.append(head)
         table.append(figures(head))
         l2, train_loss, _, val_loss, val_accuracy = table[-1]
@@ -103,7 +111,7 @@ def _fit_linear_heads(
 
     best = int(np.argmin([val_loss for *_, val_loss, _ in table]))
     start = heads[best].weight, heads[best].bias
-    (heads[best],) = map(_head, logistic_path(*data, [heads[best].l2], start=start))
+    (heads[best],) = map(_head, solver.path([heads[best].l2], start=start))
     table[best] = figures(heads[best])
     l2, train_loss, _, val_loss, val_accuracy = table[best]
     if len(table) > 1 and best in {0, len(table) - 1}:
@@ -126,17 +134,38 @@ def _head(solution: tuple[float, NDArray[np.float64], NDArray[np.float64]]) -> H
     return Head(weight.astype(np.float32), bias.astype(np.float32), l2)
 
 
-def _placed(data: LabelledFeatures, classes: int, run: RunConfig) -> tuple[Any, Any]:
-    """Return features and labels where the solver shall run: on a GPU that has room, if it is worth torch's import."""
-    if run.accelerator == "cpu" or data.features.size * classes < WORTH_A_GPU:
-        return data.features, data.labels
-    import torch  # noqa: PLC0415  (takes seconds)
+@contextmanager
+def _solver(rows: NDArray[np.int64], classes: int, run: RunConfig, *, several: bool) -> Iterator[LinearSolver | None]:
+    """Yield the solver for train's rows; with ``several`` on the devices of all ranks, and None on all but the first.
 
-    needed = 4 * len(data.labels) * (2 * data.features.shape[1] + classes) + SOLVER_BYTES
-    if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < needed:
-        return data.features, data.labels
-    torch.set_float32_matmul_precision("high")  # TF32 where float32 only gives the direction of a step
-    return torch.as_tensor(data.features, device="cuda"), torch.as_tensor(data.labels, device="cuda")
+    Each rank reads only its part of the rows. They are on the GPUs if all have room.
+    """
+    if not several:
+        yield LinearSolver(Rows(read_features(rows), read_labels("train"), classes), classes)
+        return
+    import torch  # noqa: PLC0415  (takes seconds, as do the others)
+
+    from headstart.distributed.connect import connect  # noqa: PLC0415
+    from headstart.distributed.heartbeat import watch_heartbeats  # noqa: PLC0415
+    from headstart.probe.ranks import SharedRows  # noqa: PLC0415
+
+    process_group = connect(run)
+    with watch_heartbeats(process_group.rank, process_group.world, run.timeout_minutes) as watchdog:
+        parts = np.array_split(np.arange(len(rows)), process_group.world)
+        part = parts[process_group.rank]
+        features, labels = read_features(rows[part]), read_labels("train")[part]
+        needed = 4 * len(part) * (2 * features.shape[1] + classes) + SOLVER_BYTES
+        on_gpu = process_group.device.type == "cuda" and torch.cuda.mem_get_info()[0] >= needed
+        device = process_group.device if min(process_group.gather(torch.tensor(on_gpu))) else "cpu"
+        torch.set_float32_matmul_precision("high")  # TF32 where float32 only gives the direction of a step
+        placed = torch.as_tensor(features, device=device), torch.as_tensor(labels, device=device)
+        shared = SharedRows(Rows(*placed, classes), process_group, watchdog)
+        if process_group.rank:
+            shared.serve()
+            yield None
+        else:
+            yield LinearSolver(shared, classes)
+            shared.release()
 
 
 def _judge_changes(prepared: PreparedDataset, validation: LabelledFeatures) -> dict[str, Any]:
