@@ -5,6 +5,7 @@ is always the number of an image's row in data/prepared.
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,11 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.config.schema import ChecksConfig
 from headstart.core.io import write_table
 from headstart.data.dataset import PreparedDataset, manifest_rows, read_labels
 from headstart.data.splits import group_number, join_groups
-from headstart.data_checks.duplicates import Duplicates, find_duplicates
-from headstart.data_checks.label_errors import LabelError, find_label_errors, out_of_fold_probabilities
+from headstart.data_checks.duplicates import NEIGHBOURS, find_duplicates
+from headstart.data_checks.label_errors import (
+    LabelError,
+    choose_sample,
+    find_label_errors,
+    out_of_fold_probabilities,
+)
 from headstart.features.cache import read_features
 from headstart.images.decode import Note
 
@@ -33,6 +40,11 @@ DUPLICATE_COLUMNS = (
     *("cosine", "hash_distance"),
 )
 LABEL_COLUMNS = ("row", "source", "split", "label", "suggested", "label_probability", "suggested_probability")
+CHECK_FIGURES = (
+    *("duplicates_across_splits", "near_duplicate_cosine", "near_duplicates_among"),
+    *("suspicious_labels", "labels_learned_from"),
+)
+SWITCHED_OFF = "switched off"
 IMBALANCE_LOGGED = 3
 """Images of the largest class for each of the smallest, above which the log has a line."""
 SIDE_RATIO_LOGGED = 4
@@ -116,42 +128,48 @@ def class_imbalance(per_class: dict[str, dict[str, int]]) -> float:
     return round(ratio, 2)
 
 
-def check_features(duplicates_table: Path, labels_table: Path, prepared: PreparedDataset) -> dict[str, Any]:
+def check_features(
+    duplicates_table: Path, labels_table: Path, prepared: PreparedDataset, checks: ChecksConfig
+) -> dict[str, Any]:
     """Find duplicates across the splits, and label errors in train and validation; labels of test are not read.
 
     Returns:
         ``duplicates_across_splits``, how many ``exact`` and ``near``; ``near_duplicate_cosine``, the threshold;
-        ``suspicious_labels``, how many label errors.
+        ``near_duplicates_among``, which pairs were compared; ``suspicious_labels``, how many label errors;
+        ``labels_learned_from``, how many images the heads that judge them were trained on. They are None where the
+        check is switched off. ``check_seconds`` has each check's time, or ``switched off``.
     """
-    identities = (
-        (
-            int(row["phash"], 16),
-            group_number(None, sha256 := bytes.fromhex(row["sha256"])),
-            group_number(row["group"], sha256),
+    report: dict[str, Any] = dict.fromkeys(CHECK_FIGURES)
+    write_table(duplicates_table, DUPLICATE_COLUMNS, [])
+    write_table(labels_table, LABEL_COLUMNS, [])
+    seconds: dict[str, Any] = dict.fromkeys(ChecksConfig.model_fields, SWITCHED_OFF)
+    if checks.duplicates or checks.labels:
+        identities = (
+            (
+                int(row["phash"], 16),
+                group_number(None, sha256 := bytes.fromhex(row["sha256"])),
+                group_number(row["group"], sha256),
+            )
+            for row in manifest_rows(prepared.folder)
         )
-        for row in manifest_rows(prepared.folder)
-    )
-    columns: NDArray[np.uint64] = np.fromiter(identities, np.dtype((np.uint64, 3)), len(prepared.ids))
-    hashes, contents, groups = (np.ascontiguousarray(columns[:, i]) for i in range(3))
-
-    everything = np.arange(len(prepared.ids))
-    duplicates = find_duplicates(read_features(everything), hashes, contents, prepared.splits, MAX_ROWS)
-    _write_duplicates(duplicates_table, prepared, duplicates)
-
-    rows = np.concatenate([prepared.rows("train"), prepared.rows("validation")])
-    labels = np.concatenate([read_labels("train"), read_labels("validation")])
-    group_ids = join_groups(groups, contents)[rows]
-    probabilities = out_of_fold_probabilities(read_features(rows), labels, group_ids, len(prepared.classes))
-    errors = find_label_errors(labels, probabilities)
-    write_label_errors(labels_table, prepared, rows, labels, errors)
-    return {
-        "duplicates_across_splits": duplicates.counts,
-        "near_duplicate_cosine": round(duplicates.cosine, 4),
-        "suspicious_labels": len(errors),
-    }
+        columns: NDArray[np.uint64] = np.fromiter(identities, np.dtype((np.uint64, 3)), len(prepared.ids))
+        hashes, contents, groups = (np.ascontiguousarray(columns[:, i]) for i in range(3))
+        del columns
+    if checks.duplicates:
+        began = time.perf_counter()
+        report |= _check_duplicates(duplicates_table, prepared, hashes, contents)
+        seconds["duplicates"] = round(time.perf_counter() - began, 2)
+    if checks.labels:
+        began = time.perf_counter()
+        report |= _check_labels(labels_table, prepared, join_groups(groups, contents))
+        seconds["labels"] = round(time.perf_counter() - began, 2)
+    return report | {"check_seconds": seconds}
 
 
-def _write_duplicates(table: Path, prepared: PreparedDataset, duplicates: Duplicates) -> None:
+def _check_duplicates(
+    table: Path, prepared: PreparedDataset, hashes: NDArray[np.uint64], contents: NDArray[np.uint64]
+) -> dict[str, Any]:
+    duplicates = find_duplicates(read_features, hashes, contents, prepared.splits, MAX_ROWS)
     rows = {row for pair in duplicates.pairs for row in (pair.row, pair.other_row)}
     named = _sources_and_splits(rows, prepared.folder)
     lines = [
@@ -162,6 +180,27 @@ def _write_duplicates(table: Path, prepared: PreparedDataset, duplicates: Duplic
     if lines:
         text = "across the splits %(exact)d pairs of images are the same, and %(near)d nearly: %(table)s"
         logger.info(text, {**duplicates.counts, "table": table})
+    return {
+        "duplicates_across_splits": duplicates.counts,
+        "near_duplicate_cosine": round(duplicates.cosine, 4),
+        "near_duplicates_among": "all pairs" if duplicates.all_pairs else f"each image's {NEIGHBOURS} nearest",
+    }
+
+
+def _check_labels(table: Path, prepared: PreparedDataset, group_ids: NDArray[np.uint64]) -> dict[str, Any]:
+    rows = np.concatenate([prepared.rows("train"), prepared.rows("validation")])
+    labels = np.concatenate([read_labels("train"), read_labels("validation")])
+    width, classes = read_features(rows[:1]).shape[1], len(prepared.classes)
+    sample = choose_sample(labels, width, classes)
+    if len(sample) < len(rows):
+        text = "the labels of %d images are judged by heads that learn from %d of them: more would take too long"
+        logger.info(text, len(rows), len(sample))
+    probabilities = out_of_fold_probabilities(
+        lambda places: read_features(rows[places]), labels, group_ids[rows], sample, classes
+    )
+    errors = find_label_errors(labels, probabilities)
+    write_label_errors(table, prepared, rows, labels, errors)
+    return {"suspicious_labels": len(errors), "labels_learned_from": len(sample)}
 
 
 def write_label_errors(
