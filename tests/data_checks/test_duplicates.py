@@ -135,6 +135,16 @@ def test_the_index_finds_what_comparing_all_pairs_finds(monkeypatch: pytest.Monk
     assert find(features, *given, 1000) == found
 
 
+def test_without_faiss_all_pairs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ALL_PAIRS_UP_TO", 0)
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    features, hashes, contents, splits = data()
+    features[11] = features[6] + 0.02
+    found = find(features, hashes, contents, splits)
+    assert found.all_pairs
+    assert pairs(found) == {("near", 6, 11)}
+
+
 @pytest.mark.parametrize("distance", [0, 1, 3, 6, 9, 13])
 def test_near_hashes_are_found_to_the_last_pair(distance: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)

@@ -147,6 +147,7 @@ def test_a_large_data_set_is_checked_by_an_index_and_by_a_sample(
     found = check_features(DUPLICATES, LABELS, prepared, ChecksConfig())
     assert found["duplicates_across_splits"] == {"exact": 0, "near": 0}
     assert found["near_duplicates_among"] == "each image's 10 nearest"
+    assert "near-duplicates of 240 images were looked for among each image's 10 nearest" in caplog.text
     assert (found["suspicious_labels"], found["labels_learned_from"]) == (0, 100)
     assert "the labels of 180 images are judged by heads that learn from 100 of them" in caplog.text
 

@@ -16,7 +16,7 @@ pair beyond it:
 Up to ``ALL_PAIRS_UP_TO`` images the cosines of all pairs are computed. Of more images faiss finds the nearest ones in
 the other splits, by random projections of the features (Johnson and Lindenstrauss 1984), and the cosines of these alone
 are computed; docs/evaluation.md has how many of all pairs that finds. On macOS it is always all pairs: there pip's
-faiss and torch crash in one process, since each brings its own OpenMP.
+faiss and torch are reported to crash in one process, since each brings its own OpenMP.
 """
 
 from collections.abc import Callable, Iterator

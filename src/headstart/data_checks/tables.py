@@ -170,6 +170,10 @@ def _check_duplicates(
     table: Path, prepared: PreparedDataset, hashes: NDArray[np.uint64], contents: NDArray[np.uint64]
 ) -> dict[str, Any]:
     duplicates = find_duplicates(read_features, hashes, contents, prepared.splits, MAX_ROWS)
+    among = "all pairs" if duplicates.all_pairs else f"each image's {NEIGHBOURS} nearest"
+    if not duplicates.all_pairs:
+        text = "near-duplicates of %d images were looked for among %s: comparing all pairs would take too long"
+        logger.info(text, len(hashes), among)
     rows = {row for pair in duplicates.pairs for row in (pair.row, pair.other_row)}
     named = _sources_and_splits(rows, prepared.folder)
     lines = [
@@ -183,7 +187,7 @@ def _check_duplicates(
     return {
         "duplicates_across_splits": duplicates.counts,
         "near_duplicate_cosine": round(duplicates.cosine, 4),
-        "near_duplicates_among": "all pairs" if duplicates.all_pairs else f"each image's {NEIGHBOURS} nearest",
+        "near_duplicates_among": among,
     }
 
 
