@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headstart.config.schema import ChecksConfig
 from headstart.core import paths
 from headstart.core.io import read_table
 from headstart.data.dataset import PreparedDataset, Split, read_labels
 from headstart.data.manifest import manifest_rows, write_manifest
-from headstart.data_checks import tables
+from headstart.data_checks import duplicates, label_errors, tables
 from headstart.data_checks.tables import check_features, check_images, class_imbalance
 from headstart.features.extract import write_features
 from headstart.images.decode import Note
@@ -42,9 +43,12 @@ def test_clean_data_give_tables_without_rows_and_no_line(
 ) -> None:
     caplog.set_level(logging.INFO, "headstart")
     rewrite({i: {"phash": f"{i * 0x9E3779B97F4A7C15 % 2**64:016x}"} for i in range(240)})
-    found = check_features(DUPLICATES, LABELS, prepared)
+    found = check_features(DUPLICATES, LABELS, prepared, ChecksConfig())
     assert found["duplicates_across_splits"] == {"exact": 0, "near": 0}
     assert found["suspicious_labels"] == 0
+    assert found["near_duplicates_among"] == "all pairs"
+    assert found["labels_learned_from"] == 180
+    assert all(0 < found["check_seconds"][name] < 60 for name in ("duplicates", "labels"))
     assert check_images(IMAGE_QUALITY, prepared.folder, 240, 32)["odd_pictures"] == {"tiny": 0, "blank": 0}
     assert class_imbalance({"a": {"train": 10}, "b": {"train": 5}}) == 2
     assert [read_table(table) for table in (IMAGE_QUALITY, DUPLICATES, LABELS)] == [[], [], []]
@@ -56,7 +60,7 @@ def test_a_copy_in_another_split_is_listed(prepared: PreparedDataset, caplog: py
     rows = list(manifest_rows())
     original, copy = int(prepared.rows("train")[0]), int(prepared.rows("test")[0])
     rewrite({copy: {"sha256": rows[original]["sha256"]}})
-    found = check_features(DUPLICATES, LABELS, prepared)
+    found = check_features(DUPLICATES, LABELS, prepared, ChecksConfig())
     assert found["duplicates_across_splits"]["exact"] == 1
     first = read_table(DUPLICATES)[0]
     assert (first["kind"], int(first["row"]), int(first["other_row"])) == ("exact", original, copy)
@@ -80,7 +84,7 @@ def test_a_wrong_label_is_listed_and_those_of_test_are_not_read(
 
     monkeypatch.setattr(tables, "read_labels", labels_of)
     true = read_labels("train")[wrong]
-    assert check_features(DUPLICATES, LABELS, prepared)["suspicious_labels"] >= 1
+    assert check_features(DUPLICATES, LABELS, prepared, ChecksConfig())["suspicious_labels"] >= 1
     assert set(asked) == {"train", "validation"}
     first = read_table(LABELS)[0]
     assert int(first["row"]) == prepared.rows("train")[wrong]
@@ -131,6 +135,41 @@ def test_no_more_than_the_worst_are_listed(prepared: PreparedDataset, monkeypatc
     monkeypatch.setattr(tables, "MAX_ROWS", 3)
     blank = {i: {"sha256": "0" * 64} for i in (prepared.rows("test")[0], *prepared.rows("train")[:5])}
     rewrite(blank)
-    found = check_features(DUPLICATES, LABELS, prepared)
+    found = check_features(DUPLICATES, LABELS, prepared, ChecksConfig())
     assert found["duplicates_across_splits"]["exact"] == 5
     assert len(read_table(DUPLICATES)) == 3
+
+
+def test_a_large_data_set_is_checked_by_an_index_and_by_a_sample(
+    prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "headstart")
+    monkeypatch.setattr(duplicates, "ALL_PAIRS_UP_TO", 239)
+    monkeypatch.setattr(label_errors, "MAX_SAMPLE", 100)
+    rewrite({i: {"phash": f"{i * 0x9E3779B97F4A7C15 % 2**64:016x}"} for i in range(240)})
+    found = check_features(DUPLICATES, LABELS, prepared, ChecksConfig())
+    assert found["duplicates_across_splits"] == {"exact": 0, "near": 0}
+    assert found["near_duplicates_among"] == "each image's 10 nearest"
+    assert "near-duplicates of 240 images were looked for among each image's 10 nearest" in caplog.text
+    assert (found["suspicious_labels"], found["labels_learned_from"]) == (0, 100)
+    assert "the labels of 180 images are judged by heads that learn from 100 of them" in caplog.text
+
+
+@pytest.mark.parametrize("off", ["duplicates", "labels"])
+def test_a_check_can_be_switched_off(prepared: PreparedDataset, off: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(manifest_rows())
+    original, copy = int(prepared.rows("train")[0]), int(prepared.rows("test")[0])
+    rewrite({copy: {"sha256": rows[original]["sha256"]}})
+    monkeypatch.setattr(label_errors, "MAX_RATIO", 2.0)  # each image that is not sure is one
+    found = check_features(DUPLICATES, LABELS, prepared, ChecksConfig(**{off: False}))
+    table = DUPLICATES if off == "duplicates" else LABELS
+    assert read_table(table) == []
+    assert table.read_text().startswith(("kind,row,", "row,source,"))
+    assert found["check_seconds"][off] == "switched off"
+    figures = "duplicates_across_splits" if off == "duplicates" else "suspicious_labels"
+    assert found[figures] is None
+    everything = check_features(DUPLICATES, LABELS, prepared, ChecksConfig())
+    assert everything[figures] is not None
+    assert {name for name in found if found[name] is None} | {"check_seconds"} >= {
+        name for name in found if found[name] != everything[name]
+    }

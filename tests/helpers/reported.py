@@ -52,9 +52,17 @@ def _write_stages(prepared: PreparedDataset, manifest: list[dict[str, Any]]) -> 
         | {"chosen": [{"key": "backbone.image_size", "value": 32, "reason": "the backbone's own"}]},
     )
     duplicates = {"exact": MANY // 2, "near": MANY // 2}
-    write_report(
-        "features", {"duplicates_across_splits": duplicates, "near_duplicate_cosine": 0.97, "suspicious_labels": MANY}
-    )
+    found = {
+        "duplicates_across_splits": duplicates,
+        "near_duplicate_cosine": 0.97,
+        "near_duplicates_among": "all pairs",
+    }
+    found |= {
+        "suspicious_labels": MANY,
+        "labels_learned_from": splits["train"],
+        "check_seconds": {"duplicates": 1.2, "labels": 90},
+    }
+    write_report("features", found)
     verdict = {"accuracy": 0.8, "changed_accuracy": 0.79, "loss": 0.5, "rise": -0.01, "interval": [-0.02, 0.003]}
     changes = {"hflip": {"kept": True, "reason": "with the changed image's answer the loss is -2.0%", **verdict}}
     known = read_json(report_of("probe")) if report_of("probe").exists() else {}

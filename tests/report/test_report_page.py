@@ -185,6 +185,22 @@ def test_sections_with_nothing_to_show_say_so(prepared: PreparedDataset) -> None
     assert "data:image/webp" not in page
 
 
+def test_checks_that_are_switched_off_say_so(prepared: PreparedDataset) -> None:
+    page = text(write_html_report(prepared))
+    assert "Looked for among all pairs, in 1.2\N{NO-BREAK SPACE}s." in page
+    assert "Judged in 2\N{NO-BREAK SPACE}min, by heads trained on 240\N{NO-BREAK SPACE}images of them." in page
+    off = {"duplicates": "switched off", "labels": "switched off"}
+    changed("features.json", duplicates_across_splits=None, suspicious_labels=None, check_seconds=off)
+    for name in ("features/duplicates", "features/suspicious_labels"):
+        path = Path(f"reports/{name}.csv")
+        path.write_text(text(path).splitlines()[0] + "\n", encoding="utf-8")
+    page = text(write_html_report(prepared))
+    assert "<code>features.checks.duplicates</code> is switched off" in page
+    assert "Not looked for in train and validation: <code>features.checks.labels</code> is switched off" in page
+    for said in ("No two images of different splits", "No likely label error was found in train", "Looked for among"):
+        assert said not in page
+
+
 def test_noise_which_no_format_makes_small_stays_below_5_mb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(images, "STORED", 96)

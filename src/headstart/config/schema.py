@@ -118,6 +118,15 @@ class BackboneConfig(ConfigSection):
         return None if self.image_size == "auto" else self.image_size
 
 
+class ChecksConfig(ConfigSection):
+    """Which data checks run on the features; docs/evaluation.md has what they find and what they cost."""
+
+    duplicates: bool = True
+    """Images that are in two splits, altered or not."""
+    labels: bool = True
+    """Labels of train and validation that are likely wrong."""
+
+
 class FeaturesConfig(ConfigSection):
     """How the frozen backbone's features are computed and cached."""
 
@@ -125,6 +134,7 @@ class FeaturesConfig(ConfigSection):
     """Images in a forward pass."""
     dtype: Literal["float32", "float16"] = "float32"
     """Data type in which the features are stored: float32 or float16."""
+    checks: ChecksConfig = ChecksConfig()
 
 
 class ProbeConfig(ConfigSection):

@@ -6,7 +6,7 @@ lies ``manifest.csv``, for people and their tools.
 
 import csv
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -103,6 +103,18 @@ def manifest_column(name: str, folder: Path = PREPARED) -> Iterator[NDArray[Any]
             yield np.frombuffer(batch[name].buffers()[1], np.uint8).reshape(-1, 32)[batch[name].offset :][: len(batch)]
         else:
             yield batch[name].to_numpy(zero_copy_only=False)
+
+
+def sources_and_splits(rows: Collection[int], folder: Path = PREPARED) -> dict[int, tuple[str, str]]:
+    """Return the source and the split of some rows of the manifest."""
+    found, first = dict[int, tuple[str, str]](), 0
+    wanted = sorted(rows, reverse=True)
+    for batch in _batches(folder, ["source", "split"]):
+        while wanted and wanted[-1] < first + len(batch):
+            row = wanted.pop()
+            found[row] = batch["source"][row - first].as_py(), batch["split"][row - first].as_py()
+        first += len(batch)
+    return found
 
 
 def _batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:

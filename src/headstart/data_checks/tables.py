@@ -5,20 +5,28 @@ is always the number of an image's row in data/prepared.
 """
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from headstart.config.schema import ChecksConfig
 from headstart.core.io import write_table
 from headstart.data.dataset import PreparedDataset, read_labels
-from headstart.data.manifest import manifest_rows
+from headstart.data.manifest import manifest_column, sources_and_splits
 from headstart.data.splits import group_number, join_groups
-from headstart.data_checks.duplicates import Duplicates, find_duplicates
-from headstart.data_checks.label_errors import LabelError, find_label_errors, out_of_fold_probabilities
+from headstart.data_checks.duplicates import NEIGHBOURS, find_duplicates
+from headstart.data_checks.label_errors import (
+    LabelError,
+    choose_sample,
+    find_label_errors,
+    out_of_fold_probabilities,
+)
 from headstart.features.cache import read_features
 from headstart.images.decode import Note
 
@@ -34,6 +42,11 @@ DUPLICATE_COLUMNS = (
     *("cosine", "hash_distance"),
 )
 LABEL_COLUMNS = ("row", "source", "split", "label", "suggested", "label_probability", "suggested_probability")
+CHECK_FIGURES = (
+    *("duplicates_across_splits", "near_duplicate_cosine", "near_duplicates_among"),
+    *("suspicious_labels", "labels_learned_from"),
+)
+SWITCHED_OFF = "switched off"
 IMBALANCE_LOGGED = 3
 """Images of the largest class for each of the smallest, above which the log has a line."""
 SIDE_RATIO_LOGGED = 4
@@ -60,11 +73,11 @@ def check_images(
         ``odd_pictures``, how many images have each problem; ``side_range``, the smallest and the largest short side, in
         pixels.
     """
-    sizes = ((min(int(row["width"]), int(row["height"])), float(row["contrast"])) for row in manifest_rows(folder))
-    columns: NDArray[np.float64] = np.fromiter(sizes, np.dtype((np.float64, 2)), images)
-    sides, contrasts = columns[:, 0], columns[:, 1]
+    columns = (_column(name, images, np.float64, folder) for name in ("width", "height", "contrast"))
+    sides, height, contrasts = columns
+    np.minimum(sides, height, out=sides)
     problems = [*(ImageProblem(row, *note) for row, note in notes), *find_image_problems(sides, contrasts, input_side)]
-    named = _sources_and_splits({each.row for each in problems}, folder)
+    named = sources_and_splits({each.row for each in problems}, folder)
     write_table(table, IMAGE_QUALITY_COLUMNS, [(row, *named[row], *rest) for row, *rest in problems])
     counts = Counter({"tiny": 0, "blank": 0})
     counts.update(each.problem for each in problems)
@@ -117,44 +130,47 @@ def class_imbalance(per_class: dict[str, dict[str, int]]) -> float:
     return round(ratio, 2)
 
 
-def check_features(duplicates_table: Path, labels_table: Path, prepared: PreparedDataset) -> dict[str, Any]:
+def check_features(
+    duplicates_table: Path, labels_table: Path, prepared: PreparedDataset, checks: ChecksConfig
+) -> dict[str, Any]:
     """Find duplicates across the splits, and label errors in train and validation; labels of test are not read.
 
     Returns:
         ``duplicates_across_splits``, how many ``exact`` and ``near``; ``near_duplicate_cosine``, the threshold;
-        ``suspicious_labels``, how many label errors.
+        ``near_duplicates_among``, which pairs were compared; ``suspicious_labels``, how many label errors;
+        ``labels_learned_from``, how many images the heads that judge them were trained on. They are None where the
+        check is switched off. ``check_seconds`` has each check's time, or ``switched off``.
     """
-    identities = (
-        (
-            int(row["phash"], 16),
-            group_number(None, sha256 := bytes.fromhex(row["sha256"])),
-            group_number(row["group"], sha256),
-        )
-        for row in manifest_rows(prepared.folder)
-    )
-    columns: NDArray[np.uint64] = np.fromiter(identities, np.dtype((np.uint64, 3)), len(prepared.ids))
-    hashes, contents, groups = (np.ascontiguousarray(columns[:, i]) for i in range(3))
-
-    everything = np.arange(len(prepared.ids))
-    duplicates = find_duplicates(read_features(everything), hashes, contents, prepared.splits, MAX_ROWS)
-    _write_duplicates(duplicates_table, prepared, duplicates)
-
-    rows = np.concatenate([prepared.rows("train"), prepared.rows("validation")])
-    labels = np.concatenate([read_labels("train"), read_labels("validation")])
-    group_ids = join_groups(groups, contents)[rows]
-    probabilities = out_of_fold_probabilities(read_features(rows), labels, group_ids, len(prepared.classes))
-    errors = find_label_errors(labels, probabilities)
-    write_label_errors(labels_table, prepared, rows, labels, errors)
-    return {
-        "duplicates_across_splits": duplicates.counts,
-        "near_duplicate_cosine": round(duplicates.cosine, 4),
-        "suspicious_labels": len(errors),
-    }
+    report: dict[str, Any] = dict.fromkeys(CHECK_FIGURES)
+    write_table(duplicates_table, DUPLICATE_COLUMNS, [])
+    write_table(labels_table, LABEL_COLUMNS, [])
+    seconds: dict[str, Any] = dict.fromkeys(ChecksConfig.model_fields, SWITCHED_OFF)
+    if checks.duplicates or checks.labels:
+        # As ``group_number`` has it, the first 8 bytes.
+        firsts = (each[:, :8].copy().view(">u8")[:, 0] for each in manifest_column("sha256", prepared.folder))
+        contents = np.fromiter(chain.from_iterable(firsts), np.uint64, len(prepared.ids))
+    if checks.duplicates:
+        hashes = _column("phash", len(prepared.ids), np.uint64, prepared.folder)
+        began = time.perf_counter()
+        report |= _check_duplicates(duplicates_table, prepared, hashes, contents)
+        seconds["duplicates"] = round(time.perf_counter() - began, 2)
+    if checks.labels:
+        began = time.perf_counter()
+        report |= _check_labels(labels_table, prepared, join_groups(_group_ids(contents, prepared.folder), contents))
+        seconds["labels"] = round(time.perf_counter() - began, 2)
+    return report | {"check_seconds": seconds}
 
 
-def _write_duplicates(table: Path, prepared: PreparedDataset, duplicates: Duplicates) -> None:
+def _check_duplicates(
+    table: Path, prepared: PreparedDataset, hashes: NDArray[np.uint64], contents: NDArray[np.uint64]
+) -> dict[str, Any]:
+    duplicates = find_duplicates(read_features, hashes, contents, prepared.splits, MAX_ROWS)
+    among = "all pairs" if duplicates.all_pairs else f"each image's {NEIGHBOURS} nearest"
+    if not duplicates.all_pairs:
+        text = "near-duplicates of %d images were looked for among %s: comparing all pairs would take too long"
+        logger.info(text, len(hashes), among)
     rows = {row for pair in duplicates.pairs for row in (pair.row, pair.other_row)}
-    named = _sources_and_splits(rows, prepared.folder)
+    named = sources_and_splits(rows, prepared.folder)
     lines = [
         (kind, row, *named[row], other, *named[other], f"{cosine:.4f}", distance)
         for kind, row, other, cosine, distance in duplicates.pairs
@@ -163,6 +179,27 @@ def _write_duplicates(table: Path, prepared: PreparedDataset, duplicates: Duplic
     if lines:
         text = "across the splits %(exact)d pairs of images are the same, and %(near)d nearly: %(table)s"
         logger.info(text, {**duplicates.counts, "table": table})
+    return {
+        "duplicates_across_splits": duplicates.counts,
+        "near_duplicate_cosine": round(duplicates.cosine, 4),
+        "near_duplicates_among": among,
+    }
+
+
+def _check_labels(table: Path, prepared: PreparedDataset, group_ids: NDArray[np.uint64]) -> dict[str, Any]:
+    rows = np.concatenate([prepared.rows("train"), prepared.rows("validation")])
+    labels = np.concatenate([read_labels("train"), read_labels("validation")])
+    width, classes = read_features(rows[:1]).shape[1], len(prepared.classes)
+    sample = choose_sample(labels, width, classes)
+    if len(sample) < len(rows):
+        text = "the labels of %d images are judged by heads that learn from %d of them: more would take too long"
+        logger.info(text, len(rows), len(sample))
+    probabilities = out_of_fold_probabilities(
+        lambda places: read_features(rows[places]), labels, group_ids[rows], sample, classes
+    )
+    errors = find_label_errors(labels, probabilities)
+    write_label_errors(table, prepared, rows, labels, errors)
+    return {"suspicious_labels": len(errors), "labels_learned_from": len(sample)}
 
 
 def write_label_errors(
@@ -170,7 +207,7 @@ def write_label_errors(
 ) -> None:
     """Write a table of label errors, whose places are places in ``rows`` and ``labels``, int64 (n,)."""
     listed, classes = errors[:MAX_ROWS], prepared.classes
-    named = _sources_and_splits({int(rows[each.place]) for each in listed}, prepared.folder)
+    named = sources_and_splits({int(rows[each.place]) for each in listed}, prepared.folder)
     lines = [
         (row, *named[row], classes[labels[i]], classes[suggested], f"{p_label:.6f}", f"{p_suggested:.6f}")
         for row, (i, suggested, p_label, p_suggested) in ((int(rows[each.place]), each) for each in listed)
@@ -180,6 +217,15 @@ def write_label_errors(
         logger.info("%d labels may be wrong: %s", len(errors), table)
 
 
-def _sources_and_splits(rows: Collection[int], folder: Path) -> dict[int, tuple[str, str]]:
-    """Return the source and the split of some rows of the manifest."""
-    return {i: (row["source"], row["split"]) for i, row in enumerate(manifest_rows(folder)) if i in rows}
+def _column(name: str, images: int, dtype: DTypeLike, folder: Path) -> NDArray[Any]:
+    """Return a column of numbers of the manifest, (images,)."""
+    return np.fromiter(chain.from_iterable(manifest_column(name, folder)), dtype, images)
+
+
+def _group_ids(contents: NDArray[np.uint64], folder: Path) -> NDArray[np.uint64]:
+    """Return the ``group_number`` of every image: that of its content where it has no group."""
+    ids = contents.copy()
+    for row, group in enumerate(chain.from_iterable(manifest_column("group", folder))):
+        if group:
+            ids[row] = group_number(group, b"")
+    return ids

@@ -22,7 +22,8 @@ def optional_float(text: str) -> float | None:
 JSON_KEYS = {
     paths.report_of("prepare"): ("pictures", "splits", "per_class", "class_imbalance", "side_range", "odd_pictures",
                                "bad", "chosen"),
-    paths.report_of("features"): ("duplicates_across_splits", "near_duplicate_cosine", "suspicious_labels"),
+    paths.report_of("features"): ("duplicates_across_splits", "near_duplicate_cosine", "near_duplicates_among",
+                                "suspicious_labels", "labels_learned_from", "check_seconds"),
     paths.report_of("probe"): ("augmentation",),
     paths.report_of("finetune"): ("best_epoch", "epochs", "stopped_early", "precision", "chosen", "groups",
                                 "ledger"),

@@ -92,7 +92,8 @@ def run(params: Params) -> None:
     # The probe never saw the test images, so labels that it contradicts with confidence may be wrong.
     probe = models["probe"].logits
     temperature = fit_temperature(probe["validation"], labels["validation"])
-    label_errors = find_label_errors(test_labels, softmax(probe["test"] / temperature, axis=1))
+    blocks = (probe["test"][start : start + 1000] for start in range(0, len(test_labels), 1000))
+    label_errors = find_label_errors(test_labels, (softmax(block / temperature, axis=1) for block in blocks))
     write_label_errors(paths.TEST_LABEL_ERRORS, prepared, prepared.rows("test"), test_labels, label_errors)
     weights = read_json(paths.FEATURES_INFO).get("weights")
     hashes = {"data_sha256": prepared.sha256, "weights_sha256": weights}

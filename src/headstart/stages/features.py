@@ -82,7 +82,8 @@ def run(params: Params) -> None:
     message = "features: %d rows of %d values; %d computed (%s images/s), %d from the cache"
     logger.info(message, *shape, computed, rate, reused)
     report: dict[str, Any] = {"pictures": shape[0], "width": shape[1], "computed": computed, "reused": reused}
-    report |= {"images_per_second": rate, **check_features(paths.DUPLICATES, paths.FEATURE_LABEL_ERRORS, prepared)}
+    found = check_features(paths.DUPLICATES, paths.FEATURE_LABEL_ERRORS, prepared, params.features.checks)
+    report |= {"images_per_second": rate, **found}
     write_report("features", report | {"seconds": round(time.perf_counter() - began, 2)})
 
 
