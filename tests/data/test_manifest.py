@@ -11,7 +11,7 @@ import pytest
 
 from headstart.core.errors import UserError
 from headstart.data import manifest
-from headstart.data.manifest import MANIFEST_COLUMNS, manifest_column, manifest_rows, write_manifest
+from headstart.data.manifest import MANIFEST_COLUMNS, manifest_column, manifest_rows, sources_and_splits, write_manifest
 
 
 def rows(count: int) -> list[list[Any]]:
@@ -77,3 +77,13 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, place: int) -> None:
 def test_an_absent_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"manifest\.csv does not exist: run `dvc repro`"):
         list(manifest_rows(tmp_path))
+
+
+def test_some_rows_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "ROWS", 3)
+    written = rows(8)
+    written[7][3] = "test"
+    write_manifest(tmp_path, ["site"], written, 8)
+    found = sources_and_splits({0, 7, 2, 3}, tmp_path)
+    assert found == {row: (f"a/ä,{row}.png", "test" if row == 7 else "train") for row in (0, 2, 3, 7)}
+    assert sources_and_splits([], tmp_path) == {}
