@@ -10,11 +10,11 @@ import pytest
 from headstart.core.errors import UserError
 from headstart.core.io import read_table
 from headstart.core.paths import PROBE
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, read_labels
 from headstart.features.cache import write_changed_features, write_features
 from headstart.models.head import PretrainedHead, read_head, write_pretrained_head
 from headstart.probe import sklearn_heads
-from headstart.probe.outputs import read_baselines
+from headstart.probe.outputs import read_baseline
 from headstart.probe.temperature import negative_log_likelihood
 from headstart.stages import probe
 from helpers.images import CLASSES, params, write_prepared
@@ -74,15 +74,16 @@ def test_every_head_is_asked_about_the_images_outside_train(prepared: PreparedDa
     report = run(heads=HEADS)
     assert list(report["heads"]) == HEADS
     assert report["skipped"] == {}
-    rows, labels = prepared.rows("validation"), read_labels("validation")
-    outputs = read_baselines(rows)
+    labels = read_labels("validation")
     for name, figures in report["heads"].items():
-        assert negative_log_likelihood(outputs[name], labels) == pytest.approx(figures["val_loss"], rel=1e-5)
-        assert np.mean(outputs[name].argmax(1) == labels) == figures["val_accuracy"] > 0.3
+        outputs = read_baseline(name, "validation")[:]
+        assert negative_log_likelihood(outputs, labels) == pytest.approx(figures["val_loss"], rel=1e-5)
+        assert np.mean(outputs.argmax(1) == labels) == figures["val_accuracy"] > 0.3
         assert figures["settings"]
         assert figures["fit_seconds"] > 0
-    others = np.flatnonzero(~np.isin(np.arange(len(prepared.ids)), prepared.rows("train")))
-    assert all(values.shape == (32, 4) for values in read_baselines(others).values())
+        shapes = [read_baseline(name, split).shape for split in SPLITS[1:]]
+        assert shapes == [(len(prepared.rows(split)), 4) for split in SPLITS[1:]]
+    assert sum(len(prepared.rows(split)) for split in SPLITS[1:]) == 32
 
 
 @pytest.mark.usefixtures("prepared")
@@ -121,7 +122,7 @@ def test_the_backbones_own_classes_are_summed(prepared: PreparedDataset) -> None
     rows = prepared.rows("validation")
     odds = np.exp(np.load("data/features/features.npy")[rows] @ weight.T)
     expected = np.column_stack([odds[:, [0, 3]].sum(1), odds[:, 1], odds[:, 2], odds[:, 4:].sum(1)])
-    found = np.exp(read_baselines(rows)["zero_shot"])
+    found = np.exp(read_baseline("zero_shot", "validation")[:])
     np.testing.assert_allclose(found, expected / expected.sum(1, keepdims=True), rtol=1e-4)
 
 

@@ -109,10 +109,18 @@ def read_labels(split: Split, folder: Path = PREPARED) -> NDArray[np.int64]:
     return np.asarray(index["label"][index["split"] == SPLITS.index(split)], np.int64)
 
 
-def read_groups(split: Split, folder: Path = PREPARED) -> list[str] | None:
-    """Return the group of each image of a split, its own where it has none; None where no image has one."""
-    rows = [row for row in manifest_rows(folder) if row["split"] == split]
-    return [row["group"] or row["id"] for row in rows] if any(row["group"] for row in rows) else None
+def read_groups(split: Split, folder: Path = PREPARED) -> NDArray[np.int64] | None:
+    """Return a number for the group of each image of a split, int64 (n,); None where no image has a group.
+
+    Groups are numbered in the order of their names, then images without one.
+    """
+
+    def names() -> Iterator[str]:
+        return (row["group"] for row in manifest_rows(folder) if row["split"] == split)
+
+    numbers = {name: number for number, name in enumerate(sorted(set(names()) - {""}))}
+    without = itertools.count(len(numbers))
+    return np.fromiter((numbers[name] if name else next(without) for name in names()), np.int64) if numbers else None
 
 
 Scalar = TypeVar("Scalar", bound=np.generic)

@@ -8,12 +8,14 @@ with the bundled backbone, whose head has an accuracy of 75 %. Of 5,734 clean la
 rule 48; of 50 random swaps they listed 0.54 to 0.94 at a precision of 0.05 to 0.10, this rule 0.59 at 0.38.
 """
 
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from headstart.core.blocks import Matrix, row_blocks
 from headstart.probe.logistic import logistic_path
 from headstart.probe.temperature import fit_temperature
 
@@ -35,19 +37,21 @@ class LabelError(NamedTuple):
     suggested_probability: float
 
 
-def find_label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.floating]) -> list[LabelError]:
+def find_label_errors(labels: NDArray[np.int64], probabilities: Matrix) -> list[LabelError]:
     """Find likely label errors, the worst first.
 
     The probabilities, float (n, classes), are calibrated and of a model that was not trained on these images.
     """
-    label_probabilities = probabilities[np.arange(len(labels)), labels]
     frequencies = np.bincount(labels, minlength=probabilities.shape[1]) / max(1, len(labels))
-    ratio, suggested = label_probabilities / frequencies[labels], probabilities.argmax(1)
-    places = np.flatnonzero((ratio <= MAX_RATIO) & (suggested != labels))
-    return [
-        LabelError(i, int(suggested[i]), float(label_probabilities[i]), float(probabilities[i, suggested[i]]))
-        for i in places[np.argsort(ratio[places], kind="stable")].tolist()
-    ]
+    found: list[tuple[float, LabelError]] = []
+    for rows in row_blocks(probabilities.shape):
+        block, own = probabilities[rows], labels[rows]
+        label_probabilities = block[np.arange(len(own)), own]
+        ratio, suggested = label_probabilities / frequencies[own], block.argmax(1)
+        for i in np.flatnonzero((ratio <= MAX_RATIO) & (suggested != own)).tolist():
+            both = float(label_probabilities[i]), float(block[i, suggested[i]])
+            found.append((float(ratio[i]), LabelError(rows.start + i, int(suggested[i]), *both)))
+    return [error for _, error in sorted(found, key=itemgetter(0))]
 
 
 def out_of_fold_probabilities(

@@ -158,6 +158,14 @@ class ProcessGroup:
         dist.all_gather(gathered, tensor.contiguous(), group=self.group)
         return gathered
 
+    def gather_on_rank_zero(self, tensor: Tensor) -> list[Tensor]:
+        """Return the CPU tensors of all ranks, which must have one shape and dtype, on rank 0; no tensor elsewhere."""
+        if self.group is None:
+            return [tensor]
+        gathered = [] if self.rank else [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.gather(tensor.contiguous(), gathered or None, group=self.group)
+        return gathered
+
 
 def connect(run: RunConfig) -> ProcessGroup:
     """Start the processes that no launcher has started, connect all, and divide this machine's cores among its own.

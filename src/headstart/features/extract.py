@@ -44,7 +44,7 @@ def run_inference(
     process_group: ProcessGroup,
     label: str,
 ) -> Iterator[NDArray[np.float32]]:
-    """Apply a function to images, batch by batch. The ranks share the work, and every rank yields all outputs.
+    """Apply a function to images, batch by batch. The ranks share the work, and rank 0 yields all outputs.
 
     Args:
         function: from float32 (batch_size, 3, height, width), normalized, channels_last, on the rank's device, to
@@ -57,7 +57,7 @@ def run_inference(
         label: for the progress bar.
 
     Yields:
-        float32 (n, width): the outputs of the next ``n <= batch_size`` rows.
+        float32 (n, width): the outputs of the next ``n <= batch_size`` rows; nothing on the other ranks.
     """
     normalize = Normalize(prepared.input).to(process_group.device)
     batch_size = _fitting(batch_size, lambda pixels: function(normalize(pixels)), prepared, process_group, label)
@@ -76,7 +76,7 @@ def run_inference(
         for number, pixels in enumerate(loader, start=1):
             watchdog.beat(f"{label}, batch {number}")
             outputs = function(normalize(pixels.to(process_group.device, non_blocking=True)))
-            for of_rank in process_group.gather(outputs.float().cpu()):
+            for of_rank in process_group.gather_on_rank_zero(outputs.float().cpu()):
                 if left:
                     count = min(batch_size, left)
                     left -= count

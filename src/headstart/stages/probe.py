@@ -28,7 +28,7 @@ from headstart.features.cache import read_changed_features, read_features
 from headstart.models.head import Head, read_head, write_heads
 from headstart.probe.augmentation import judge_changes
 from headstart.probe.logistic import logistic_path
-from headstart.probe.outputs import BaselineOutputs, write_baselines
+from headstart.probe.outputs import write_baselines
 from headstart.probe.sklearn_heads import HEADS, LabelledFeatures, fit_head, reason_to_leave_out, reason_to_skip
 from headstart.probe.temperature import negative_log_likelihood
 from headstart.probe.zero_shot import zero_shot_classifier
@@ -58,23 +58,22 @@ def run(params: Params) -> None:
 
     report = _fit_linear_heads(params, train, validation, len(prepared.classes))
     report["augmentation"] = _judge_changes(prepared, validation)
-    outputs = BaselineOutputs(prepared, validation.features, validation.labels)
     skipped = {}
     classes = len(prepared.classes)
-    for name in HEADS if probe.heads == "auto" else probe.heads:
-        reason = reason_to_skip(name, classes)
-        if probe.heads == "auto" and reason is None:
-            reason = reason_to_leave_out(name, train.features.size * classes)
-        if reason is not None:
-            skipped[name] = reason
-            logger.info("%-9s  skipped: %s", name, reason)
-            continue
-        began_head = time.perf_counter()
-        head = fit_head(name, train, validation, classes, probe.l2)
-        outputs.add(name, head.settings, head.predict, fit_seconds=time.perf_counter() - began_head)
-    if zero_shot is not None:
-        outputs.add("zero_shot", *zero_shot, fit_seconds=0.0)
-    write_baselines(outputs.rows, outputs.log_probabilities)
+    with write_baselines(prepared) as outputs:
+        for name in HEADS if probe.heads == "auto" else probe.heads:
+            reason = reason_to_skip(name, classes)
+            if probe.heads == "auto" and reason is None:
+                reason = reason_to_leave_out(name, train.features.size * classes)
+            if reason is not None:
+                skipped[name] = reason
+                logger.info("%-9s  skipped: %s", name, reason)
+                continue
+            began_head = time.perf_counter()
+            head = fit_head(name, train, validation, classes, probe.l2)
+            outputs.add(name, head.settings, head.predict, fit_seconds=time.perf_counter() - began_head)
+        if zero_shot is not None:
+            outputs.add("zero_shot", *zero_shot, fit_seconds=0.0)
     report |= {"heads": outputs.figures, "skipped": skipped, "seconds": round(time.perf_counter() - began, 2)}
     write_report("probe", report)
     logger.info("probe: λ %.1e chosen, validation accuracy %.4f", report["l2"], report["val_accuracy"])
