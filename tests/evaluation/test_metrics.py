@@ -101,7 +101,7 @@ def test_the_auroc_is_scikit_learns_to_the_last_digits(monkeypatch: pytest.Monke
     labels = generator.choice(4, 300)  # the fifth does not occur
     logits = (20 * generator.normal(size=(300, 5)) + 30 * np.eye(5)[labels]).astype(np.float32)
     if rounded:
-        logits = (logits / 20).round()
+        logits = (logits / np.float32(20)).round()
     probabilities = softmax(logits.astype(np.float64), axis=1)
     expected = [reference.roc_auc_score(labels == i, probabilities[:, i]) for i in range(4)]
     assert mean_auroc(logits, labels) == pytest.approx(np.mean(expected), abs=1e-12)
