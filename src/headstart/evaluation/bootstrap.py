@@ -7,7 +7,7 @@ cost one sparse matrix product. All models are evaluated on the same draws, so t
 Redrawing millions one by one would be dear, and change nothing that is seen: sums over many draws are normal, and what
 counts is their variance. So beyond ``MAX_UNITS`` several of a stratum, at random, are drawn together: the variance
 between the sums of random groups is that of their members (Wolter 2007, chapter 2). Of 10⁵ it is known to 0.5 %, where
-the ends of an interval from 1,000 draws have an error of about 3 % of its half.
+the ends of an interval from 1,000 draws have an error of about 4 % of its half.
 """
 
 from collections.abc import Iterator, Sequence

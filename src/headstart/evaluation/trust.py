@@ -107,12 +107,10 @@ def conformal(logits: Logits, labels: Labels, classes: list[str]) -> list[dict[s
     """
     entries = []
     for method in METHODS:
-        validation = (
-            nonconformity(logits["validation"][rows], method)[np.arange(rows.stop - rows.start), own]
-            for rows in row_blocks(logits["validation"].shape)
-            for own in [labels["validation"][rows]]
-        )
-        label_scores = np.concatenate(list(validation))
+        label_scores = np.empty(len(labels["validation"]))
+        for rows in row_blocks(logits["validation"].shape):
+            scores = nonconformity(logits["validation"][rows], method)
+            label_scores[rows] = scores[np.arange(len(scores)), labels["validation"][rows]]
         limits = [threshold(label_scores, level) for level in COVERAGE_LEVELS]
         measured = _measure(logits["test"], labels["test"], classes, method, limits)
         for level, limit, figures in zip(COVERAGE_LEVELS, limits, measured, strict=True):

@@ -38,6 +38,7 @@ class BaselineOutputs:
         """Write into a folder that exists."""
         self.figures: dict[str, dict[str, Any]] = {}
         self._folder, self._prepared = folder, prepared
+        self._width = read_features(prepared.rows("validation")[:0]).shape[1]
 
     def add(self, name: str, settings: dict[str, Any], predict: Predict, *, fit_seconds: float) -> None:
         """Run a baseline on all images; only those of the last split are timed, as evaluate times the other models."""
@@ -45,8 +46,7 @@ class BaselineOutputs:
 
         def predictions(rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
             nonlocal predict_seconds
-            features = read_features(rows[:0])
-            for block in row_blocks((len(rows), max(features.shape[1], classes))):
+            for block in row_blocks((len(rows), max(self._width, classes))):
                 features = read_features(rows[block])
                 began = time.perf_counter()
                 predicted = predict(features)
