@@ -8,6 +8,7 @@ them, uncalibrated.
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def _answers(model: str, job: Job) -> Answers:
     params, prepared = load_params(Path("params.yaml")), PreparedDataset.open()
     files = [row["source"].removeprefix("test/") for row in manifest_rows() if row["split"] == "test"]
     if model == "probe":
-        logits, epochs = probe_predictions(prepared)["probe"].logits["test"], None
+        with tempfile.TemporaryDirectory() as folder:
+            logits = probe_predictions(prepared, Path(folder))["probe"].logits["test"][:]
+        epochs = None
     else:
         trained = timm.create_model(f"local-dir:{paths.FINETUNE}", pretrained=True).eval()
         options: Any = {"batch_size": params.evaluate.batch_size, "run": params.run, "label": "test"}

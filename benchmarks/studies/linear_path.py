@@ -31,7 +31,7 @@ from numpy.typing import DTypeLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from headstart.probe.logistic import TOLERANCE, LinearSolver, Rows
+from headstart.probe.logistic import TOLERANCE, LinearSolver, RowSums
 
 PATH = [1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6]  # params.yaml's
 BLOCK = 5000
@@ -53,7 +53,7 @@ def main() -> None:
     dtype = np.float32 if args.only_ours else np.float64
     features, labels = invented(args.pictures, args.width, args.classes, dtype, args.device)
     theirs = None if args.only_ours else scikit_learns(features, labels, sorted(args.l2, reverse=True), args.solver)
-    rows, looks, values = Rows(features, labels, args.classes), Counter[str](), []
+    rows, looks, values = RowSums(features, labels, args.classes), Counter[str](), []
 
     def counted(name: str, *arrays: Any) -> list[Any]:
         looks[name] += 1

@@ -13,8 +13,8 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.evaluation.bootstrap import fraction_interval, interval, replicate_figures
-from headstart.evaluation.metrics import contributions, figures
+from headstart.evaluation.bootstrap import assign_units, fraction_interval, interval, replicate_figures, sum_by_unit
+from headstart.evaluation.metrics import Figures, contributions, figures
 from headstart.evaluation.significance import compare, correct_p_values
 from headstart.evaluation.trust import conformal
 
@@ -32,6 +32,12 @@ def drawn(images: int, signal: float, generator: np.random.Generator, models: in
     return [(shared + each).astype(np.float32) for each in own], labels
 
 
+def redrawn(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Figures:
+    """Return a model's figures on redrawn test sets."""
+    units = assign_units(labels, None)
+    return replicate_figures(sum_by_unit(logits, labels, TOP_K, units), units, TOP_K)
+
+
 def coverage(images: int, signal: float, draws: int) -> None:
     """Print how often each figure's 95 % interval holds the truth."""
     generator = np.random.default_rng(0)
@@ -40,7 +46,7 @@ def coverage(images: int, signal: float, draws: int) -> None:
     hits: dict[str, list[bool]] = {name: [] for name in truth}
     for _ in range(draws):
         (logits,), labels = drawn(images, signal, generator)
-        (found,) = replicate_figures({"model": contributions(logits, labels, TOP_K)}, labels, None, TOP_K).values()
+        found = redrawn(logits, labels)
         for name, values in found.items():
             ends = fraction_interval(values, images) if name in SHARE_NAMES else interval(values)
             hits[name].append(ends is not None and ends[0] <= truth[name][0] <= ends[1])
@@ -56,8 +62,7 @@ def false_alarms(images: int, signal: float, draws: int) -> None:
     for _ in range(draws):
         logits, labels = drawn(images, signal, generator, MODELS)
         models = {str(i): each for i, each in enumerate(logits)}
-        summands = {name: contributions(each, labels, TOP_K) for name, each in models.items()}
-        replicates = replicate_figures(summands, labels, None, TOP_K)
+        replicates = {name: redrawn(each, labels) for name, each in models.items()}
         right = {name: each.argmax(1) == labels for name, each in models.items()}
         points = {name: {"accuracy": float(each.mean()), "nll": 0.0} for name, each in right.items()}
         others = list(models)[1:]

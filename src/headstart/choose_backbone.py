@@ -23,6 +23,7 @@ from headstart.core.paths import cache_folder, report_of
 from headstart.core.text import text_table
 from headstart.data.dataset import PreparedDataset, read_groups, read_labels
 from headstart.distributed.process_group import ProcessGroup, device_of
+from headstart.evaluation.bootstrap import Groups
 from headstart.evaluation.significance import nll_difference
 from headstart.features.cache import read_features
 from headstart.models.available import list_backbones
@@ -136,7 +137,7 @@ def _measure(params: Params, sample: int) -> Candidate:
     return Candidate(params.backbone.name, prepared.input["input_size"][-1], logits, rate, images / seconds)
 
 
-def rank(found: list[Candidate], labels: NDArray[np.int64], groups: list[str] | None, *, best: bool) -> tuple[str, str]:
+def rank(found: list[Candidate], labels: NDArray[np.int64], groups: Groups | None, *, best: bool) -> tuple[str, str]:
     """Return the chosen one's name, and the table with a sentence on the choice."""
     nll = {
         each.name: negative_log_likelihood(each.logits / fit_temperature(each.logits, labels), labels) for each in found

@@ -1,5 +1,6 @@
 """Disks that are full, read-only or another's, as libraries report them."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -19,7 +20,7 @@ from safetensors.numpy import save_file
 
 from headstart.core.command import Command
 from headstart.core.errors import UserError
-from headstart.core.io import atomic_write, write_json
+from headstart.core.io import atomic_write, temporary_folder, write_json
 from headstart.core.storage import ADVICE, storage_errors, storage_message
 from headstart.data.shards import write_array
 from helpers.images import ROOT
@@ -152,3 +153,16 @@ def test_rows_that_do_not_fit_are_an_error_and_no_signal(tmp_path: Path) -> None
     if "mount" in answer.stderr or "unshare" in answer.stderr:
         pytest.skip(answer.stderr)
     assert (answer.returncode, answer.stdout) == (0, f"{errno.ENOSPC}\n"), answer.stderr
+
+
+def test_a_temporary_folder_is_new_and_gone_afterwards_whatever_happens(tmp_path: Path) -> None:
+    left = tmp_path / "state" / "work"
+    left.mkdir(parents=True)
+    (left / "of-a-killed-run").touch()
+    for error in (RuntimeError, None):
+        with contextlib.suppress(RuntimeError), temporary_folder(left) as folder:
+            assert list(folder.iterdir()) == []
+            (folder / "large.npy").touch()
+            if error:
+                raise error
+    assert list(left.parent.iterdir()) == []

@@ -13,8 +13,8 @@ from PIL import Image
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import atomic_write, read_json, read_table, write_json, write_report, write_table
-from headstart.data.dataset import SPLITS, PreparedDataset, read_labels
-from headstart.data.manifest import manifest_rows
+from headstart.data.dataset import SPLITS, PreparedDataset, read_groups, read_labels
+from headstart.data.manifest import manifest_rows, write_manifest
 from headstart.data.shards import INDEX_DTYPE, SHARD_HEADER, Shards, pack_image, read_index, shard_header, shard_path
 from headstart.features.cache import read_features
 from headstart.features.extract import write_features
@@ -165,6 +165,20 @@ def test_labels_stand_in_the_order_of_the_rows() -> None:
     assert len(set(labels.tolist())) == len(CLASSES)
     for split in SPLITS:
         assert np.array_equal(read_labels(split), labels[prepared.rows(split)])
+
+
+def test_groups_are_numbered_by_their_names_then_images_without_one() -> None:
+    write_prepared()
+    assert {split: read_groups(split) for split in SPLITS} == dict.fromkeys(SPLITS)
+    rows = list(manifest_rows())
+    of_test = [row for row in rows if row["split"] == "test"]
+    for row, group in zip(of_test, ["b", "", "a", "b", "", "ä", "a", "a", ""], strict=True):
+        row["group"] = group
+    write_manifest(paths.PREPARED, [], [list(row.values()) for row in rows], len(rows))
+    numbers = read_groups("test")
+    assert numbers is not None
+    assert numbers.tolist() == [1, 3, 0, 1, 4, 2, 0, 0, 5]
+    assert read_groups("train") is None
 
 
 def test_missing_files_are_named() -> None:

@@ -117,6 +117,7 @@ def test_a_single_process_broadcasts_to_itself() -> None:
     assert ProcessGroup().broadcast_from_rank_zero(lambda: 3) == 3
     assert ProcessGroup(rank=1, world=2).run_on_rank_zero(lambda: 3) is None
     assert [each.tolist() for each in ProcessGroup().gather(torch.ones(2))] == [[1.0, 1.0]]
+    assert [each.tolist() for each in ProcessGroup().gather_on_rank_zero(torch.ones(2))] == [[1.0, 1.0]]
     with pytest.raises(UserError, match="no"):
         ProcessGroup().run_on_rank_zero(refused)
 

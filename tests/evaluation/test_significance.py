@@ -4,9 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headstart.evaluation.bootstrap import replicate_figures
-from headstart.evaluation.metrics import contributions
 from headstart.evaluation.significance import compare, correct_p_values, holm, nll_difference, verdict
+from helpers.resampled import redrawn_figures
 
 
 def comparison(n: int, only: int, only_other: int, groups: list[str] | None = None) -> dict[str, Any]:
@@ -18,7 +17,7 @@ def comparison(n: int, only: int, only_other: int, groups: list[str] | None = No
     logits = {
         name: np.where(each[:, None], [2.0, 0, 0], [0.0, 2, 0]).astype(np.float32) for name, each in right.items()
     }
-    replicates = replicate_figures({k: contributions(v, labels, 2) for k, v in logits.items()}, labels, groups, 2)
+    replicates = {name: redrawn_figures(each, labels, groups, 2) for name, each in logits.items()}
     nll = {name: float((np.log(np.exp(2) + 2) - 2 * each).mean()) for name, each in right.items()}
     points = {name: {"accuracy": right[name].mean(), "nll": nll[name]} for name in right}
     return compare(("a", "b"), right, points, replicates, grouped=groups is not None)

@@ -22,8 +22,9 @@ from torch import nn
 
 from headstart.config.loader import parse_params
 from headstart.config.schema import Params
+from headstart.core.blocks import write_rows
 from headstart.core.io import atomic_write, write_json, write_report
-from headstart.core.paths import FINETUNE, PREPARED
+from headstart.core.paths import BASELINES, FINETUNE, PREPARED
 from headstart.data.dataset import SPLITS, PreparedDataset
 from headstart.data.image_info import info_of
 from headstart.data.manifest import manifest_rows, write_manifest
@@ -32,7 +33,7 @@ from headstart.data.shards import checksum, shard_header, shard_path, write_inde
 from headstart.features.extract import write_features
 from headstart.models.backbone import features_of
 from headstart.models.head import Head, write_heads
-from headstart.probe.outputs import write_baselines
+from headstart.probe.outputs import OUTSIDE_TRAIN, baseline_file
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("cat", "dog", "owl", "yak")
@@ -167,7 +168,12 @@ def write_probe(prepared: PreparedDataset, model: nn.Module) -> None:
     write_heads([Head(weight, bias, 1e-3)], 0)
     outside_train = np.setdiff1d(np.arange(len(prepared.ids)), prepared.rows("train"))
     scores = np.random.default_rng(0).normal(size=(len(outside_train), len(prepared.classes)))
-    write_baselines(outside_train, {"knn": np.asarray(log_softmax(scores, axis=1), np.float32)})
+    outputs = np.asarray(log_softmax(scores, axis=1), np.float32)
+    with atomic_write(BASELINES) as folder:
+        folder.mkdir()
+        for split in OUTSIDE_TRAIN:
+            rows = np.searchsorted(outside_train, prepared.rows(split))
+            write_rows(folder / baseline_file("knn", split), [outputs[rows]], (len(rows), len(prepared.classes)))
     figures = {"val_accuracy": 0.25, "fit_seconds": 2.5, "predict_seconds": 0.25}
     evidence = {"images": 0, "reason": "nothing was tried", "changes": {}}
     report = {"val_accuracy": 0.75, "fit_seconds": 1.5, "heads": {"knn": figures}, "augmentation": evidence}

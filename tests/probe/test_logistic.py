@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from headstart.probe import logistic
-from headstart.probe.logistic import LinearSolver, Rows, conjugate_gradients, logistic_path
+from headstart.probe.logistic import LinearSolver, RowSums, conjugate_gradients, logistic_path
 
 Array = NDArray[np.float64]
 Data = Callable[..., tuple[Array, NDArray[np.int64]]]
@@ -103,7 +103,7 @@ def test_the_objective_is_within_the_tolerance_of_its_minimum(tolerance: float) 
     features = np.maximum(generator.normal(size=(600, 40)) @ generator.normal(size=(40, 40)), 0)
     labels = (features @ generator.normal(size=(40, 12)) + 20 * generator.gumbel(size=(600, 12))).argmax(1)
     l2s = [1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5]
-    fine = LinearSolver(Rows(features, labels, 12), 12).path(l2s, tolerance=1e-12)
+    fine = LinearSolver(RowSums(features, labels, 12), 12).path(l2s, tolerance=1e-12)
     for (l2, *head), (_, *lowest) in zip(
         logistic_path(features, labels, 12, l2s, tolerance=tolerance), fine, strict=True
     ):
@@ -204,7 +204,7 @@ def test_a_coarse_head_is_refined_from_where_it_is(data: Data) -> None:
     features, labels = data(3)
     ((_, *fine),) = logistic_path(features, labels, 3, [1e-4])
     ((_, *coarse),) = logistic_path(features, labels, 3, [1e-4], tolerance=1e-2)
-    ((_, *refined),) = LinearSolver(Rows(features, labels, 3), 3).path([1e-4], start=(coarse[0], coarse[1]))
+    ((_, *refined),) = LinearSolver(RowSums(features, labels, 3), 3).path([1e-4], start=(coarse[0], coarse[1]))
     lowest = objective(fine[0], fine[1], features, labels, 1e-4)
     assert objective(coarse[0], coarse[1], features, labels, 1e-4) > lowest * (1 + 1e-7)
     assert objective(refined[0], refined[1], features, labels, 1e-4) == pytest.approx(lowest, rel=1e-9)

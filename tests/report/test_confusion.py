@@ -5,9 +5,9 @@ from headstart.core.errors import UserError
 from headstart.report.confusion import (
     MAX_IMAGES_IN_PAIRS,
     MAX_IMAGES_PER_PAIR,
+    MAX_MISTAKES,
     Confusion,
     cluster_classes,
-    confused_pairs,
     count_predictions,
     heat_map,
     most_frequent_mistakes,
@@ -19,22 +19,23 @@ CLASSES = ["cat", "dog", "owl"]
 
 def outcome(*said: tuple[str, str, float]) -> Confusion:
     """Of label, prediction and probability of each image."""
-    return count_predictions(CLASSES, [PredictionRow(i, f"{i}.png", *each) for i, each in enumerate(said)])
+    return count_predictions(CLASSES, lambda: [PredictionRow(i, f"{i}.png", *each) for i, each in enumerate(said)])
 
 
 def test_predictions_are_counted_and_the_most_confident_mistake_is_first() -> None:
     found = outcome(("cat", "cat", 0.9), ("cat", "dog", 0.5), ("dog", "cat", 0.8), ("cat", "dog", 0.7))
     assert found.counts.tolist() == [[1, 2, 0], [1, 0, 0], [0, 0, 0]]
-    assert [mistake.id for mistake in found.mistakes] == [2, 3, 1]
+    assert [mistake.id for mistake in found.confident] == [2, 3, 1]
+    assert found.wrong == 3
     assert most_frequent_mistakes(found) == {"cat": ("dog", 2), "dog": ("cat", 1)}
     with pytest.raises(UserError, match=r"predictions\.csv.*'yak' is no class"):
         outcome(("cat", "yak", 0.5))
 
 
 def test_pairs_are_ordered_by_how_often_then_by_how_sure() -> None:
-    pairs = confused_pairs(
-        outcome(("owl", "cat", 0.9), ("cat", "dog", 0.5), ("dog", "cat", 0.99), ("cat", "dog", 0.7), ("cat", "cat", 1))
-    )
+    pairs = outcome(
+        ("owl", "cat", 0.9), ("cat", "dog", 0.5), ("dog", "cat", 0.99), ("cat", "dog", 0.7), ("cat", "cat", 1)
+    ).pairs
     assert [(pair.label, pair.predicted, pair.images) for pair in pairs] == [
         ("cat", "dog", 2),
         ("dog", "cat", 1),
@@ -47,7 +48,7 @@ def test_pairs_are_ordered_by_how_often_then_by_how_sure() -> None:
 def test_only_so_many_are_shown() -> None:
     classes = [f"{i}" for i in range(100)]
     mistakes = [PredictionRow(50 * i + j, "", f"{i}", f"{(i + 1) % 100}", 0.5) for i in range(100) for j in range(10)]
-    pairs = confused_pairs(count_predictions(classes, mistakes))
+    pairs = count_predictions(classes, lambda: mistakes).pairs
     assert {len(pair.shown) for pair in pairs} == {0, MAX_IMAGES_PER_PAIR}
     assert sum(len(pair.shown) for pair in pairs) == MAX_IMAGES_IN_PAIRS
 
@@ -71,3 +72,11 @@ def test_the_heat_map_tells_right_from_wrong_and_is_clear_where_nothing_is() -> 
     assert wrong[0] > wrong[2]
     assert wrong[3] == round(255 * 0.25**0.5)
     assert not image[1, :, 3].any()
+
+
+def test_the_most_confident_of_many_are_shown() -> None:
+    probabilities = np.random.default_rng(0).permutation(500) / 500
+    found = outcome(*(("cat", "dog", p) for p in probabilities), *(("cat", "cat", 1.0) for _ in range(50)))
+    assert [each.probability for each in found.pairs[0].shown] == sorted(probabilities)[: -MAX_IMAGES_PER_PAIR - 1 : -1]
+    assert [each.probability for each in found.confident] == sorted(probabilities)[: -MAX_MISTAKES - 1 : -1]
+    assert (found.wrong, found.pairs[0].images) == (500, 500)

@@ -19,7 +19,7 @@ from headstart.features.cache import read_features
 from headstart.inference.scores import distances
 from headstart.models.backbone import BUNDLED, create_backbone, features_of
 from headstart.models.head import read_head
-from headstart.probe.outputs import read_baselines
+from headstart.probe.outputs import read_baseline
 from headstart.stages import evaluate, features, probe
 from helpers.images import CLASSES, INPUT, params, write_finetune, write_prepared, write_probe
 
@@ -86,7 +86,7 @@ def test_predictions_are_those_of_the_models_on_each_test_image(project: torch.n
         finetune = project(inputs)
     probe = torch.from_numpy(read_head().logits(read_features(rows)))
     assert not torch.equal(finetune.argmax(1), probe.argmax(1))
-    knn = torch.from_numpy(read_baselines(rows)["knn"])
+    knn = torch.from_numpy(read_baseline("knn", "test")[:])
     for name, logits in (("finetune", finetune), ("probe", probe), ("knn", knn)):
         probability, chosen = logits.softmax(1).max(1)
         assert [row[name] for row in predictions] == [CLASSES[i] for i in chosen]
@@ -127,7 +127,7 @@ def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.
     found = calibration(logits, labels)
     assert trust["calibration"]["finetune"]["temperature"] == pytest.approx(found["temperature"], rel=1e-3)
     assert trust["calibration"]["finetune"]["after"]["nll"] == pytest.approx(found["after"]["nll"], abs=1e-4)
-    knn = {str(split): read_baselines(prepared.rows(split))["knn"] for split in SPLITS[1:]}
+    knn = {str(split): read_baseline("knn", split) for split in SPLITS[1:]}
     assert trust["calibration"]["knn"] == calibration(knn, labels)
 
     for entry, expected in zip(trust["conformal"], conformal(logits, labels, list(CLASSES)), strict=True):
@@ -204,8 +204,8 @@ def test_the_mirror_is_offered_where_it_helps_on_validation(
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def judge(*arguments: Any) -> tuple[float, list[float]]:
-        asked.append(arguments)
+    def judge(averaged: Any, plain: Any, *others: Any) -> tuple[float, list[float]]:
+        asked.append((averaged[:], plain[:], *others))  # what is on disk is there for no longer
         return 0.25, [0.125 if helps else 0.0, 0.5]
 
     monkeypatch.setattr(predictions, "nll_difference", judge)
@@ -263,7 +263,7 @@ def test_the_backbones_own_classes_and_the_heads_go_through_the_stages(
     cat = list(config["label_descriptions"].values()).index("Egyptian cat")
     sums = np.column_stack([p[:, :10].sum(1), p[:, [koala, cat]].sum(1), p[:, 50:53].sum(1), p[:, [100, 199]].sum(1)])
     sums = np.column_stack([sums, 1 - sums.sum(1)])
-    np.testing.assert_allclose(np.exp(read_baselines(prepared.rows("test"))["zero_shot"]), sums, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(np.exp(read_baseline("zero_shot", "test")[:]), sums, rtol=1e-3, atol=1e-6)
 
     models = read_json(paths.REPORTS / "evaluate.json")["models"]
     assert list(models) == ["probe", "ridge", "tree", "zero_shot", "finetune"]

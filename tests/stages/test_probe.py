@@ -10,12 +10,12 @@ import pytest
 from headstart.core.errors import UserError
 from headstart.core.io import read_table
 from headstart.core.paths import PROBE
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, read_labels
 from headstart.features.cache import write_changed_features
 from headstart.features.extract import write_features
 from headstart.models.head import PretrainedHead, read_head, write_pretrained_head
 from headstart.probe import sklearn_heads
-from headstart.probe.outputs import read_baselines
+from headstart.probe.outputs import read_baseline
 from headstart.probe.temperature import negative_log_likelihood
 from headstart.stages import probe
 from helpers.images import CLASSES, params, write_prepared
@@ -63,14 +63,13 @@ def test_little_work_is_left_to_the_first_rank(monkeypatch: pytest.MonkeyPatch) 
     assert PROBE.exists()
 
 
-def test_much_work_is_done_by_torch_to_the_same_tolerance(
-    prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("prepared")
+def test_much_work_is_done_by_torch_to_the_same_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = []
     for worth in (probe.WORTH_TORCH, 1):
         monkeypatch.setattr(probe, "WORTH_TORCH", worth)
         report = run(heads=["ridge"])
-        ridge = read_baselines(prepared.rows("validation"))["ridge"]
+        ridge = np.array(read_baseline("ridge", "validation")[:])
         heads.append((read_head().weight, report["train_loss"], ridge))
     for found, expected in zip(heads[1], heads[0], strict=True):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -98,15 +97,16 @@ def test_every_head_is_asked_about_the_images_outside_train(prepared: PreparedDa
     report = run(heads=HEADS)
     assert list(report["heads"]) == HEADS
     assert report["skipped"] == {}
-    rows, labels = prepared.rows("validation"), read_labels("validation")
-    outputs = read_baselines(rows)
+    labels = read_labels("validation")
     for name, figures in report["heads"].items():
-        assert negative_log_likelihood(outputs[name], labels) == pytest.approx(figures["val_loss"], rel=1e-5)
-        assert np.mean(outputs[name].argmax(1) == labels) == figures["val_accuracy"] > 0.3
+        outputs = read_baseline(name, "validation")[:]
+        assert negative_log_likelihood(outputs, labels) == pytest.approx(figures["val_loss"], rel=1e-5)
+        assert np.mean(outputs.argmax(1) == labels) == figures["val_accuracy"] > 0.3
         assert figures["settings"]
         assert figures["fit_seconds"] > 0
-    others = np.flatnonzero(~np.isin(np.arange(len(prepared.ids)), prepared.rows("train")))
-    assert all(values.shape == (32, 4) for values in read_baselines(others).values())
+        shapes = [read_baseline(name, split).shape for split in SPLITS[1:]]
+        assert shapes == [(len(prepared.rows(split)), 4) for split in SPLITS[1:]]
+    assert sum(len(prepared.rows(split)) for split in SPLITS[1:]) == 32
 
 
 @pytest.mark.usefixtures("prepared")
@@ -145,7 +145,7 @@ def test_the_backbones_own_classes_are_summed(prepared: PreparedDataset) -> None
     rows = prepared.rows("validation")
     odds = np.exp(np.load("data/features/features.npy")[rows] @ weight.T)
     expected = np.column_stack([odds[:, [0, 3]].sum(1), odds[:, 1], odds[:, 2], odds[:, 4:].sum(1)])
-    found = np.exp(read_baselines(rows)["zero_shot"])
+    found = np.exp(read_baseline("zero_shot", "validation")[:])
     np.testing.assert_allclose(found, expected / expected.sum(1, keepdims=True), rtol=1e-4)
 
 

@@ -24,6 +24,7 @@ from headstart.core.io import read_json, read_table, write_json
 from headstart.core.paths import FEATURES, FINETUNE, REPORTS
 from headstart.core.run_state import read_stopped
 from headstart.data.dataset import PreparedDataset
+from headstart.probe.outputs import baseline_file
 from headstart.stages import evaluate, features, finetune, prepare, probe
 from headstart.training.refinement import TEMPERATURES
 from helpers.images import CLASSES, params, write_finetune, write_prepared, write_probe
@@ -177,12 +178,13 @@ def test_the_probe_of_two_processes_is_as_near_to_its_minimum_as_of_one() -> Non
     run(features)
     changes = {"probe.heads": ["ridge"], "probe.l2": [1.0, 0.1, 0.03, 0.01]}
     run(probe, changes)
-    (path, chosen), ridge = objectives(), load_file(paths.BASELINE_OUTPUTS)["ridge"]
+    (path, chosen), ridge = objectives(), np.load(paths.BASELINES / baseline_file("ridge", "test"))
     code, output = program([*TORCHRUN, "nothing", "probe"], changes)
     assert code == 0, output
     assert objectives()[0] == pytest.approx(path, rel=probe.PATH_TOLERANCE)
     assert objectives()[1] == pytest.approx(chosen, rel=1e-7)  # heads are stored in float32
-    torch.testing.assert_close(load_file(paths.BASELINE_OUTPUTS)["ridge"], ridge, rtol=1e-4, atol=1e-5)
+    again = np.load(paths.BASELINES / baseline_file("ridge", "test"))
+    np.testing.assert_allclose(again, ridge, rtol=1e-4, atol=1e-5)
 
 
 def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_goes_on() -> None:

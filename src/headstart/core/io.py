@@ -72,10 +72,26 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterator[Sequence[Any]
         writer.writerows(rows)
 
 
+def table_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Stream a CSV table; raises UserError where it is missing."""
+    with existing(path).open(newline="", encoding="utf-8") as file:
+        yield from csv.DictReader(file)
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     """Read a CSV table into memory; raises UserError where it is missing."""
-    with existing(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return list(table_rows(path))
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder and remove it with all in it; what a kill leaves is removed by the next use of this path."""
+    _remove(path)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        _remove(path)
 
 
 def existing(path: Path) -> Path:

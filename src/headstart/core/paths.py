@@ -25,7 +25,6 @@ PRETRAINED_CLASSES = FEATURES / "classifier.json"
 HEADS = PROBE / "heads.safetensors"
 HEADS_INFO = PROBE / "heads.json"
 AUGMENTATION = PROBE / "augmentation.json"
-BASELINE_OUTPUTS = BASELINES / "log_probabilities.safetensors"
 RAW_MODEL = FINETUNE / "raw"
 TRACKED_RUN = FINETUNE / "tracking.json"
 
@@ -63,6 +62,7 @@ CLAIMS = STATE / "claims"
 BATCH_HEARTBEAT = HEARTBEATS / "batch.json"
 PROBLEMS = STATE / "problems.txt"
 TUNING = STATE / "tune"
+EVALUATED = STATE / "evaluate"
 LAUNCH_SCRIPT = Path("slurm/launch.sh")
 DVC_RWLOCK = Path(".dvc/tmp/rwlock")
 

@@ -1,6 +1,7 @@
 """The prepared data set, ``data/prepared``: packed images, their splits and labels."""
 
 import itertools
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -14,7 +15,7 @@ from headstart.core.errors import UserError
 from headstart.core.io import read_json
 from headstart.core.paths import PREPARED
 from headstart.core.storage import storage_message
-from headstart.data.manifest import manifest_rows
+from headstart.data.manifest import manifest_column, manifest_rows
 from headstart.data.shards import Shards, checksum, damaged, read_index, shard_path
 
 Split = Literal["train", "validation", "test"]
@@ -114,10 +115,19 @@ def read_labels(split: Split, folder: Path = PREPARED) -> NDArray[np.int64]:
     return np.asarray(index["label"][index["split"] == SPLITS.index(split)], np.int64)
 
 
-def read_groups(split: Split, folder: Path = PREPARED) -> list[str] | None:
-    """Return the group of each image of a split, its own where it has none; None where no image has one."""
-    rows = [row for row in manifest_rows(folder) if row["split"] == split]
-    return [row["group"] or row["id"] for row in rows] if any(row["group"] for row in rows) else None
+def read_groups(split: Split, folder: Path = PREPARED) -> NDArray[np.int64] | None:
+    """Return a number for the group of each image of a split, int64 (n,); None where no image has a group.
+
+    Groups are numbered in the order of their names, then images without one.
+    """
+    of_split = read_index(folder)["split"] == SPLITS.index(split)
+
+    def names() -> Iterator[str]:
+        return itertools.compress(itertools.chain.from_iterable(manifest_column("group", folder)), of_split)
+
+    numbers = {name: number for number, name in enumerate(sorted(set(names()) - {""}))}
+    without = itertools.count(len(numbers))
+    return np.fromiter((numbers[name] if name else next(without) for name in names()), np.int64) if numbers else None
 
 
 Scalar = TypeVar("Scalar", bound=np.generic)

@@ -86,6 +86,14 @@ class ProcessGroup:
         dist.all_gather(gathered, tensor.contiguous(), group=self.group)
         return gathered
 
+    def gather_on_rank_zero(self, tensor: Tensor) -> list[Tensor]:
+        """Return the CPU tensors of all ranks, which must have one shape and dtype, on rank 0; no tensor elsewhere."""
+        if self.group is None:
+            return [tensor]
+        gathered = [] if self.rank else [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.gather(tensor.contiguous(), gathered or None, group=self.group)
+        return gathered
+
 
 def use_cores(processes: int) -> None:
     """Limit torch's threads to this process's part of the cores, which so many processes of this machine divide."""

@@ -1,17 +1,27 @@
 """The leaderboard: every model's figures with their intervals, the comparisons with fine-tuning, and a verdict."""
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.core.text import text_table
-from headstart.evaluation.bootstrap import LEVEL, REPLICATES, fraction_interval, interval, replicate_figures
-from headstart.evaluation.metrics import classification_figures, contributions
+from headstart.evaluation.bootstrap import (
+    LEVEL,
+    REPLICATES,
+    Units,
+    fraction_interval,
+    interval,
+    replicate_figures,
+    sum_by_unit,
+)
+from headstart.evaluation.metrics import Figures, classification_figures, mean_auroc
 from headstart.evaluation.significance import compare, correct_p_values, verdict
+from headstart.probe.temperature import correct_predictions
 
 if TYPE_CHECKING:  # it imports torch, which printing the leaderboard does not need
+    from collections.abc import Mapping
+
     from headstart.evaluation.predictions import ModelPredictions
 
 LEADERBOARD_COLUMNS = {
@@ -27,34 +37,32 @@ def compute_leaderboard(
     models: "Mapping[str, ModelPredictions]",
     labels: NDArray[np.int64],
     classes: list[str],
-    groups: Sequence[str] | None,
+    units: Units,
     top_k: int,
 ) -> dict[str, Any]:
     """Compute the content of ``reports/evaluate.json`` from the predictions for the test images.
 
-    The model ``finetune`` is compared with each other one; ``groups`` are as for ``bootstrap.draws``.
+    The model ``finetune`` is compared with each other one.
     """
-    logits = {name: model.logits["test"] for name, model in models.items()}
-    summands = {name: contributions(each, labels, top_k) for name, each in logits.items()}
-    replicates = replicate_figures(summands, labels, groups, top_k)
-    units = len(labels) if groups is None else len(set(groups))
-    fractions = ("accuracy", f"top_{top_k}_accuracy")
-    figures = {
-        name: {
-            **classification_figures(logits[name], labels, classes, top_k),
+    grouped, fractions = units.groups is not None, ("accuracy", f"top_{top_k}_accuracy")
+    figures, replicates, correct = dict[str, Any](), dict[str, Figures](), dict[str, NDArray[np.bool_]]()
+    for name, model in models.items():
+        logits = model.logits["test"]
+        sums = sum_by_unit(logits, labels, top_k, units)
+        replicates[name] = replicate_figures(sums, units, top_k)
+        correct[name] = correct_predictions(logits, labels)
+        figures[name] = {
+            **classification_figures(sums.sum(axis=0), mean_auroc(logits, labels), classes, top_k),
             "fit_seconds": model.fit_seconds,
             "seconds": model.seconds,
             "intervals": {
-                key: fraction_interval(each, units) if key in fractions else interval(each)
+                key: fraction_interval(each, units.independent()) if key in fractions else interval(each)
                 for key, each in replicates[name].items()
             },
         }
-        for name, model in models.items()
-    }
-    correct = {name: each.argmax(1) == labels for name, each in logits.items()}
     others = [name for name in models if name != "finetune"]
     comparisons = correct_p_values(
-        [compare(("finetune", name), correct, figures, replicates, grouped=groups is not None) for name in others]
+        [compare(("finetune", name), correct, figures, replicates, grouped=grouped) for name in others]
     )
     # The rival is chosen on validation: the best of several on test would owe some of its lead to luck there.
     rivals = [i for i, name in enumerate(others) if not models[name].remark]
@@ -66,7 +74,7 @@ def compute_leaderboard(
         "verdict": " ".join([verdict(comparisons[rival], figures, len(labels)), *remarks]),
         "models": figures,
         "comparisons": comparisons,
-        "bootstrap": {"replicates": REPLICATES, "level": LEVEL, "units": "pictures" if groups is None else "groups"},
+        "bootstrap": {"replicates": REPLICATES, "level": LEVEL, "units": "groups" if grouped else "pictures"},
     }
 
 

@@ -1,17 +1,18 @@
 """Figures of a classifier on labelled images, all of them functions of sums over the images but the AUROC.
 
 So the figures of a redrawn test set are those of the same sums with each image counted as often as it was drawn
-(``evaluation.bootstrap``), and there is one way to compute a figure.
+(``evaluation.bootstrap``), and there is one way to compute a figure. Of many images a block is in memory at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import log_softmax, softmax
-from sklearn.metrics import roc_auc_score
+
+from headstart.core.blocks import Matrix, row_blocks
 
 ECE_BINS = 15
 
@@ -78,24 +79,47 @@ def figures(sums: NDArray[np.float64], top_k: int) -> Figures:
     return by_name
 
 
+def mean_auroc(logits: Matrix, labels: NDArray[np.int64]) -> float | None:
+    """Return the area under the ROC curve of each class against the rest, averaged over the classes that occur.
+
+    None where only one class does. The area is the fraction of pairs, of an image of the class and another, in which
+    the first has the higher probability of it; equal ones count half. It is exact: the probabilities that the images of
+    a class have of it are sorted, 8 bytes for each image, and those of the others are looked up there.
+    """
+    counts = np.bincount(labels, minlength=logits.shape[1])
+    occurring = np.flatnonzero(counts).tolist()
+    if len(occurring) < 2:
+        return None
+
+    def probabilities() -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        for rows in row_blocks(logits.shape):
+            yield rows, np.ascontiguousarray(softmax(logits[rows].astype(np.float64), axis=1).T)
+
+    own = np.concatenate([of_class[labels[rows], np.arange(of_class.shape[1])] for rows, of_class in probabilities()])
+    members = np.split(own[np.lexsort((own, labels))], counts.cumsum()[:-1])
+    twice_ordered = dict.fromkeys(occurring, 0)
+    for _, of_class in probabilities():
+        for i in occurring:
+            not_above = (members[i].searchsorted(of_class[i], side).sum() for side in ("left", "right"))
+            twice_ordered[i] += 2 * len(members[i]) * of_class.shape[1] - sum(map(int, not_above))
+    # Of the pairs within the class, each in both orders, half are in the right one.
+    pairs = {i: int(counts[i]) * (len(labels) - int(counts[i])) for i in occurring}
+    return float(np.mean([(twice_ordered[i] - int(counts[i]) ** 2) / (2 * pairs[i]) for i in occurring]))
+
+
 def classification_figures(
-    logits: NDArray[np.floating], labels: NDArray[np.int64], classes: Sequence[str], top_k: int
+    sums: NDArray[np.float64], auroc: float | None, classes: Sequence[str], top_k: int
 ) -> dict[str, Any]:
-    """Compute a classifier's figures, plain JSON values, from ``logits`` and ``labels`` as for ``contributions``.
+    """Compute a classifier's figures, plain JSON values, from its ``contributions`` summed, and its ``mean_auroc``.
 
     Returns:
-        The ``figures``; ``auroc``, the area under the ROC curve of each class against the rest, averaged over the
-        classes that occur, or None where only one does; ``per_class``, one dict for each class with ``class``,
-        ``precision``, ``recall``, ``f1`` and ``support`` (a list, which ``dvc metrics show`` leaves out). A class that
-        does not occur has no recall and no F1: they are None, as is the precision of a class that is never predicted.
+        The ``figures``; ``auroc``; ``per_class``, one dict for each class with ``class``, ``precision``, ``recall``,
+        ``f1`` and ``support`` (a list, which ``dvc metrics show`` leaves out). A class that does not occur has no
+        recall and no F1: they are None, as is the precision of a class that is never predicted.
     """
-    sums = contributions(logits, labels, top_k).sum(axis=0)[None]
-    # The AUROC averages over the classes that occur; each costs a sort of all images.
-    probabilities, occurring = softmax(logits.astype(np.float64), axis=1), np.unique(labels)
-    aurocs = [roc_auc_score(labels == i, probabilities[:, i]) for i in occurring if len(occurring) > 1]
     return {
-        **{name: _rounded(value[0]) for name, value in figures(sums, top_k).items()},
-        "auroc": _rounded(np.mean(aurocs)) if aurocs else None,
+        **{name: _rounded(value[0]) for name, value in figures(sums[None], top_k).items()},
+        "auroc": None if auroc is None else _rounded(auroc),
         "per_class": [
             {
                 "class": name,
@@ -104,7 +128,9 @@ def classification_figures(
                 "f1": _rounded(2 * hits / (support + predicted)) if support else None,
                 "support": int(support),
             }
-            for name, support, predicted, hits in zip(classes, *(each[0] for each in _class_sums(sums)), strict=True)
+            for name, support, predicted, hits in zip(
+                classes, *(each[0] for each in _class_sums(sums[None])), strict=True
+            )
         ],
     }
 

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from headstart.evaluation.bootstrap import LEVEL, interval, replicate_figures
-from headstart.evaluation.metrics import Figures, contributions
+from headstart.core.blocks import Matrix
+from headstart.evaluation.bootstrap import LEVEL, Groups, assign_units, interval, replicate_figures, sum_by_unit
+from headstart.evaluation.metrics import Figures
 from headstart.probe.temperature import fit_temperature, negative_log_likelihood
 
 
@@ -74,20 +75,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def nll_difference(
-    logits: NDArray[np.floating], other: NDArray[np.floating], labels: NDArray[np.int64], groups: Sequence[str] | None
+    logits: Matrix, other: Matrix, labels: NDArray[np.int64], groups: Groups | None
 ) -> tuple[float, list[float]]:
     """Return how much lower the negative log-likelihood of ``logits`` is than that of ``other``, and its interval.
 
     Each is taken at the temperature that fits these images best, so that what counts is how well the classes are told
     apart. Both are float (n, classes) of the same images; the interval is of a paired bootstrap, ``groups`` as in
-    ``bootstrap.draws``.
+    ``bootstrap.assign_units``.
     """
-    scaled = {name: each / fit_temperature(each, labels) for name, each in (("model", logits), ("other", other))}
-    summands = {name: contributions(each, labels, 1) for name, each in scaled.items()}
-    nll = {name: each["nll"] for name, each in replicate_figures(summands, labels, groups, 1).items()}
-    refined = [negative_log_likelihood(each, labels) for each in scaled.values()]
+    units, refined, replicates = assign_units(labels, groups), [], []
+    for each in (logits, other):
+        temperature = fit_temperature(each, labels)
+        sums = sum_by_unit(each, labels, 1, units, temperature)
+        replicates.append(replicate_figures(sums, units, 1)["nll"])
+        refined.append(negative_log_likelihood(each, labels, 1 / temperature))
     difference = round(refined[1] - refined[0], 6)
-    return difference, interval(nll["other"] - nll["model"]) or [difference, difference]
+    return difference, interval(replicates[1] - replicates[0]) or [difference, difference]
 
 
 def verdict(comparison: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], images: int) -> str:

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import log_softmax
 
+from headstart.core.blocks import Matrix, row_blocks
 from headstart.core.io import write_json
 from headstart.core.paths import TRUST
 from headstart.evaluation.bootstrap import exact_interval
-from headstart.evaluation.metrics import ECE_BINS, confidence_bins, contributions, figures
+from headstart.evaluation.metrics import ECE_BINS, confidence_bins
 from headstart.evaluation.ood import ood_thresholds, write_ood_reference
 from headstart.evaluation.predictions import ModelPredictions
 from headstart.inference.scores import METHODS, nonconformity, threshold
@@ -29,7 +30,7 @@ from headstart.probe.temperature import fit_temperature
 EXPORTABLE = ("probe", "finetune")
 COVERAGE_LEVELS = (0.9, 0.95)
 
-Logits = Mapping[str, NDArray[np.float32]]
+Logits = Mapping[str, Matrix]
 """Float32 (n, classes) by split, validation and test."""
 Labels = Mapping[str, NDArray[np.int64]]
 """Int64 (n,) by split, validation and test."""
@@ -65,30 +66,33 @@ def calibration(logits: Logits, labels: Labels) -> dict[str, Any]:
     return {"temperature": temperature, "before": before, "after": after}
 
 
-def reliability(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float = 1.0) -> dict[str, Any]:
+def reliability(logits: Matrix, labels: NDArray[np.int64], temperature: float = 1.0) -> dict[str, Any]:
     """Compare confidence, the probability of the predicted class at a temperature, with accuracy, bin by bin.
 
     Returns:
         ``nll`` and ``ece`` as in ``metrics.figures``; ``bins``, those with images: ``low``, ``high``, ``pictures`` (how
         many), mean ``confidence``, ``accuracy``.
     """
-    scaled = logits.astype(np.float64) / temperature
-    overall = figures(contributions(scaled, labels, 1).sum(axis=0)[None], 1)
-    confidence, correct = softmax(scaled, axis=1).max(1), scaled.argmax(1) == labels
-    bins = confidence_bins(confidence)
-    members = {i: bins == i for i in np.unique(bins).tolist()}
+    nll, sums = 0.0, np.zeros((3, ECE_BINS))
+    for rows in row_blocks(logits.shape):
+        log_probabilities = log_softmax(logits[rows].astype(np.float64) / temperature, axis=1)
+        nll -= log_probabilities[np.arange(len(log_probabilities)), labels[rows]].sum()
+        confidence, correct = np.exp(log_probabilities.max(1)), log_probabilities.argmax(1) == labels[rows]
+        bins = confidence_bins(confidence)
+        sums += [np.bincount(bins, weights, ECE_BINS) for weights in (None, confidence, correct)]
+    images, confident, right = sums
     return {
-        "nll": round(float(overall["nll"][0]), 6),
-        "ece": round(float(overall["ece"][0]), 6),
+        "nll": round(float(nll / len(labels)), 6),
+        "ece": round(float(np.abs(right - confident).sum() / len(labels)), 6),
         "bins": [
             {
                 "low": round(i / ECE_BINS, 4),
                 "high": round((i + 1) / ECE_BINS, 4),
-                "pictures": int(mask.sum()),
-                "confidence": round(float(confidence[mask].mean()), 6),
-                "accuracy": round(float(correct[mask].mean()), 6),
+                "pictures": int(images[i]),
+                "confidence": round(float(confident[i] / images[i]), 6),
+                "accuracy": round(float(right[i] / images[i]), 6),
             }
-            for i, mask in members.items()
+            for i in np.flatnonzero(images).tolist()
         ],
     }
 
@@ -103,32 +107,50 @@ def conformal(logits: Logits, labels: Labels, classes: list[str]) -> list[dict[s
     """
     entries = []
     for method in METHODS:
-        scores = {split: nonconformity(logits[split], method) for split in ("validation", "test")}
-        label_scores = scores["validation"][np.arange(len(labels["validation"])), labels["validation"]]
-        for level in COVERAGE_LEVELS:
-            limit = threshold(label_scores, level)
+        label_scores = np.empty(len(labels["validation"]))
+        for rows in row_blocks(logits["validation"].shape):
+            scores = nonconformity(logits["validation"][rows], method)
+            label_scores[rows] = scores[np.arange(len(scores)), labels["validation"][rows]]
+        limits = [threshold(label_scores, level) for level in COVERAGE_LEVELS]
+        measured = _measure(logits["test"], labels["test"], classes, method, limits)
+        for level, limit, figures in zip(COVERAGE_LEVELS, limits, measured, strict=True):
             entry = {"method": method, "level": level, "threshold": limit if math.isfinite(limit) else None}
-            entries.append(entry | _measure(scores["test"] <= limit, labels["test"], classes))
+            entries.append(entry | figures)
     return entries
 
 
-def _measure(sets: NDArray[np.bool_], labels: NDArray[np.int64], classes: list[str]) -> dict[str, Any]:
-    """Return the figures of prediction sets, bool (n, classes)."""
-    sizes, held = sets.sum(1), sets[np.arange(len(labels)), labels]
-    by_size = np.bincount(sizes)
-    return {
-        "coverage": round(float(held.mean()), 6),
-        "coverage_interval": exact_interval(int(held.sum()), len(held)),
-        "mean_size": round(float(sizes.mean()), 4),
-        "empty": round(float((sizes == 0).mean()), 6),
-        "sizes": {str(size): int(by_size[size]) for size in np.flatnonzero(by_size)},
-        "per_class": [
-            {
-                "class": name,
-                "pictures": int(members.sum()),
-                "coverage": round(float(held[members].mean()), 6) if members.any() else None,
-                "mean_size": round(float(sizes[members].mean()), 4) if members.any() else None,
-            }
-            for name, members in ((name, labels == i) for i, name in enumerate(classes))
-        ],
-    }
+def _measure(
+    logits: Matrix, labels: NDArray[np.int64], classes: list[str], method: str, limits: list[float]
+) -> list[dict[str, Any]]:
+    """Return the figures of the prediction sets of each threshold."""
+    by_size = np.zeros((len(limits), len(classes) + 1), np.int64)
+    pictures = np.bincount(labels, minlength=len(classes))
+    held, sizes = np.zeros((2, len(limits), len(classes)), np.int64)  # of the images of each class, summed
+    for rows in row_blocks(logits.shape):
+        scores, own = nonconformity(logits[rows], method), labels[rows]
+        for i, limit in enumerate(limits):
+            sets = scores <= limit
+            size = sets.sum(1)
+            by_size[i] += np.bincount(size, minlength=len(classes) + 1)
+            sizes[i] += np.bincount(own, size, len(classes)).astype(np.int64)
+            held[i] += np.bincount(own[sets[np.arange(len(own)), own]], minlength=len(classes))
+    n = len(labels)
+    return [
+        {
+            "coverage": round(float(held[i].sum() / n), 6),
+            "coverage_interval": exact_interval(int(held[i].sum()), n),
+            "mean_size": round(float(sizes[i].sum() / n), 4),
+            "empty": round(float(by_size[i, 0] / n), 6),
+            "sizes": {str(size): int(by_size[i, size]) for size in np.flatnonzero(by_size[i])},
+            "per_class": [
+                {
+                    "class": name,
+                    "pictures": int(images),
+                    "coverage": round(float(of_held / images), 6) if images else None,
+                    "mean_size": round(float(of_sizes / images), 4) if images else None,
+                }
+                for name, images, of_held, of_sizes in zip(classes, pictures, held[i], sizes[i], strict=True)
+            ],
+        }
+        for i in range(len(limits))
+    ]

@@ -53,7 +53,7 @@ def run_inference(
     process_group: ProcessGroup,
     label: str,
 ) -> Iterator[NDArray[np.float32]]:
-    """Apply a function to images, batch by batch. The ranks share the work, and every rank yields all outputs.
+    """Apply a function to images, batch by batch. The ranks share the work, and rank 0 yields all outputs.
 
     Args:
         function: from float32 (batch_size, 3, height, width), normalized, channels_last, on the rank's device, to
@@ -66,7 +66,7 @@ def run_inference(
         label: for the progress bar.
 
     Yields:
-        float32 (n, width): the outputs of the next ``n <= batch_size`` rows.
+        float32 (n, width): the outputs of the next ``n <= batch_size`` rows; nothing on the other ranks.
     """
     batch_size = _fitting(batch_size, function, prepared, process_group, label)
     padded = np.pad(rows, (0, -len(rows) % batch_size), mode="edge") if len(rows) else rows
@@ -79,7 +79,7 @@ def run_inference(
         for outputs in _outputs(
             function, prepared, mine, batch_size, run=run, process_group=process_group, label=label
         ):
-            for of_rank in process_group.gather(outputs):
+            for of_rank in process_group.gather_on_rank_zero(outputs):
                 if left:
                     count = min(batch_size, left)
                     left -= count

@@ -8,7 +8,6 @@ import posixpath
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -142,20 +141,24 @@ def scan(folder: Path) -> Iterator[tuple[str, bool, str | None]]:
 
     Each is its name, whether it is a folder or a link to one, and the problem that this already shows, or None.
     """
+    names, folders, links = list[str](), set[str](), set[str]()
     with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=attrgetter("name")):
-            if is_ignored(entry.name):
-                continue
-            try:
-                is_folder = entry.is_dir()
-            except OSError:  # a link that leads to itself
-                is_folder = False
-            name, problem = utf8_name(entry.name), None
-            if name != entry.name:
-                problem = f"{'with all in it: ' if is_folder else ''}its name is not UTF-8: rename it"
-            elif is_folder and is_image_name(name):
-                problem = "a folder with an image's name"
-            yield name, is_folder, problem
+        for entry in entries:  # it takes three times the memory of its name
+            if not is_ignored(entry.name):
+                names.append(entry.name)
+                if entry.is_symlink():
+                    links.add(entry.name)
+                elif entry.is_dir():
+                    folders.add(entry.name)
+    for entry_name in sorted(names):
+        # Path.is_dir would raise where a link leads to what may not be read.
+        is_folder = entry_name in folders or (entry_name in links and os.path.isdir(folder / entry_name))  # noqa: PTH112
+        name, problem = utf8_name(entry_name), None
+        if name != entry_name:
+            problem = f"{'with all in it: ' if is_folder else ''}its name is not UTF-8: rename it"
+        elif is_folder and is_image_name(name):
+            problem = "a folder with an image's name"
+        yield name, is_folder, problem
 
 
 def is_ignored(name: str) -> bool:

@@ -15,7 +15,7 @@ A λ's start is extrapolated from the last three heads as a parabola in log λ, 
 
 It runs where the features are: NumPy's on the CPU, torch's on their device. Beside them it keeps one float32 copy, and
 a float32 for each image and class; what is float64 is computed from some thousand images at a time. All that it asks of
-the images are sums over them (``Rows``), to which several processes can add theirs (``ranks.py``).
+the images are sums over them (``RowSums``), to which several processes can add theirs (``ranks.py``).
 
 Ridge minimises ``1/n ‖XWᵀ + b - Y‖² + λ ‖W‖²``, Y the one-hot labels: one solution in the principal axes for each λ.
 """
@@ -56,15 +56,15 @@ logger = logging.getLogger(__name__)
 def logistic_path(
     features: Array, labels: Array, classes: int, l2s: Sequence[float], *, tolerance: float = TOLERANCE
 ) -> Iterator[tuple[float, Matrix, Matrix]]:
-    """Minimise the penalised cross-entropy at each λ: ``LinearSolver.path`` on the arguments of ``Rows``."""
-    return LinearSolver(Rows(features, labels, classes), classes).path(l2s, tolerance=tolerance)
+    """Minimise the penalised cross-entropy at each λ: ``LinearSolver.path`` on the arguments of ``RowSums``."""
+    return LinearSolver(RowSums(features, labels, classes), classes).path(l2s, tolerance=tolerance)
 
 
 def ridge_path(
     features: Array, labels: Array, classes: int, l2s: Sequence[float]
 ) -> Iterator[tuple[float, Matrix, Matrix]]:
-    """Minimise the penalised squared error at each λ: ``LinearSolver.ridge`` on the arguments of ``Rows``."""
-    return LinearSolver(Rows(features, labels, classes), classes).ridge(l2s)
+    """Minimise the penalised squared error at each λ: ``LinearSolver.ridge`` on the arguments of ``RowSums``."""
+    return LinearSolver(RowSums(features, labels, classes), classes).ridge(l2s)
 
 
 def principal_axes(features: Array) -> tuple[Array, Array, Array]:
@@ -74,7 +74,7 @@ def principal_axes(features: Array) -> tuple[Array, Array, Array]:
         All float64: the mean (width,), the variances along the principal axes (width,), ascending, and the axes
         (width, width), one in each column.
     """
-    return _principal_axes(Rows(features, features, 0))[1:]
+    return _principal_axes(RowSums(features, features, 0))[1:]
 
 
 def _principal_axes(sums: Callable[..., list[Array]]) -> tuple[float, Array, Array, Array]:
@@ -86,7 +86,7 @@ def _principal_axes(sums: Callable[..., list[Array]]) -> tuple[float, Array, Arr
     return float(number[0]), mean, xp.clip(variances, 0, None), axes
 
 
-class Rows:
+class RowSums:
     """The sums over images that the solver asks for; called with the name of a method and its arguments.
 
     ``features`` are float (n, width), NumPy's or torch's, ``labels`` int64 (n,) in 0 .. classes-1, of the same kind and
@@ -198,7 +198,7 @@ class LinearSolver:
     """
 
     def __init__(self, sums: Callable[..., list[Array]], classes: int) -> None:
-        """``sums`` is a ``Rows``, or adds those of several processes."""
+        """``sums`` is a ``RowSums``, or adds those of several processes."""
         self._sums, self._classes = sums, classes
         self._count, self._mean, self._variances, self._axes = _principal_axes(sums)
         self._xp = array_namespace(self._mean)

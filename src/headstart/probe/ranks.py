@@ -10,13 +10,13 @@ import torch.distributed as dist
 
 from headstart.distributed.heartbeat import Watchdog
 from headstart.distributed.process_group import ProcessGroup
-from headstart.probe.logistic import Rows
+from headstart.probe.logistic import RowSums
 
 
 class SharedRows:
-    """As ``Rows``, with those of the other ranks, which meanwhile are in ``serve``; torch's tensors."""
+    """As ``RowSums``, with those of the other ranks, which meanwhile are in ``serve``; torch's tensors."""
 
-    def __init__(self, rows: Rows, process_group: ProcessGroup, watchdog: Watchdog) -> None:
+    def __init__(self, rows: RowSums, process_group: ProcessGroup, watchdog: Watchdog) -> None:
         self._rows, self._process_group, self._watchdog = rows, process_group, watchdog
 
     def __call__(self, name: str, *arrays: torch.Tensor) -> list[torch.Tensor]:

@@ -1,38 +1,43 @@
-"""The negative log-likelihood of logits, and the temperature that minimises it (Guo et al. 2017)."""
+"""How good logits are: right or not, their negative log-likelihood, the temperature for it (Guo et al. 2017)."""
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from headstart.core.blocks import Matrix, row_blocks
+
 TEMPERATURE_RANGE = (0.05, 20.0)
-BLOCK_VALUES = 2**24
-"""Logits that are float64 at once."""
 
 
-def negative_log_likelihood(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
+def correct_predictions(logits: Matrix, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return for each image whether the likeliest class is its label, bool (n,)."""
+    return np.concatenate([logits[rows].argmax(1) == labels[rows] for rows in row_blocks(logits.shape)])
+
+
+def negative_log_likelihood(logits: Matrix, labels: NDArray[np.int64], inverse_temperature: float = 1.0) -> float:
     """Return the mean of −log p of the labelled class, in nats: the cross-entropy without a penalty.
 
     ``logits``, float (n, classes), may be log-probabilities; ``labels`` are int64 (n,).
     """
-    total, size = 0.0, max(1, BLOCK_VALUES // logits.shape[1])
-    for begin in range(0, len(labels), size):
-        block, own = np.asarray(logits[begin : begin + size], np.float64), labels[begin : begin + size]
-        total -= float(log_softmax(block, axis=1)[np.arange(len(own)), own].sum())
-    return total / len(labels)
+    total = 0.0
+    for rows in row_blocks(logits.shape):
+        log_probabilities = log_softmax(np.asarray(logits[rows] * inverse_temperature, np.float64), axis=1)
+        total -= log_probabilities[np.arange(len(log_probabilities)), labels[rows]].sum()
+    return float(total / len(labels))
 
 
-def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
+def fit_temperature(logits: Matrix, labels: NDArray[np.int64]) -> float:
     """Find the T for which softmax(logits / T) has the lowest negative log-likelihood, which is convex in 1 / T.
 
     The images, at least one, are not those of the model's training. T is within ``TEMPERATURE_RANGE``, and above 1 for
     an overconfident model. Where every image is classified correctly the likelihood has no maximum, since each smaller
     T is better: then it is 1, which leaves the logits as they are.
     """
-    if (logits.argmax(1) == labels).all():
+    if correct_predictions(logits, labels).all():
         return 1.0
     low, high = TEMPERATURE_RANGE
     best = minimize_scalar(
-        lambda inverse: negative_log_likelihood(logits * inverse, labels), bounds=(1 / high, 1 / low), method="bounded"
+        lambda inverse: negative_log_likelihood(logits, labels, inverse), bounds=(1 / high, 1 / low), method="bounded"
     )
     return round(float(1 / best.x), 4)

@@ -1,7 +1,7 @@
 """Which classes the fine-tuned model confuses: the confusion matrix, pairs of classes, the mistakes to look at."""
 
-from collections import defaultdict
-from collections.abc import Iterable
+import heapq
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,15 +20,6 @@ MAX_IMAGES_IN_PAIRS = 216
 CORRECT_COLOUR, MISTAKE_COLOUR = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """The predictions, counted by label (rows) and prediction, and the mistakes, the most confident first."""
-
-    classes: list[str]
-    counts: NDArray[np.int64]
-    mistakes: list[PredictionRow]
-
-
 class ConfusedPair(NamedTuple):
     """A class predicted as another: how often, as a fraction of its test images, and the most confident mistakes."""
 
@@ -39,32 +30,64 @@ class ConfusedPair(NamedTuple):
     shown: list[PredictionRow]
 
 
-def count_predictions(classes: list[str], predictions: Iterable[PredictionRow]) -> Confusion:
-    """Count the predictions and collect the wrong ones; raises UserError at a class that is not among ``classes``."""
+@dataclass(frozen=True)
+class Confusion:
+    """The predictions, counted by label (rows) and prediction, and the mistakes to show.
+
+    Attributes:
+        classes: names.
+        counts: int64 (classes, classes).
+        wrong: how many mistakes there are.
+        confident: the ``MAX_MISTAKES`` most confident, the most confident first.
+        pairs: the ``MAX_PAIRS`` most frequent; the first have images to show, at most ``MAX_IMAGES_IN_PAIRS``.
+    """
+
+    classes: list[str]
+    counts: NDArray[np.int64]
+    wrong: int
+    confident: list[PredictionRow]
+    pairs: list[ConfusedPair]
+
+
+def count_predictions(classes: list[str], read: Callable[[], Iterable[PredictionRow]]) -> Confusion:
+    """Count the predictions and choose mistakes to show; raises UserError at a class that is not among ``classes``.
+
+    ``read`` is called twice, since only the counts say which pairs are shown; no more than what is shown is in memory.
+    """
     place = {name: i for i, name in enumerate(classes)}
-    counts, mistakes = np.zeros((len(classes), len(classes)), np.int64), []
-    for prediction in predictions:
-        if unknown := {prediction.label, prediction.predicted} - set(place):
-            raise damaged_file_error(PREDICTIONS, f"{min(unknown)!r} is no class of data/prepared")
-        counts[place[prediction.label], place[prediction.predicted]] += 1
-        if prediction.label != prediction.predicted:
-            mistakes.append(prediction)
-    return Confusion(classes, counts, sorted(mistakes, key=lambda mistake: (-mistake.probability, mistake.id)))
+    counts: NDArray[np.int64] = np.zeros((len(classes), len(classes)), np.int64)
+    surest: dict[tuple[int, int], float] = {}
+
+    def mistakes() -> Iterator[PredictionRow]:
+        for prediction in read():
+            if unknown := {prediction.label, prediction.predicted} - set(place):
+                raise damaged_file_error(PREDICTIONS, f"{min(unknown)!r} is no class of data/prepared")
+            pair = place[prediction.label], place[prediction.predicted]
+            counts[pair] += 1
+            if pair[0] != pair[1]:
+                surest[pair] = max(surest.get(pair, 0.0), prediction.probability)
+                yield prediction
+
+    confident = heapq.nsmallest(MAX_MISTAKES, mistakes(), key=_least_confident_last)
+    support = counts.sum(axis=1).tolist()
+    ranked = sorted(surest, key=lambda pair: (-counts[pair], -surest[pair], classes[pair[0]], classes[pair[1]]))
+    shown: dict[tuple[str, str], list[PredictionRow]] = {(classes[i], classes[j]): [] for i, j in ranked[:MAX_PAIRS]}
+    for prediction in read():
+        if (images := shown.get((prediction.label, prediction.predicted))) is not None:
+            images.append(prediction)
+            if len(images) > 2 * MAX_IMAGES_PER_PAIR:
+                images[:] = heapq.nsmallest(MAX_IMAGES_PER_PAIR, images, key=_least_confident_last)
+    pairs, left = list[ConfusedPair](), MAX_IMAGES_IN_PAIRS
+    for i, j in ranked[:MAX_PAIRS]:
+        images = sorted(shown[classes[i], classes[j]], key=_least_confident_last)[: min(MAX_IMAGES_PER_PAIR, left)]
+        left -= len(images)
+        pairs.append(ConfusedPair(classes[i], classes[j], int(counts[i, j]), int(counts[i, j]) / support[i], images))
+    wrong = int(counts.sum() - counts.trace())
+    return Confusion(classes, counts, wrong, confident, pairs)
 
 
-def confused_pairs(confusion: Confusion) -> list[ConfusedPair]:
-    """Return the most frequent pairs; the first ones have images to show, until ``MAX_IMAGES_IN_PAIRS`` are reached."""
-    by_pair: dict[tuple[str, str], list[PredictionRow]] = defaultdict(list)
-    for mistake in confusion.mistakes:
-        by_pair[mistake.label, mistake.predicted].append(mistake)
-    support = dict(zip(confusion.classes, confusion.counts.sum(axis=1).tolist(), strict=True))
-    ranked = sorted(by_pair.items(), key=lambda item: (-len(item[1]), -item[1][0].probability, item[0]))
-    pairs, left = [], MAX_IMAGES_IN_PAIRS
-    for (label, predicted), mistakes in ranked[:MAX_PAIRS]:
-        shown = mistakes[: min(MAX_IMAGES_PER_PAIR, left)]
-        left -= len(shown)
-        pairs.append(ConfusedPair(label, predicted, len(mistakes), len(mistakes) / support[label], shown))
-    return pairs
+def _least_confident_last(mistake: PredictionRow) -> tuple[float, int]:
+    return -mistake.probability, mistake.id
 
 
 def _row_fractions(counts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
@@ -22,10 +23,8 @@ from headstart.data.dataset import SPLITS, PreparedDataset
 from headstart.report import formatting
 from headstart.report.charts import draw_charts
 from headstart.report.confusion import (
-    MAX_MISTAKES,
     Confusion,
     cluster_classes,
-    confused_pairs,
     count_predictions,
     heat_map,
     most_frequent_mistakes,
@@ -49,7 +48,7 @@ def write_html_report(prepared: PreparedDataset) -> Path:
     contents = read_inputs()
     if contents["evaluate"]["classes"] != prepared.classes:
         raise damaged_file_error(report_of("evaluate"), "its classes are not those of data/prepared")
-    confusion = count_predictions(prepared.classes, read_predictions())
+    confusion = count_predictions(prepared.classes, read_predictions)
     style, script = ((files(__package__) / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     template = _environment().get_template("page.html")
     html = template.render(
@@ -84,15 +83,16 @@ def _environment() -> Environment:
 
 def _mistake_variables(prepared: PreparedDataset, confusion: Confusion) -> dict[str, Any]:
     """Return the variables of mistakes.html: the matrix of few classes is a table, that of many an image."""
-    wrong = {mistake.id for mistake in confusion.mistakes}
-    rows = {name: row for row, name in enumerate(prepared.ids.tolist()) if name in wrong}
-    if missing := wrong - set(rows):
+    shown = {each.id for each in (*confusion.confident, *(each for pair in confusion.pairs for each in pair.shown))}
+    places = np.flatnonzero(np.isin(prepared.ids, np.fromiter(shown, np.uint64)))
+    rows = dict(zip(prepared.ids[places].tolist(), places.tolist(), strict=True))
+    if missing := shown - set(rows):
         raise damaged_file_error(PREDICTIONS, f"data/prepared has no image {min(missing):016x}")
     few = len(confusion.classes) <= MAX_CLASSES_IN_TABLE
     return {
-        "wrong": len(confusion.mistakes),
-        "confident": confusion.mistakes[:MAX_MISTAKES],
-        "pairs": confused_pairs(confusion),
+        "wrong": confusion.wrong,
+        "confident": confusion.confident,
+        "pairs": confusion.pairs,
         "confused_with": most_frequent_mistakes(confusion),
         "rows": rows,
         "matrix": confusion.counts.tolist() if few else None,

@@ -22,22 +22,31 @@ on validation.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 from scipy.special import softmax
 
 from headstart.config.schema import Params
 from headstart.core import paths
-from headstart.core.io import read_json, write_json, write_report, write_table
+from headstart.core.blocks import row_blocks
+from headstart.core.io import read_json, temporary_folder, write_json, write_report, write_table
 from headstart.data.dataset import PreparedDataset, read_groups, read_labels
-from headstart.data.manifest import MANIFEST_COLUMNS, manifest_rows
+from headstart.data.manifest import manifest_rows
 from headstart.data_checks.label_errors import find_label_errors
 from headstart.data_checks.tables import write_label_errors
 from headstart.distributed.connect import connect
+from headstart.evaluation.bootstrap import assign_units
 from headstart.evaluation.leaderboard import compute_leaderboard, format_leaderboard
-from headstart.evaluation.predictions import finetune_predictions, probe_predictions, write_predictions
-from headstart.evaluation.slices import SLICE_COLUMNS, compute_slices
+from headstart.evaluation.predictions import (
+    ModelPredictions,
+    finetune_predictions,
+    probe_predictions,
+    write_predictions,
+)
+from headstart.evaluation.slices import SLICE_COLUMNS, compute_slices, read_metadata
 from headstart.evaluation.trust import write_trust
-from headstart.probe.temperature import fit_temperature
+from headstart.probe.temperature import correct_predictions, fit_temperature
 from headstart.report.page import write_html_report
 from headstart.stages.program import main
 from headstart.tracking.evaluation import track_evaluation
@@ -75,36 +84,43 @@ logger = logging.getLogger(__name__)
 def run(params: Params) -> None:
     """Run every model on the same images, then write all that follows from their predictions."""
     process_group, prepared = connect(params.run), PreparedDataset.open()
-    finetune = finetune_predictions(prepared, params, process_group)
-    if process_group.rank:
-        return
-    models = {**probe_predictions(prepared), **finetune}
+    with temporary_folder(paths.EVALUATED) if not process_group.rank else nullcontext(paths.EVALUATED) as folder:
+        finetune = finetune_predictions(prepared, params, process_group, folder)
+        if not process_group.rank:
+            _write(params, prepared, {**probe_predictions(prepared, folder), **finetune})
+
+
+def _write(params: Params, prepared: PreparedDataset, models: dict[str, ModelPredictions]) -> None:
+    """Write what follows from the models' predictions: figures, tables, what an export needs, and the report."""
     labels = {"validation": read_labels("validation"), "test": read_labels("test")}
     classes, test_labels = prepared.classes, labels["test"]
-    images = [row for row in manifest_rows() if row["split"] == "test"]
-    groups = read_groups("test")
+    units = assign_units(test_labels, read_groups("test"))
 
-    write_predictions(classes, test_labels, models, images)
+    write_predictions(classes, test_labels, models, _test_images())
     write_trust(models, labels, classes)
-    correct = models["finetune"].logits["test"].argmax(1) == test_labels
-    metadata = {name: [row[name] for row in images] for name in images[0] if name not in MANIFEST_COLUMNS}
-    write_table(paths.SLICES, SLICE_COLUMNS, compute_slices(metadata, correct, test_labels, groups))
+    correct = correct_predictions(models["finetune"].logits["test"], test_labels)
+    write_table(paths.SLICES, SLICE_COLUMNS, compute_slices(read_metadata(_test_images()), correct, units))
     # The probe never saw the test images, so labels that it contradicts with confidence may be wrong.
     probe = models["probe"].logits
     temperature = fit_temperature(probe["validation"], labels["validation"])
-    blocks = (probe["test"][start : start + 1000] for start in range(0, len(test_labels), 1000))
-    label_errors = find_label_errors(test_labels, (softmax(block / temperature, axis=1) for block in blocks))
+    probabilities = (softmax(probe["test"][rows] / temperature, axis=1) for rows in row_blocks(probe["test"].shape))
+    label_errors = find_label_errors(test_labels, probabilities)
     write_label_errors(paths.TEST_LABEL_ERRORS, prepared, prepared.rows("test"), test_labels, label_errors)
     weights = read_json(paths.FEATURES_INFO).get("weights")
     hashes = {"data_sha256": prepared.sha256, "weights_sha256": weights}
     write_json(paths.RUN_INFO, {"params": params.record(), **provenance(), **hashes})
 
-    report = compute_leaderboard(models, test_labels, classes, groups, params.evaluate.top_k)
+    report = compute_leaderboard(models, test_labels, classes, units, params.evaluate.top_k)
     write_report("evaluate", report)
     track_evaluation(params.run, prepared, prepared.rows("test"), report)
     page = write_html_report(prepared)
-    logger.info("evaluate: %d test images of %d classes\n%s", len(images), len(classes), format_leaderboard(report))
+    size = len(test_labels), len(classes)
+    logger.info("evaluate: %d test images of %d classes\n%s", *size, format_leaderboard(report))
     logger.info("%s\n\nthe report: %s", report["verdict"], page)
+
+
+def _test_images() -> Iterator[dict[str, str]]:
+    return (row for row in manifest_rows() if row["split"] == "test")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ from headstart.data.dataset import PreparedDataset, read_labels
 from headstart.features.cache import read_changed_features, read_features
 from headstart.models.head import Head, read_head, write_heads
 from headstart.probe.augmentation import judge_changes
-from headstart.probe.logistic import LinearSolver, Rows
-from headstart.probe.outputs import BaselineOutputs, write_baselines
+from headstart.probe.logistic import LinearSolver, RowSums
+from headstart.probe.outputs import write_baselines
 from headstart.probe.sklearn_heads import HEADS, LabelledFeatures, fit_head, reason_to_leave_out, reason_to_skip
 from headstart.probe.temperature import negative_log_likelihood
 from headstart.probe.zero_shot import zero_shot_classifier
@@ -71,22 +71,21 @@ def run(params: Params) -> None:
     del solver
     train = LabelledFeatures(read_features(rows), read_labels("train"))
     report["augmentation"] = _judge_changes(prepared, validation)
-    outputs = BaselineOutputs(prepared, validation.features, validation.labels)
     skipped = {}
-    for name in HEADS if probe.heads == "auto" else probe.heads:
-        reason = reason_to_skip(name, classes)
-        if probe.heads == "auto" and reason is None:
-            reason = reason_to_leave_out(name, values)
-        if reason is not None:
-            skipped[name] = reason
-            logger.info("%-9s  skipped: %s", name, reason)
-            continue
-        began_head = time.perf_counter()
-        head = fit_head(name, train, validation, classes, ridge)
-        outputs.add(name, head.settings, head.predict, fit_seconds=time.perf_counter() - began_head)
-    if zero_shot is not None:
-        outputs.add("zero_shot", *zero_shot, fit_seconds=0.0)
-    write_baselines(outputs.rows, outputs.log_probabilities)
+    with write_baselines(prepared) as outputs:
+        for name in HEADS if probe.heads == "auto" else probe.heads:
+            reason = reason_to_skip(name, classes)
+            if probe.heads == "auto" and reason is None:
+                reason = reason_to_leave_out(name, values)
+            if reason is not None:
+                skipped[name] = reason
+                logger.info("%-9s  skipped: %s", name, reason)
+                continue
+            began_head = time.perf_counter()
+            head = fit_head(name, train, validation, classes, ridge)
+            outputs.add(name, head.settings, head.predict, fit_seconds=time.perf_counter() - began_head)
+        if zero_shot is not None:
+            outputs.add("zero_shot", *zero_shot, fit_seconds=0.0)
     report |= {"heads": outputs.figures, "skipped": skipped, "seconds": round(time.perf_counter() - began, 2)}
     write_report("probe", report)
     logger.info("probe: λ %.1e chosen, validation accuracy %.4f", report["l2"], report["val_accuracy"])
@@ -141,7 +140,7 @@ def _solver(rows: NDArray[np.int64], classes: int, run: RunConfig, *, several: b
     Each rank reads only its part of the rows. They are on the GPUs if all have room.
     """
     if not several:
-        yield LinearSolver(Rows(read_features(rows), read_labels("train"), classes), classes)
+        yield LinearSolver(RowSums(read_features(rows), read_labels("train"), classes), classes)
         return
     import torch  # noqa: PLC0415  (takes seconds, as do the others)
 
@@ -159,7 +158,7 @@ def _solver(rows: NDArray[np.int64], classes: int, run: RunConfig, *, several: b
         device = process_group.device if min(process_group.gather(torch.tensor(on_gpu))) else "cpu"
         torch.set_float32_matmul_precision("high")  # TF32 where float32 only gives the direction of a step
         placed = torch.as_tensor(features, device=device), torch.as_tensor(labels, device=device)
-        shared = SharedRows(Rows(*placed, classes), process_group, watchdog)
+        shared = SharedRows(RowSums(*placed, classes), process_group, watchdog)
         if process_group.rank:
             shared.serve()
             yield None

@@ -5,13 +5,12 @@ predictions for efficient and accurate cross-validation", arXiv 1708.07180), for
 made again on each redrawn set of validation images, and what it chose is measured on the images that were not drawn.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.evaluation.bootstrap import draws, interval
+from headstart.evaluation.bootstrap import Groups, assign_units, interval
 
 
 class Corrected(NamedTuple):
@@ -25,7 +24,7 @@ def corrected(
     costs: NDArray[np.float32],
     figures: NDArray[np.float32],
     labels: NDArray[np.int64],
-    groups: Sequence[str] | None = None,
+    groups: Groups | None = None,
 ) -> Corrected:
     """Estimate what the configuration with the least mean cost has of a figure on new images.
 
@@ -35,10 +34,11 @@ def corrected(
         costs: what each validation image adds to what is minimised, (configurations, n).
         figures: what each adds to the figure, likewise.
         labels: of the images, (n,).
-        groups: names that are equal for images that are drawn together, or None.
+        groups: as for ``bootstrap.assign_units``.
     """
-    measured = []
-    for times in draws(labels, groups):
+    measured, units = [], assign_units(labels, groups)
+    for drawn in units.draws():
+        times = drawn[:, units.of_image]
         chosen = (times @ costs.T).argmin(axis=1)
         left_out = times == 0
         counts = left_out.sum(axis=1)
