@@ -69,7 +69,7 @@ def assert_nothing_lost(project: Path) -> None:
     saved = [int(line.split()[4]) for line in log(project) if line.startswith("finetune 0/") and "saved" in line]
     assert saved
     assert steps(project) == [0, *saved, STEPS]
-    assert sum(line.startswith("prepare") for line in log(project)) == 1
+    assert sum(line.startswith("prepare 0/") and "from" in line for line in log(project)) == 1
 
 
 def test_sigusr1_to_the_batch_script_saves_and_the_next_start_goes_on(

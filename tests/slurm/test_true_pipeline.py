@@ -182,7 +182,7 @@ def test_a_rank_fails(cluster: SlurmCluster, project: Path, expected: Result, re
     """Its node reads an image that differs from what was written."""
     if not cluster.isolated:
         pytest.skip("nodes without namespaces of their own see the same files")
-    (shard,) = (project / "data" / "prepared").glob("*.bin")
+    shard, *_ = sorted((project / "data" / "prepared").glob("*.bin"))
     damaged = project.with_name("damaged")
     damaged.write_bytes(bytes(shard.stat().st_size))
     cluster.run("srun", "--nodelist=node2", "mount", "--bind", str(damaged), str(shard))
