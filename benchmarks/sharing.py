@@ -1,6 +1,6 @@
 """Seconds of prepare and features on several ranks of this machine, and on nodes of one core of a real Slurm.
 
-    python -m benchmarks.sharing [--count 6000] [--pictures FOLDER] [--rounds 3]
+    python -m benchmarks.sharing [--count 6000] [--pictures FOLDER] [--rounds 3] [--nodes-only]
 
 The ranks of the first table have all of this machine's cores between them, started by torchrun; a node of the second
 is a slurmd of the Slurm that the tests start (Debian's slurm-wlm, as root), with one task of one core. Each run starts
@@ -96,13 +96,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=6000, help="training images")
     parser.add_argument("--pictures", type=Path, help="a folder with photographs, instead of invented ones")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--nodes-only", action="store_true", help="without the first table")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "headstart-benchmarks")
     args = parser.parse_args()
     args.work.mkdir(exist_ok=True)
     images = make_images(args.work.resolve(), args.pictures, args.count, LARGE)
     seen = set[str]()
-    starts = {str(ranks): by_torchrun(ranks) for ranks in (1, 2, 4)}
-    print_table(f"ranks, {joblib.cpu_count()} cores", starts, images, args.rounds, seen)
+    if not args.nodes_only:
+        starts = {str(ranks): by_torchrun(ranks) for ranks in (1, 2, 4)}
+        print_table(f"ranks, {joblib.cpu_count()} cores", starts, images, args.rounds, seen)
     if missing := why_no_cluster():
         print(missing)
     else:

@@ -8,7 +8,7 @@ from headstart.probe import sklearn_heads
 from headstart.probe.logistic import logistic_path, ridge_path
 from headstart.probe.sklearn_heads import (
     HEADS,
-    VALUES_LIMITS,
+    SIZE_LIMITS,
     FittedHead,
     LabelledFeatures,
     fit_head,
@@ -154,7 +154,7 @@ def test_with_many_classes_trees_are_skipped_and_the_reason_said() -> None:
     assert [name for name in HEADS if reason_to_skip(name, 50)] == []
     assert [name for name in HEADS if reason_to_skip(name, 51)] == ["boosting"]
     assert [name for name in HEADS if reason_to_skip(name, 101)] == ["tree", "forest", "boosting"]
-    assert [name for name in HEADS if reason_to_leave_out(name, VALUES_LIMITS["boosting"])] == []
-    assert [name for name in HEADS if reason_to_leave_out(name, VALUES_LIMITS["boosting"] + 1)] == ["boosting"]
-    assert [name for name in HEADS if reason_to_leave_out(name, 1_280_000 * 2048 * 1000) is None] == ["ridge"]
+    assert [name for name in HEADS if reason_to_leave_out(name, 1, SIZE_LIMITS["boosting"], 1)] == []
+    assert [name for name in HEADS if reason_to_leave_out(name, 1, SIZE_LIMITS["boosting"] + 1, 1)] == ["boosting"]
+    assert [name for name in HEADS if reason_to_leave_out(name, 1_280_000, 2048, 1000) is None] == ["ridge"]
     assert reason_to_skip("boosting", 51) == "51 classes: its time grows with them, and beyond 50 it is skipped"

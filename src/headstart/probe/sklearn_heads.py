@@ -54,11 +54,12 @@ trees a class.
 """
 
 
-VALUES_LIMITS = {"knn": 10**10, "tree": 10**10, "forest": 10**10, "boosting": 10**7}
-"""Images x features x classes above which a head is fitted only where it is asked for; ridge has the linear head's
-decomposition and takes one more look at the features. Boosting took 29 s for 1,117 x 1,280 x 10 (2 cores of an AMD
-EPYC), where the linear head took 2 and was better. In proportion to the figure above, a tree takes 18 minutes at 10^10;
-nearest neighbours of 10,000 images among 50,000 of 2,048 features are 2 x 10^12 operations for each number of them.
+SIZE_LIMITS = {"knn": 10**12, "tree": 10**10, "forest": 10**6, "boosting": 10**7}
+"""Size above which a head is fitted only where it is asked for; ridge has the linear head's decomposition and takes one
+more look at the features. It is images² x features for nearest neighbours, which took 132 s for 70,000 x 96; images x
+classes for a forest, which took 83 s and about 3 GB for 70,000 x 10; images x features x classes for the others: boosting
+took 29 s for 1,117 x 1,280 x 10, where the linear head took 2 and was better, and in proportion to the figure above a tree
+takes 18 minutes at 10^10 (2 cores of an AMD EPYC).
 """
 HEADS = ("ridge", "knn", "tree", "forest", "boosting")
 
@@ -92,9 +93,11 @@ def reason_to_skip(name: str, classes: int) -> str | None:
     return f"{classes} classes: its time grows with them, and beyond {limit} it is skipped" if classes > limit else None
 
 
-def reason_to_leave_out(name: str, values: int) -> str | None:
-    """Return why ``auto`` leaves a head out, for so many images x features x classes; None where it does not."""
-    if values <= VALUES_LIMITS.get(name, values):
+def reason_to_leave_out(name: str, images: int, width: int, classes: int) -> str | None:
+    """Return why ``auto`` leaves a head out, for so many training images, features and classes; None if it does not."""
+    sizes = {"knn": images**2 * width, "forest": images * classes}
+    size = sizes.get(name, images * width * classes)
+    if size <= SIZE_LIMITS.get(name, size):
         return None
     return f"it would take long; `probe.heads: [{', '.join(HEADS)}]` fits it all the same"
 

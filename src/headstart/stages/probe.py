@@ -58,7 +58,8 @@ def run(params: Params) -> None:
     began = time.perf_counter()
     prepared, probe = PreparedDataset.open(), params.probe
     rows, classes = prepared.rows("train"), len(prepared.classes)
-    values = len(rows) * read_features(rows[:0]).shape[1] * classes
+    width = read_features(rows[:0]).shape[1]
+    values = len(rows) * width * classes
     if values < WORTH_TORCH and rank_of_process():
         return
     zero_shot = None if probe.class_map is None else zero_shot_classifier(probe.class_map, prepared.classes)
@@ -76,7 +77,7 @@ def run(params: Params) -> None:
         for name in HEADS if probe.heads == "auto" else probe.heads:
             reason = reason_to_skip(name, classes)
             if probe.heads == "auto" and reason is None:
-                reason = reason_to_leave_out(name, values)
+                reason = reason_to_leave_out(name, len(rows), width, classes)
             if reason is not None:
                 skipped[name] = reason
                 logger.info("%-9s  skipped: %s", name, reason)
