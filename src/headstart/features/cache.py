@@ -82,6 +82,7 @@ class FeatureCache:
                 self._files.append(path)
         self._starts = np.cumsum([len(each) for each in keys])
         joined = np.concatenate(keys)
+        del keys
         self._order = np.lexsort((joined[:, 1], joined[:, 0]))
         self._first, self._second = joined[self._order].T
 
