@@ -57,9 +57,9 @@ trees a class.
 SIZE_LIMITS = {"knn": 10**12, "tree": 10**10, "forest": 10**6, "boosting": 10**7}
 """Size above which a head is fitted only where it is asked for; ridge has the linear head's decomposition and takes one
 more look at the features. It is images² x features for nearest neighbours, which took 132 s for 70,000 x 96; images x
-classes for a forest, which took 83 s and about 3 GB for 70,000 x 10; images x features x classes for the others: boosting
-took 29 s for 1,117 x 1,280 x 10, where the linear head took 2 and was better, and in proportion to the figure above a tree
-takes 18 minutes at 10^10 (2 cores of an AMD EPYC).
+classes for a forest, which took 83 s and about 3 GB for 70,000 x 10; images x features x classes for the others:
+boosting took 29 s for 1,117 x 1,280 x 10, where the linear head took 2 and was better, and in proportion to the figure
+above a tree takes 18 minutes at 10^10 (2 cores of an AMD EPYC).
 """
 HEADS = ("ridge", "knn", "tree", "forest", "boosting")
 
