@@ -129,7 +129,7 @@ def test_a_head_that_does_not_pay_is_skipped_with_the_reason(monkeypatch: pytest
 
 @pytest.mark.usefixtures("prepared")
 def test_auto_leaves_out_what_takes_long_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sklearn_heads, "VALUES_LIMITS", {"boosting": 1})
+    monkeypatch.setattr(sklearn_heads, "SIZE_LIMITS", {"boosting": 1})
     report = run(heads="auto")
     assert list(report["heads"]) == ["ridge", "knn", "tree", "forest"]
     assert report["skipped"]["boosting"].startswith("it would take long; `probe.heads: [ridge, knn, tree, forest, boo")
