@@ -128,9 +128,10 @@ def prepare_tables(count: int) -> None:
         catalog.add(SourceItem(name(i), str(i % CLASSES)) for i in range(count))
         catalog.record(packed())
         catalog.reject_conflicting_labels()
-        splits, _ = prepare._decide_splits(params, catalog, list(catalog.class_counts()))  # noqa: SLF001
+        classes = list(catalog.class_counts())
+        splits, _ = prepare._decide_splits(params, catalog, classes)  # noqa: SLF001
         spec: dict[str, Any] = {"input": {}, "train_side": None, "store": "raw", "pillow": "", "pixels_version": 3}
-        prepare._write_dataset(paths.PREPARED, Invented, catalog, spec, splits)  # type: ignore[arg-type]  # noqa: SLF001
+        prepare._write_dataset(paths.PREPARED, Invented, catalog, spec, classes=classes, splits=splits)  # type: ignore[arg-type]  # noqa: SLF001
 
 
 def feature_keys(_: int) -> None:

@@ -49,7 +49,7 @@ def test_clean_data_give_tables_without_rows_and_no_line(
     assert found["near_duplicates_among"] == "all pairs"
     assert found["labels_learned_from"] == 180
     assert all(0 < found["check_seconds"][name] < 60 for name in ("duplicates", "labels"))
-    assert check_images(IMAGE_QUALITY, prepared.folder, 240, 32)["odd_pictures"] == {"tiny": 0, "blank": 0}
+    assert check_images(IMAGE_QUALITY, prepared.folder, 32)["odd_pictures"] == {"tiny": 0, "blank": 0}
     assert class_imbalance({"a": {"train": 10}, "b": {"train": 5}}) == 2
     assert [read_table(table) for table in (IMAGE_QUALITY, DUPLICATES, LABELS)] == [[], [], []]
     assert caplog.messages == []
@@ -98,7 +98,7 @@ def test_tiny_and_blank_images_are_listed_and_sizes_that_vary_are_said(
 ) -> None:
     caplog.set_level(logging.INFO, "headstart")
     rewrite({3: {"width": 10}, 5: {"contrast": 0.5}, 8: {"width": 4000, "height": 3000}})
-    found = check_images(IMAGE_QUALITY, prepared.folder, 240, 32)
+    found = check_images(IMAGE_QUALITY, prepared.folder, 32)
     assert found == {"odd_pictures": {"tiny": 1, "blank": 1}, "side_range": [10, 3000]}
     assert [(row["row"], row["problem"], float(row["value"])) for row in read_table(IMAGE_QUALITY)] == [
         ("3", "tiny", 10),
@@ -112,7 +112,7 @@ def test_what_was_noted_when_images_were_decoded_is_listed_and_said(
     prepared: PreparedDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     notes = [(row, Note("few_bits", "12 of 16")) for row in (2, 4)] + [(6, Note("unused_bands", "1 of 4"))]
-    found = check_images(IMAGE_QUALITY, prepared.folder, 240, 32, notes)
+    found = check_images(IMAGE_QUALITY, prepared.folder, 32, notes)
     assert found["odd_pictures"] == {"tiny": 0, "blank": 0, "few_bits": 2, "unused_bands": 1}
     table = read_table(IMAGE_QUALITY)
     assert [(row["row"], row["problem"], row["value"]) for row in table] == [

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +43,16 @@ def stored_rows(path: Path) -> Rows:
     return Rows(shape, lambda rows: np.array(np.load(path, mmap_mode="r")[rows]))
 
 
+def write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Write the header of a .npy file, whose rows follow as they come."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
 def write_rows(path: Path, blocks: Iterable[NDArray[np.float32]], shape: tuple[int, int]) -> Rows:
     """Write blocks of rows as a .npy file, float32 of ``shape``; to a memory map a full disk would be SIGBUS."""
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        write_header(file, np.dtype("<f4"), shape)
         for block in blocks:
             file.write(np.ascontiguousarray(block, "<f4").data)
     return stored_rows(path)

@@ -15,7 +15,7 @@ from headstart.core.errors import UserError
 from headstart.core.io import read_json
 from headstart.core.paths import PREPARED
 from headstart.core.storage import storage_message
-from headstart.data.manifest import manifest_column, manifest_rows
+from headstart.data.manifest import manifest_column, sources_and_splits
 from headstart.data.shards import Shards, checksum, damaged, read_index, shard_path
 
 Split = Literal["train", "validation", "test"]
@@ -94,7 +94,7 @@ class PreparedDataset:
             if isinstance(error, OSError) and storage_message(error) is not None:
                 raise
             path = shard_path(self.folder, int(self._shards.index["shard"][row]))
-            source = next(itertools.islice(manifest_rows(self.folder), row, None))["source"]
+            source = sources_and_splits([row], self.folder)[row][0]
             raise damaged(path, f"is damaged: the image {source} is not as it was stored") from error
 
     @cached_property

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.core.errors import first_line
-from headstart.core.io import existing
+from headstart.core.io import existing, table_rows
 from headstart.core.paths import PREPARED
 from headstart.core.storage import storage_message
 from headstart.data.shards import damaged
@@ -87,8 +87,7 @@ def manifest_rows(folder: Path = PREPARED) -> Iterator[dict[str, Any]]:
         UserError: the file is missing or damaged.
     """
     if not (folder / MANIFEST).exists():
-        with existing(folder / CSV_VIEW).open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
+        yield from table_rows(folder / CSV_VIEW)
         return
     for batch in _batches(folder):
         names = batch.schema.names

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from headstart.core.blocks import write_header
 from headstart.core.errors import UserError
 
 Store = Literal["raw", "jpeg"]
@@ -142,8 +143,7 @@ def write_index(folder: Path, rows: Iterable[tuple[Any, ...]], count: int) -> No
 def write_array(path: Path, rows: Iterable[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     """Write a .npy file of ``shape`` row by row; to a memory map a full disk would be SIGBUS, and no exception."""
     with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
+        write_header(file, dtype, shape)
         for _, row in zip(range(shape[0]), rows, strict=True):
             file.write(np.asarray(row, dtype).tobytes())
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from headstart.config.schema import ChecksConfig
 from headstart.core.io import write_table
@@ -62,10 +62,8 @@ NOTED_PROBLEMS = {
 logger = logging.getLogger(__name__)
 
 
-def check_images(
-    table: Path, folder: Path, images: int, input_side: int, notes: Sequence[tuple[int, Note]] = ()
-) -> dict[str, Any]:
-    """Find tiny and blank images in a manifest of so many rows, for a model that sees ``input_side`` pixels a side.
+def check_images(table: Path, folder: Path, input_side: int, notes: Sequence[tuple[int, Note]] = ()) -> dict[str, Any]:
+    """Find tiny and blank images in a folder's manifest, for a model that sees ``input_side`` pixels a side.
 
     ``notes`` has what was noted when images were decoded, by their rows.
 
@@ -73,7 +71,7 @@ def check_images(
         ``odd_pictures``, how many images have each problem; ``side_range``, the smallest and the largest short side, in
         pixels.
     """
-    columns = (_column(name, images, np.float64, folder) for name in ("width", "height", "contrast"))
+    columns = (_column(name, folder).astype(np.float64) for name in ("width", "height", "contrast"))
     sides, height, contrasts = columns
     np.minimum(sides, height, out=sides)
     problems = [*(ImageProblem(row, *note) for row, note in notes), *find_image_problems(sides, contrasts, input_side)]
@@ -148,9 +146,9 @@ def check_features(
     if checks.duplicates or checks.labels:
         # As ``group_number`` has it, the first 8 bytes.
         firsts = (each[:, :8].copy().view(">u8")[:, 0] for each in manifest_column("sha256", prepared.folder))
-        contents = np.fromiter(chain.from_iterable(firsts), np.uint64, len(prepared.ids))
+        contents = np.concatenate(list(firsts)).astype(np.uint64)
     if checks.duplicates:
-        hashes = _column("phash", len(prepared.ids), np.uint64, prepared.folder)
+        hashes = _column("phash", prepared.folder)
         began = time.perf_counter()
         report |= _check_duplicates(duplicates_table, prepared, hashes, contents)
         seconds["duplicates"] = round(time.perf_counter() - began, 2)
@@ -217,9 +215,9 @@ def write_label_errors(
         logger.info("%d labels may be wrong: %s", len(errors), table)
 
 
-def _column(name: str, images: int, dtype: DTypeLike, folder: Path) -> NDArray[Any]:
-    """Return a column of numbers of the manifest, (images,)."""
-    return np.fromiter(chain.from_iterable(manifest_column(name, folder)), dtype, images)
+def _column(name: str, folder: Path) -> NDArray[Any]:
+    """Return a column of numbers of the manifest, (n,)."""
+    return np.concatenate(list(manifest_column(name, folder)))
 
 
 def _group_ids(contents: NDArray[np.uint64], folder: Path) -> NDArray[np.uint64]:

@@ -1,6 +1,5 @@
 """The parity check: an exported format computes what the trained model computes, on real images, or is not written."""
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from headstart.core.errors import UserError
 from headstart.data.dataset import SPLITS, PreparedDataset, evenly, read_labels
 from headstart.data.image_info import content_sha256, to_image
 from headstart.data.loader import Normalize, evaluation_pixels
-from headstart.data.manifest import manifest_rows
+from headstart.data.manifest import manifest_rows, sources_and_splits
 from headstart.data.source_item import Source
 from headstart.data.transforms import evaluation_transform
 from headstart.distributed.process_group import ProcessGroup
@@ -104,11 +103,12 @@ class ParityChecker:
             wrong = np.flatnonzero(difference.violations(bound))
             if len(wrong):
                 first = wrong[0]
-                entry = next(itertools.islice(manifest_rows(self._prepared.folder), int(self.rows[first]), None))
+                row = int(self.rows[first])
+                source, _ = sources_and_splits([row], self._prepared.folder)[row]
                 raise UserError(
                     f"export: {name}, batch {batch_size}: the outputs are beyond export.{key}: the top class is the "
                     f"same on {difference.same_class.mean():.2%} of {len(self.rows)} images, the loss differs by "
-                    f"{difference.nll:.3g}. Of {len(wrong)} images that differ the first is {entry['source']}: its "
+                    f"{difference.nll:.3g}. Of {len(wrong)} images that differ the first is {source}: its "
                     f"logits by {difference.logits[first]:.3g}, its features by {difference.features[first]:.2%}"
                 )
         return {

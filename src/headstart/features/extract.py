@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from headstart.config.schema import Params, RunConfig
+from headstart.core.blocks import write_header
 from headstart.core.errors import UserError
 from headstart.core.io import atomic_write, write_json
 from headstart.core.paths import FEATURE_ROWS, FEATURES, FEATURES_INFO
@@ -225,8 +226,7 @@ def write_features(
         folder.mkdir()
         write_json(folder / FEATURES_INFO.name, info)
         with (folder / FEATURE_ROWS.name).open("wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+            write_header(file, np.dtype(dtype), shape)
             return file.tell()
 
     def write_part(start: int) -> None:

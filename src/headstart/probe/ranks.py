@@ -3,8 +3,6 @@
 They take no decision, since the last bits that it would hang on differ between machines.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 
@@ -21,25 +19,19 @@ class SharedRows:
 
     def __call__(self, name: str, *arrays: torch.Tensor) -> list[torch.Tensor]:
         """Return the sums over the images of all ranks, on rank 0."""
-        self._broadcast((name, [(each.shape, each.dtype) for each in arrays]))
+        self._process_group.broadcast_from_rank_zero(lambda: (name, [(each.shape, each.dtype) for each in arrays]))
         return self._add(name, [each.contiguous() for each in arrays])
 
     def serve(self) -> None:
         """Add to what rank 0 asks for, until it releases the others."""
-        while request := self._broadcast(None):
+        while request := self._process_group.broadcast_from_rank_zero(lambda: None):
             name, kinds = request
             device = self._rows.features.device
             self._add(name, [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in kinds])
 
     def release(self) -> None:
         """End ``serve`` on the other ranks."""
-        self._broadcast(None)
-
-    def _broadcast(self, request: Any) -> Any:
-        requests = [request]
-        if self._process_group.group is not None:
-            dist.broadcast_object_list(requests, src=0, group=self._process_group.group)
-        return requests[0]
+        self._process_group.broadcast_from_rank_zero(lambda: None)
 
     def _add(self, name: str, arrays: list[torch.Tensor]) -> list[torch.Tensor]:
         self._watchdog.beat(f"probe, {name}")

@@ -138,27 +138,31 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
             figures["decoded_again"] = catalog.record(_packed(packer))["decoded"]
         if catalog.count() != len(splits):
             raise UserError("prepare: images were changed while they were read: run it again")
-        notes = catalog.notes()
-        written = _write_dataset(folder, source, catalog, spec, splits)
+        if notes := catalog.notes():
+            write_json(folder / NOTES_PATH, {content: note for _, content, note in notes})
+        written = _write_dataset(folder, source, catalog, spec, classes=classes, splits=splits)
     figures |= {"store": spec["store"], "train_side": spec["train_side"], "bytes": sum(written)}
     figures["seconds"] = round(time.perf_counter() - began, 1)
     _log_summary(counts, figures, bad)
     counts["class_imbalance"] = class_imbalance(counts["per_class"])
     input_side = max(spec["input"]["input_size"][1:])
     noted = [(row, note) for row, _, note in notes]
-    figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, len(splits), input_side, noted)
+    figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, input_side, noted)
     chosen = [choice._asdict() for choice in choices]
     write_report("prepare", counts | figures | {"bad": bad, "chosen": chosen})
 
 
 def _write_dataset(
-    folder: Path, source: Source, catalog: Catalog, spec: dict[str, Any], splits: NDArray[np.int8]
+    folder: Path,
+    source: Source,
+    catalog: Catalog,
+    spec: dict[str, Any],
+    *,
+    classes: list[str],
+    splits: NDArray[np.int8],
 ) -> list[int]:
     """Write the tables beside the shards; return the shards' sizes in bytes."""
-    classes = list(catalog.class_counts())
     sha256 = write_manifest(folder, source.metadata_columns, catalog.manifest(splits), len(splits))
-    if notes := catalog.notes():
-        write_json(folder / NOTES_PATH, {content: note for _, content, note in notes})
     write_index(folder, catalog.index_rows(classes, splits), len(splits))
     sizes = [path.stat().st_size for path in sorted(folder.glob("pixels-*.bin"))]
     dataset = {"pictures": len(splits), "classes": classes, **spec, "shard_bytes": sizes, "sha256": sha256}
