@@ -147,3 +147,15 @@ def test_an_image_is_known_by_its_content_and_its_use(tmp_path: Path, monkeypatc
         assert second % 2 == (split == 0)
     assert len(np.unique(found, axis=0)) == len(prepared.ids)
     assert np.array_equal(image_keys(PreparedDataset.open()), found)
+
+
+def test_hashes_with_equal_halves_are_told_apart(tmp_path: Path) -> None:
+    every = np.stack(np.meshgrid(np.arange(5), np.arange(5)), axis=-1).reshape(-1, 2).astype(np.uint64)
+    every = np.random.default_rng(0).permutation(every)
+    cache = FeatureCache(tmp_path, KEY, 1, "float32")
+    for first in range(0, 20, 4):
+        cache.add(every[first : first + 4], np.arange(first, first + 4)[:, None])
+    cache.refresh()
+    assert cache.missing(every).tolist() == [20, 21, 22, 23, 24]
+    order = np.random.default_rng(1).permutation(20)
+    assert cache.rows(every[order])[:, 0].tolist() == order.tolist()

@@ -71,6 +71,7 @@ class FeatureCache:
     def refresh(self) -> None:
         """Read which images have rows. A file that is damaged has none: the same one will be written anew."""
         self._files, keys = list[Path](), [np.empty((0, 2), np.uint64)]
+        self._first = self._second = np.empty(0, np.uint64)  # frees those of before, for the memory of many images
         self._rows_of.cache_clear()
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
@@ -81,16 +82,15 @@ class FeatureCache:
             else:
                 self._files.append(path)
         self._starts = np.cumsum([len(each) for each in keys])
-        joined = np.concatenate(keys)
+        self._first, self._second = (np.concatenate([each[:, half] for each in keys]) for half in range(2))
         del keys
-        self._order = np.lexsort((joined[:, 1], joined[:, 0]))
-        self._first, self._second = joined[self._order].T
+        self._order = np.argsort(self._first)
 
     def missing(self, keys: ImageKeys) -> NDArray[np.int64]:
         """Return the places of the keys without a row, in order, of equal keys the first."""
         absent = [self._places(keys[first : first + KEYS]) < 0 for first in range(0, len(keys), KEYS)]
         missing = np.flatnonzero(np.concatenate([np.empty(0, bool), *absent]))
-        order = missing[np.lexsort((keys[missing, 1], keys[missing, 0]))]  # equal ones stay in order
+        order = missing[np.argsort(keys[missing, 0], kind="stable")]
         new = np.ones(len(order), bool)
         for half in range(2):
             new[1:] &= keys[order[1:], half] == keys[order[:-1], half]
@@ -121,16 +121,17 @@ class FeatureCache:
 
     def _places(self, keys: ImageKeys) -> NDArray[np.int64]:
         """Return the place of each image among those of all files one after the other; -1 where it is in none."""
-        at = np.searchsorted(self._first, keys[:, 0])
-        found = np.minimum(at, len(self._first) - 1)
-        # The first halves of two hashes may be equal: then the second decides.
-        while len(self._first):
-            same = self._first[found] == keys[:, 0]
-            further = same & (self._second[found] < keys[:, 1]) & (found < len(self._first) - 1)
+        if not len(self._first):
+            return np.full(len(keys), -1)
+        at = np.searchsorted(self._first, keys[:, 0], sorter=self._order)
+        while True:
+            place = self._order[np.minimum(at, len(self._order) - 1)]
+            same = (self._first[place] == keys[:, 0]) & (at < len(self._order))
+            # The first halves of two hashes may be equal: then the second decides.
+            further = same & (self._second[place] != keys[:, 1])
             if not further.any():
-                return np.where(same & (self._second[found] == keys[:, 1]), self._order[found], -1)
-            found = found + further
-        return np.full(len(keys), -1)
+                return np.where(same, place, -1)
+            at = at + further
 
     @staticmethod
     def _read_rows(path: Path) -> NDArray[Any]:
