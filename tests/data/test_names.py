@@ -2,7 +2,8 @@
 
 import pytest
 
-from headstart.data.names import mentioned_split, normalize_label, split_of
+from headstart.core.text import normalize_label
+from headstart.data.names import mentioned_split, split_of
 
 
 @pytest.mark.parametrize(

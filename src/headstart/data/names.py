@@ -1,4 +1,4 @@
-"""What names mean: which split a folder or a value of a table is, and the one form of a class's name."""
+"""Which split a name means: of a folder, or a value of a table."""
 
 import functools
 import re
@@ -12,11 +12,6 @@ SPLIT_WORDS: dict[Split, str] = {
     "test": "test|testing|tst",
 }
 DECORATION = r"(?:set|data|dataset|images?|imgs?|pictures?|photos?|files?|samples?|split|folder)"
-INVISIBLE = re.compile(
-    r"[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
-)
-# In Persian, Indic scripts and emoji these two change what is seen; beside ASCII and at the ends they do not.
-JOINERS = re.compile(r"[\u200c\u200d](?=[ -~]|$)|(?<=[ -~])[\u200c\u200d]|^[\u200c\u200d]")
 
 
 @functools.lru_cache
@@ -33,10 +28,3 @@ def mentioned_split(name: str) -> Split | None:
     """Return the split that a word in a name is, such as in ``seg_train``, ``testA`` or ``01_val``."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
     return next(filter(None, map(split_of, words)), None)
-
-
-@functools.lru_cache
-def normalize_label(name: str) -> str:
-    """Return a class's name in Unicode's composed form (NFC), without outer, repeated and invisible characters."""
-    visible = " ".join(INVISIBLE.sub("", unicodedata.normalize("NFC", name)).split())
-    return JOINERS.sub("", visible).strip()

@@ -14,10 +14,11 @@ import numpy as np
 
 from headstart.core.errors import UserError, first_line
 from headstart.core.problems import some
+from headstart.core.text import normalize_label
 from headstart.data.archives import Archives, ArchiveSource
 from headstart.data.dataset import Split
 from headstart.data.manifest import MANIFEST_COLUMNS
-from headstart.data.names import normalize_label, split_of
+from headstart.data.names import split_of
 from headstart.data.source_item import SourceItem
 from headstart.images.decode import BadImageError
 

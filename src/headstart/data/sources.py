@@ -25,11 +25,12 @@ from headstart.config.writer import inline_yaml
 from headstart.core.errors import UserError
 from headstart.core.paths import cache_folder
 from headstart.core.problems import some
+from headstart.core.text import normalize_label
 from headstart.data.archives import Archives
 from headstart.data.dataset import SPLITS, Split
 from headstart.data.image_info import LabelledImage
 from headstart.data.manifest import MANIFEST_COLUMNS
-from headstart.data.names import mentioned_split, normalize_label, split_of
+from headstart.data.names import mentioned_split, split_of
 from headstart.data.parquet import ParquetFiles
 from headstart.data.remote import RemoteFile, check_lock, is_url, list_files, read_url, write_lock
 from headstart.data.source_item import Source, SourceItem

@@ -16,9 +16,9 @@ from typing import BinaryIO, NamedTuple
 from headstart.core.errors import UserError, first_line
 from headstart.core.io import atomic_write
 from headstart.core.problems import some
+from headstart.core.text import normalize_label
 from headstart.data.archives import Archives, ArchiveSource
 from headstart.data.dataset import Split
-from headstart.data.names import normalize_label
 from headstart.data.source_item import SourceItem
 from headstart.images.decode import BadImageError
 from headstart.images.files import LARGEST_FILE, is_image_name

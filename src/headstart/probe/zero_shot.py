@@ -16,7 +16,7 @@ from scipy.special import log_softmax, logsumexp
 
 from headstart.core.errors import UserError
 from headstart.core.problems import list_problems, some
-from headstart.data.names import normalize_label
+from headstart.core.text import normalize_label
 from headstart.models.head import PretrainedHead, read_pretrained_head
 from headstart.probe.outputs import Predict
 

@@ -1,0 +1,310 @@
+"""Grades: classes in an order, learned by the logits of being above each of them."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+
+from headstart.core.errors import UserError
+from headstart.core.problems import some
+from headstart.core.text import normalize_label
+from headstart.targets.arrays import Array, sigmoid, softplus
+from headstart.targets.cells import NUMBER
+from headstart.targets.conformal import LEVELS, entry, threshold
+from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
+from headstart.targets.temperature import best_temperatures
+
+MOST_GRADES = 50
+
+
+class GradesReader:
+    """Reads one grade of an image; their order is that of ``prepare.grades``, or of the numbers that they are."""
+
+    is_name = True
+
+    def __init__(self, columns: Sequence[str], grades: Sequence[str] | None) -> None:
+        self.columns = columns
+        self._grades = None if grades is None else [normalize_label(grade) for grade in grades]
+
+    def read(self, cells: Sequence[Any]) -> str:
+        """Return the grade; of whole numbers without decimals, which other programs add."""
+        (cell,) = cells
+        text = "" if cell is None or cell != cell else normalize_label(str(cell))  # noqa: PLR0124  (NaN)
+        text = re.sub(r"(?<=\d)\.0+$", "", text)
+        if not text:
+            raise ValueError("has no grade: the cell is empty")
+        if self._grades is not None and text not in self._grades:
+            raise ValueError(f"{text[:60]!r} is none of prepare.grades: {some(self._grades)}")
+        return text
+
+    def target(self, texts: Iterable[str]) -> "Grades":
+        """Return the grades in their order; raises UserError where it is unknown, or a grade has no image."""
+        found = set(texts)
+        if self._grades is not None:
+            if absent := [grade for grade in self._grades if grade not in found]:
+                raise UserError(f"prepare.grades: no image has the grade {some(map(repr, absent))}: leave it out")
+            return Grades(self._grades)
+        if others := sorted(text for text in found if not re.fullmatch(NUMBER, text)):
+            raise UserError(
+                f"prepare.grades: {some(map(repr, others), 5)} are no numbers, so their order is unknown: name all "
+                "grades from the lowest to the highest, as in [none, mild, severe]"
+            )
+        if len(found) > MOST_GRADES:
+            raise UserError(f"prepare.target: {len(found):,} different grades: is it a number? Then set it to number")
+        return Grades(sorted(found, key=float))
+
+
+@dataclass(frozen=True)
+class Grades:
+    """Ordered classes; ``values`` are int64 (n,), from 0.
+
+    The head computes for each grade but the last the logit of being above it. Its rows of weights are equal, only the
+    biases differ: one number orders the images, and thresholds on it separate the grades. The loss is the sum of the
+    binary cross-entropies: the all-threshold loss (Rennie and Srebro 2005; Pedregosa et al. 2017), CORAL's (Cao et al.
+    2020).
+    """
+
+    names: Sequence[str]
+    kind: ClassVar[str] = "grade"
+    losses_known: ClassVar[tuple[LossKind, ...]] = ("auto",)
+    tied: ClassVar[bool] = True
+    measures: ClassVar[Mapping[str, Measure]] = {
+        "kappa": Measure("quadratic kappa", higher_is_better=True),
+        "mae": Measure("MAE [grades]", higher_is_better=False),
+        "accuracy": Measure("accuracy", higher_is_better=True),
+        "within_one": Measure("within one grade", higher_is_better=True),
+        "macro_f1": Measure("macro F1", higher_is_better=True),
+        "log_loss": Measure("log loss", higher_is_better=False),
+    }
+
+    @property
+    def units(self) -> Sequence[str]:
+        """Grades have no units."""
+        return [""] * len(self.names)
+
+    @property
+    def outputs(self) -> int:
+        """A logit for each grade but the last."""
+        return len(self.names) - 1
+
+    def spec(self) -> dict[str, Any]:
+        """Return nothing: the names say it all."""
+        return {}
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
+    def encode(self, text: str) -> int:
+        """Return the number of a grade, from 0."""
+        return self._number[text]
+
+    def values(self, texts: Iterable[str], count: int) -> NDArray[np.int64]:
+        """Return the values of images, int64 (n,)."""
+        return np.fromiter(map(self.encode, texts), np.int64, count)
+
+    def strata(self, values: NDArray[np.int64]) -> Strata:
+        """Return the images of each grade."""
+        return Strata(self.names, np.arange(len(values)), values)
+
+    def trained(self, values: NDArray[np.int64]) -> "Grades":  # noqa: ARG002  (``Strata`` has what is wrong with them)
+        """Return itself."""
+        return self
+
+    def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
+        """Return the sum of the binary cross-entropies of being above each grade but the last."""
+        xp = array_namespace(outputs)
+        if options.shift is not None:
+            outputs = outputs + options.shift
+        above = self._above(values, outputs)
+        if options.smoothing:
+            above = above * (1 - options.smoothing) + options.smoothing / 2
+        losses = xp.sum(softplus(outputs) - above * outputs, axis=1)
+        return losses if options.weights is None else losses * options.weights[values]
+
+    @staticmethod
+    def _above(values: Array, outputs: Array) -> Array:
+        """Return 1 for each grade that a value is above, (n, outputs), of the outputs' type."""
+        xp = array_namespace(outputs)
+        below = xp.arange(outputs.shape[1], device=outputs.device)
+        return xp.astype(values[:, None] > below, outputs.dtype)
+
+    def derivatives(self, outputs: Array, values: Array) -> tuple[Array, Array, Array]:
+        """Return the loss, its gradient, and p(1 - p) as the state."""
+        probabilities = sigmoid(outputs)
+        gradient = probabilities - self._above(values, outputs)
+        return self.losses(outputs, values), gradient, probabilities * (1 - probabilities)
+
+    def curvatures(self, state: Array) -> Array:
+        """Return p(1 - p)."""
+        return state
+
+    def hessian_product(self, state: Array, change: Array) -> Array:
+        """Return the product with the Hessian, which is diagonal."""
+        return state * change
+
+    def start_bias(self, values: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the logits of the fractions above each grade but the last."""
+        return np.asarray(self.log_priors(values), np.float64)
+
+    def loss_weights(self, values: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return ``n / (grades · n_grade)``: the mean over the images is 1."""
+        counts = np.bincount(values, minlength=len(self.names))
+        return np.asarray(len(values) / (len(self.names) * np.maximum(counts, 1)), np.float32)
+
+    def log_priors(self, values: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the logits of the fractions above each grade but the last; half an image is added."""
+        above = (values[:, None] > np.arange(self.outputs)).sum(axis=0)
+        return np.asarray(np.log((above + 0.5) / (len(values) - above + 0.5)), np.float32)
+
+    def rarities(self, values: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return one over the count of the image's grade."""
+        return np.asarray(1 / np.bincount(values, minlength=len(self.names))[values], np.float64)
+
+    def fit(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> dict[str, Any]:
+        """Fit one temperature for all logits."""
+
+        def loss(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.asarray(self.losses(scaled, values).mean(keepdims=True))
+
+        return {"temperature": float(best_temperatures(outputs, loss, 1)[0])}
+
+    def probabilities(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Return each grade's calibrated probability, float64 (n, grades)."""
+        above = sigmoid(outputs.astype(np.float64) / fitted["temperature"])
+        # Whoever is above a grade is above those before it: training might leave the logits out of order.
+        falling = np.minimum.accumulate(above, axis=1)
+        edges = np.pad(falling, ((0, 0), (1, 1)), constant_values=((0, 0), (1, 0)))
+        return np.asarray(edges[:, :-1] - edges[:, 1:])
+
+    def predicted(self, outputs: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the median of each image's grades, int64 (n,): how many it is above, more likely than not."""
+        return np.asarray((np.minimum.accumulate(outputs, axis=1) > 0).sum(axis=1), np.int64)
+
+    def tally(
+        self, outputs: NDArray[Any], values: NDArray[np.int64], units: NDArray[np.int64], fitted: Mapping[str, Any]
+    ) -> "GradeTally":
+        """Return what the figures are computed from."""
+        losses = self.losses(outputs.astype(np.float64) / fitted["temperature"], values)
+        return GradeTally(self.predicted(outputs), values, losses, units, len(self.names))
+
+    def _scores(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
+        """Return each grade's nonconformity score, float64 (n, grades); the sets of any limit are contiguous.
+
+        A set grows from the median grade to the likelier one of its two neighbours; a grade's score is the probability
+        of the set before it enters (ordinal adaptive prediction sets, Lu et al. 2022).
+        """
+        probabilities = self.probabilities(outputs, {"temperature": 1.0})
+        n, grades = probabilities.shape
+        rows, padded = np.arange(n), np.pad(probabilities, ((0, 0), (1, 1)), constant_values=-1.0)
+        low = high = self.predicted(outputs)
+        scores = np.zeros((n, grades))
+        mass = probabilities[rows, low].copy()
+        for _ in range(grades - 1):
+            upwards = padded[rows, high + 2] > padded[rows, low]
+            low, high = low - ~upwards, high + upwards
+            entered = np.where(upwards, high, low)
+            scores[rows, entered] = mass
+            mass += probabilities[rows, entered]
+        return scores
+
+    def conformal(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Fit the thresholds of contiguous sets of grades."""
+        own = self._scores(outputs)[np.arange(len(values)), values]
+        return [entry("OAPS", level, threshold(own, level)) for level in LEVELS]
+
+    def region(self, outputs: NDArray[Any], level: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """Return which grades are in each image's set, bool (n, grades)."""
+        limit = level["threshold"]
+        return np.asarray(self._scores(outputs) <= (np.inf if limit is None else limit))
+
+    def coverage(
+        self,
+        outputs: NDArray[Any],
+        values: NDArray[np.int64],
+        level: Mapping[str, Any],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+    ) -> dict[str, Any]:
+        """Measure the fraction of sets that hold the grade, and their mean size."""
+        sets = self.region(outputs, level)
+        covered = sets[np.arange(len(values)), values]
+        return {"covered": float(covered.mean()), "of": len(values), "size": float(sets.sum(axis=1).mean())}
+
+    def answers(
+        self, outputs: NDArray[Any], fitted: Mapping[str, Any], level: Mapping[str, Any] | None
+    ) -> list[Answer]:
+        """Return the median grade with its probability; the set's grades are in their order."""
+        probabilities, grades = self.probabilities(outputs, fitted), self.predicted(outputs).tolist()
+        sets = None if level is None else self.region(outputs, level)
+        answers = []
+        for i, (row, grade) in enumerate(zip(probabilities, grades, strict=True)):
+            parts = [(self.names[j], float(row[j])) for j in np.argsort(-row, kind="stable").tolist()]
+            region = (
+                None if sets is None else [name for name, inside in zip(self.names, sets[i], strict=True) if inside]
+            )
+            answers.append(Answer(self.names[grade], float(row[grade]), parts, region))
+        return answers
+
+
+class GradeTally:
+    """The figures of grades, all of them functions of sums over the images."""
+
+    def __init__(
+        self,
+        predicted: NDArray[np.int64],
+        values: NDArray[np.int64],
+        losses: NDArray[np.float64],
+        units: NDArray[np.int64],
+        grades: int,
+    ) -> None:
+        """Count by unit the pairs of grade and prediction, and sum the losses; all are (n,)."""
+        self._grades, shape = grades, (int(units.max(initial=-1)) + 1, grades**2 + 1)
+        self._sums = np.zeros(shape)
+        np.add.at(self._sums, (units, values * grades + predicted), 1)
+        self._sums[:, -1] = np.bincount(units, losses, minlength=shape[0])
+
+    def _confusion(self, times: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        sums = times[:, : len(self._sums)].astype(np.float64) @ self._sums
+        return sums[:, :-1].reshape(-1, self._grades, self._grades), sums[:, -1]
+
+    def figures(self, times: NDArray[np.float32]) -> Figures:
+        """Return the figures; kappa is 1 less the squared errors over those of chance with the same frequencies.
+
+        Cohen 1968. ``macro_f1`` is the mean over the grades that occur.
+        """
+        confusion, losses = self._confusion(times)
+        total, hits = confusion.sum(axis=(1, 2)), np.diagonal(confusion, axis1=1, axis2=2)
+        actual, said = confusion.sum(axis=2), confusion.sum(axis=1)
+        distance = np.abs(np.subtract.outer(np.arange(self._grades), np.arange(self._grades)))
+        chance = np.einsum("ti,tj,ij->t", actual, said, distance**2) / total
+        f1 = 2 * hits / np.maximum(actual + said, 1e-12)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            kappa = 1 - (confusion * distance**2).sum(axis=(1, 2)) / chance
+        return {
+            "kappa": kappa,
+            "mae": (confusion * distance).sum(axis=(1, 2)) / total,
+            "accuracy": hits.sum(axis=1) / total,
+            "within_one": (confusion * (distance <= 1)).sum(axis=(1, 2)) / total,
+            "macro_f1": np.where(actual > 0, f1, 0).sum(axis=1) / (actual > 0).sum(axis=1),
+            "log_loss": losses / total,
+        }
+
+    def per_part(self) -> list[dict[str, float | int | None]]:
+        """Return each grade's figures on the test set as it is."""
+        (confusion,), _ = self._confusion(np.ones((1, len(self._sums)), np.float32))
+        actual, said, hits = confusion.sum(axis=1), confusion.sum(axis=0), np.diagonal(confusion)
+        errors = (confusion * np.abs(np.subtract.outer(np.arange(self._grades), np.arange(self._grades)))).sum(axis=1)
+        return [
+            {
+                "support": int(actual[i]),
+                "precision": round(float(hits[i] / said[i]), 6) if said[i] else None,
+                "recall": round(float(hits[i] / actual[i]), 6) if actual[i] else None,
+                "mae": round(float(errors[i] / actual[i]), 6) if actual[i] else None,
+            }
+            for i in range(self._grades)
+        ]

@@ -1,0 +1,398 @@
+"""Any number of labels an image: each present, absent or unknown, with a logistic loss of its own."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+
+from headstart.core.errors import UserError
+from headstart.core.problems import some
+from headstart.core.text import normalize_label
+from headstart.targets.arrays import Array, known, sigmoid, softplus
+from headstart.targets.cells import read_flag
+from headstart.targets.conformal import LEVELS, entry
+from headstart.targets.ranking import Ranking
+from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
+from headstart.targets.temperature import best_temperatures
+
+FOCUS = 2.0
+"""The exponent γ of the focal loss (Lin et al. 2017)."""
+POSITIVE_FOCUS, NEGATIVE_FOCUS, MARGIN = 1.0, 4.0, 0.05
+"""Of the asymmetric loss (Ridnik et al. 2021): γ+, γ- and the probability below which an absent label costs nothing."""
+MOST_WEIGHT = 100.0
+"""Of a label that is there: rarer ones would make the steps too large."""
+
+
+SEPARATORS = ";|,/"
+
+
+class LabelsReader:
+    """Reads labels: from one column, with a separator between them or as a list, or from columns of 0 and 1."""
+
+    is_name = False
+
+    def __init__(self, columns: Sequence[str], separator: str, *, fold: bool) -> None:
+        """``fold``: whether names that differ in case alone are one label."""
+        self.columns, self._separator, self._fold = columns, separator, fold
+        self._joined, self._apart = Counter[str](), 0
+
+    def read(self, cells: Sequence[Any]) -> str:
+        """Return JSON: 1 for labels that are present, null for unknown ones, in the order of their names."""
+        if len(self.columns) > 1:
+            row = {}
+            for column, cell in zip(self.columns, cells, strict=True):
+                try:
+                    flag = read_flag(cell)
+                except ValueError as error:
+                    raise ValueError(f"{column}: {error}") from None
+                if flag != 0:
+                    row[column] = flag
+            if len(row) == len(self.columns) and not any(row.values()):
+                raise ValueError("no label is known: all cells are empty")
+            return json.dumps(row, ensure_ascii=False, sort_keys=True)
+        (cell,) = cells
+        if cell is None or isinstance(cell, float):
+            cell = "" if cell is None or cell != cell else f"{cell:g}"  # noqa: PLR0124  (NaN)
+        parts = [str(each) for each in cell] if isinstance(cell, list | tuple) else self._split(str(cell))
+        names = {name.casefold() if self._fold else name for part in parts if (name := normalize_label(part))}
+        return json.dumps(dict.fromkeys(sorted(names), 1), ensure_ascii=False)
+
+    def _split(self, cell: str) -> list[str]:
+        parts = cell.split(self._separator) if self._separator.strip() else cell.split()
+        self._apart += len(parts) > 1
+        self._joined.update(set(SEPARATORS).intersection(cell) - {self._separator})
+        return parts
+
+    def target(self, texts: Iterable[str]) -> "Labels":
+        """Return the labels that occur, or the columns in their order; raises UserError where they look wrong."""
+        if len(self.columns) > 1:
+            return Labels(self.columns)
+        names = sorted({name for text in texts for name in json.loads(text)})
+        if not self._apart and self._joined:
+            (other, count), *_ = self._joined.most_common()
+            raise UserError(
+                f"prepare.label_separator: no cell of the column {self.columns[0]} has {self._separator!r}, and "
+                f"{count:,} have {other!r}: if that separates labels, set it to {other!r}"
+            )
+        folded = Counter(name.casefold() for name in names)
+        if twins := [name for name in names if folded[name.casefold()] > 1]:
+            raise UserError(
+                f"prepare: the labels {some(map(repr, twins[:2]))} differ in case alone: correct them, or set "
+                "prepare.label_case: fold to make them one"
+            )
+        if len(names) < 2:
+            what = f"there is a single label, {names[0]!r}" if names else "no image has a label"
+            raise UserError(
+                f"prepare.target: {what}: is prepare.label_separator right? One label or none: columns of 0/1"
+            )
+        return Labels(names)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Any number of labels an image; ``values`` are float32 (n, labels): 1 if present, 0 if absent, NaN if unknown.
+
+    The loss is Σ over the known labels of the binary cross-entropy, so that each label is a problem of its own.
+    """
+
+    names: Sequence[str]
+    kind: ClassVar[str] = "labels"
+    losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "focal", "asymmetric")
+    tied: ClassVar[bool] = False
+    measures: ClassVar[Mapping[str, Measure]] = {
+        "mean_ap": Measure("mean AP", higher_is_better=True),
+        "macro_f1": Measure("macro F1", higher_is_better=True),
+        "micro_f1": Measure("micro F1", higher_is_better=True),
+        "auroc": Measure("AUROC", higher_is_better=True),
+        "subset_accuracy": Measure("subset accuracy", higher_is_better=True),
+        "log_loss": Measure("log loss", higher_is_better=False),
+    }
+
+    @property
+    def units(self) -> Sequence[str]:
+        """Labels have no units."""
+        return [""] * len(self.names)
+
+    @property
+    def outputs(self) -> int:
+        """A logit for each label."""
+        return len(self.names)
+
+    def spec(self) -> dict[str, Any]:
+        """Return nothing: the names say it all."""
+        return {}
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
+    def encode(self, text: str) -> NDArray[np.float32]:
+        """Return a row of values from JSON: 1 for labels that are present, null for unknown ones, no others."""
+        row = np.zeros(len(self.names), np.float32)
+        for name, value in json.loads(text).items():
+            row[self._number[name]] = np.nan if value is None else value
+        return row
+
+    def values(self, texts: Iterable[str], count: int) -> NDArray[np.float32]:
+        """Return the values of images, float32 (n, labels)."""
+        values = np.empty((count, len(self.names)), np.float32)
+        for row, text in zip(values, texts, strict=True):
+            row[:] = self.encode(text)
+        return values
+
+    def strata(self, values: NDArray[np.float32]) -> Strata:
+        """Return which images have each label."""
+        return Strata(self.names, *np.nonzero(values == 1))
+
+    def trained(self, values: NDArray[np.float32]) -> "Labels":
+        """Return itself; raises UserError for a label that all training images have, or none, or that is unknown."""
+        present, is_known = known(values)
+        positive, total = present.sum(axis=0), is_known.sum(axis=0)
+        for what, wrong in {
+            "is known of no training image": total == 0,
+            "is in no training image": positive == 0,
+            "is in every training image": positive == total,
+        }.items():
+            if wrong.any():
+                names = some(repr(name) for name, each in zip(self.names, wrong, strict=True) if each)
+                raise UserError(f"prepare: what {what} can't be learned: {names}; add images, or leave the label out")
+        return self
+
+    def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
+        """Return the sum over an image's known labels of the binary cross-entropy, or its focal or asymmetric kin."""
+        xp = array_namespace(outputs)
+        present, is_known = known(values)
+        if options.smoothing:
+            present = present * (1 - options.smoothing) + options.smoothing / 2
+        if options.shift is not None:
+            outputs = outputs + options.shift
+        if_present, if_absent = softplus(-outputs), softplus(outputs)  # -log p and -log(1 - p)
+        if options.kind == "focal":
+            probabilities = sigmoid(outputs)
+            if_present = if_present * (1 - probabilities) ** FOCUS
+            if_absent = if_absent * probabilities**FOCUS
+        if options.kind == "asymmetric":
+            probabilities = sigmoid(outputs)
+            if_present = if_present * (1 - probabilities) ** POSITIVE_FOCUS
+            shifted = xp.clip(probabilities - MARGIN, 0, None)
+            if_absent = -xp.log1p(-shifted) * shifted**NEGATIVE_FOCUS
+        if options.weights is not None:
+            if_present = if_present * options.weights
+        return xp.sum((present * if_present + (1 - present) * if_absent) * is_known, axis=1)
+
+    def derivatives(self, outputs: Array, values: Array) -> tuple[Array, Array, Array]:
+        """Return the loss, its gradient, and p(1 - p) of the known labels as the state."""
+        present, is_known = known(values)
+        probabilities = sigmoid(outputs)
+        gradient = (probabilities - present) * is_known
+        return self.losses(outputs, values), gradient, probabilities * (1 - probabilities) * is_known
+
+    def curvatures(self, state: Array) -> Array:
+        """Return p(1 - p)."""
+        return state
+
+    def hessian_product(self, state: Array, change: Array) -> Array:
+        """Return the product with the Hessian, which is diagonal."""
+        return state * change
+
+    def start_bias(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the logit of each label's frequency."""
+        return np.asarray(self.log_priors(values), np.float64)
+
+    def loss_weights(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return for each label how many images are without it, over those that have it; at most ``MOST_WEIGHT``."""
+        present, is_known = known(values)
+        positive = np.maximum(present.sum(axis=0), 1)
+        weights = (is_known.sum(axis=0) - present.sum(axis=0)) / positive
+        return np.asarray(np.minimum(weights, MOST_WEIGHT), np.float32)
+
+    def log_priors(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logit of each label's frequency among the images where it is known; half an image is added."""
+        present, is_known = known(values.astype(np.float64))
+        positive, total = present.sum(axis=0), is_known.sum(axis=0)
+        return np.asarray(np.log((positive + 0.5) / (total - positive + 0.5)), np.float32)
+
+    def rarities(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return one over the count of an image's rarest label, or of the images without any."""
+        present = known(values)[0] > 0
+        counts = np.maximum(present.sum(axis=0), 1)
+        rarest = np.where(present, 1 / counts, 0).max(axis=1)
+        empty = ~present.any(axis=1)
+        rarest[empty] = 1 / max(1, int(empty.sum()))
+        return np.asarray(rarest, np.float64)
+
+    def fit(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> dict[str, Any]:
+        """Fit each label's temperature, and the probability from which on it is given: that with the highest F1."""
+        temperatures = best_temperatures(outputs, lambda scaled: self._each_loss(scaled, values), self.outputs)
+        probabilities = sigmoid(outputs.astype(np.float64) / temperatures)
+        thresholds = [
+            _best_f1_threshold(probabilities[of_label, i], values[of_label, i])
+            for i, of_label in enumerate(~np.isnan(values).T)
+        ]
+        return {"temperatures": temperatures.tolist(), "thresholds": thresholds}
+
+    @staticmethod
+    def _each_loss(outputs: NDArray[np.float64], values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return each label's mean loss, (labels,)."""
+        present, is_known = known(values.astype(np.float64))
+        losses = (softplus(outputs) - present * outputs) * is_known
+        return np.asarray(losses.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1))
+
+    def probabilities(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Return each label's calibrated probability, float64 (n, labels)."""
+        return np.asarray(sigmoid(outputs.astype(np.float64) / np.asarray(fitted["temperatures"])))
+
+    def tally(
+        self, outputs: NDArray[Any], values: NDArray[np.float32], units: NDArray[np.int64], fitted: Mapping[str, Any]
+    ) -> "LabelTally":
+        """Return what the figures are computed from."""
+        probabilities = self.probabilities(outputs, fitted)
+        return LabelTally(probabilities, values, units, np.asarray(fitted["thresholds"]))
+
+    def conformal(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> list[dict[str, Any]]:
+        """Control the fraction of an image's labels that are missed, on average: conformal risk control.
+
+        Angelopoulos et al. 2022, arXiv 2208.02814: of all sets {p ≥ t} the smallest is taken whose risk R, on n images
+        with a label, has (n R + 1) / (n + 1) ≤ α. ``threshold`` is t; null where all labels must be in the set.
+        """
+        present = known(values)[0] > 0
+        having = present.any(axis=1)
+        probabilities, present = sigmoid(outputs[having].astype(np.float64)), present[having]
+        weight = (present / np.maximum(present.sum(axis=1, keepdims=True), 1))[present]
+        order = np.argsort(probabilities[present], kind="stable")
+        missed = np.cumsum(weight[order])  # n R of a t just above each
+        levels = []
+        for level in LEVELS:
+            bound = (1 - level) * (len(probabilities) + 1) - 1
+            first = int(np.searchsorted(missed, bound + 1e-9, side="right"))
+            limit = float(probabilities[present][order][first]) if bound >= 0 and first < len(order) else np.inf
+            levels.append(entry("CRC", level, limit))
+        return levels
+
+    def region(self, outputs: NDArray[Any], level: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """Return which labels are in each image's set, bool (n, labels)."""
+        limit = level["threshold"]
+        probabilities = sigmoid(outputs.astype(np.float64))
+        return np.asarray(np.ones(outputs.shape, bool) if limit is None else probabilities >= limit)
+
+    def coverage(
+        self,
+        outputs: NDArray[Any],
+        values: NDArray[np.float32],
+        level: Mapping[str, Any],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+    ) -> dict[str, Any]:
+        """Measure the mean fraction of labels found, over the images with a label, and the mean size of the sets."""
+        present, sets = known(values)[0] > 0, self.region(outputs, level)
+        having = present.any(axis=1)
+        found = (present & sets)[having].sum(axis=1) / present[having].sum(axis=1)
+        return {"covered": float(found.mean()), "of": int(having.sum()), "size": float(sets.sum(axis=1).mean())}
+
+    def answers(
+        self, outputs: NDArray[Any], fitted: Mapping[str, Any], level: Mapping[str, Any] | None
+    ) -> list[Answer]:
+        """Return the labels above their thresholds, the likeliest first."""
+        probabilities, thresholds = self.probabilities(outputs, fitted), np.asarray(fitted["thresholds"])
+        sets = None if level is None else self.region(outputs, level)
+        answers = []
+        for i, row in enumerate(probabilities):
+            order = np.argsort(-row, kind="stable").tolist()
+            parts = [(self.names[j], float(row[j])) for j in order]
+            given = [self.names[j] for j in order if row[j] >= thresholds[j]]
+            region = None if sets is None else [self.names[j] for j in order if sets[i, j]]
+            answers.append(Answer(given, None, parts, region))
+        return answers
+
+
+def _best_f1_threshold(probabilities: NDArray[np.float64], present: NDArray[np.float32]) -> float:
+    """Return the probability between two images from which on the F1 is highest; 0.5 where no image has the label."""
+    if not present.any():
+        return 0.5
+    order = np.argsort(-probabilities, kind="stable")
+    ranked = probabilities[order]
+    hits = np.cumsum(present[order], dtype=np.float64)
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + hits[-1])
+    f1[:-1][ranked[:-1] == ranked[1:]] = 0  # equal ones are on the same side
+    best = int(f1.argmax())
+    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
+    return float((ranked[best] + below) / 2)
+
+
+class LabelTally:
+    """The figures of several labels; those that rank images are computed anew for each test set."""
+
+    def __init__(
+        self,
+        probabilities: NDArray[np.float64],
+        values: NDArray[np.float32],
+        units: NDArray[np.int64],
+        thresholds: NDArray[np.float64],
+    ) -> None:
+        """Take calibrated probabilities (n, labels) and values, the units (n,), and the thresholds (labels,)."""
+        present, is_known = known(values.astype(np.float64))
+        given = (probabilities >= thresholds) * is_known
+        clipped = np.clip(probabilities, 1e-12, 1 - 1e-12)
+        losses = -(present * np.log(clipped) + (1 - present) * np.log(1 - clipped)) * is_known
+        subset = (given == present).all(axis=1)
+        columns = [given * present, given, present, is_known, losses, subset[:, None], np.ones((len(values), 1))]
+        each = np.concatenate(columns, axis=1)
+        self._sums = np.zeros((int(units.max(initial=-1)) + 1, each.shape[1]))
+        np.add.at(self._sums, units, each)
+        self._labels = values.shape[1]
+        self._ranks = [
+            Ranking(probabilities[of_label, i], values[of_label, i] > 0, units[of_label])
+            for i, of_label in enumerate(is_known.T > 0)
+        ]
+
+    def _parts(self, times: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+        sums = times[:, : len(self._sums)] @ self._sums
+        return np.split(sums, [i * self._labels for i in range(1, 6)], axis=1)
+
+    def figures(self, times: NDArray[np.float32]) -> Figures:
+        """Return the figures; means over the labels that occur in a test set, each with and without it."""
+        hits, given, present, is_known, losses, images = self._parts(times)
+        occurs = (present > 0) & (present < is_known)
+        precision, area = (
+            np.stack(each, axis=1) for each in zip(*(r.figures(times) for r in self._ranks), strict=True)
+        )
+        f1 = 2 * hits / np.maximum(given + present, 1e-12)
+
+        def mean(each: NDArray[np.float64]) -> NDArray[np.float64]:
+            total = np.where(occurs, each, 0).sum(axis=1)
+            return np.asarray(np.divide(total, occurs.sum(axis=1), out=np.full(len(each), np.nan), where=occurs.any(1)))
+
+        return {
+            "mean_ap": mean(precision),
+            "macro_f1": mean(f1),
+            "micro_f1": 2 * hits.sum(1) / np.maximum((given + present).sum(1), 1e-12),
+            "auroc": mean(area),
+            "subset_accuracy": images[:, 0] / images[:, 1],
+            "log_loss": losses.sum(1) / is_known.sum(1),
+        }
+
+    def per_part(self) -> list[dict[str, float | int | None]]:
+        """Return each label's figures on the test set as it is."""
+        times = np.ones((1, len(self._sums)), np.float32)
+        hits, given, present, is_known, losses, _ = (each[0] for each in self._parts(times))
+        rows: list[dict[str, float | int | None]] = []
+        for i, ranking in enumerate(self._ranks):
+            precision, area = (float(each[0]) for each in ranking.figures(times))
+            rows.append(
+                {
+                    "support": int(present[i]),
+                    "known": int(is_known[i]),
+                    "average_precision": None if np.isnan(precision) else round(precision, 6),
+                    "auroc": None if np.isnan(area) else round(area, 6),
+                    "precision": round(float(hits[i] / given[i]), 6) if given[i] else None,
+                    "recall": round(float(hits[i] / present[i]), 6) if present[i] else None,
+                    "f1": round(float(2 * hits[i] / (given[i] + present[i])), 6) if present[i] else None,
+                    "log_loss": round(float(losses[i] / is_known[i]), 6) if is_known[i] else None,
+                }
+            )
+        return rows

@@ -1,0 +1,314 @@
+"""Numbers: one or several an image, each with its unit, learned by a squared, Huber or quantile loss."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+
+from headstart.core.errors import UserError
+from headstart.targets.arrays import Array, known
+from headstart.targets.cells import read_number, split_unit
+from headstart.targets.conformal import LEVELS, entry, threshold
+from headstart.targets.ranking import RankCorrelation
+from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
+
+QUANTILES = (0.05, 0.5, 0.95)
+"""What the quantile loss learns: the middle one is the answer, the outer ones its interval."""
+BINS = 10
+"""Of equal width, of the numbers among which sampling is balanced, from the first to the last percentile."""
+
+
+QUARTERS = 4
+"""Parts of equally many images, by the first number, of which every split gets some."""
+
+
+class NumbersReader:
+    """Reads one number from each column; a column's name may have the unit, as in ``weight [kg]``."""
+
+    is_name = False
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns = columns
+
+    def read(self, cells: Sequence[Any]) -> str:
+        """Return a list of numbers in JSON, null for empty cells."""
+        numbers = []
+        for column, cell in zip(self.columns, cells, strict=True):
+            try:
+                numbers.append(read_number(cell))
+            except ValueError as error:
+                raise ValueError(f"{column}: {error}") from None
+        if all(number is None for number in numbers):
+            raise ValueError(f"{', '.join(self.columns)}: no number is known: the cell is empty")
+        return json.dumps(numbers)
+
+    def target(self, texts: Iterable[str]) -> "Numbers":  # noqa: ARG002  (their values say nothing yet)
+        """Return the numbers, not yet standardised."""
+        names, units = zip(*map(split_unit, self.columns), strict=True)
+        return Numbers(names, units, [0.0] * len(names), [1.0] * len(names))
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One or several numbers; ``values`` are float32 (n, numbers), NaN if unknown, in their units.
+
+    Inside, numbers are less their ``mean`` and over their ``scale``, the standard deviation, of the training images: so
+    is what the head computes, and the loss. With ``quantiles`` the head computes these of each number, one after the
+    other.
+    """
+
+    names: Sequence[str]
+    units: Sequence[str]
+    mean: Sequence[float]
+    scale: Sequence[float]
+    quantiles: Sequence[float] = field(default=())
+    kind: ClassVar[str] = "number"
+    losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "huber", "quantile")
+    tied: ClassVar[bool] = False
+
+    @property
+    def measures(self) -> Mapping[str, Measure]:
+        """Of several numbers, which may differ in their units, errors are in standard deviations."""
+        unit = (self.units[0] and f" [{self.units[0]}]") if len(self.names) == 1 else " [sd]"
+        return {
+            "mae": Measure(f"MAE{unit}", higher_is_better=False),
+            "rmse": Measure(f"RMSE{unit}", higher_is_better=False),
+            "r2": Measure("R²", higher_is_better=True),
+            "spearman": Measure("Spearman", higher_is_better=True),
+        }
+
+    @property
+    def outputs(self) -> int:
+        """A value for each number, or for each of its quantiles."""
+        return len(self.names) * max(1, len(self.quantiles))
+
+    def spec(self) -> dict[str, Any]:
+        """Return units, mean, scale, and quantiles if there are any."""
+        spec = {"units": [*self.units], "mean": [*self.mean], "scale": [*self.scale]}
+        return spec | ({"quantiles": [*self.quantiles]} if self.quantiles else {})
+
+    def encode(self, text: str) -> NDArray[np.float32]:
+        """Return a row of values from a list in JSON, null for unknown ones."""
+        return np.array(json.loads(text), np.float32)
+
+    def values(self, texts: Iterable[str], count: int) -> NDArray[np.float32]:
+        """Return the values of images, float32 (n, numbers)."""
+        values = np.empty((count, len(self.names)), np.float32)
+        for row, text in zip(values, texts, strict=True):
+            row[:] = self.encode(text)
+        return values
+
+    def strata(self, values: NDArray[np.float32]) -> Strata:
+        """Return the quarters of the first number that is known of most images."""
+        first = values[:, int((~np.isnan(values)).sum(axis=0).argmax())]
+        images = np.flatnonzero(~np.isnan(first))
+        ends = np.unique(np.quantile(first[images], np.linspace(0, 1, QUARTERS + 1)))
+        groups = np.clip(np.searchsorted(ends, first[images], side="right") - 1, 0, max(0, len(ends) - 2))
+        shown = [f"{low:g} to {high:g}" for low, high in pairwise(ends)] or [f"{ends[0]:g}"]
+        return Strata(shown, images, groups)
+
+    def trained(self, values: NDArray[np.float32]) -> "Numbers":
+        """Return the numbers with mean and scale; raises UserError for one that is constant, or known nowhere."""
+        for i, name in enumerate(self.names):
+            column = values[:, i][~np.isnan(values[:, i])]
+            if not len(column):
+                raise UserError(f"prepare: {name} is known of no training image: fill the column, or leave it out")
+            if np.ptp(column) == 0:
+                raise UserError(f"prepare: {name} is {column[0]:g} in all training images: there is nothing to learn")
+        doubles = values.astype(np.float64)
+        return replace(self, mean=np.nanmean(doubles, axis=0).tolist(), scale=np.nanstd(doubles, axis=0).tolist())
+
+    def _standard(self, values: Array, like: Array) -> tuple[Array, Array]:
+        """Return the numbers as the head computes them, and 1 where they are known."""
+        xp = array_namespace(like)
+        numbers, is_known = known(xp.astype(values, like.dtype))
+        mean, scale = (xp.asarray([*each], dtype=like.dtype, device=like.device) for each in (self.mean, self.scale))
+        return (numbers - mean) / scale, is_known
+
+    def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
+        """Return the sum over an image's known numbers of the squared error, Huber's or, of quantiles, pinball's.
+
+        Huber's is the square up to one standard deviation and the tangent from there on.
+        """
+        xp = array_namespace(outputs)
+        numbers, is_known = self._standard(values, outputs)
+        if self.quantiles:
+            by_quantile = xp.reshape(outputs, (outputs.shape[0], len(self.names), len(self.quantiles)))
+            levels = xp.asarray([*self.quantiles], dtype=outputs.dtype, device=outputs.device)
+            above = numbers[:, :, None] - by_quantile
+            pinball = xp.maximum(levels * above, (levels - 1) * above)
+            return xp.sum(xp.sum(pinball, axis=2) * is_known, axis=1)
+        errors = outputs - numbers
+        square = errors**2
+        if options.kind == "huber":
+            square = xp.where(xp.abs(errors) <= 1, square, 2 * xp.abs(errors) - 1)
+        return xp.sum(square * is_known, axis=1)
+
+    def derivatives(self, outputs: Array, values: Array) -> tuple[Array, Array, Array]:
+        """Return the squared error, its gradient, and its second derivative as the state."""
+        numbers, is_known = self._standard(values, outputs)
+        return self.losses(outputs, values), 2 * (outputs - numbers) * is_known, 2 * is_known
+
+    def curvatures(self, state: Array) -> Array:
+        """Return 2, or 0 of unknown numbers."""
+        return state
+
+    def hessian_product(self, state: Array, change: Array) -> Array:
+        """Return the product with the Hessian, which is diagonal."""
+        return state * change
+
+    def start_bias(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the mean of each number inside, or its quantiles."""
+        numbers = (values.astype(np.float64) - np.array(self.mean)) / np.array(self.scale)
+        if self.quantiles:
+            return np.asarray(np.nanquantile(numbers, self.quantiles, axis=0).T.ravel())
+        return np.asarray(np.nanmean(numbers, axis=0))
+
+    def loss_weights(self, values: NDArray[np.float32]) -> None:
+        """Numbers have no classes."""
+
+    def log_priors(self, values: NDArray[np.float32]) -> None:
+        """Numbers have no classes."""
+
+    def rarities(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return one over the count of images in the bin of the first number; of unknown ones over theirs."""
+        first = values[:, 0].astype(np.float64)
+        low, high = np.nanpercentile(first, [1, 99])
+        inside = np.nan_to_num((first - low) / max(high - low, 1e-12), nan=-1.0)
+        bins = np.where(np.isnan(first), BINS, np.clip((inside * BINS).astype(np.int64), 0, BINS - 1))
+        return np.asarray(1 / np.bincount(bins, minlength=BINS + 1)[bins], np.float64)
+
+    def fit(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> dict[str, Any]:  # noqa: ARG002
+        """Return nothing: what a model says of a number is calibrated by its intervals."""
+        return {}
+
+    def points(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
+        """Return what the model says of each number, in its unit, float64 (n, numbers)."""
+        return self._in_units(outputs)[:, :, len(self.quantiles) // 2]
+
+    def _in_units(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the outputs in the numbers' units, (n, numbers, quantiles or 1); quantiles never cross."""
+        inside = np.sort(outputs.astype(np.float64).reshape(len(outputs), len(self.names), -1), axis=2)
+        return np.asarray(inside * np.array(self.scale)[:, None] + np.array(self.mean)[:, None])
+
+    def tally(
+        self,
+        outputs: NDArray[Any],
+        values: NDArray[np.float32],
+        units: NDArray[np.int64],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+    ) -> "NumberTally":
+        """Return what the figures are computed from."""
+        divisor = np.ones(1) if len(self.names) == 1 else np.array(self.scale)
+        return NumberTally(self.points(outputs), values.astype(np.float64), units, divisor)
+
+    def _scores(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return how far each number is outside what the model says, float64 (n, numbers), NaN if unknown.
+
+        That is the absolute error, or of quantiles the distance to the nearer of the outer ones, negative between them
+        (conformalised quantile regression, Romano et al. 2019).
+        """
+        said = self._in_units(outputs)
+        return np.asarray(np.maximum(said[:, :, 0] - values, values - said[:, :, -1]))
+
+    def conformal(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> list[dict[str, Any]]:
+        """Fit by how much each number's interval is wider than what the model says; ``threshold`` has one for each."""
+        scores = self._scores(outputs, values)
+        of_number = [column[~np.isnan(column)] for column in scores.T]
+        method = "CQR" if self.quantiles else "split"
+        return [entry(method, level, [threshold(each, level) for each in of_number]) for level in LEVELS]
+
+    def region(self, outputs: NDArray[Any], level: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Return the interval of each number, float64 (n, numbers, 2), infinite where validation was too small."""
+        said = self._in_units(outputs)
+        wider = np.array([np.inf if each is None else each for each in level["threshold"]])
+        low, high = said[:, :, 0] - wider, said[:, :, -1] + wider
+        return np.stack([np.minimum(low, high), np.maximum(low, high)], axis=2)
+
+    def coverage(
+        self,
+        outputs: NDArray[Any],
+        values: NDArray[np.float32],
+        level: Mapping[str, Any],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+    ) -> dict[str, Any]:
+        """Measure the fraction of known numbers within their intervals, and the mean width of these."""
+        intervals, is_known = self.region(outputs, level), ~np.isnan(values)
+        inside = (values >= intervals[:, :, 0]) & (values <= intervals[:, :, 1])
+        width = (intervals[:, :, 1] - intervals[:, :, 0]) / (np.array(self.scale) if len(self.names) > 1 else 1)
+        return {
+            "covered": float(inside[is_known].mean()),
+            "of": int(is_known.sum()),
+            "size": float(width.mean()) if np.isfinite(width).all() else None,
+        }
+
+    def answers(
+        self,
+        outputs: NDArray[Any],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+        level: Mapping[str, Any] | None,
+    ) -> list[Answer]:
+        """Return the numbers, with their intervals; null for an end that is infinite."""
+        points = self.points(outputs).tolist()
+        regions = [None] * len(points) if level is None else self.region(outputs, level).tolist()
+        answers = []
+        for point, region in zip(points, regions, strict=True):
+            parts = list(zip(self.names, point, strict=True))
+            ends = region and [[end if np.isfinite(end) else None for end in interval] for interval in region]
+            answers.append(Answer(point[0] if len(point) == 1 else point, None, parts, ends))
+        return answers
+
+
+class NumberTally:
+    """The figures of numbers."""
+
+    def __init__(
+        self,
+        points: NDArray[np.float64],
+        values: NDArray[np.float64],
+        units: NDArray[np.int64],
+        divisor: NDArray[np.float64],
+    ) -> None:
+        """Take points and values (n, numbers), the units (n,), and what errors are divided by, (numbers,) or (1,)."""
+        numbers, is_known = known(values)
+        self._centre = numbers.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)  # squares lose fewer digits around it
+        errors, around = (points - numbers) * is_known, (numbers - self._centre) * is_known
+        each = np.concatenate([is_known, np.abs(errors), errors**2, around, around**2], axis=1)
+        self._sums = np.zeros((int(units.max(initial=-1)) + 1, each.shape[1]))
+        np.add.at(self._sums, units, each)
+        self._divisor = divisor
+        self._ranks = [
+            RankCorrelation(points[of_number, i], values[of_number, i], units[of_number])
+            for i, of_number in enumerate(is_known.T > 0)
+        ]
+
+    def _each(self, times: NDArray[np.float32]) -> Figures:
+        """Return the figures of each number, (test sets, numbers), in its unit."""
+        sums = times[:, : len(self._sums)].astype(np.float64) @ self._sums
+        count, absolute, squares, first, second = np.split(sums, 5, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            spread = second - first**2 / count
+            r2 = np.where(spread > 0, 1 - squares / spread, np.nan)
+            ranks = np.stack([each.figures(times) for each in self._ranks], axis=1)
+            return {"mae": absolute / count, "rmse": np.sqrt(squares / count), "r2": r2, "spearman": ranks}
+
+    def figures(self, times: NDArray[np.float32]) -> Figures:
+        """Return the means over the numbers, of errors in standard deviations where there are several."""
+        each = self._each(times)
+        errors = {name: (each[name] / self._divisor).mean(axis=1) for name in ("mae", "rmse")}
+        return errors | {name: each[name].mean(axis=1) for name in ("r2", "spearman")}
+
+    def per_part(self) -> list[dict[str, float | int | None]]:
+        """Return each number's figures, in its unit, on the test set as it is."""
+        each = self._each(np.ones((1, len(self._sums)), np.float32))
+        known_images = self._sums[:, : len(self._ranks)].sum(axis=0)
+        return [
+            {"known": int(known_images[i])}
+            | {name: None if np.isnan(figure[0, i]) else round(float(figure[0, i]), 6) for name, figure in each.items()}
+            for i in range(len(self._ranks))
+        ]

@@ -1,0 +1,204 @@
+"""What is learned from an image: the mechanism that all stages use, and no stage knows a target by its name.
+
+A target says how values are written, what the model's head computes, its loss, its figures, how sure it is, and how an
+answer is shown. Each of ``classes``, ``labels``, ``number`` and ``grade`` is one; another would be a module like these,
+a line in ``KINDS`` and its name under ``prepare.target``.
+
+Arrays named ``values`` have a row for each image, in the target's own form (``encode``); ``outputs``, float (n,
+``outputs``), are what the head computes. What training and the probe call works on NumPy's arrays and torch's alike,
+by what the array API standard lists; the rest is NumPy alone, so that predict needs nothing else.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.targets.arrays import Array
+
+LossKind = Literal["auto", "focal", "asymmetric", "huber", "quantile"]
+Figures = dict[str, NDArray[np.float64]]
+"""Figures by name, float64 (test sets,) each."""
+Values = NDArray[Any]
+"""Of images, one row each: int64 (n,) of classes and grades; float32 (n, …) of labels and numbers, NaN if unknown."""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How a loss differs from the plain one: ``finetune.loss`` and the keys beside it.
+
+    Attributes:
+        kind: ``auto`` is the plain loss.
+        weights: factors on the loss by class, float (classes,), or of a label where it is there; None: all 1.
+        shift: what is added to the outputs in training alone (logit adjustment), float (outputs,); None: nothing.
+        smoothing: the fraction of the loss that is spread over all classes, or over both values of a label.
+    """
+
+    kind: LossKind = "auto"
+    weights: Array | None = None
+    shift: Array | None = None
+    smoothing: float = 0.0
+
+
+PLAIN = LossOptions()
+
+
+class Measure(NamedTuple):
+    """A figure of a model: how tables call it, and whether more is better."""
+
+    title: str
+    higher_is_better: bool
+
+
+class Tally(Protocol):
+    """What images add to a model's figures, kept so that test sets can be redrawn from them."""
+
+    def figures(self, times: NDArray[np.float32]) -> Figures:
+        """Return the figures of test sets in which units occur ``times``, float32 (test sets, units)."""
+
+
+class Reader(Protocol):
+    """Reads what a source has of each image, and makes the target of it.
+
+    Attributes:
+        columns: where it is, of sources that are tables.
+        is_name: whether it is a name that many images share, as a class's.
+    """
+
+    columns: Sequence[str]
+    is_name: bool
+
+    def read(self, cells: Sequence[Any]) -> str:
+        """Return the text that the manifest has, from a cell for each of the columns.
+
+        Raises:
+            ValueError: says what is wrong with the cells, and how to write them.
+        """
+
+    def target(self, texts: Iterable[str]) -> "Target":
+        """Return the target of all images, whose distinct texts are given; raises UserError if there is none."""
+
+
+class Strata(NamedTuple):
+    """Groups of images of which every split needs some: their names, and pairs of an image and a group that it is in.
+
+    Both arrays are int64 (pairs,); an image may be in several groups or in none.
+    """
+
+    names: Sequence[str]
+    images: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+
+class Target(Protocol):
+    """What is learned from an image."""
+
+    @property
+    def kind(self) -> str:
+        """The value of ``prepare.target``."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the classes, labels, numbers or grades, for messages and tables."""
+
+    @property
+    def units(self) -> Sequence[str]:
+        """Of the numbers, empty where there is none; else all empty."""
+
+    @property
+    def outputs(self) -> int:
+        """The width of the head."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether the rows of the head's weight are equal, so that its outputs differ by their biases alone."""
+
+    @property
+    def losses_known(self) -> Sequence[LossKind]:
+        """The kinds of ``LossOptions`` that make sense."""
+
+    @property
+    def measures(self) -> Mapping[str, Measure]:
+        """What is computed of a model; the first one decides which model is better."""
+
+    def spec(self) -> dict[str, Any]:
+        """Return what ``make_target`` makes it from, beside its names; plain JSON values."""
+
+    def encode(self, text: str) -> Any:
+        """Return the value that a text of the manifest stands for: a row of ``values``."""
+
+    def values(self, texts: Iterable[str], count: int) -> Values:
+        """Return the values of ``count`` images."""
+
+    def strata(self, values: Values) -> Strata:
+        """Return what each split needs images of."""
+
+    def trained(self, values: Values) -> "Target":
+        """Return the target for these values of the training images; raises UserError if they can't be learned."""
+
+    # The loss, of training and of the probe. Outputs and values may be torch's.
+
+    def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
+        """Return each image's loss, (n,); what is unknown adds nothing."""
+
+    def derivatives(self, outputs: Array, values: Array) -> tuple[Array, Array, Array]:
+        """Return the plain loss (n,), its gradient (n, outputs), and a state (n, …) that the next two need."""
+
+    def curvatures(self, state: Array) -> Array:
+        """Return the diagonal of the Hessian of each image's loss by its outputs, or a bound: (n, outputs)."""
+
+    def hessian_product(self, state: Array, change: Array) -> Array:
+        """Return the Hessian of each image's loss by its outputs, times a change of these, (n, outputs) both."""
+
+    def start_bias(self, values: Values) -> NDArray[np.float64]:
+        """Return the bias of a head without weights that has the lowest loss on images, float64 (outputs,)."""
+
+    # Imbalance.
+
+    def loss_weights(self, values: Values) -> NDArray[np.float32] | None:
+        """Return the ``weights`` of balanced classes; None where there is no such thing."""
+
+    def log_priors(self, values: Values) -> NDArray[np.float32] | None:
+        """Return the outputs of a model that knows how common everything is; None where there is no such thing."""
+
+    def rarities(self, values: Values) -> NDArray[np.float64]:
+        """Return for each image a weight, float64 (n,), in proportion to which balanced sampling draws it."""
+
+    # Figures. ``fitted`` is what ``fit`` returned of validation.
+
+    def fit(self, outputs: NDArray[Any], values: Values) -> dict[str, Any]:
+        """Fit temperatures and thresholds on validation; plain JSON values."""
+
+    def tally(
+        self, outputs: NDArray[Any], values: Values, units: NDArray[np.int64], fitted: Mapping[str, Any]
+    ) -> Tally:
+        """Return what the ``measures`` are computed from; ``units``, int64 (n,), numbers the unit of each image."""
+
+    # How sure a model is.
+
+    def conformal(self, outputs: NDArray[Any], values: Values) -> list[dict[str, Any]]:
+        """Fit thresholds on validation: ``method``, ``level`` and ``threshold`` of each, plain JSON values."""
+
+    def coverage(
+        self, outputs: NDArray[Any], values: Values, level: Mapping[str, Any], fitted: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Measure what a conformal level promises: ``covered`` and ``of`` (counts, or a mean) and ``size``."""
+
+
+class Answer(NamedTuple):
+    """What a model says of an image, as predict and serve show it.
+
+    Attributes:
+        value: the class, grade, labels or numbers: as JSON has them.
+        probability: of a class or a grade.
+        parts: names with their probabilities or numbers, the likeliest first.
+        region: what includes the truth as often as the conformal level says: names, or an interval for each number;
+            None where the bundle has no levels.
+    """
+
+    value: Any
+    probability: float | None
+    parts: list[tuple[str, float]]
+    region: list[Any] | None
