@@ -39,12 +39,13 @@ from headstart.config.finetune import FinetuneConfig
 from headstart.config.schema import PrepareConfig
 from headstart.core import paths
 from headstart.core.text import text_table
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import PreparedDataset, read_values
 from headstart.data.image_info import ImageInfo, PackedImage
 from headstart.data.index import Catalog
 from headstart.data.packing import SizeEstimate
 from headstart.data.shards import ShardEntry
 from headstart.data.source_item import Source, SourceItem
+from headstart.data.sources import CLASSES as CLASSES_READER
 from headstart.distributed import claims
 from headstart.distributed.process_group import ProcessGroup
 from headstart.features.cache import FeatureCache, image_keys
@@ -128,10 +129,10 @@ def prepare_tables(count: int) -> None:
         catalog.add(SourceItem(name(i), str(i % CLASSES)) for i in range(count))
         catalog.record(packed())
         catalog.reject_conflicting_labels()
-        classes = list(catalog.class_counts())
-        splits, _ = prepare._decide_splits(params, catalog, classes)  # noqa: SLF001
+        target, values, splits, _ = prepare._decide_splits(params, catalog, CLASSES_READER)  # noqa: SLF001
         spec: dict[str, Any] = {"input": {}, "train_side": None, "store": "raw", "pillow": "", "pixels_version": 3}
-        prepare._write_dataset(paths.PREPARED, Invented, catalog, spec, classes=classes, splits=splits)  # type: ignore[arg-type]  # noqa: SLF001
+        about: dict[str, Any] = {"target": target, "values": values, "splits": splits}
+        prepare._write_dataset(paths.PREPARED, Invented, catalog, spec, **about)  # type: ignore[arg-type]  # noqa: SLF001
 
 
 def feature_keys(_: int) -> None:
@@ -147,7 +148,7 @@ def feature_keys(_: int) -> None:
 def epoch_batches(_: int) -> None:
     """Draw every global batch of an epoch."""
     prepared = PreparedDataset.open()
-    rows, labels = prepared.rows("train"), read_labels("train")
+    rows, labels = prepared.rows("train"), read_values("train")
     seen = 0
     for spec in GlobalBatchSampler(EpochOrder(len(rows), 0), FinetuneConfig(), 0, 1, 1):
         seen += len(labels[spec.indices])

@@ -74,9 +74,9 @@ def _measure_parts(count: int, classes: int) -> Figures:
     from headstart.evaluation.predictions import ModelPredictions, write_predictions  # noqa: PLC0415
     from headstart.evaluation.slices import compute_slices, read_metadata  # noqa: PLC0415
     from headstart.evaluation.trust import write_trust  # noqa: PLC0415
-    from headstart.probe.temperature import correct_predictions  # noqa: PLC0415
     from headstart.report.confusion import count_predictions  # noqa: PLC0415
     from headstart.report.inputs import read_predictions  # noqa: PLC0415
+    from headstart.targets.likelihood import correct_predictions  # noqa: PLC0415
 
     counts, names = {"validation": max(1000, count // 10), "test": count}, [f"class{i}" for i in range(classes)]
     generator = np.random.default_rng(0)

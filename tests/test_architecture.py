@@ -106,9 +106,9 @@ def calls(tree: ast.AST, function: str) -> Iterator[ast.Call]:
 def test_only_evaluate_reads_test_labels() -> None:
     for name, tree in TREES.items():
         if name == "headstart.stages.evaluate":
-            assert [ast.unparse(call.args[0]) for call in calls(tree, "read_labels")] == ["'validation'", "'test'"]
+            assert [ast.unparse(call.args[0]) for call in calls(tree, "read_values")] == ["'validation'", "'test'"]
             continue
-        for call in calls(tree, "read_labels"):
+        for call in calls(tree, "read_values"):
             assert isinstance(call.args[0], ast.Constant), f"{name}: which split's labels these are must be plain"
             assert call.args[0].value in {"train", "validation"}, name
         assert "'test'" not in [ast.unparse(call.args[0]) for call in calls(tree, "rows")], name

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headstart.core.io import read_table
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import PreparedDataset, read_values
 from headstart.features.extract import write_features
 from headstart.theory import early_stopping, gradients
 from headstart.theory.implicit_l2 import equivalent_l2, safe_rate
@@ -27,7 +27,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset
     generator = np.random.default_rng(1)
     features = generator.normal(size=(len(prepared.ids), 20)).astype(np.float32)
     for split in ("train", "validation"):
-        rows, labels = prepared.rows(split), read_labels(split)
+        rows, labels = prepared.rows(split), read_values(split)
         features[rows, labels] += 2
     write_features(features.__getitem__, features.shape, "float32", {})
     return prepared

@@ -26,13 +26,13 @@ from headstart.config.loader import parse_params
 from headstart.core import paths
 from headstart.core.io import read_json, read_table
 from headstart.core.text import text_table
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import PreparedDataset, read_values
 from headstart.data_checks.label_errors import find_label_errors
 from headstart.data_checks.tables import write_label_errors
 from headstart.features.cache import read_features
 from headstart.models.head import read_head
-from headstart.probe.temperature import fit_temperature
 from headstart.stages import features, prepare, probe
+from headstart.targets.likelihood import fit_temperature
 
 COPIES_A_KIND, SWAPS = 5, 50
 SPLITS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -112,10 +112,10 @@ def run_stages() -> None:
     params = parse_params(content)
     for stage in (prepare, features, probe):
         stage.run(params.declared(stage.PARAMS))
-    prepared, labels = PreparedDataset.open(), read_labels("test")
+    prepared, labels = PreparedDataset.open(), read_values("test")
     rows = prepared.rows("test")
     logits = {split: read_head().logits(read_features(prepared.rows(split))) for split in ("validation", "test")}
-    temperature = fit_temperature(logits["validation"], read_labels("validation"))
+    temperature = fit_temperature(logits["validation"], read_values("validation"))
     found = find_label_errors(labels, [softmax(logits["test"] / temperature, axis=1)])
     write_label_errors(Path("test_labels.csv"), prepared, rows, labels, found)
 

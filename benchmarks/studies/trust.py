@@ -13,10 +13,11 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.evaluation.bootstrap import assign_units, fraction_interval, interval, replicate_figures, sum_by_unit
-from headstart.evaluation.metrics import Figures, contributions, figures
+from headstart.evaluation.bootstrap import assign_units, fraction_interval, interval, replicate_figures
 from headstart.evaluation.significance import compare, correct_p_values
 from headstart.evaluation.trust import conformal
+from headstart.targets.class_figures import contributions, figures, sum_by_unit
+from headstart.targets.target import Figures
 
 CLASSES, TOP_K, MODELS = 10, 3, 7
 SHARES = np.linspace(4, 1, CLASSES) / np.linspace(4, 1, CLASSES).sum()
@@ -35,7 +36,7 @@ def drawn(images: int, signal: float, generator: np.random.Generator, models: in
 def redrawn(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Figures:
     """Return a model's figures on redrawn test sets."""
     units = assign_units(labels, None)
-    return replicate_figures(sum_by_unit(logits, labels, TOP_K, units), units, TOP_K)
+    return replicate_figures(sum_by_unit(logits, labels, TOP_K, units.of_image, len(units.stratum)), units, TOP_K)
 
 
 def coverage(images: int, signal: float, draws: int) -> None:

@@ -21,7 +21,7 @@ from headstart.core.errors import UserError, first_line
 from headstart.core.io import read_json
 from headstart.core.paths import cache_folder, report_of
 from headstart.core.text import text_table
-from headstart.data.dataset import PreparedDataset, read_groups, read_labels
+from headstart.data.dataset import PreparedDataset, read_groups, read_values
 from headstart.distributed.process_group import ProcessGroup, device_of
 from headstart.evaluation.bootstrap import Groups
 from headstart.evaluation.significance import nll_difference
@@ -30,9 +30,9 @@ from headstart.models.available import list_backbones
 from headstart.models.backbone import LOCAL_DIR, backbone_for, channels_last
 from headstart.models.head import Head
 from headstart.probe.logistic import logistic_path
-from headstart.probe.temperature import fit_temperature, negative_log_likelihood
 from headstart.stages import features, prepare
 from headstart.stages.program import keep_memory
+from headstart.targets.likelihood import fit_temperature, negative_log_likelihood
 from headstart.training.autotune import TooSlowError, affordable_size, seconds_a_step
 
 IMAGES_A_STEP = 8
@@ -90,7 +90,7 @@ def choose_backbone(file: Path, names: Sequence[str], sample: int, *, best: bool
         if not found:
             raise UserError("choose-backbone: none of them can be used: `headstart backbones` lists what is here")
         with chdir(folder):
-            labels, groups = read_labels("validation"), read_groups("validation")
+            labels, groups = read_values("validation"), read_groups("validation")
         winner, table = rank(found, labels, groups, best=best)
         yield table
         changes: dict[str, Any] = {"name": winner}
@@ -118,10 +118,10 @@ def _measure(params: Params, sample: int) -> Candidate:
     """Compute a candidate's features, fit its probe and time its training, in the working directory."""
     prepare.prepare_images(params, ProcessGroup(), sample)
     features.run(params)
-    prepared, labels = PreparedDataset.open(), read_labels("validation")
+    prepared, labels = PreparedDataset.open(), read_values("validation")
     inputs = read_features(prepared.rows("validation"))
     path = logistic_path(
-        read_features(prepared.rows("train")), read_labels("train"), len(prepared.classes), params.probe.l2
+        read_features(prepared.rows("train")), read_values("train"), len(prepared.classes), params.probe.l2
     )
     heads = (Head(weight.astype(np.float32), bias.astype(np.float32), l2).logits(inputs) for l2, weight, bias in path)
     logits = min(heads, key=lambda each: negative_log_likelihood(each, labels))

@@ -13,7 +13,7 @@ from PIL import Image
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import atomic_write, read_json, read_table, write_json, write_report, write_table
-from headstart.data.dataset import SPLITS, PreparedDataset, read_groups, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, read_groups, read_values
 from headstart.data.manifest import manifest_rows, write_manifest
 from headstart.data.shards import INDEX_DTYPE, SHARD_HEADER, Shards, pack_image, read_index, shard_header, shard_path
 from headstart.features.cache import read_features
@@ -164,7 +164,7 @@ def test_labels_stand_in_the_order_of_the_rows() -> None:
     labels = np.array([CLASSES.index(row["label"]) for row in manifest_rows()])
     assert len(set(labels.tolist())) == len(CLASSES)
     for split in SPLITS:
-        assert np.array_equal(read_labels(split), labels[prepared.rows(split)])
+        assert np.array_equal(read_values(split), labels[prepared.rows(split)])
 
 
 def test_groups_are_numbered_by_their_names_then_images_without_one() -> None:

@@ -20,7 +20,7 @@ def sampled(tmp_path: Path, counts: Counts, size: int) -> Counts:
                 for (label, split), count in counts.items()
                 for i in range(count)
             )
-            catalog.keep_sample(size)
+            catalog.keep_sample(size, by_label=True)
             found.append([item.source for _, shard in catalog.shards(100) for item in shard])
     assert found[0] == found[1]
     drawn = Counter(tuple(source.split("/")[:2]) for source in found[0])

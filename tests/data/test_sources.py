@@ -294,7 +294,6 @@ def test_other_columns_are_no_splits(tmp_path: Path, text: str) -> None:
         ("path,label,split\na,x,train\nb,y,\n", "line 3: the split is missing"),
         ("path,label,split\na,x,\nb,y,test\n", "line 3: the split is given"),
         ("path,label,split\na,x,fold1\n", "line 2: unknown split 'fold1'"),
-        ("path,label\na,x\nb,\n", "line 3: the label is empty"),
         ("path,label\n,x\n", "line 2: the path is empty"),
         ("path,label\na\n", "line 2: 1 values for 2 columns"),
         ("path,label\na,big, cat\n", "line 2: 3 values for 2 columns: quote values that hold a separator"),
@@ -319,6 +318,11 @@ def test_tables_that_are_refused(tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "in").mkdir()
     with pytest.raises(UserError, match=message):
         list(table(tmp_path, text).images())
+
+
+def test_an_empty_label_is_the_problem_of_its_row(tmp_path: Path) -> None:
+    source = table(write(tmp_path, "a", "b"), "path,label\na,x\nb,\n")
+    assert [item.problem for item in source.images()] == [None, "line 3: the label is empty"]
 
 
 def test_a_missing_table_and_one_that_is_not_utf8(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from headstart.data.splits import (
     group_number,
     join_groups,
 )
+from headstart.targets.target import Strata
 
 FRACTIONS = {"validation": 0.2, "test": 0.1}
 
@@ -32,9 +33,13 @@ def at(*places: float) -> NDArray[np.uint64]:
     return np.array([int(place * 2**64) for place in places], np.uint64)
 
 
+def strata(labels: NDArray[np.integer], names: list[str]) -> Strata:
+    return Strata(names, np.arange(len(labels)), labels.astype(np.int64))
+
+
 def drawn(labels: NDArray[np.int32], group_ids: NDArray[np.uint64]) -> NDArray[np.int8]:
     names = [str(i) for i in range(int(labels.max()) + 1)]
-    return complete_splits(np.full(len(group_ids), NOT_GIVEN, np.int8), labels, group_ids, names, **FRACTIONS)
+    return complete_splits(np.full(len(group_ids), NOT_GIVEN, np.int8), strata(labels, names), group_ids, **FRACTIONS)
 
 
 def test_fractions_are_met_and_additions_move_nothing() -> None:
@@ -72,8 +77,8 @@ def test_fixed_thresholds() -> None:
 def test_the_split_of_an_image_can_be_predicted(given: list[int], expected: dict[int, float]) -> None:
     fractions, group_ids = fractions_to_draw(given, **FRACTIONS), random_ids(3000)
     assert fractions == expected
-    labels, of_source = np.zeros(3000, np.int32), np.resize(given, 3000).astype(np.int8)
-    splits = complete_splits(of_source, labels, group_ids, ["a"], **FRACTIONS)
+    one_class, of_source = strata(np.zeros(3000, np.int64), ["a"]), np.resize(given, 3000).astype(np.int8)
+    splits = complete_splits(of_source, one_class, group_ids, **FRACTIONS)
     predicted = np.isin(of_source, [TRAIN, NOT_GIVEN])
     np.testing.assert_array_equal(splits[predicted], assign_by_hash(group_ids[predicted], fractions))
     assert not (splits[~predicted] == TRAIN).any()
@@ -132,7 +137,7 @@ def test_joined_groups_are_those_of_a_search_from_every_group(seed: int) -> None
 def test_given_validation_without_test_is_the_test_split() -> None:
     n = 3000
     given = np.where(np.arange(n) % 3 == 0, VALIDATION, TRAIN).astype(np.int8)
-    splits = complete_splits(given, np.zeros(n, np.int32), random_ids(n), ["a"], **FRACTIONS)
+    splits = complete_splits(given, strata(np.zeros(n, np.int64), ["a"]), random_ids(n), **FRACTIONS)
     np.testing.assert_array_equal(splits == TEST, given == VALIDATION)
     assert 0.17 < (splits[given == TRAIN] == VALIDATION).mean() < 0.23
 
@@ -140,7 +145,7 @@ def test_given_validation_without_test_is_the_test_split() -> None:
 def test_all_given_splits_are_kept(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     given = np.array([TRAIN, TRAIN, VALIDATION, TEST], np.int8)
-    splits = complete_splits(given, np.array([0, 1, 0, 0], np.int32), random_ids(4), ["a", "b"], **FRACTIONS)
+    splits = complete_splits(given, strata(np.array([0, 1, 0, 0]), ["a", "b"]), random_ids(4), **FRACTIONS)
     np.testing.assert_array_equal(splits, given)
     assert "test has no image of 'b'" in caplog.text
 
@@ -148,7 +153,7 @@ def test_all_given_splits_are_kept(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_class_that_is_not_trained_on_is_refused() -> None:
     given = np.array([TRAIN, VALIDATION, TEST], np.int8)
     with pytest.raises(UserError, match="no training image of 'b'"):
-        complete_splits(given, np.array([0, 0, 1], np.int32), random_ids(3), ["a", "b"], **FRACTIONS)
+        complete_splits(given, strata(np.array([0, 0, 1]), ["a", "b"]), random_ids(3), **FRACTIONS)
 
 
 def test_too_few_distinct_images_are_refused() -> None:

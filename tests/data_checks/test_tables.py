@@ -9,7 +9,7 @@ import pytest
 from headstart.config.schema import ChecksConfig
 from headstart.core import paths
 from headstart.core.io import read_table
-from headstart.data.dataset import PreparedDataset, Split, read_labels
+from headstart.data.dataset import PreparedDataset, Split, read_values
 from headstart.data.manifest import manifest_rows, write_manifest
 from headstart.data_checks import duplicates, label_errors, tables
 from headstart.data_checks.tables import check_features, check_images, class_imbalance
@@ -77,13 +77,13 @@ def test_a_wrong_label_is_listed_and_those_of_test_are_not_read(
 
     def labels_of(split: Split) -> np.ndarray:
         asked.append(split)
-        labels = read_labels(split)
+        labels = read_values(split)
         if split == "train":
             labels[wrong] = (labels[wrong] + 1) % 4
         return labels
 
-    monkeypatch.setattr(tables, "read_labels", labels_of)
-    true = read_labels("train")[wrong]
+    monkeypatch.setattr(tables, "read_values", labels_of)
+    true = read_values("train")[wrong]
     assert check_features(DUPLICATES, LABELS, prepared, ChecksConfig())["suspicious_labels"] >= 1
     assert set(asked) == {"train", "validation"}
     first = read_table(LABELS)[0]

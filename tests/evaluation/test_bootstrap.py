@@ -8,7 +8,7 @@ from scipy.stats import binomtest, bootstrap
 
 from headstart.evaluation import bootstrap as module
 from headstart.evaluation.bootstrap import REPLICATES, assign_units, fraction_interval, interval
-from headstart.evaluation.metrics import contributions, figures
+from headstart.targets.class_figures import contributions, figures
 from helpers.resampled import redrawn_figures
 from helpers.torchmetrics_figures import torchmetrics_figures
 

@@ -6,7 +6,7 @@ from scipy.special import softmax
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from headstart.evaluation.trust import calibration, reliability
-from headstart.probe.temperature import TEMPERATURE_RANGE, fit_temperature
+from headstart.targets.likelihood import TEMPERATURE_RANGE, fit_temperature
 
 
 def drawn(n: int, temperature: float, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

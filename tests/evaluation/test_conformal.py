@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from headstart.evaluation.trust import COVERAGE_LEVELS, conformal
-from headstart.inference.scores import METHODS, nonconformity
+from headstart.targets.classes import METHODS, nonconformity
 
 
 def drawn(n: int, generator: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -19,9 +19,9 @@ from headstart.evaluation.leaderboard import compute_leaderboard
 from headstart.evaluation.predictions import ModelPredictions, write_predictions
 from headstart.evaluation.slices import compute_slices, read_metadata
 from headstart.evaluation.trust import write_trust
-from headstart.probe.temperature import correct_predictions
 from headstart.report.confusion import count_predictions
 from headstart.report.inputs import read_predictions
+from headstart.targets.likelihood import correct_predictions
 from helpers.approximately import approximately
 
 CLASSES = [f"class{i}" for i in range(40)]

@@ -127,7 +127,8 @@ def write_prepared(
             shard.write(pixels)
     of_all = write_manifest(PREPARED, [], manifest, len(manifest))
     write_index(PREPARED, index, len(index))
-    dataset = {"pictures": len(index), "classes": list(classes), **store_spec(INPUT, None, "raw"), "sha256": of_all}
+    about = {"classes": list(classes), "target": {"kind": "class", "spec": {}}}
+    dataset = {"pictures": len(index), **about, **store_spec(INPUT, None, "raw"), "sha256": of_all}
     sizes = {"shard_bytes": [shard_path(PREPARED, 0).stat().st_size]}
     write_json(PREPARED / "dataset.json", dataset | sizes | {"crc32": {"index.npy": checksum(PREPARED / "index.npy")}})
     return PreparedDataset.open()

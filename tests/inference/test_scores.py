@@ -3,7 +3,8 @@ import math
 import numpy as np
 import scipy.special
 
-from headstart.inference.scores import nonconformity, softmax, threshold
+from headstart.targets.classes import nonconformity, softmax
+from headstart.targets.conformal import threshold
 
 
 def test_softmax_is_scipys() -> None:

@@ -15,7 +15,7 @@ from headstart.probe.sklearn_heads import (
     reason_to_leave_out,
     reason_to_skip,
 )
-from headstart.probe.temperature import negative_log_likelihood
+from headstart.targets.likelihood import negative_log_likelihood
 
 CLASSES = 4
 L2S = [1.0, 1e-1, 1e-2, 1e-3]

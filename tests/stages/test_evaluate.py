@@ -9,7 +9,7 @@ import torch
 
 from headstart.core import paths
 from headstart.core.io import read_json, read_table
-from headstart.data.dataset import SPLITS, PreparedDataset, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, read_values
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.manifest import MANIFEST_COLUMNS, manifest_rows, write_manifest
 from headstart.evaluation import predictions
@@ -123,7 +123,7 @@ def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.
         with torch.no_grad():
             features[split] = features_of(project, Normalize(INPUT)(pixels)).numpy()
             logits[split] = project(Normalize(INPUT)(pixels)).numpy()
-    labels = {split: read_labels(split) for split in ("validation", "test")}
+    labels = {split: read_values(split) for split in ("validation", "test")}
     found = calibration(logits, labels)
     assert trust["calibration"]["finetune"]["temperature"] == pytest.approx(found["temperature"], rel=1e-3)
     assert trust["calibration"]["finetune"]["after"]["nll"] == pytest.approx(found["after"]["nll"], abs=1e-4)
@@ -146,7 +146,7 @@ def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.
 def test_an_export_of_the_probe_will_say_how_sure_the_probe_is() -> None:
     run()
     prepared = PreparedDataset.open()
-    head, split_labels = read_head(), {split: read_labels(split) for split in ("validation", "test")}
+    head, split_labels = read_head(), {split: read_values(split) for split in ("validation", "test")}
     features: dict[str, Any] = {split: read_features(prepared.rows(split)) for split in SPLITS}
     logits = {split: head.logits(features[split]) for split in split_labels}
     exported, reference = read_ood_reference("probe")
@@ -218,7 +218,7 @@ def test_the_mirror_is_offered_where_it_helps_on_validation(
             mean[split] = (project(inputs).softmax(1) + project(inputs.flip(3)).softmax(1)) / 2
     ((averaged, plain, labels, groups),) = asked
     torch.testing.assert_close(torch.from_numpy(np.exp(averaged)), mean["validation"], rtol=1e-3, atol=1e-5)
-    assert (averaged.shape, labels.tolist(), groups) == (plain.shape, read_labels("validation").tolist(), None)
+    assert (averaged.shape, labels.tolist(), groups) == (plain.shape, read_values("validation").tolist(), None)
     assert ("finetune_tta" in report["models"]) == helps
     assert ("finetune_tta sees each image in the mirror" in report["verdict"]) == helps
     assert "finetune has" in report["verdict"].partition("finetune_tta")[0]
@@ -267,7 +267,7 @@ def test_the_backbones_own_classes_and_the_heads_go_through_the_stages(
 
     models = read_json(paths.REPORTS / "evaluate.json")["models"]
     assert list(models) == ["probe", "ridge", "tree", "zero_shot", "finetune"]
-    labels = read_labels("test")
+    labels = read_values("test")
     assert models["zero_shot"]["accuracy"] == pytest.approx(np.mean(sums.argmax(1) == labels), abs=1e-6)
     assert models["zero_shot"]["nll"] == pytest.approx(-np.log(sums[np.arange(9), labels]).mean(), abs=1e-3)
     assert models["zero_shot"]["fit_seconds"] == 0

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json, write_report
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import PreparedDataset, read_values
 from headstart.data.loader import evaluation_pixels
 from headstart.evaluation.ood import write_ood_reference
 from headstart.export import bundle_writer, parity
@@ -449,7 +449,7 @@ def test_images_are_train_s_where_validation_has_none() -> None:
 def test_images_are_chosen_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     prepared = write_prepared()
-    validation, labels = prepared.rows("validation"), read_labels("validation")
+    validation, labels = prepared.rows("validation"), read_values("validation")
     for count, places in ((3, [0, 4, 9]), (100, list(range(10)))):
         rows, classes = parity.comparison_images(prepared, count)
         assert rows.tolist() == validation[places].tolist()

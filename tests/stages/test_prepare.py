@@ -27,7 +27,7 @@ from headstart.core.errors import UserError
 from headstart.core.io import read_json, read_table
 from headstart.core.paths import PREPARED
 from headstart.data import packing, remote
-from headstart.data.dataset import SPLITS, PreparedDataset, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, read_values
 from headstart.data.image_info import LabelledImage, content_sha256, info_of
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.manifest import MANIFEST_COLUMNS, manifest_rows
@@ -120,7 +120,7 @@ def test_training_images_are_stored_for_crops_and_others_at_timms_evaluation_res
     assert sizes == {(30, 20), (90, 60), (50, 70), (24, 99), (23, 99), (10, 8)}
     assert PreparedDataset.open().classes == ["a", "b"]
     for split in SPLITS:
-        assert [int(row["label"] == "b") for row in manifest if row["split"] == split] == read_labels(split).tolist()
+        assert [int(row["label"] == "b") for row in manifest if row["split"] == split] == read_values(split).tolist()
     assert sorted(path.name for path in Path("data").iterdir()) == ["prepared"]
     names = {path.name for path in PREPARED.iterdir()}
     assert names == {"dataset.json", "manifest.parquet", "manifest.csv", "index.npy", "pixels-00000.bin"}

@@ -10,14 +10,14 @@ import pytest
 from headstart.core.errors import UserError
 from headstart.core.io import read_table
 from headstart.core.paths import PROBE
-from headstart.data.dataset import SPLITS, PreparedDataset, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, read_values
 from headstart.features.cache import write_changed_features
 from headstart.features.extract import write_features
 from headstart.models.head import PretrainedHead, read_head, write_pretrained_head
 from headstart.probe import sklearn_heads
 from headstart.probe.outputs import read_baseline
-from headstart.probe.temperature import negative_log_likelihood
 from headstart.stages import probe
+from headstart.targets.likelihood import negative_log_likelihood
 from helpers.images import CLASSES, params, write_prepared
 
 PATH = [1.0, 0.1, 0.01]
@@ -34,7 +34,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset
     generator = np.random.default_rng(1)
     features = generator.normal(size=(len(prepared.ids), 6)).astype(np.float32)
     for split in ("train", "validation"):
-        rows, labels = prepared.rows(split), read_labels(split)
+        rows, labels = prepared.rows(split), read_values(split)
         features[rows, labels] += 1.5
     write_features(features.__getitem__, features.shape, "float32", {})
     return prepared
@@ -49,7 +49,7 @@ def test_the_lowest_validation_loss_is_chosen_and_reported(prepared: PreparedDat
     report = json.loads(Path("reports/probe.json").read_text())
     assert chosen.l2 == report["l2"] == PATH[int(np.argmin(losses))]
     features = np.load("data/features/features.npy")[prepared.rows("validation")]
-    assert negative_log_likelihood(chosen.logits(features), read_labels("validation")) == pytest.approx(min(losses))
+    assert negative_log_likelihood(chosen.logits(features), read_values("validation")) == pytest.approx(min(losses))
     assert report["val_accuracy"] > 0.6
 
 
@@ -97,7 +97,7 @@ def test_every_head_is_asked_about_the_images_outside_train(prepared: PreparedDa
     report = run(heads=HEADS)
     assert list(report["heads"]) == HEADS
     assert report["skipped"] == {}
-    labels = read_labels("validation")
+    labels = read_values("validation")
     for name, figures in report["heads"].items():
         outputs = read_baseline(name, "validation")[:]
         assert negative_log_likelihood(outputs, labels) == pytest.approx(figures["val_loss"], rel=1e-5)
@@ -191,7 +191,7 @@ def test_changes_are_judged_with_the_chosen_head_and_their_verdicts_kept_for_fin
     verdicts = evidence["changes"]
     assert {name: verdict["kept"] for name, verdict in verdicts.items()} == {"hflip": True, "vflip": False}
     logits = read_head().logits(-features)
-    assert verdicts["vflip"]["changed_accuracy"] == (logits.argmax(1) == read_labels("validation")).mean()
+    assert verdicts["vflip"]["changed_accuracy"] == (logits.argmax(1) == read_values("validation")).mean()
 
 
 @pytest.mark.usefixtures("prepared")

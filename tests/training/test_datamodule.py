@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from headstart.config.finetune import FinetuneConfig
 from headstart.core.errors import UserError
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import PreparedDataset, read_values
 from headstart.data.loader import evaluation_pixels
 from headstart.distributed.process_group import ProcessGroup
 from headstart.training import datamodule
@@ -222,7 +222,7 @@ def test_an_image_is_augmented_anew_in_each_epoch_and_keeps_its_label(prepared: 
         return training[BatchSpec(epoch, places, places, places)]
 
     first, again, second, backwards = asked(0, every), asked(0, every), asked(1, every), asked(0, every[::-1].copy())
-    assert first.labels.tolist() == read_labels("train").tolist()
+    assert first.labels.tolist() == read_values("train").tolist()
     assert torch.equal(first.pixels, again.pixels)
     assert not (first.pixels == second.pixels).flatten(1).all(1).any()
     assert torch.equal(backwards.pixels, first.pixels.flip(0))
@@ -235,7 +235,7 @@ def test_every_validation_image_is_counted_once(prepared: PreparedDataset, world
     assert len(rows) % 4
     expected = {
         pixels.numpy().tobytes(): label
-        for pixels, label in zip(evaluation_pixels(prepared, rows), read_labels("validation").tolist(), strict=True)
+        for pixels, label in zip(evaluation_pixels(prepared, rows), read_values("validation").tolist(), strict=True)
     }
     seen: list[tuple[bytes, int]] = []
     for rank in range(world):

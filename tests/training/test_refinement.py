@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.probe.temperature import fit_temperature, negative_log_likelihood
+from headstart.targets.likelihood import fit_temperature, negative_log_likelihood
 from headstart.training.refinement import RefinedLoss
 
 

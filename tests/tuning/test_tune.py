@@ -19,7 +19,7 @@ from headstart.config.loader import load_params
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, read_table
-from headstart.data.dataset import read_labels
+from headstart.data.dataset import read_values
 from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
 from headstart.training.checkpoint import load_checkpoint
@@ -217,7 +217,7 @@ def test_fewer_epochs_where_not_as_many_fit(tmp_path: Path, monkeypatch: pytest.
     (only,) = folder().tries()
     assert (only.over, only.epochs, only.changes) == (True, 2, {"finetune.epochs": 2})
     assert load_params(Path("params.yaml")).finetune.epochs == 2
-    assert len(folder().scores(only)[0, 0]) == len(read_labels("validation"))
+    assert len(folder().scores(only)[0, 0]) == len(read_values("validation"))
 
 
 def test_a_try_that_can_t_be_trained_ends_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,12 +55,27 @@ class PrepareConfig(ConfigSection):
     """Which folders of `imagefolder` are which split, such as {Lernen: train, Pruefen: test}; several may be one. null:
     those with a usual name (train, training, val, dev, eval, test, testing ... in any case, also as train_set or
     images-test); {}: none, they are classes."""
+    target: Literal["class", "labels", "number", "grade"] = "class"
+    """What is learned from an image, docs/targets.md:
+    - `class`: one of several classes
+    - `labels`: any number of labels, each present, absent or unknown
+    - `number`: one or several numbers
+    - `grade`: one of several classes that have an order
+    """
+    target_columns: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    """The columns of a table that have it; null: `label`. Of `labels` one column that lists them, or a column of 0 and
+    1 for each, where an empty cell is unknown; of `number` one or several, which may be called `weight [kg]`."""
+    label_separator: Annotated[str, Field(min_length=1)] = ";"
+    """What separates the labels in a column that lists them; " " stands for blanks of any number."""
+    grades: Annotated[list[str], Field(min_length=2)] | None = None
+    """All grades from the lowest to the highest, such as [none, mild, severe]. null: they are numbers."""
     label_case: Literal["keep", "fold"] | None = None
     """For classes whose names differ in case alone, as Dog and dog: `keep` keeps them apart, `fold` makes them one with
     the name that sorts last (dog), null refuses them. Outer blanks and Unicode forms never tell classes apart."""
     columns: dict[Literal["image", "label", "split", "group"], str] | None = None
     """Of `parquet`, `hf` and `webdataset`: what is called otherwise than usual, such as {image: img, label:
-    fine_label}: a column, a sample's file by its suffix, or a key of its JSON. null: found by type and name."""
+    fine_label}: a column, a sample's file by its suffix, or a key of its JSON. null: found by type and name. Labels of
+    other targets than classes are named by `target_columns`."""
     on_bad_image: Literal["error", "skip"] = "error"
     """For files that cannot be read as images: `error` lists them and stops, `skip` lists them in the report."""
     max_pixels: Count = 178_956_970
@@ -79,6 +94,27 @@ class PrepareConfig(ConfigSection):
     - `jpeg`: a sixth of that or less, decoded at each use (quality 95, 4:4:4: off by 1.0 to 1.2 of 255 in RMS)
     - `auto`: `raw` where half of the free disk and half of the memory hold it; an existing store keeps its format
     """
+
+    @model_validator(mode="after")
+    def _target_and_columns_agree(self) -> Self:
+        columns = self.target_columns or ["label"]
+        if self.target in {"class", "grade"} and len(columns) > 1:
+            raise ValueError(f"target_columns: a {self.target} is in one column, not in {len(columns)}")
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise ValueError(f"target_columns: {twice[0]!r} stands there twice")
+        if self.grades is not None and self.target != "grade":
+            raise ValueError(f"grades: only target: grade has an order, and it is {self.target}: set it to null")
+        if self.grades is not None and len(set(self.grades)) < len(self.grades):
+            raise ValueError("grades: name each grade once")
+        return self
+
+    @field_validator("grades", mode="before")
+    @classmethod
+    def _grades_in_quotes(cls, grades: Any) -> Any:
+        """Take numbers for their names."""
+        if not isinstance(grades, list):
+            return grades
+        return [str(each) if type(each) in (int, float) else each for each in grades]
 
     @field_validator("split_folders", mode="before")
     @classmethod

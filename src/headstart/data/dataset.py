@@ -17,9 +17,13 @@ from headstart.core.paths import PREPARED
 from headstart.core.storage import storage_message
 from headstart.data.manifest import manifest_column, sources_and_splits
 from headstart.data.shards import Shards, checksum, damaged, read_index, shard_path
+from headstart.targets.kinds import make_target
+from headstart.targets.target import Target, Values
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+VALUES = "values.npy"
+"""Float32 (n, …), of targets whose values are not one whole number an image, which the index has."""
 SPEC_KEYS = ("input", "train_side", "store", "pillow", "pixels_version")
 """What determines the stored bytes beside the images and their splits: packed images are reused if it is the same."""
 
@@ -32,12 +36,12 @@ class PreparedDataset:
     before its crop; training images are larger, for random crops. An image's checksum is verified when this process
     first reads it. Memory: about 50 bytes an image, most of them the memory-mapped index.
 
-    ``classes`` are in the order of the classifier's outputs; ``spec`` is ``data.packing.store_spec``; ``sha256``, hex
-    digits, is a hash of the manifest, and so of the content hash, label and split of every image.
+    ``target`` is what is learned of the images; ``spec`` is ``data.packing.store_spec``; ``sha256``, hex digits, is a
+    hash of the manifest, and so of the content hash, label and split of every image.
     """
 
     folder: Path
-    classes: list[str]
+    target: Target
     spec: dict[str, Any]
     sha256: str
 
@@ -45,16 +49,23 @@ class PreparedDataset:
     def open(cls, folder: Path = PREPARED) -> "PreparedDataset":
         """Open the folder that ``prepare`` wrote; raises UserError if a file is missing, truncated or damaged."""
         dataset = read_json(folder / "dataset.json")
-        if "sha256" not in dataset:
+        if "target" not in dataset:
             raise UserError(f"{folder} is of an earlier version: run `dvc repro -f prepare`, which reuses its images")
         for i, size in enumerate(dataset["shard_bytes"]):
             path = shard_path(folder, i)
             if not path.is_file() or path.stat().st_size != size:
                 raise damaged(path, f"is missing, or not of the {size} bytes that were written")
-        if checksum(folder / "index.npy") != dataset["crc32"]["index.npy"]:
-            raise damaged(folder / "index.npy", "is missing or damaged")
+        for name, crc32 in dataset["crc32"].items():
+            if checksum(folder / name) != crc32:
+                raise damaged(folder / name, "is missing or damaged")
         spec = {key: dataset[key] for key in SPEC_KEYS}
-        return cls(folder, dataset["classes"], spec, dataset["sha256"])
+        target = make_target(dataset["target"]["kind"], dataset["classes"], dataset["target"]["spec"])
+        return cls(folder, target, spec, dataset["sha256"])
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the target's parts, in the order of its outputs."""
+        return [*self.target.names]
 
     @property
     def input(self) -> dict[str, Any]:
@@ -106,13 +117,16 @@ class PreparedDataset:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def read_labels(split: Split, folder: Path = PREPARED) -> NDArray[np.int64]:
-    """Read the class numbers of a split's images, in the order of ``PreparedDataset.rows(split)``.
+def read_values(split: Split, folder: Path = PREPARED) -> Values:
+    """Read the values of a split's images, as the target has them, in the order of ``PreparedDataset.rows(split)``.
 
     Only ``evaluate`` reads those of the test split.
     """
     index = read_index(folder)
-    return np.asarray(index["label"][index["split"] == SPLITS.index(split)], np.int64)
+    rows = index["split"] == SPLITS.index(split)
+    if (folder / VALUES).exists():
+        return np.asarray(np.load(folder / VALUES, mmap_mode="r")[rows])
+    return np.asarray(index["label"][rows], np.int64)
 
 
 def read_groups(split: Split, folder: Path = PREPARED) -> NDArray[np.int64] | None:

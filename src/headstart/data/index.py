@@ -74,11 +74,11 @@ class Catalog:
                     raise UserError(f"prepare: {item.source} and another image have the same id: rename it") from None
                 raise UserError(f"prepare: {item.source} is listed twice in the source: keep one of its rows") from None
 
-    def keep_sample(self, size: int) -> None:
+    def keep_sample(self, size: int, *, by_label: bool) -> None:
         """Keep a random sample of about ``size`` images, the same every time; no class and split has fewer than 3 left.
 
-        Classes keep their shares. Of splits that the source assigns, a third of the sample is validation's and hardly
-        any is test's.
+        Classes, which are the labels where ``by_label`` says so, keep their shares. Of splits that the source assigns,
+        a third of the sample is validation's and hardly any is test's.
         """
         counts = self.given_counts()
         test = VALIDATION if set(counts) == {TRAIN, VALIDATION} else TEST  # as ``fractions_to_draw`` has it
@@ -88,10 +88,10 @@ class Catalog:
             given = None if split == NOT_GIVEN else SPLITS[split]
             self._database.execute(
                 "DELETE FROM pictures WHERE given IS ? AND source NOT IN (SELECT source FROM (SELECT source, "
-                "row_number() OVER of_class AS place, count(*) OVER (PARTITION BY label) AS total "
-                "FROM pictures WHERE given IS ? WINDOW of_class AS (PARTITION BY label ORDER BY id)) "
+                "row_number() OVER of_class AS place, count(*) OVER (PARTITION BY iif(?, label, '')) AS total "
+                "FROM pictures WHERE given IS ? WINDOW of_class AS (PARTITION BY iif(?, label, '') ORDER BY id)) "
                 "WHERE place <= max(3, ? * total))",
-                (given, given, shares[split] * size / count),
+                (given, by_label, given, by_label, shares[split] * size / count),
             )
 
     def shards(self, size: int) -> Iterator[tuple[int, list[SourceItem]]]:
@@ -215,6 +215,11 @@ class Catalog:
         """Count the good images."""
         return int(self._database.execute("SELECT count(*) FROM good").fetchone()[0])
 
+    def texts(self, *, distinct: bool = False) -> Iterator[str]:
+        """Yield the labels of the good images, in the order of source names; or those that occur, each once."""
+        rows = "DISTINCT label FROM good" if distinct else "label FROM good ORDER BY source"
+        return (text for (text,) in self._database.execute(f"SELECT {rows}"))
+
     def class_counts(self) -> dict[str, int]:
         """Count the good images of each class, in the order of names; a class with only bad ones has 0.
 
@@ -230,23 +235,20 @@ class Catalog:
         rows = self._database.execute("SELECT given, count(*) FROM good GROUP BY given")
         return {SPLITS.index(split) if split else NOT_GIVEN: count for split, count in rows}
 
-    def split_inputs(
-        self, classes: list[str]
-    ) -> tuple[NDArray[np.int8], NDArray[np.int32], NDArray[np.uint64], NDArray[np.uint64]]:
-        """Return what the splits are drawn from, of each good image in the order of source names.
+    def split_inputs(self) -> tuple[NDArray[np.int8], NDArray[np.uint64], NDArray[np.uint64]]:
+        """Return what the splits are drawn from beside the labels, of each good image in the order of source names.
 
         Returns:
-            The splits that the source assigns, indices into ``SPLITS``, or ``NOT_GIVEN``; the labels, indices into
-            ``classes``; the ids of ``group_number``; and the first 8 bytes of the sha256. All have shape (n,).
+            The splits that the source assigns, indices into ``SPLITS``, or ``NOT_GIVEN``; the ids of ``group_number``;
+            and the first 8 bytes of the sha256. All have shape (n,).
         """
-        number, n = {name: i for i, name in enumerate(classes)}, self.count()
-        given, labels = np.empty(n, np.int8), np.empty(n, np.int32)
-        group_ids, contents = np.empty((2, n), np.uint64)
-        rows = self._database.execute("SELECT given, label, grp, sha256 FROM good ORDER BY source")
-        for i, (split, label, group, sha256) in enumerate(rows):
-            given[i], labels[i] = SPLITS.index(split) if split else NOT_GIVEN, number[label]
+        n = self.count()
+        given, (group_ids, contents) = np.empty(n, np.int8), np.empty((2, n), np.uint64)
+        rows = self._database.execute("SELECT given, grp, sha256 FROM good ORDER BY source")
+        for i, (split, group, sha256) in enumerate(rows):
+            given[i] = SPLITS.index(split) if split else NOT_GIVEN
             group_ids[i], contents[i] = group_number(group, sha256), int.from_bytes(sha256[:8])
-        return given, labels, group_ids, contents
+        return given, group_ids, contents
 
     def manifest(self, splits: NDArray[np.int8]) -> Iterator[list[str | int | float]]:
         """Yield the manifest's rows: each a ``ManifestRow``, then the source's metadata."""
@@ -262,11 +264,10 @@ class Catalog:
         rows = self._database.execute("SELECT lower(hex(sha256)), note FROM good ORDER BY source")
         return [(row, sha256, Note(*json.loads(note))) for row, (sha256, note) in enumerate(rows) if note]
 
-    def index_rows(self, classes: list[str], splits: NDArray[np.int8]) -> Iterator[tuple[int, ...]]:
-        """Yield the rows of the shards' index, in the order of ``INDEX_DTYPE``; labels are numbered by ``classes``."""
-        number = {name: i for i, name in enumerate(classes)}
+    def index_rows(self, labels: Iterable[int], splits: NDArray[np.int8]) -> Iterator[tuple[int, ...]]:
+        """Yield the rows of the shards' index, in the order of ``INDEX_DTYPE``, with the images' labels and splits."""
         rows = self._database.execute(
-            "SELECT id, offset, bytes, crc32, shard, label, stored_height, stored_width FROM good ORDER BY source"
+            "SELECT id, offset, bytes, crc32, shard, stored_height, stored_width FROM good ORDER BY source"
         )
-        for split, (name, offset, size, crc32, shard, label, *stored) in zip(splits, rows, strict=True):
-            yield int(name, 16), offset, size, crc32, shard, number[label], *stored, int(split)
+        for split, label, (name, offset, size, crc32, shard, *stored) in zip(splits, labels, rows, strict=True):
+            yield int(name, 16), offset, size, crc32, shard, int(label), *stored, int(split)

@@ -6,7 +6,7 @@ or of bytes alone, beside a column of labels; the names of a ClassLabel are in t
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy as np
 
 from headstart.core.errors import UserError, first_line
 from headstart.core.problems import some
-from headstart.core.text import normalize_label
 from headstart.data.archives import Archives, ArchiveSource
 from headstart.data.dataset import Split
 from headstart.data.manifest import MANIFEST_COLUMNS
 from headstart.data.names import split_of
 from headstart.data.source_item import SourceItem
 from headstart.images.decode import BadImageError
+from headstart.targets.target import MakeReader
 
 KINDS = ("Image", "ClassLabel")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category")
@@ -30,11 +30,19 @@ BATCH = 32  # images of a row group that are in memory at once
 class ParquetFiles(ArchiveSource):
     """Parquet files; an image is named ``FILE/ROW``. Columns of text and whole numbers are kept in the manifest."""
 
-    def __init__(self, archives: Archives, columns: Mapping[str, str], split_folders: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        archives: Archives,
+        columns: Mapping[str, str],
+        target_columns: Sequence[str] | None,
+        make_reader: MakeReader,
+        split_folders: Mapping[str, str] | None,
+    ) -> None:
         """Read the columns of the first file; raises UserError if it is unclear which they are."""
         super().__init__(archives, split_folders)
         with self._open(self._names[0]) as file:
-            self._choose_columns(self._names[0], file.schema_arrow, dict(columns))
+            targets = self._choose_columns(self._names[0], file.schema_arrow, dict(columns), target_columns)
+        self.reader = make_reader(targets)
 
     def _items(self, name: str, split: Split | None) -> Iterator[SourceItem]:
         """Yield a file's images; raises UserError if it is damaged, or has other columns than the first."""
@@ -72,8 +80,12 @@ class ParquetFiles(ArchiveSource):
         with _arrow_errors(name), self._archives.open(name) as file, ParquetFile(file) as parquet:
             yield parquet
 
-    def _choose_columns(self, name: str, schema: Any, columns: dict[str, str]) -> None:
-        """Find out which columns are what; raises UserError."""
+    def _choose_columns(
+        self, name: str, schema: Any, columns: dict[str, str], target_columns: Sequence[str] | None
+    ) -> Sequence[str]:
+        """Find out which columns are what, and return those of the target; raises UserError."""
+        if target_columns is not None:
+            columns["label"] = target_columns[0]
         metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = metadata.get("info", {}).get("features", {})
         told = {kind: [key for key in schema.names if _type_of(features.get(key)) == kind] for kind in KINDS}
@@ -90,27 +102,39 @@ class ParquetFiles(ArchiveSource):
             columns.setdefault(what, found[0] if found else "")
         if "split" in schema.names:
             columns.setdefault("split", "split")
-        if unknown := [column for column in columns.values() if column not in schema.names]:
+        targets = target_columns or [columns["label"]]
+        self._check_columns(name, schema, columns, targets)
+        self._columns, self._image = columns, columns["image"]
+        self._classes = {column: names for column in targets if (names := _class_names(features.get(column)))}
+        taken = {*columns.values(), *targets, *MANIFEST_COLUMNS}
+        self.metadata_columns = [field.name for field in schema if field.name not in taken and _is_plain(field.type)]
+        others = (column for what, column in columns.items() if what not in ("image", "label"))
+        self._read = [*targets, *others, *self.metadata_columns]
+        return targets
+
+    @staticmethod
+    def _check_columns(name: str, schema: Any, columns: Mapping[str, str], targets: Sequence[str]) -> None:
+        """Raise UserError where a column is not there, or holds something else."""
+        if unknown := [column for column in (*columns.values(), *targets) if column not in schema.names]:
             raise UserError(f"prepare.columns: {name} has no column {unknown[0]}; it has {some(schema.names)}")
         if not _is_bytes(schema.field(columns["image"]).type):
             raise UserError(f"prepare.columns: the column {columns['image']} of {name} holds no images, as bytes")
-        for what in ("label", "split", "group"):
+        for what in ("split", "group"):
             if what in columns and not _is_plain(schema.field(columns[what]).type):
                 kind = schema.field(columns[what]).type
                 raise UserError(f"prepare.columns: {columns[what]} of {name} can't be the {what}: it holds {kind}")
-        self._columns, self._image = columns, columns["image"]
-        self._classes = (features.get(columns["label"]) or {}).get("names")
-        taken = {*columns.values(), *MANIFEST_COLUMNS}
-        self.metadata_columns = [field.name for field in schema if field.name not in taken and _is_plain(field.type)]
-        self._read = [*(column for what, column in columns.items() if what != "image"), *self.metadata_columns]
+        for column in targets:
+            if _is_bytes(schema.field(column).type):
+                raise UserError(f"prepare.columns: {column} of {name} can't be the label: it holds bytes")
 
     def _item(self, source: str, values: dict[str, Any], given: Any) -> SourceItem:
-        label = values[self._columns["label"]]
-        if self._classes is not None and isinstance(label, int):
-            if not -1 <= label < len(self._classes):
-                raise UserError(f"{source}: the label {label} is none of the {len(self._classes)} classes' numbers")
-            label = self._classes[label] if label >= 0 else None  # as the hub marks what has no label
-        label = None if label is None else normalize_label(str(label)) or None
+        cells = [self._named(source, column, values[column]) for column in self.reader.columns]
+        label = problem = None
+        if any(cell is not None for cell in cells):
+            try:
+                label = self.reader.read(cells)
+            except ValueError as error:
+                problem = str(error)
         if "split" in self._columns:
             said = values[self._columns["split"]]
             given = split_of(str(said))
@@ -118,7 +142,18 @@ class ParquetFiles(ArchiveSource):
                 raise UserError(f"{source}: unknown split {said!r}")
         group = values[self._columns["group"]] if "group" in self._columns else None
         metadata = tuple("" if values[name] is None else str(values[name]) for name in self.metadata_columns)
-        return SourceItem(source, label, given, None if group is None else str(group), metadata)
+        return SourceItem(source, label, given, None if group is None else str(group), metadata, problem)
+
+    def _named(self, source: str, column: str, cell: Any) -> Any:
+        """Return a cell with the names of classes for their numbers; raises UserError for a number without a name."""
+        if isinstance(cell, list):
+            return [self._named(source, column, each) for each in cell]
+        names = self._classes.get(column)
+        if names is None or not isinstance(cell, int):
+            return cell
+        if not -1 <= cell < len(names):
+            raise UserError(f"{source}: the label {cell} is none of the {len(names)} classes' numbers")
+        return names[cell] if cell >= 0 else None  # as the hub marks what has no label
 
 
 def _is_bytes(kind: Any) -> bool:
@@ -140,6 +175,15 @@ def _is_plain(kind: Any) -> bool:
 
 def _type_of(feature: object) -> object:
     return feature.get("_type") if isinstance(feature, dict) else None
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """Return the names of a ClassLabel, or of a list of them; None of anything else."""
+    if isinstance(feature, list) and feature:
+        feature = feature[0]
+    if isinstance(feature, dict) and "feature" in feature:
+        feature = feature["feature"]
+    return feature.get("names") if isinstance(feature, dict) else None
 
 
 class _Cursor:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from headstart.data.dataset import Split
 from headstart.data.image_info import LabelledImage
+from headstart.targets.target import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,8 @@ class SourceItem:
 
     Attributes:
         source: its name, unique in the source; of a file, its posix path relative to the source's folder.
-        label: its class; None if only reading the image reveals it, or if it has none, as ``problem`` says.
+        label: its class, or what the target's reader made of it; None if only reading the image reveals it, or if it
+            has none, as ``problem`` says.
         split: as the source assigns it.
         group: images of one group stay in one split.
         metadata: the values of the source's ``metadata_columns``.
@@ -36,9 +38,11 @@ class Source(Protocol):
     Attributes:
         root: the folder with the images; None where they are no files of this machine's.
         metadata_columns: names of further values that each image has, which the manifest keeps.
+        reader: reads what is learned; ``SourceItem.label`` is what it returns.
         in_memory: whether all pixels are in memory: pickling them to worker processes would cost more than it saves.
     """
 
+    reader: Reader
     root: Path | None = None
     metadata_columns: Sequence[str] = ()
     in_memory: bool = False

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,15 +35,23 @@ from headstart.data.names import mentioned_split, split_of
 from headstart.data.parquet import ParquetFiles
 from headstart.data.remote import RemoteFile, check_lock, is_url, list_files, read_url, write_lock
 from headstart.data.source_item import Source, SourceItem
-from headstart.data.tables import FolderPaths, TableFile
+from headstart.data.tables import FolderPaths, TableFile, find_column
 from headstart.data.watched import WatchedFiles
 from headstart.data.webdataset import WebDataset
 from headstart.images.decode import BadImageError
 from headstart.images.files import counted, is_ignored, is_image_file, is_image_name, read_file, scan, walk
+from headstart.targets import kinds
+from headstart.targets.classes import ClassesReader
+from headstart.targets.target import MakeReader, Reader
 
 TABLE_COLUMNS = ("path", "label", "split", "group")
+PATH_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
+"""What the column with the paths is called; the first of them that is there."""
 LOCK_NAME = "source.lock"
+NO_FILE = "there is no such file"
 BREAKS = re.compile("[\0\r\n]")
+
+CLASSES = ClassesReader(["label"])
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +61,11 @@ class FileSource(Source):
 
     root: Path
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, reader: Reader = CLASSES) -> None:
         """Raise UserError if ``root`` is not a folder."""
         if not root.is_dir():
             raise UserError(f"prepare.path: {root} is not a folder: put your images there, or name another folder")
-        self.root = root
+        self.root, self.reader = root, reader
 
     def read(self, source: str) -> bytes:
         """Return a file's bytes; raises BadImageError if it is not a regular file. Pipes and devices are not opened."""
@@ -70,9 +79,9 @@ class ImageFolder(FileSource):
     ignored; every other file in a class folder is taken for an image.
     """
 
-    def __init__(self, root: Path, split_folders: Mapping[str, str] | None = None) -> None:
+    def __init__(self, root: Path, split_folders: Mapping[str, str] | None = None, reader: Reader = CLASSES) -> None:
         """Open the folder; ``split_folders`` is ``prepare.split_folders``. Raises UserError if it is not a folder."""
-        super().__init__(root)
+        super().__init__(root, reader)
         self.split_folders, self._watched = split_folders, WatchedFiles(root)
 
     def images(self) -> Iterator[SourceItem]:
@@ -238,9 +247,13 @@ class ImageFolder(FileSource):
         if not label:
             raise UserError(f"{self._where('')}: the name of the class folder {inside!a} is blank: rename it")
         self._check_folder(inside)
+        try:
+            text = self.reader.read([label])
+        except ValueError as error:
+            raise UserError(f"{self._where(inside)}: the name of the folder: {error}") from None
         file = None
         for file, problem in self._walk(inside):
-            yield SourceItem(file, label, split, problem=problem)
+            yield SourceItem(file, text, split, problem=problem)
         if file is None and split in (None, "train"):
             raise UserError(f"{self._where(inside)}: the class folder holds no image: fill it or remove it")
 
@@ -266,8 +279,9 @@ class ImageFolder(FileSource):
 class RemoteImageFolder(ImageFolder):
     """One folder per class, as ``ImageFolder`` has it, behind a URL."""
 
-    def __init__(self, lock: Path, source: str, split_folders: Mapping[str, str] | None) -> None:
+    def __init__(self, lock: Path, source: str, split_folders: Mapping[str, str] | None, reader: Reader) -> None:
         """Name the folder; nothing is listed yet. ``lock`` is ``prepare.path``."""
+        self.reader = reader
         self._lock, self._source, self._url = lock, source, source.partition(":")[2].rstrip("/")
         self.split_folders = split_folders
         self._folders: dict[str, dict[str, bool]] = {}
@@ -320,32 +334,45 @@ class RemoteImageFolder(ImageFolder):
 class CsvTable(FileSource):
     """A CSV table with the columns path and label, optionally split and group; the manifest keeps all other columns.
 
+    The column path may be called by another of ``PATH_COLUMNS``; label stands for the columns of the target.
+
     Commas, semicolons, tabs or bars separate the values, as the header shows; it is UTF-8, or UTF-16 with its byte
     order mark. Paths are relative to the folder and must stay inside it, since DVC watches that folder only; or URLs,
     for which there may be a lock.
     """
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(
+        self, root: Path, name: str, make_reader: MakeReader = ClassesReader, target_columns: Sequence[str] = ("label",)
+    ) -> None:
         """Read the header; raises UserError if the file or a column is missing."""
-        super().__init__(root)
+        super().__init__(root, make_reader(target_columns))
         self._paths, self._watched = FolderPaths(root), WatchedFiles(root)
         inside = self._paths.inside(name)
         if inside is None:
             raise UserError(f"prepare.source: {name} is not inside {root}, the folder that DVC watches: move it there")
-        self.path, self._name, self._file = root / inside, inside, TableFile(root / inside)
+        self.path, self._name, self._file = root / inside, inside, TableFile(root / inside, target_columns)
         header = [name.strip() for name in next(self._file.lines(), (0, []))[1]]
         self.header = [name.casefold() if name.casefold() in TABLE_COLUMNS else name for name in header]
-        missing = [column for column in ("path", "label") if column not in self.header]
+        lower = [name.casefold() for name in header]
+        if named := [name for name in PATH_COLUMNS if name in lower]:
+            self.header[lower.index(named[0])] = "path"
+        columns = [find_column(column, self.header) for column in target_columns]
+        missing = [
+            *(() if named else ("path",)),
+            *(c for c, found in zip(target_columns, columns, strict=True) if not found),
+        ]
+        self.reader = make_reader([column for column in columns if column])
         if missing:
-            columns = some(name if name.isprintable() else repr(name) for name in header) or "none"
+            names = some(name if name.isprintable() else repr(name) for name in header) or "none"
             raise UserError(
-                f"{self.path}: no column {' and no column '.join(missing)} (the columns are {columns}): the first line "
-                "must name the columns, as in path,label"
+                f"{self.path}: no column {' and no column '.join(missing)} (the columns are {names}): the first line "
+                f"must name the columns, as in {','.join(['path', *target_columns])}"
             )
         named = [column for column in self.header if column]
-        if len(set(named)) < len(named):
-            raise UserError(f"{self.path}: two columns have one name: rename one of them")
-        self.metadata_columns = [column for column in named if column not in TABLE_COLUMNS]
+        if twice := [column for column, count in Counter(named).items() if count > 1]:
+            raise UserError(f"{self.path}: two columns have one name, {twice[0]}: rename one of them")
+        taken = {"path", "split", "group", *self.reader.columns}
+        self.metadata_columns = [column for column in named if column not in taken]
         clash = [column for column in self.metadata_columns if column in MANIFEST_COLUMNS]
         if clash:
             raise UserError(
@@ -376,7 +403,7 @@ class CsvTable(FileSource):
                     "give it everywhere or nowhere"
                 )
             has_splits, rows = item.split is not None, rows + 1
-            absent, first = absent + (item.problem is not None), first or item.source
+            absent, first = absent + (item.problem == NO_FILE), first or item.source
             for splits, value in zip(said, item.metadata, strict=True):
                 if None not in splits:
                     splits.add(split_of(value))
@@ -394,12 +421,16 @@ class CsvTable(FileSource):
             )
 
     def _item(self, row: dict[str, str], where: str) -> SourceItem:
-        for column in TABLE_COLUMNS:
+        for column in ("path", "split", "group", *self.reader.columns):
             if BREAKS.search(row.get(column, "")):
                 raise UserError(f"{where}: a line break or a NUL byte in the {column}: is a quote not closed there?")
-        path, label, group = row["path"], normalize_label(row["label"]), normalize_label(row.get("group", ""))
-        if not path.strip() or not label:
-            raise UserError(f"{where}: the {'label' if path.strip() else 'path'} is empty")
+        path, group, problem, label = row["path"], normalize_label(row.get("group", "")), None, None
+        if not path.strip():
+            raise UserError(f"{where}: the path is empty")
+        try:
+            label = self.reader.read([row[column] for column in self.reader.columns])
+        except ValueError as error:
+            problem = f"line {where.rpartition(' ')[2]}: {error}"
         split = split_of(row.get("split", ""))
         if row.get("split", "").strip() and split is None:
             raise UserError(f"{where}: unknown split {row['split']!r}; known: {', '.join(SPLITS)}")
@@ -412,7 +443,7 @@ class CsvTable(FileSource):
         if not is_url(source):
             self._watched.check(source)
         metadata = tuple(row[column] for column in self.metadata_columns)
-        problem = None if is_there else "there is no such file"
+        problem = problem or (None if is_there else NO_FILE)
         return SourceItem(source, label, split, group or None, metadata, problem)
 
     def _locate(self, path: str) -> tuple[str | None, bool]:
@@ -444,7 +475,7 @@ def read_remote(url: str) -> bytes:
     try:
         return read_url(url)
     except FileNotFoundError:
-        raise BadImageError("there is no such file") from None
+        raise BadImageError(NO_FILE) from None
 
 
 class Digits(Source):
@@ -452,16 +483,16 @@ class Digits(Source):
 
     in_memory = True
 
-    def __init__(self) -> None:
+    def __init__(self, reader: Reader = CLASSES) -> None:
         from sklearn.datasets import load_digits  # noqa: PLC0415  (slow to import, and only this source uses it)
 
-        digits = load_digits()
+        digits, self.reader = load_digits(), reader
         self._images, self._labels = np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
     def images(self) -> Iterator[SourceItem]:
         """Yield the digits, named ``digits/0000`` and so on."""
         for i, label in enumerate(self._labels):
-            yield SourceItem(f"digits/{i:04d}", str(label))
+            yield SourceItem(f"digits/{i:04d}", self.reader.read([str(label)]))
 
     def read(self, source: str) -> LabelledImage:
         """Return a digit by its source name."""
@@ -472,12 +503,12 @@ class Digits(Source):
 class Torchvision(Source):
     """A classification data set of torchvision; its images are named ``NAME/split/number``."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, reader: Reader = CLASSES) -> None:
         """Download the data set unless it is in the folder, which holds those of all data sets.
 
         Raises UserError: no such data set, it is not for classification, or its download failed.
         """
-        self.name = name
+        self.name, self.reader = name, reader
         self._splits = _official_splits(name, folder)
         dataset = next(iter(self._splits.values()))
         data = getattr(dataset, "data", None)
@@ -555,22 +586,35 @@ def open_source(prepare: PrepareConfig, run: RunConfig, split_folders: Mapping[s
     """
     kind, _, name = prepare.source.partition(":")
     path, columns = Path(prepare.path), dict[str, str](**(prepare.columns or {}))
+    target_columns = prepare.target_columns or ["label"]
+    if prepare.target_columns and kind not in {"csv", "webdataset", "parquet", "hf"}:
+        raise UserError(f"prepare.target_columns: {kind} has no columns to be named: set null")
+    make_reader = partial(reader_for, prepare)
+    reader = make_reader(target_columns)
     if columns and kind not in {"webdataset", "parquet", "hf"}:
         raise UserError(f"prepare.columns: {kind} has no columns to be named: set null")
     match kind:
         case "digits":
-            return Digits()
+            return Digits(reader)
         case "torchvision":
-            return Torchvision(name, cache_folder(run.cache) / "torchvision")
+            return Torchvision(name, cache_folder(run.cache) / "torchvision", reader)
         case "csv":
-            return CsvTable(path, name)
+            return CsvTable(path, name, make_reader, target_columns)
+        case "imagefolder" if name:
+            return RemoteImageFolder(path, prepare.source, split_folders, reader)
         case "imagefolder":
-            return RemoteImageFolder(path, prepare.source, split_folders) if name else ImageFolder(path, split_folders)
-        case "webdataset":
-            return WebDataset(_archives(prepare), cache_folder(run.cache) / "archives", columns, split_folders)
-        case "parquet" | "hf":
-            return ParquetFiles(_archives(prepare), columns, split_folders)
-    raise AssertionError(f"prepare.source: {kind} has no case here")
+            return ImageFolder(path, split_folders, reader)
+    archives, cache = _archives(prepare), cache_folder(run.cache) / "archives"
+    of_table: dict[str, Any] = {"columns": columns, "target_columns": prepare.target_columns}
+    of_table |= {"make_reader": make_reader, "split_folders": split_folders}
+    is_tar = kind == "webdataset"
+    return WebDataset(archives, cache=cache, **of_table) if is_tar else ParquetFiles(archives, **of_table)
+
+
+def reader_for(prepare: PrepareConfig, columns: Sequence[str]) -> Reader:
+    """Return what reads ``prepare.target`` from columns of these names."""
+    separator, fold = prepare.label_separator, prepare.label_case == "fold"
+    return kinds.make_reader(prepare.target, columns, separator=separator, grades=prepare.grades, fold=fold)
 
 
 def _archives(prepare: PrepareConfig) -> Archives:
@@ -588,14 +632,16 @@ def lock_source(prepare: PrepareConfig) -> str:
     lock = Path(prepare.path)
     source: Archives | RemoteImageFolder | CsvTable
     if kind == "csv":
-        source = CsvTable(lock, name)
+        source = CsvTable(lock, name, partial(reader_for, prepare), prepare.target_columns or ["label"])
         lock = source.lock
     elif not is_url(name) and kind != "hf":
         raise UserError(f"prepare.source: {prepare.source} has no URL: DVC watches prepare.path itself")
     elif lock.is_dir():
         raise UserError(f"prepare.path: {lock} is a folder: set data/source.lock, the file to be written")
+    elif kind == "imagefolder":
+        source = RemoteImageFolder(lock, prepare.source, None, reader_for(prepare, ["label"]))
     else:
-        source = RemoteImageFolder(lock, prepare.source, None) if kind == "imagefolder" else _archives(prepare)
+        source = _archives(prepare)
     files = source.list_remote()
     if not files:
         raise UserError(f"prepare.source: {name} names no URL: DVC watches prepare.path itself")

@@ -1,5 +1,6 @@
 """Which images are trained on, validated on and tested on: drawn from hashes, so that new images move no others.
 
+What is said of a class holds for whatever each split needs images of (``Strata``): a label, a quarter of the numbers.
 In all arrays row i is image i; ``contents`` are the first 8 bytes of its sha256. Images of one group stay in one split:
 those that the source puts into one, or all with the same bytes. A group's id is the first 8 bytes of a sha256. Divided
 by 2⁶⁴ it is the group's position in [0, 1), where fixed thresholds separate the splits.
@@ -18,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from headstart.core.errors import UserError
 from headstart.core.problems import list_problems, some
 from headstart.data.dataset import SPLITS
+from headstart.targets.target import Strata
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +29,19 @@ NOT_GIVEN = -1
 
 def check_classes(counts: Mapping[str, int], *, splits_given: bool) -> None:
     """Raise UserError if there are no usable images, a single class, or classes with too few of them."""
-    if not sum(counts.values()):
-        raise UserError("prepare: there is no usable image; check prepare.source and prepare.path in params.yaml")
+    refuse_none(sum(counts.values()))
     if len(counts) == 1:
         raise UserError(
             f"prepare: there is a single class, {next(iter(counts))!r}; a classifier needs at least two: if they are "
             "folders in this one, move them up out of it"
         )
     _refuse_small_classes(counts, 1 if splits_given else len(SPLITS))
+
+
+def refuse_none(images: int) -> None:
+    """Raise UserError if there are no usable images."""
+    if not images:
+        raise UserError("prepare: there is no usable image; check prepare.source and prepare.path in params.yaml")
 
 
 def refuse_untrained_classes(names: Sequence[str]) -> None:
@@ -106,43 +113,36 @@ def count_duplicates(contents: NDArray[np.uint64], splits: NDArray[np.int8]) -> 
     return {"identical": int(same.sum()), "across_splits": len(np.unique(torn))}
 
 
-def count_splits(splits: NDArray[np.int8], labels: NDArray[np.int32], classes: Sequence[str]) -> dict[str, Any]:
-    """Count images by split and class, for the report."""
-    table = np.zeros((len(classes), len(SPLITS)), np.int64)
-    np.add.at(table, (labels, splits), 1)
-    per_split = dict(zip(SPLITS, table.sum(axis=0).tolist(), strict=True))
+def count_splits(splits: NDArray[np.int8], strata: Strata) -> dict[str, Any]:
+    """Count images by split, and by what each split needs, for the report."""
+    table = np.zeros((len(strata.names), len(SPLITS)), np.int64)
+    np.add.at(table, (strata.groups, splits[strata.images]), 1)
+    per_split = dict(zip(SPLITS, np.bincount(splits, minlength=len(SPLITS)).tolist(), strict=True))
     return {
         "pictures": len(splits),
-        "classes": len(classes),
+        "classes": len(strata.names),
         "splits": per_split,
         "shares": {split: round(count / len(splits), 4) for split, count in per_split.items()},
         "per_class": {
-            name: dict(zip(SPLITS, row, strict=True)) for name, row in zip(classes, table.tolist(), strict=True)
+            name: dict(zip(SPLITS, row, strict=True)) for name, row in zip(strata.names, table.tolist(), strict=True)
         },
     }
 
 
 def complete_splits(
-    given: NDArray[np.int8],
-    labels: NDArray[np.int32],
-    group_ids: NDArray[np.uint64],
-    classes: Sequence[str],
-    *,
-    validation: float,
-    test: float,
+    given: NDArray[np.int8], strata: Strata, group_ids: NDArray[np.uint64], *, validation: float, test: float
 ) -> NDArray[np.int8]:
     """Keep the splits that the source assigns, and draw those of ``fractions_to_draw`` from the training images.
 
     Args:
         given: indices into ``SPLITS``, or ``NOT_GIVEN`` everywhere.
-        labels: indices into ``classes``.
+        strata: what every split needs images of.
         group_ids: of ``join_groups``.
-        classes: names, for messages.
         validation: fraction of the validation split, if it is drawn.
         test: fraction of the test split, if it is drawn.
 
     Raises:
-        UserError: a class that can't be in every split.
+        UserError: what can't be in every split.
     """
     present = set(np.unique(given).tolist())
     splits = given.copy()
@@ -150,44 +150,45 @@ def complete_splits(
         splits[splits == VALIDATION] = TEST
     splits[splits == NOT_GIVEN] = TRAIN
     for split in np.unique(splits):
-        lacking = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), labels[splits == split])]
+        there = np.unique(strata.groups[splits[strata.images] == split])
+        lacking = [strata.names[i] for i in np.setdiff1d(np.arange(len(strata.names)), there)]
         if split == TRAIN:
             refuse_untrained_classes(lacking)
         elif lacking:
             logger.info("%s has no image of %s", SPLITS[split], some(map(repr, lacking)))
     fractions = fractions_to_draw(present, validation=validation, test=test)
     if fractions:
-        pool = np.flatnonzero(splits == TRAIN)
-        splits[pool] = _draw(labels[pool], group_ids[pool], classes, fractions)
+        pool = splits == TRAIN
+        place, inside = np.cumsum(pool) - 1, pool[strata.images]
+        of_pool = Strata(strata.names, place[strata.images[inside]], strata.groups[inside])
+        splits[pool] = _draw(of_pool, group_ids[pool], fractions)
     return splits
 
 
-def _draw(
-    labels: NDArray[np.int32], group_ids: NDArray[np.uint64], classes: Sequence[str], fractions: Mapping[int, float]
-) -> NDArray[np.int8]:
-    """Assign groups by their hashes. If a class is missing in a split, its nearest movable group moves there."""
+def _draw(strata: Strata, group_ids: NDArray[np.uint64], fractions: Mapping[int, float]) -> NDArray[np.int8]:
+    """Assign groups by their hashes. If a stratum is missing in a split, its nearest movable group moves there."""
     intervals, splits = _intervals(fractions), assign_by_hash(group_ids, fractions)
-    # The images of each class, by one sort instead of a mask for each class.
-    by_class = np.argsort(labels, kind="stable")
-    rows = np.split(by_class, np.searchsorted(labels[by_class], np.arange(1, len(classes))))
-    distinct = {name: len(np.unique(group_ids[of_class])) for name, of_class in zip(classes, rows, strict=True)}
+    # The images of each stratum, by one sort instead of a mask for each.
+    by_stratum = np.argsort(strata.groups, kind="stable")
+    ends = np.searchsorted(strata.groups[by_stratum], np.arange(1, len(strata.names)))
+    rows = np.split(strata.images[by_stratum], ends)
+    distinct = {name: len(np.unique(group_ids[each])) for name, each in zip(strata.names, rows, strict=True)}
     _refuse_small_classes(distinct, len(intervals))
-    for label, name in enumerate(classes):
+    for number, name in enumerate(strata.names):
         for split, (low, high) in intervals.items():
-            if (splits[rows[label]] == split).any():
+            if (splits[rows[number]] == split).any():
                 continue
-            candidates = np.unique(group_ids[rows[label]])
+            candidates = np.unique(group_ids[rows[number]])
             positions = candidates / 2.0**64
             distances = np.maximum(np.maximum(low - positions, positions - high), 0)
             for candidate in candidates[np.argsort(distances, kind="stable")]:
                 members = group_ids == candidate
-                # Moving it must take no class from the split that it is in.
+                # Moving it must take no stratum from the split that it is in.
                 staying = (splits == splits[members][0]) & ~members
-                if np.isin(labels[members], labels[staying]).all():
+                of_members, of_staying = (np.unique(strata.groups[each[strata.images]]) for each in (members, staying))
+                if np.isin(of_members, of_staying).all():
                     splits[members] = split
                     break
             else:
-                raise UserError(
-                    f"prepare: the groups of class {name!r} can't be spread over the splits; make more groups"
-                )
+                raise UserError(f"prepare: the groups of {name!r} can't be spread over the splits; make more groups")
     return splits

@@ -9,15 +9,15 @@ import functools
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote, urlsplit
 
 from headstart.core.errors import UserError
 from headstart.images.kinds import HEAD_BYTES, recognise
+from headstart.targets.cells import split_unit
 
-NEEDED_COLUMNS = {"path", "label"}
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 """How the files of Excel and LibreOffice begin."""
 
@@ -25,7 +25,7 @@ WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 class TableFile:
     """The rows of a CSV file, whose separator is the one that makes the needed columns of its first line."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, needed: Collection[str]) -> None:
         """Look at the first line; raises UserError if there is no such file, or it is no text."""
         self.path = path
         if not path.is_file():
@@ -44,8 +44,8 @@ class TableFile:
         with self._text(newline=None, errors="replace") as text:
             header = next(filter(str.strip, text), "").rstrip("\n")
             for delimiter in ",;\t|":
-                columns = {name.strip().casefold() for name in next(csv.reader([header], delimiter=delimiter), [])}
-                if columns >= NEEDED_COLUMNS:
+                columns = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+                if len(columns) > 1 and all(find_column(name, columns) for name in needed):
                     self._delimiter, found = delimiter, True
         if not found and (kind := recognise(start)) and kind.name != "text":
             raise UserError(
@@ -81,6 +81,19 @@ class TableFile:
             raise UserError(
                 f"{self.path} is not a CSV table in UTF-8: {error}. Save it as that (in a spreadsheet: CSV UTF-8)"
             ) from error
+
+
+def find_column(wanted: str, header: Sequence[str]) -> str | None:
+    """Return the column of a header that a name stands for, None if there is none, or several.
+
+    It is that name itself, or in other case, or without its unit: ``weight`` is ``Weight [kg]``.
+    """
+    forms: list[Callable[[str], str]] = [str, str.casefold, lambda name: split_unit(name)[0].casefold()]
+    for form in forms:
+        found = [name for name in header if form(name) == form(wanted)]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
 class FolderPaths:

@@ -20,7 +20,7 @@ from scipy.special import softmax
 
 from headstart.data.dataset import evenly
 from headstart.probe.logistic import logistic_path
-from headstart.probe.temperature import fit_temperature
+from headstart.targets.likelihood import fit_temperature
 
 MAX_RATIO = 0.05
 """The label's probability over its class's frequency, at or below which the label counts as an error."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headstart.config.schema import ChecksConfig
 from headstart.core.io import write_table
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import PreparedDataset, read_values
 from headstart.data.manifest import manifest_column, sources_and_splits
 from headstart.data.splits import group_number, join_groups
 from headstart.data_checks.duplicates import NEIGHBOURS, find_duplicates
@@ -186,7 +186,7 @@ def _check_duplicates(
 
 def _check_labels(table: Path, prepared: PreparedDataset, group_ids: NDArray[np.uint64]) -> dict[str, Any]:
     rows = np.concatenate([prepared.rows("train"), prepared.rows("validation")])
-    labels = np.concatenate([read_labels("train"), read_labels("validation")])
+    labels = np.concatenate([read_values("train"), read_values("validation")])
     width, classes = read_features(rows[:1]).shape[1], len(prepared.classes)
     sample = choose_sample(labels, width, classes)
     if len(sample) < len(rows):

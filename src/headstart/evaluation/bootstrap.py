@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
-from headstart.core.blocks import Matrix, row_blocks
-from headstart.evaluation.metrics import ECE_BINS, Figures, contributions, figures
+from headstart.targets.class_figures import figures
+from headstart.targets.target import Figures
 
 REPLICATES = 1000
 LEVEL = 0.95
@@ -102,18 +102,6 @@ def _joined(unit: NDArray[np.int64], stratum: NDArray[np.int64]) -> tuple[NDArra
         ]
     )
     return joined[unit], np.repeat(strata, left)
-
-
-def sum_by_unit(
-    logits: Matrix, labels: NDArray[np.int64], top_k: int, units: Units, temperature: float = 1.0
-) -> csr_array:
-    """Return the ``contributions`` of images, from their logits / temperature, summed by unit: float64 (units, …)."""
-    sums = csr_array((len(units.stratum), 4 + 3 * logits.shape[1] + ECE_BINS))
-    for rows in row_blocks(logits.shape):
-        each = contributions(logits[rows].astype(np.float64) / temperature, labels[rows], top_k)
-        member = units.of_image[rows], np.arange(each.shape[0])
-        sums = sums + csr_array((np.ones(each.shape[0]), member), shape=(len(units.stratum), each.shape[0])) @ each
-    return sums
 
 
 def replicate_figures(sums: csr_array, units: Units, top_k: int) -> Figures:

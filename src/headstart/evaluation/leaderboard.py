@@ -13,11 +13,11 @@ from headstart.evaluation.bootstrap import (
     fraction_interval,
     interval,
     replicate_figures,
-    sum_by_unit,
 )
-from headstart.evaluation.metrics import Figures, classification_figures, mean_auroc
 from headstart.evaluation.significance import compare, correct_p_values, verdict
-from headstart.probe.temperature import correct_predictions
+from headstart.targets.class_figures import classification_figures, mean_auroc, sum_by_unit
+from headstart.targets.likelihood import correct_predictions
+from headstart.targets.target import Figures
 
 if TYPE_CHECKING:  # it imports torch, which printing the leaderboard does not need
     from collections.abc import Mapping
@@ -48,7 +48,7 @@ def compute_leaderboard(
     figures, replicates, correct = dict[str, Any](), dict[str, Figures](), dict[str, NDArray[np.bool_]]()
     for name, model in models.items():
         logits = model.logits["test"]
-        sums = sum_by_unit(logits, labels, top_k, units)
+        sums = sum_by_unit(logits, labels, top_k, units.of_image, len(units.stratum))
         replicates[name] = replicate_figures(sums, units, top_k)
         correct[name] = correct_predictions(logits, labels)
         figures[name] = {

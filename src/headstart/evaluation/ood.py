@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from headstart.core.io import atomic_write, existing, read_json, write_json
 from headstart.core.paths import OOD_REFERENCE
-from headstart.inference.scores import NEIGHBOUR, threshold
+from headstart.inference.scores import NEIGHBOUR
+from headstart.targets.conformal import threshold
 
 MAX_REFERENCE_IMAGES = 1000
 """Training images whose features are kept, at most."""

@@ -18,7 +18,7 @@ from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.blocks import Matrix, Rows, row_blocks, write_rows
 from headstart.core.io import existing, read_json, write_table
-from headstart.data.dataset import PreparedDataset, Split, evenly, read_groups, read_labels
+from headstart.data.dataset import PreparedDataset, Split, evenly, read_groups, read_values
 from headstart.distributed.process_group import ProcessGroup
 from headstart.evaluation.bootstrap import LEVEL
 from headstart.evaluation.ood import MAX_REFERENCE_IMAGES
@@ -29,7 +29,7 @@ from headstart.inference.scores import distances
 from headstart.models.backbone import channels_last, features_of, get_head
 from headstart.models.head import read_head
 from headstart.probe.outputs import read_baseline
-from headstart.probe.temperature import correct_predictions
+from headstart.targets.likelihood import correct_predictions
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
 """The last one is timed."""
@@ -152,7 +152,7 @@ def finetune_predictions(
 
         return store("finetune_tta", split, outputs())[0]
 
-    validation, labels = with_mirrored("validation"), read_labels("validation")
+    validation, labels = with_mirrored("validation"), read_values("validation")
     lower, (low, high) = process_group.broadcast_from_rank_zero(
         lambda: nll_difference(validation, logits["validation"], labels, read_groups("validation"))
     )

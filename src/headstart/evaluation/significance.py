@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from headstart.core.blocks import Matrix
-from headstart.evaluation.bootstrap import LEVEL, Groups, assign_units, interval, replicate_figures, sum_by_unit
-from headstart.evaluation.metrics import Figures
-from headstart.probe.temperature import fit_temperature, negative_log_likelihood
+from headstart.evaluation.bootstrap import LEVEL, Groups, assign_units, interval, replicate_figures
+from headstart.targets.class_figures import sum_by_unit
+from headstart.targets.likelihood import fit_temperature, negative_log_likelihood
+from headstart.targets.target import Figures
 
 
 def compare(
@@ -86,7 +87,7 @@ def nll_difference(
     units, refined, replicates = assign_units(labels, groups), [], []
     for each in (logits, other):
         temperature = fit_temperature(each, labels)
-        sums = sum_by_unit(each, labels, 1, units, temperature)
+        sums = sum_by_unit(each, labels, 1, units.of_image, len(units.stratum), temperature=temperature)
         replicates.append(replicate_figures(sums, units, 1)["nll"])
         refined.append(negative_log_likelihood(each, labels, 1 / temperature))
     difference = round(refined[1] - refined[0], 6)

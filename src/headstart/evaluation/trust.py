@@ -21,11 +21,12 @@ from headstart.core.blocks import Matrix, row_blocks
 from headstart.core.io import write_json
 from headstart.core.paths import TRUST
 from headstart.evaluation.bootstrap import exact_interval
-from headstart.evaluation.metrics import ECE_BINS, confidence_bins
 from headstart.evaluation.ood import ood_thresholds, write_ood_reference
 from headstart.evaluation.predictions import ModelPredictions
-from headstart.inference.scores import METHODS, nonconformity, threshold
-from headstart.probe.temperature import fit_temperature
+from headstart.targets.class_figures import ECE_BINS, confidence_bins
+from headstart.targets.classes import METHODS, nonconformity
+from headstart.targets.conformal import threshold
+from headstart.targets.likelihood import fit_temperature
 
 EXPORTABLE = ("probe", "finetune")
 COVERAGE_LEVELS = (0.9, 0.95)

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from headstart.config.schema import ExportConfig, RoundedConfig, RunConfig
 from headstart.core.errors import UserError
-from headstart.data.dataset import SPLITS, PreparedDataset, evenly, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, evenly, read_values
 from headstart.data.image_info import content_sha256, to_image
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.manifest import manifest_rows, sources_and_splits
@@ -153,9 +153,9 @@ def comparison_images(prepared: PreparedDataset, count: int) -> tuple[NDArray[np
 
     Returns their row numbers and their class numbers, int64 (at most ``count``,).
     """
-    rows, labels = prepared.rows("validation"), read_labels("validation", prepared.folder)
+    rows, labels = prepared.rows("validation"), read_values("validation", prepared.folder)
     if not len(rows):
-        rows, labels = prepared.rows("train"), read_labels("train", prepared.folder)
+        rows, labels = prepared.rows("train"), read_values("train", prepared.folder)
     return evenly(rows, count), evenly(labels, count)
 
 

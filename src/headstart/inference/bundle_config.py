@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from headstart.core.errors import UserError
 from headstart.images.preprocess import CROP_MODES, INTERPOLATIONS
-from headstart.inference.scores import METHODS
+from headstart.targets.classes import METHODS
 
 FORMAT = 1
 MAX_CLASSES = 1_000_000

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from headstart.core.errors import UserError
 from headstart.inference.bundle import Bundle
 from headstart.inference.bundle_config import ConformalLevel
-from headstart.inference.scores import distances, nonconformity, softmax
+from headstart.inference.scores import distances
+from headstart.targets.classes import nonconformity, softmax
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from headstart.core.blocks import Rows, row_blocks, stored_rows, write_rows
 from headstart.core.io import atomic_write, existing
 from headstart.core.paths import BASELINES
-from headstart.data.dataset import SPLITS, PreparedDataset, Split, read_labels
+from headstart.data.dataset import SPLITS, PreparedDataset, Split, read_values
 from headstart.features.cache import read_features
-from headstart.probe.temperature import correct_predictions, negative_log_likelihood
+from headstart.targets.likelihood import correct_predictions, negative_log_likelihood
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """From features float32 (n, width) to log-probabilities float32 (n, classes)."""
@@ -57,7 +57,7 @@ class BaselineOutputs:
             predict_seconds, rows = 0.0, self._prepared.rows(split)
             path = self._folder / baseline_file(name, split)
             outputs[split] = write_rows(path, predictions(rows), (len(rows), classes))
-        val_outputs, labels = outputs["validation"], read_labels("validation")
+        val_outputs, labels = outputs["validation"], read_values("validation")
         val_loss = negative_log_likelihood(val_outputs, labels)
         val_accuracy = float(correct_predictions(val_outputs, labels).mean())
         self.figures[name] = {

@@ -32,7 +32,7 @@ from scipy.special import log_softmax
 
 from headstart.probe.logistic import Matrix
 from headstart.probe.outputs import Predict
-from headstart.probe.temperature import fit_temperature, negative_log_likelihood
+from headstart.targets.likelihood import fit_temperature, negative_log_likelihood
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
 TREE_LEAVES = (3, 10, 30, 100)

@@ -31,7 +31,7 @@ from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.blocks import row_blocks
 from headstart.core.io import read_json, temporary_folder, write_json, write_report, write_table
-from headstart.data.dataset import PreparedDataset, read_groups, read_labels
+from headstart.data.dataset import PreparedDataset, read_groups, read_values
 from headstart.data.manifest import manifest_rows
 from headstart.data_checks.label_errors import find_label_errors
 from headstart.data_checks.tables import write_label_errors
@@ -46,9 +46,9 @@ from headstart.evaluation.predictions import (
 )
 from headstart.evaluation.slices import SLICE_COLUMNS, compute_slices, read_metadata
 from headstart.evaluation.trust import write_trust
-from headstart.probe.temperature import correct_predictions, fit_temperature
 from headstart.report.page import write_html_report
 from headstart.stages.program import main
+from headstart.targets.likelihood import correct_predictions, fit_temperature
 from headstart.tracking.evaluation import track_evaluation
 from headstart.tracking.provenance import provenance
 
@@ -92,7 +92,7 @@ def run(params: Params) -> None:
 
 def _write(params: Params, prepared: PreparedDataset, models: dict[str, ModelPredictions]) -> None:
     """Write what follows from the models' predictions: figures, tables, what an export needs, and the report."""
-    labels = {"validation": read_labels("validation"), "test": read_labels("test")}
+    labels = {"validation": read_values("validation"), "test": read_values("test")}
     classes, test_labels = prepared.classes, labels["test"]
     units = assign_units(test_labels, read_groups("test"))
 

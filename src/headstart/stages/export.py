@@ -34,7 +34,8 @@ from headstart.models.timm_checkpoint import load_timm
 from headstart.stages.program import main
 from headstart.tracking.lineage import track_model
 
-PARAMS = ("export", "backbone", "prepare.source", "prepare.path", "prepare.columns")
+SOURCE = ("source", "path", "columns", "target", "target_columns", "label_separator", "grades", "label_case")
+PARAMS = ("export", "backbone", *(f"prepare.{key}" for key in SOURCE))
 READS: tuple[str | Path, ...] = (
     paths.PREPARED,
     "${prepare.path}",

@@ -52,7 +52,7 @@ def run(params: Params) -> None:
         seed=backbone.seed,
     )
     own_head = pretrained_head(model) if backbone.pretrained else None
-    model.reset_classifier(len(prepared.classes))  # type: ignore[operator]
+    model.reset_classifier(prepared.target.outputs)  # type: ignore[operator]
     model = channels_last(model.eval().requires_grad_(requires_grad=False).to(process_group.device))
     info = {"weights": weights_sha256(model), "input": prepared.input, "dtype": params.features.dtype}
     shape = len(prepared.ids), get_head(model).in_features

@@ -26,7 +26,7 @@ from torch import nn
 from headstart.config.schema import Params, RunConfig
 from headstart.core import paths
 from headstart.core.io import atomic_write, write_json, write_report, write_table
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import PreparedDataset, read_values
 from headstart.distributed.connect import connect
 from headstart.distributed.process_group import ProcessGroup, device_of
 from headstart.models.backbone import weights_sha256
@@ -188,7 +188,7 @@ def _module(
         model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     class_weights = None
     if finetune.class_weights == "balanced":
-        class_weights = balanced_weights(read_labels("train", prepared.folder), len(prepared.classes))
+        class_weights = balanced_weights(read_values("train", prepared.folder), len(prepared.classes))
     module = FineTuner(model, plan, image_config=prepared.input, class_weights=class_weights)
     if finetune.compile:
         process_group.run_on_rank_zero(lambda: check_compiling(model, prepared.input, finetune, run_config, plan.steps))

@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import write_json, write_report
 from headstart.core.problems import SHOWN, count_kinds, list_problems
-from headstart.data.dataset import SPLITS
+from headstart.data.dataset import SPLITS, VALUES
 from headstart.data.image_info import PackedImage, TrainingResize
 from headstart.data.index import Catalog
 from headstart.data.manifest import write_manifest
@@ -51,17 +51,19 @@ from headstart.data.reuse import (
     read_packed,
     resumable_store,
 )
-from headstart.data.shards import STORES, checksum, write_index
+from headstart.data.shards import STORES, checksum, write_array, write_index
 from headstart.data.source_item import Source
 from headstart.data.sources import open_source
 from headstart.data.splits import (
     NOT_GIVEN,
+    TRAIN,
     check_classes,
     complete_splits,
     count_duplicates,
     count_splits,
     fractions_to_draw,
     join_groups,
+    refuse_none,
     refuse_untrained_classes,
 )
 from headstart.data.transforms import evaluation_transform
@@ -73,6 +75,7 @@ from headstart.images.decode import ImageLimits
 from headstart.models.backbone import LOCAL_DIR, input_config_by_name
 from headstart.models.backbone_check import check_backbone, choose_side
 from headstart.stages.program import main
+from headstart.targets.target import Reader, Target, Values
 
 PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args")
 READS: tuple[str | Path, ...] = ("${prepare.path}",)
@@ -112,13 +115,14 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
         _refuse_output_folders(source.root)
     with resumable_store(paths.PREPARED) as folder, closing(Catalog(folder / "work" / "catalog.sqlite")) as catalog:
         catalog.add(source.images())
-        catalog.settle_case(params.prepare.label_case)
+        if source.reader.is_name:
+            catalog.settle_case(params.prepare.label_case)
         if sample is not None:
-            catalog.keep_sample(sample)
+            catalog.keep_sample(sample, by_label=source.reader.is_name)
         if len(catalog.bad()) > SHOWN:  # told before the other images are read, which may take hours
             _bad_images(catalog, params.prepare.on_bad_image)
         if catalog.class_counts():  # torchvision's labels come with the pixels
-            _check_classes(catalog)
+            _check_target(catalog, source.reader)
         spec, packer, choices = _plan(params, source, catalog, folder)
         packing_began = time.perf_counter()
         yield packer
@@ -127,8 +131,7 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
         figures = {name: packed[name] for name in ("decoded", "reused")} | {"images_per_second": round(rate, 1)}
         catalog.reject_conflicting_labels()
         bad = _bad_images(catalog, params.prepare.on_bad_image)
-        classes = list(catalog.class_counts())
-        splits, counts = _decide_splits(params, catalog, classes)
+        target, values, splits, counts = _decide_splits(params, catalog, source.reader)
         figures["decoded_again"] = 0
         lists = ShardLists.write(folder / "work" / "lists-again.jsonl", catalog.shards_to_repack(splits))
         if lists.offsets:  # with an image whose split was not as predicted
@@ -140,7 +143,7 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
             raise UserError("prepare: images were changed while they were read: run it again")
         if notes := catalog.notes():
             write_json(folder / NOTES_PATH, {content: note for _, content, note in notes})
-        written = _write_dataset(folder, source, catalog, spec, classes=classes, splits=splits)
+        written = _write_dataset(folder, source, catalog, spec, target=target, values=values, splits=splits)
     figures |= {"store": spec["store"], "train_side": spec["train_side"], "bytes": sum(written)}
     figures["seconds"] = round(time.perf_counter() - began, 1)
     _log_summary(counts, figures, bad)
@@ -158,15 +161,21 @@ def _write_dataset(
     catalog: Catalog,
     spec: dict[str, Any],
     *,
-    classes: list[str],
+    target: Target,
+    values: Values,
     splits: NDArray[np.int8],
 ) -> list[int]:
     """Write the tables beside the shards; return the shards' sizes in bytes."""
     sha256 = write_manifest(folder, source.metadata_columns, catalog.manifest(splits), len(splits))
-    write_index(folder, catalog.index_rows(classes, splits), len(splits))
+    are_numbers = values.dtype == np.int64
+    write_index(folder, catalog.index_rows(values if are_numbers else repeat(0, len(values)), splits), len(splits))
+    tables = ["index.npy"] if are_numbers else ["index.npy", VALUES]
+    if not are_numbers:
+        write_array(folder / VALUES, values, values.dtype, values.shape)
     sizes = [path.stat().st_size for path in sorted(folder.glob("pixels-*.bin"))]
-    dataset = {"pictures": len(splits), "classes": classes, **spec, "shard_bytes": sizes, "sha256": sha256}
-    write_json(folder / "dataset.json", dataset | {"crc32": {"index.npy": checksum(folder / "index.npy")}})
+    about = {"classes": [*target.names], "target": {"kind": target.kind, "spec": target.spec()}}
+    dataset = {"pictures": len(splits), **about, **spec, "shard_bytes": sizes, "sha256": sha256}
+    write_json(folder / "dataset.json", dataset | {"crc32": {name: checksum(folder / name) for name in tables}})
     return sizes
 
 
@@ -198,9 +207,13 @@ def _refuse_output_folders(folder: Path) -> None:
             )
 
 
-def _check_classes(catalog: Catalog) -> None:
-    check_classes(catalog.class_counts(), splits_given=NOT_GIVEN not in catalog.given_counts())
-    refuse_untrained_classes(catalog.untrained_classes())
+def _check_target(catalog: Catalog, reader: Reader) -> Target:
+    """Return the target of the good images; raises UserError if there is none to learn."""
+    if reader.is_name:
+        check_classes(catalog.class_counts(), splits_given=NOT_GIVEN not in catalog.given_counts())
+        refuse_untrained_classes(catalog.untrained_classes())
+    refuse_none(catalog.count())
+    return reader.target(catalog.texts(distinct=True))
 
 
 def _plan(
@@ -248,15 +261,19 @@ def _bad_images(catalog: Catalog, on_bad_image: str) -> list[dict[str, str]]:
     return [{"source": name, "problem": problem} for name, problem in bad]
 
 
-def _decide_splits(params: Params, catalog: Catalog, classes: list[str]) -> tuple[NDArray[np.int8], dict[str, Any]]:
-    """Return the splits, int8 (n,), indices into ``SPLITS``, and the counts for the report."""
-    _check_classes(catalog)
+def _decide_splits(
+    params: Params, catalog: Catalog, reader: Reader
+) -> tuple[Target, Values, NDArray[np.int8], dict[str, Any]]:
+    """Return the target, the values of all images, their splits, indices into ``SPLITS``, and the report's counts."""
+    target = _check_target(catalog, reader)
     catalog.check_given_splits()
     catalog.check_groups()
-    given, labels, group_ids, contents = catalog.split_inputs(classes)
-    fractions = params.prepare.split.model_dump()
-    splits = complete_splits(given, labels, join_groups(group_ids, contents), classes, **fractions)
-    return splits, count_splits(splits, labels, classes) | {"duplicates": count_duplicates(contents, splits)}
+    values = target.values(catalog.texts(), catalog.count())
+    given, group_ids, contents = catalog.split_inputs()
+    strata, fractions = target.strata(values), params.prepare.split.model_dump()
+    splits = complete_splits(given, strata, join_groups(group_ids, contents), **fractions)
+    target = target.trained(values[splits == TRAIN])
+    return target, values, splits, count_splits(splits, strata) | {"duplicates": count_duplicates(contents, splits)}
 
 
 def _log_summary(counts: dict[str, Any], figures: dict[str, Any], bad: list[dict[str, str]]) -> None:

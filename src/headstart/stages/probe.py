@@ -28,16 +28,16 @@ from headstart.config.schema import Params, RunConfig
 from headstart.core import paths
 from headstart.core.io import write_json, write_report, write_table
 from headstart.core.run_state import rank_of_process
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import PreparedDataset, read_values
 from headstart.features.cache import read_changed_features, read_features
 from headstart.models.head import Head, read_head, write_heads
 from headstart.probe.augmentation import judge_changes
 from headstart.probe.logistic import LinearSolver, RowSums
 from headstart.probe.outputs import write_baselines
 from headstart.probe.sklearn_heads import HEADS, LabelledFeatures, fit_head, reason_to_leave_out, reason_to_skip
-from headstart.probe.temperature import negative_log_likelihood
 from headstart.probe.zero_shot import zero_shot_classifier
 from headstart.stages.program import main
+from headstart.targets.likelihood import negative_log_likelihood
 
 PARAMS = ("probe",)
 READS = (paths.PREPARED, paths.FEATURES)
@@ -63,14 +63,14 @@ def run(params: Params) -> None:
     if values < WORTH_TORCH and rank_of_process():
         return
     zero_shot = None if probe.class_map is None else zero_shot_classifier(probe.class_map, prepared.classes)
-    validation = LabelledFeatures(read_features(prepared.rows("validation")), read_labels("validation"))
+    validation = LabelledFeatures(read_features(prepared.rows("validation")), read_values("validation"))
     with _solver(rows, classes, params.run, several=values >= WORTH_TORCH) as solver:
         if solver is None:
             return
         report = _fit_linear_heads(params, solver, validation)
         ridge = list(solver.ridge(probe.l2))
     del solver
-    train = LabelledFeatures(read_features(rows), read_labels("train"))
+    train = LabelledFeatures(read_features(rows), read_values("train"))
     report["augmentation"] = _judge_changes(prepared, validation)
     skipped = {}
     with write_baselines(prepared) as outputs:
@@ -141,7 +141,7 @@ def _solver(rows: NDArray[np.int64], classes: int, run: RunConfig, *, several: b
     Each rank reads only its part of the rows. They are on the GPUs if all have room.
     """
     if not several:
-        yield LinearSolver(RowSums(read_features(rows), read_labels("train"), classes), classes)
+        yield LinearSolver(RowSums(read_features(rows), read_values("train"), classes), classes)
         return
     import torch  # noqa: PLC0415  (takes seconds, as do the others)
 
@@ -153,7 +153,7 @@ def _solver(rows: NDArray[np.int64], classes: int, run: RunConfig, *, several: b
     with watch_heartbeats(process_group.rank, process_group.world, run.timeout_minutes) as watchdog:
         parts = np.array_split(np.arange(len(rows)), process_group.world)
         part = parts[process_group.rank]
-        features, labels = read_features(rows[part]), read_labels("train")[part]
+        features, labels = read_features(rows[part]), read_values("train")[part]
         needed = 4 * len(part) * (2 * features.shape[1] + classes) + SOLVER_BYTES
         on_gpu = process_group.device.type == "cuda" and torch.cuda.mem_get_info()[0] >= needed
         device = process_group.device if min(process_group.gather(torch.tensor(on_gpu))) else "cpu"

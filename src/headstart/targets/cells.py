@@ -58,7 +58,7 @@ KINDS_OF_TEXT = {
     r"[<>≤≥~±]=?.*": RANGE,
     rf"{NUMBER}\s*(-|\N{{EN DASH}}|to|\.\.|±|\+/-)\s*{NUMBER}": RANGE,
     r"[+-]?\d+([ _'\N{RIGHT SINGLE QUOTATION MARK}]\d{3})+(\.\d+)?": "has signs between thousands: write digits alone",
-    rf"\W*{NUMBER}\s*\D.*|[€$£]\s*{NUMBER}": "has a unit: write the number, and the unit in the column's name: weight [kg]",
+    rf"\W*{NUMBER}\s*\D.*|[€$£]\s*{NUMBER}": "has a unit: write the number alone; the column may be called weight [kg]",
 }
 """What people write for numbers, and what to do about it; the first pattern that matches."""
 

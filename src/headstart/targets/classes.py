@@ -1,7 +1,7 @@
 """Classes: one of several, learned by the cross-entropy of softmax."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -9,10 +9,13 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
+from headstart.core.blocks import Matrix, row_blocks
 from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, log_softmax
-from headstart.targets.target import PLAIN, LossKind, LossOptions, Strata
+from headstart.targets.conformal import LEVELS, entry, threshold
+from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
 
+METHODS = ("LAC", "APS")
 FOCUS = 2.0
 """The exponent γ of the focal loss (Lin et al. 2017)."""
 
@@ -28,9 +31,11 @@ class ClassesReader:
     def read(self, cells: Sequence[Any]) -> str:
         """Return the name of the class."""
         (cell,) = cells
-        text = "" if cell is None else normalize_label(str(cell))
+        if cell is not None and (isinstance(cell, bool) or not isinstance(cell, str | int)):
+            raise ValueError("its label is neither a name nor a whole number")
+        text = normalize_label("" if cell is None else str(cell))
         if not text:
-            raise ValueError("has no class: the cell is empty")
+            raise ValueError("the label is empty")
         return text
 
     def target(self, texts: Iterable[str]) -> "Classes":
@@ -40,12 +45,23 @@ class ClassesReader:
 
 @dataclass(frozen=True)
 class Classes:
-    """One of several classes; ``values`` are int64 (n,), from 0 in the order of the names."""
+    """One of several classes; ``values`` are int64 (n,), from 0 in the order of the names.
+
+    ``top_k``: within so many of the likeliest classes an image counts for the top-k accuracy.
+    """
 
     names: Sequence[str]
+    top_k: int = field(default=3, compare=False)
     kind: ClassVar[str] = "class"
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "focal")
     tied: ClassVar[bool] = False
+    measures: ClassVar[Mapping[str, Measure]] = {
+        "accuracy": Measure("accuracy", higher_is_better=True),
+        "balanced_accuracy": Measure("balanced accuracy", higher_is_better=True),
+        "macro_f1": Measure("macro F1", higher_is_better=True),
+        "nll": Measure("NLL", higher_is_better=False),
+        "ece": Measure("ECE", higher_is_better=False),
+    }
 
     @property
     def units(self) -> Sequence[str]:
@@ -131,3 +147,109 @@ class Classes:
     def rarities(self, values: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return one over the count of the image's class."""
         return np.asarray(1 / np.bincount(values, minlength=len(self.names))[values], np.float64)
+
+    def fit(self, outputs: Matrix, values: NDArray[np.int64]) -> dict[str, Any]:
+        """Fit the temperature (Guo et al. 2017)."""
+        from headstart.targets.likelihood import fit_temperature  # noqa: PLC0415  (SciPy, which predict does without)
+
+        return {"temperature": fit_temperature(outputs, values)}
+
+    def tally(
+        self,
+        outputs: Matrix,
+        values: NDArray[np.int64],
+        units: NDArray[np.int64],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (figures are of the model as it is)
+    ) -> "ClassTally":
+        """Return what the figures are computed from."""
+        from headstart.targets.class_figures import mean_auroc, sum_by_unit  # noqa: PLC0415  (SciPy)
+
+        sums = sum_by_unit(outputs, values, self.top_k, units, int(units.max(initial=-1)) + 1)
+        return ClassTally(sums, mean_auroc(outputs, values), self)
+
+    def conformal(self, outputs: Matrix, values: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Fit the thresholds of prediction sets by both ``METHODS``."""
+        levels = []
+        for method in METHODS:
+            own = np.empty(len(values))
+            for rows in row_blocks(outputs.shape):
+                scores = nonconformity(outputs[rows], method)
+                own[rows] = scores[np.arange(len(scores)), values[rows]]
+            levels += [entry(method, level, threshold(own, level)) for level in LEVELS]
+        return levels
+
+    def region(self, outputs: NDArray[Any], level: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """Return which classes are in each image's set, bool (n, classes)."""
+        limit = level["threshold"]
+        return np.asarray(nonconformity(outputs, level["method"]) <= (np.inf if limit is None else limit))
+
+    def coverage(
+        self,
+        outputs: NDArray[Any],
+        values: NDArray[np.int64],
+        level: Mapping[str, Any],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+    ) -> dict[str, Any]:
+        """Measure the fraction of sets that hold the class, and their mean size."""
+        sets = self.region(outputs, level)
+        covered = sets[np.arange(len(values)), values]
+        return {"covered": float(covered.mean()), "of": len(values), "size": float(sets.sum(axis=1).mean())}
+
+    def answers(
+        self, outputs: NDArray[Any], fitted: Mapping[str, Any], level: Mapping[str, Any] | None
+    ) -> list[Answer]:
+        """Return the likeliest class with its probability; a set's classes are the likeliest first."""
+        probabilities = softmax(np.asarray(outputs / fitted["temperature"], np.float32))
+        order = np.argsort(-outputs, axis=1, kind="stable")
+        sets = None if level is None else np.take_along_axis(self.region(outputs, level), order, axis=1)
+        answers = []
+        for i, ranked in enumerate(order):
+            parts = [(self.names[j], float(probabilities[i, j])) for j in ranked]
+            region = None if sets is None else [self.names[j] for j in ranked[sets[i]]]
+            answers.append(Answer(parts[0][0], parts[0][1], parts, region))
+        return answers
+
+
+class ClassTally:
+    """The figures of classes, all of them functions of sums over the images but the AUROC, which is not redrawn."""
+
+    def __init__(self, sums: Any, auroc: float | None, target: Classes) -> None:
+        """Take ``sum_by_unit``'s, a sparse float64 (units, …), and ``mean_auroc``."""
+        self._sums, self._auroc, self._target = sums, auroc, target
+
+    def figures(self, times: NDArray[np.float32]) -> Figures:
+        """Return the figures of test sets in which units occur ``times``, float32 (test sets, units)."""
+        from headstart.targets.class_figures import figures  # noqa: PLC0415  (SciPy)
+
+        return figures((self._sums.T @ times.T).T, self._target.top_k)
+
+    def per_part(self) -> list[dict[str, Any]]:
+        """Return each class's figures on the test set as it is."""
+        from headstart.targets.class_figures import classification_figures  # noqa: PLC0415  (SciPy)
+
+        sums = self._sums.sum(axis=0)
+        rows: list[dict[str, Any]] = classification_figures(sums, self._auroc, self._target.names, 1)["per_class"]
+        return rows
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the probabilities, float64 (n, classes), of logits, float32 (n, classes)."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def nonconformity(logits: NDArray[np.float32], method: str) -> NDArray[np.float64]:
+    """Compute every class's nonconformity score, float64 (n, classes); the right class tends to have a low one.
+
+    LAC (Sadinle et al. 2019) is 1 − p, whose sets are the smallest. APS (Romano et al. 2020) is the probability of all
+    classes that are likelier, whose sets cover hard images better; here without its random draws, so an image has
+    always the same set, never an empty one, and coverage is at least the level, maybe above it.
+    """
+    probabilities = softmax(logits)
+    if method == "LAC":
+        return 1 - probabilities
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    descending = np.take_along_axis(probabilities, order, axis=1)
+    likelier: NDArray[np.float64] = np.zeros_like(probabilities)
+    np.put_along_axis(likelier, order, np.cumsum(descending, axis=1) - descending, axis=1)
+    return likelier

@@ -45,7 +45,7 @@ class NumbersReader:
                 raise ValueError(f"{column}: {error}") from None
         if all(number is None for number in numbers):
             raise ValueError(f"{', '.join(self.columns)}: no number is known: the cell is empty")
-        return json.dumps(numbers)
+        return json.dumps(numbers if len(numbers) > 1 else numbers[0])
 
     def target(self, texts: Iterable[str]) -> "Numbers":  # noqa: ARG002  (their values say nothing yet)
         """Return the numbers, not yet standardised."""
@@ -93,7 +93,7 @@ class Numbers:
         return spec | ({"quantiles": [*self.quantiles]} if self.quantiles else {})
 
     def encode(self, text: str) -> NDArray[np.float32]:
-        """Return a row of values from a list in JSON, null for unknown ones."""
+        """Return a row of values from a number in JSON, or a list of them, null for unknown ones."""
         return np.array(json.loads(text), np.float32)
 
     def values(self, texts: Iterable[str], count: int) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ Arrays named ``values`` have a row for each image, in the target's own form (``e
 by what the array API standard lists; the rest is NumPy alone, so that predict needs nothing else.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -63,7 +63,7 @@ class Reader(Protocol):
     """Reads what a source has of each image, and makes the target of it.
 
     Attributes:
-        columns: where it is, of sources that are tables.
+        columns: where it is, in sources that are tables.
         is_name: whether it is a name that many images share, as a class's.
     """
 
@@ -79,6 +79,10 @@ class Reader(Protocol):
 
     def target(self, texts: Iterable[str]) -> "Target":
         """Return the target of all images, whose distinct texts are given; raises UserError if there is none."""
+
+
+MakeReader = Callable[[Sequence[str]], Reader]
+"""From the names of the columns to what reads the target there."""
 
 
 class Strata(NamedTuple):

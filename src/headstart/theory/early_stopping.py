@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from headstart.core import paths
 from headstart.core.io import write_json, write_table
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import PreparedDataset, read_values
 from headstart.features.cache import read_features
 from headstart.probe.logistic import logistic_path, principal_axes
-from headstart.probe.temperature import negative_log_likelihood
+from headstart.targets.likelihood import negative_log_likelihood
 from headstart.theory import drawing
 from headstart.theory.implicit_l2 import (
     descent_filter,
@@ -56,7 +56,7 @@ def run(steps: int) -> None:
     """Compare the two paths and write the figures; raises UserError where the features are missing."""
     prepared = PreparedDataset.open()
     train, validation = (read_features(prepared.rows(split)) for split in ("train", "validation"))
-    train_labels, labels, classes = read_labels("train"), read_labels("validation"), len(prepared.classes)
+    train_labels, labels, classes = read_values("train"), read_values("validation"), len(prepared.classes)
     rate = safe_rate(train)
     l2s = _log_spaced(equivalent_l2(rate, steps) / PATH_MARGIN, equivalent_l2(rate, 1) * PATH_MARGIN)[::-1]
     weights, l2_losses = [], []

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from headstart.config.finetune import FinetuneConfig, ResolvedAugmentConfig
 from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
-from headstart.data.dataset import PreparedDataset, read_labels
+from headstart.data.dataset import PreparedDataset, read_values
 from headstart.data.loader import evaluation_pixels, in_shared_memory, loader_arguments
 from headstart.distributed.process_group import ProcessGroup
 from headstart.training.augment import DRAWS, MIX_DRAWS, Augment, mix, torchvision_transforms, uniform
@@ -121,7 +121,7 @@ class TrainDataset(Dataset[Batch]):
     def __init__(self, prepared: PreparedDataset, finetune: FinetuneConfig) -> None:
         """Open the training images; raises UserError where they are to be turned and are not square."""
         self._prepared, self._seed, self._settings = prepared, finetune.seed, finetune.augment
-        self.rows, self.labels = prepared.rows("train"), read_labels("train", prepared.folder)
+        self.rows, self.labels = prepared.rows("train"), read_values("train", prepared.folder)
         _, height, width = prepared.input["input_size"]
         self.image_bytes = math.prod(prepared.input["input_size"])
         augment = ResolvedAugmentConfig.model_validate(self._settings.model_dump())
@@ -164,7 +164,7 @@ class ValidationDataset(Dataset[Batch]):
 
     def __init__(self, prepared: PreparedDataset) -> None:
         self._prepared = prepared
-        self.rows, self.labels = prepared.rows("validation"), read_labels("validation", prepared.folder)
+        self.rows, self.labels = prepared.rows("validation"), read_values("validation", prepared.folder)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 from torchmetrics import Metric
 
-from headstart.probe.temperature import TEMPERATURE_RANGE
+from headstart.targets.likelihood import TEMPERATURE_RANGE
 
 TEMPERATURES: Sequence[float] = np.geomspace(*TEMPERATURE_RANGE, 65).tolist()
 """Neighbours differ by a tenth: at worst the loss is some 0.1 % above that of the best temperature between them."""

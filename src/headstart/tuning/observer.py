@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headstart.core.io import atomic_write
 from headstart.models.backbone import BATCH_NORM
-from headstart.probe.temperature import fit_temperature
+from headstart.targets.likelihood import fit_temperature
 from headstart.training.module import FineTuner
 
 SCORES = ("loss", "calibrated_loss", "error")

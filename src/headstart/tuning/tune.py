@@ -23,7 +23,7 @@ from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.errors import UserError, first_line
 from headstart.core.io import read_json, write_json, write_table
-from headstart.data.dataset import PreparedDataset, read_groups, read_labels
+from headstart.data.dataset import PreparedDataset, read_groups, read_values
 from headstart.slurm.repro import repro
 from headstart.slurm.supervisor import FORWARDED
 from headstart.stages import finetune
@@ -231,7 +231,7 @@ class _Search:
         scores = np.concatenate([self._folder.scores(each) for each in tries if not each.failed])
         by_name = dict(zip(SCORES, scores.swapaxes(0, 1), strict=True))
         costs = by_name[{"val_loss": "loss", "val_accuracy": "error"}.get(self._monitor, "calibrated_loss")]
-        labels, groups = read_labels("validation"), read_groups("validation")
+        labels, groups = read_values("validation"), read_groups("validation")
         error, loss = (corrected(costs, by_name[name], labels, groups) for name in ("error", "loss"))
         accuracy = {"value": 1 - error.value, "interval": error.interval and [1 - e for e in error.interval[::-1]]}
         return {"corrected_accuracy": accuracy, "corrected_loss": loss._asdict()}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from headstart.probe.temperature import fit_temperature, negative_log_likelihood
+from headstart.targets.likelihood import fit_temperature, negative_log_likelihood
 
 
 def test_the_negative_log_likelihood_is_the_mean_of_minus_log_p() -> None:

@@ -6,7 +6,7 @@ from scipy.special import softmax
 from sklearn import metrics as reference
 
 from headstart.core import blocks
-from headstart.evaluation.metrics import mean_auroc
+from headstart.targets.class_figures import mean_auroc
 from helpers.resampled import figures_of
 from helpers.torchmetrics_figures import torchmetrics_figures, torchmetrics_per_class
 

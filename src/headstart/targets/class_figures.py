@@ -13,11 +13,9 @@ from scipy.sparse import csr_array
 from scipy.special import log_softmax, softmax
 
 from headstart.core.blocks import Matrix, row_blocks
+from headstart.targets.target import Figures
 
 ECE_BINS = 15
-
-Figures = dict[str, NDArray[np.float64]]
-"""Figures by name, float64 (test sets,) each."""
 
 
 def confidence_bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -77,6 +75,27 @@ def figures(sums: NDArray[np.float64], top_k: int) -> Figures:
     if top_k >= support.shape[1]:
         del by_name[f"top_{top_k}_accuracy"]
     return by_name
+
+
+def sum_by_unit(
+    logits: Matrix,
+    labels: NDArray[np.int64],
+    top_k: int,
+    units: NDArray[np.int64],
+    count: int,
+    *,
+    temperature: float = 1.0,
+) -> csr_array:
+    """Return the ``contributions`` of images, from their logits / temperature, summed by unit: float64 (count, …).
+
+    ``units``, int64 (n,), are below ``count``.
+    """
+    sums = csr_array((count, 4 + 3 * logits.shape[1] + ECE_BINS))
+    for rows in row_blocks(logits.shape):
+        each = contributions(logits[rows].astype(np.float64) / temperature, labels[rows], top_k)
+        member = units[rows], np.arange(each.shape[0])
+        sums = sums + csr_array((np.ones(each.shape[0]), member), shape=(count, each.shape[0])) @ each
+    return sums
 
 
 def mean_auroc(logits: Matrix, labels: NDArray[np.int64]) -> float | None:
