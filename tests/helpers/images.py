@@ -25,7 +25,7 @@ from headstart.config.schema import Params
 from headstart.core.blocks import write_rows
 from headstart.core.io import atomic_write, write_json, write_report
 from headstart.core.paths import BASELINES, FINETUNE, PREPARED
-from headstart.data.dataset import SPLITS, PreparedDataset
+from headstart.data.dataset import SPLITS, VALUES, PreparedDataset
 from headstart.data.image_info import info_of
 from headstart.data.manifest import manifest_rows, write_manifest
 from headstart.data.packing import store_spec
@@ -33,7 +33,10 @@ from headstart.data.shards import checksum, shard_header, shard_path, write_inde
 from headstart.features.extract import write_features
 from headstart.models.backbone import features_of
 from headstart.models.head import Head, write_heads
+from headstart.models.timm_checkpoint import TARGET
 from headstart.probe.outputs import OUTSIDE_TRAIN, baseline_file
+from headstart.targets.kinds import make_reader, make_target
+from headstart.targets.target import Reader, Target
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("cat", "dog", "owl", "yak")
@@ -101,13 +104,27 @@ def params(changes: Mapping[str, Any] | None = None) -> Params:
     return parse_params(content)
 
 
+def reader_of(kind: str, classes: tuple[str, ...] = CLASSES) -> Reader:
+    """Return what reads the cells of ``cells_of``."""
+    columns = {"labels": ["dark", "bright", "even"], "number": ["brightness [lux]"]}.get(kind, ["label"])
+    return make_reader(kind, columns, separator=";", grades=classes if kind == "grade" else None, fold=False)
+
+
+def cells_of(kind: str, image: int, label: int, classes: tuple[str, ...] = CLASSES) -> list[Any]:
+    """Return what a table has of an image of ``write_prepared``: some of its labels are unknown."""
+    if kind == "labels":
+        return [int(label == 0), int(label > 0), "" if image % 7 == 6 else int(image % 3 == 0)]
+    return [10 * label + image % 5] if kind == "number" else [classes[label]]
+
+
 def write_prepared(
-    images: Mapping[str, int] = IMAGES, classes: tuple[str, ...] = CLASSES, *, files: bool = False
+    images: Mapping[str, int] = IMAGES, classes: tuple[str, ...] = CLASSES, *, files: bool = False, kind: str = "class"
 ) -> PreparedDataset:
     """Write data/prepared: noise whose brightness depends on its class; classes in turn, splits mixed.
 
-    With ``files`` the images are also written to data/raw, as PNGs.
+    With ``files`` the images are also written to data/raw, as PNGs. What is learned is of the given kind.
     """
+    reader = reader_of(kind, classes)
     generator = np.random.default_rng(0)
     PREPARED.mkdir(parents=True)
     order = generator.permutation([split for split in SPLITS for _ in range(images[split])])
@@ -120,17 +137,26 @@ def write_prepared(
             image = generator.integers(darkest, darkest + 100, (STORED, STORED, 3), dtype=np.uint8)
             info, pixels = info_of(Image.fromarray(image)), image.tobytes()
             entry = shard.tell(), len(pixels), crc32(pixels), 0
-            index.append((i, *entry, label, STORED, STORED, SPLITS.index(split)))
+            index.append((i, *entry, label if reader.is_name else 0, STORED, STORED, SPLITS.index(split)))
             source = f"{classes[label]}/{i}.png"
-            named = f"{i:016x}", source, classes[label], split, "", sha256(_file(source, image, files)).hexdigest()
+            text = classes[label] if kind == "class" else reader.read(cells_of(kind, i, label, classes))
+            named = f"{i:016x}", source, text, split, "", sha256(_file(source, image, files)).hexdigest()
             manifest.append([*named, STORED, STORED, info.phash, info.contrast])
             shard.write(pixels)
     of_all = write_manifest(PREPARED, [], manifest, len(manifest))
     write_index(PREPARED, index, len(index))
-    about = {"classes": list(classes), "target": {"kind": "class", "spec": {}}}
+    texts = [row[2] for row in manifest]
+    target = make_target("class", classes, {}) if kind == "class" else reader.target(set(texts))
+    values, tables = target.values(texts, len(texts)), ["index.npy"]
+    target = target.trained(values[order == "train"])
+    if not reader.is_name:
+        np.save(PREPARED / VALUES, values)
+        tables.append(VALUES)
+    about = {"classes": [*target.names], "target": {"kind": kind, "spec": target.spec()}}
     dataset = {"pictures": len(index), **about, **store_spec(INPUT, None, "raw"), "sha256": of_all}
     sizes = {"shard_bytes": [shard_path(PREPARED, 0).stat().st_size]}
-    write_json(PREPARED / "dataset.json", dataset | sizes | {"crc32": {"index.npy": checksum(PREPARED / "index.npy")}})
+    crc32_of = {name: checksum(PREPARED / name) for name in tables}
+    write_json(PREPARED / "dataset.json", dataset | sizes | {"crc32": crc32_of})
     return PreparedDataset.open()
 
 
@@ -144,15 +170,20 @@ def _file(source: str, image: NDArray[np.uint8], on_disk: bool) -> bytes:
     return path.read_bytes()
 
 
-def write_finetune(classes: tuple[str, ...] = CLASSES) -> nn.Module:
-    """Write models/finetune and its report: a small untrained model, with BatchNorm statistics that are not trivial."""
+def write_finetune(classes: tuple[str, ...] = CLASSES, target: Target | None = None) -> nn.Module:
+    """Write models/finetune and its report: a small untrained model, with BatchNorm statistics that are not trivial.
+
+    What it computes is the ``target``, or the classes.
+    """
+    target = target or make_target("class", classes, {})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model: nn.Module = timm.create_model("test_resnet", num_classes=len(classes))
+        model: nn.Module = timm.create_model("test_resnet", num_classes=target.outputs)
         nn.init.normal_(model.get_classifier().weight)  # type: ignore[operator]
         with torch.no_grad():
             model(torch.randn(8, 3, 32, 32) + 0.5)
-    model_config = {"label_names": list(classes), "pretrained_cfg": INPUT}
+    about = {TARGET: {"kind": target.kind, "spec": target.spec()}}
+    model_config = {"label_names": [*target.names], "pretrained_cfg": INPUT, **about}
     with atomic_write(FINETUNE) as folder:
         save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
     write_report("finetune", {"training_seconds": 6.25, "processes": 2, "val_accuracy": 0.5})

@@ -272,9 +272,7 @@ def test_coverage_over_500_draws_is_as_promised(target: Target) -> None:
     for promised, each in covered.items():
         error = np.std(each) / np.sqrt(len(each))
         assert np.mean(each) > promised - 3 * error
-        assert (
-            np.mean(each) < promised + 0.02 + 3 * error
-        )  # of 100 images a level is a step of 0.01
+        assert np.mean(each) < promised + 0.02 + 3 * error  # of 100 images a level is a step of 0.01
 
 
 def test_sets_of_grades_are_contiguous() -> None:

@@ -111,7 +111,7 @@ class PrepareConfig(ConfigSection):
     @field_validator("grades", mode="before")
     @classmethod
     def _grades_in_quotes(cls, grades: Any) -> Any:
-        """Take numbers for their names."""
+        """Read numbers as their names."""
         if not isinstance(grades, list):
             return grades
         return [str(each) if type(each) in (int, float) else each for each in grades]

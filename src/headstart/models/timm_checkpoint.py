@@ -13,24 +13,43 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from headstart.core.errors import UserError, first_line
+from headstart.core.io import read_json
 from headstart.core.paths import MODEL_CONFIG, MODEL_WEIGHTS
 from headstart.data.dataset import PreparedDataset
+from headstart.targets.kinds import make_target
+from headstart.targets.target import Target
 
 Weights = Mapping[str, Tensor]
 MODULE_PREFIX = "model."  # of the model's weights in the state dict of the LightningModule that trains it
 MOST_LISTED = 5
+TARGET = "headstart_target"
+"""The key of a model's ``config.json`` that has the target of its outputs."""
 
 
-def save_timm(model: nn.Module, weights: Weights, prepared: PreparedDataset, folder: Path) -> None:
-    """Write a model with the given weights as ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it."""
+def save_timm(
+    model: nn.Module, weights: Weights, prepared: PreparedDataset, folder: Path, target: Target | None = None
+) -> None:
+    """Write a model with the given weights as ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it.
+
+    ``target`` is that of its outputs, which ``read_target`` reads again; None: that of the prepared images.
+    """
+    target = target or prepared.target
     # Without them pretrained_cfg would keep its own label names if the number of classes is the same.
-    labels = {"label_names": prepared.classes, "label_descriptions": None}
-    config = {"label_names": prepared.classes, "pretrained_cfg": labels}
+    labels = {"label_names": [*target.names], "label_descriptions": None}
+    config = {"label_names": [*target.names], TARGET: {"kind": target.kind, "spec": target.spec()}}
+    config["pretrained_cfg"] = labels
     model.load_state_dict(weights)
     model = model.to(memory_format=torch.contiguous_format)  # safetensors accepts no other
     save_for_hf(model, str(folder), model_config=config, safe_serialization=True, data_config=prepared.input)
     # safetensors writes files that only their owner can read.
     (folder / MODEL_WEIGHTS).chmod(stat.S_IMODE((folder / MODEL_CONFIG).stat().st_mode))
+
+
+def read_target(folder: Path) -> Target:
+    """Return the target of the outputs of a model that ``save_timm`` wrote."""
+    config = read_json(folder / MODEL_CONFIG)
+    about = config[TARGET]
+    return make_target(about["kind"], config["label_names"], about["spec"])
 
 
 def load_timm(folder: Path) -> nn.Module:

@@ -1,35 +1,61 @@
-"""Functions that NumPy's arrays and torch's both pass through, by the array API standard; torch's with gradients."""
+"""Functions that NumPy's arrays and torch's both pass through, by the array API standard; torch's with gradients.
+
+predict has NumPy alone: what is asked of it here is in its oldest supported version too.
+"""
 
 from typing import Any
 
-from array_api_compat import array_namespace
+import numpy as np
 
 Array = Any
 """NumPy's or torch's."""
 
 
+def namespace(array: Array) -> Any:
+    """Return NumPy, or what torch has as NumPy has it."""
+    if isinstance(array, np.ndarray):
+        return np
+    from array_api_compat import array_namespace  # noqa: PLC0415  (predict does without)
+
+    return array_namespace(array)
+
+
+def cast(array: Array, like: Array) -> Array:
+    """Return an array in the type of another one."""
+    if isinstance(array, np.ndarray):
+        return array.astype(like.dtype)
+    return namespace(array).astype(array, like.dtype)
+
+
+def constants(numbers: Any, like: Array) -> Array:
+    """Return numbers as an array of the kind, type and device of another one."""
+    if isinstance(like, np.ndarray):
+        return np.asarray(numbers, like.dtype)
+    return namespace(like).asarray(numbers, dtype=like.dtype, device=like.device)
+
+
 def log_softmax(outputs: Array) -> Array:
     """Return the logarithms of the probabilities of classes, (n, classes) both."""
-    xp = array_namespace(outputs)
+    xp = namespace(outputs)
     shifted = outputs - xp.max(outputs, axis=1, keepdims=True)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True))
 
 
 def softplus(outputs: Array) -> Array:
     """Return log(1 + exp(x)), of any size of x."""
-    xp = array_namespace(outputs)
+    xp = namespace(outputs)
     return xp.clip(outputs, 0, None) + xp.log1p(xp.exp(-xp.abs(outputs)))
 
 
 def sigmoid(outputs: Array) -> Array:
     """Return 1 / (1 + exp(-x)), of any size of x."""
-    xp = array_namespace(outputs)
+    xp = namespace(outputs)
     small = xp.exp(-xp.abs(outputs))
     return xp.where(outputs >= 0, 1 / (1 + small), small / (1 + small))
 
 
 def known(values: Array) -> tuple[Array, Array]:
     """Return values with 0 for what is unknown (NaN), and 1 where a value is known, of the values' type."""
-    xp = array_namespace(values)
+    xp = namespace(values)
     unknown = xp.isnan(values)
-    return xp.where(unknown, xp.zeros_like(values), values), xp.astype(~unknown, values.dtype)
+    return xp.where(unknown, xp.zeros_like(values), values), cast(~unknown, values)

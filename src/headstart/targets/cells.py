@@ -64,7 +64,7 @@ KINDS_OF_TEXT = {
 
 
 def _no_number(text: str) -> str:
-    """Say why a text is no number, and what to do about it."""
+    """Return why a text is no number, and what to do about it."""
     plain = text.casefold()
     if plain in UNKNOWN or plain in INFINITE:
         return f"is {'infinite' if plain in INFINITE else 'no number'}: leave the cell empty where the value is unknown"

@@ -6,12 +6,11 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from headstart.core.blocks import Matrix, row_blocks
 from headstart.core.text import normalize_label
-from headstart.targets.arrays import Array, log_softmax
+from headstart.targets.arrays import Array, cast, constants, log_softmax, namespace
 from headstart.targets.conformal import LEVELS, entry, threshold
 from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
 
@@ -99,7 +98,7 @@ class Classes:
 
     def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
         """Return the cross-entropy, with label smoothing (Szegedy et al. 2016), weights, or focused on hard images."""
-        xp = array_namespace(outputs)
+        xp = namespace(outputs)
         if options.shift is not None:
             outputs = outputs + options.shift
         log_probabilities = log_softmax(outputs)
@@ -113,11 +112,11 @@ class Classes:
 
     def derivatives(self, outputs: Array, values: Array) -> tuple[Array, Array, Array]:
         """Return the cross-entropy, its gradient, and the probabilities as the state."""
-        xp = array_namespace(outputs)
+        xp = namespace(outputs)
         log_probabilities = log_softmax(outputs)
         state = xp.exp(log_probabilities)
-        gradient = xp.asarray(state, copy=True)
-        gradient[xp.arange(len(values), device=outputs.device), values] -= 1
+        classes = constants([*range(outputs.shape[1])], outputs)
+        gradient = state - cast(cast(values, outputs)[:, None] == classes, outputs)
         return -xp.take_along_axis(log_probabilities, values[:, None], axis=1)[:, 0], gradient, state
 
     def curvatures(self, state: Array) -> Array:
@@ -126,7 +125,7 @@ class Classes:
 
     def hessian_product(self, state: Array, change: Array) -> Array:
         """Return (diag p - p pᵀ) times the change."""
-        xp = array_namespace(state)
+        xp = namespace(state)
         weighted = change * state
         return weighted - state * xp.sum(weighted, axis=1, keepdims=True)
 
@@ -214,7 +213,7 @@ class ClassTally:
     """The figures of classes, all of them functions of sums over the images but the AUROC, which is not redrawn."""
 
     def __init__(self, sums: Any, auroc: float | None, target: Classes) -> None:
-        """Take ``sum_by_unit``'s, a sparse float64 (units, …), and ``mean_auroc``."""
+        """Keep ``sum_by_unit``'s, a sparse float64 (units, …), and ``mean_auroc``."""
         self._sums, self._auroc, self._target = sums, auroc, target
 
     def figures(self, times: NDArray[np.float32]) -> Figures:

@@ -7,13 +7,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
-from headstart.targets.arrays import Array, sigmoid, softplus
+from headstart.targets.arrays import Array, cast, constants, namespace, sigmoid, softplus
 from headstart.targets.cells import NUMBER
 from headstart.targets.conformal import LEVELS, entry, threshold
 from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
@@ -118,7 +117,7 @@ class Grades:
 
     def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
         """Return the sum of the binary cross-entropies of being above each grade but the last."""
-        xp = array_namespace(outputs)
+        xp = namespace(outputs)
         if options.shift is not None:
             outputs = outputs + options.shift
         above = self._above(values, outputs)
@@ -130,9 +129,7 @@ class Grades:
     @staticmethod
     def _above(values: Array, outputs: Array) -> Array:
         """Return 1 for each grade that a value is above, (n, outputs), of the outputs' type."""
-        xp = array_namespace(outputs)
-        below = xp.arange(outputs.shape[1], device=outputs.device)
-        return xp.astype(values[:, None] > below, outputs.dtype)
+        return cast(cast(values, outputs)[:, None] > constants([*range(outputs.shape[1])], outputs), outputs)
 
     def derivatives(self, outputs: Array, values: Array) -> tuple[Array, Array, Array]:
         """Return the loss, its gradient, and p(1 - p) as the state."""

@@ -8,13 +8,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
-from headstart.targets.arrays import Array, known, sigmoid, softplus
+from headstart.targets.arrays import Array, known, namespace, sigmoid, softplus
 from headstart.targets.cells import read_flag
 from headstart.targets.conformal import LEVELS, entry
 from headstart.targets.ranking import Ranking
@@ -166,7 +165,7 @@ class Labels:
 
     def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
         """Return the sum over an image's known labels of the binary cross-entropy, or its focal or asymmetric kin."""
-        xp = array_namespace(outputs)
+        xp = namespace(outputs)
         present, is_known = known(values)
         if options.smoothing:
             present = present * (1 - options.smoothing) + options.smoothing / 2
@@ -334,7 +333,7 @@ class LabelTally:
         units: NDArray[np.int64],
         thresholds: NDArray[np.float64],
     ) -> None:
-        """Take calibrated probabilities (n, labels) and values, the units (n,), and the thresholds (labels,)."""
+        """Sum up calibrated probabilities (n, labels) and values, the units (n,), and the thresholds (labels,)."""
         present, is_known = known(values.astype(np.float64))
         given = (probabilities >= thresholds) * is_known
         clipped = np.clip(probabilities, 1e-12, 1 - 1e-12)

@@ -7,11 +7,10 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
-from headstart.targets.arrays import Array, known
+from headstart.targets.arrays import Array, cast, constants, known, namespace
 from headstart.targets.cells import read_number, split_unit
 from headstart.targets.conformal import LEVELS, entry, threshold
 from headstart.targets.ranking import RankCorrelation
@@ -125,9 +124,8 @@ class Numbers:
 
     def _standard(self, values: Array, like: Array) -> tuple[Array, Array]:
         """Return the numbers as the head computes them, and 1 where they are known."""
-        xp = array_namespace(like)
-        numbers, is_known = known(xp.astype(values, like.dtype))
-        mean, scale = (xp.asarray([*each], dtype=like.dtype, device=like.device) for each in (self.mean, self.scale))
+        numbers, is_known = known(cast(values, like))
+        mean, scale = (constants([*each], like) for each in (self.mean, self.scale))
         return (numbers - mean) / scale, is_known
 
     def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
@@ -135,11 +133,11 @@ class Numbers:
 
         Huber's is the square up to one standard deviation and the tangent from there on.
         """
-        xp = array_namespace(outputs)
+        xp = namespace(outputs)
         numbers, is_known = self._standard(values, outputs)
         if self.quantiles:
             by_quantile = xp.reshape(outputs, (outputs.shape[0], len(self.names), len(self.quantiles)))
-            levels = xp.asarray([*self.quantiles], dtype=outputs.dtype, device=outputs.device)
+            levels = constants([*self.quantiles], outputs)
             above = numbers[:, :, None] - by_quantile
             pinball = xp.maximum(levels * above, (levels - 1) * above)
             return xp.sum(xp.sum(pinball, axis=2) * is_known, axis=1)
@@ -274,7 +272,7 @@ class NumberTally:
         units: NDArray[np.int64],
         divisor: NDArray[np.float64],
     ) -> None:
-        """Take points and values (n, numbers), the units (n,), and what errors are divided by, (numbers,) or (1,)."""
+        """Sum up points and values (n, numbers), the units (n,), and what errors are divided by, (numbers,) or (1,)."""
         numbers, is_known = known(values)
         self._centre = numbers.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)  # squares lose fewer digits around it
         errors, around = (points - numbers) * is_known, (numbers - self._centre) * is_known
