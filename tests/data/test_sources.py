@@ -322,7 +322,10 @@ def test_tables_that_are_refused(tmp_path: Path, text: str, message: str) -> Non
 
 def test_an_empty_label_is_the_problem_of_its_row(tmp_path: Path) -> None:
     source = table(write(tmp_path, "a", "b"), "path,label\na,x\nb,\n")
-    assert [item.problem for item in source.images()] == [None, "line 3: the label is empty"]
+    assert [item.problem for item in source.images()] == [
+        None,
+        "the label is empty (line 3): write one, or leave the image out",
+    ]
 
 
 def test_a_missing_table_and_one_that_is_not_utf8(tmp_path: Path) -> None:

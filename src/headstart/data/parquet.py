@@ -20,6 +20,7 @@ from headstart.data.manifest import MANIFEST_COLUMNS
 from headstart.data.names import split_of
 from headstart.data.source_item import SourceItem
 from headstart.images.decode import BadImageError
+from headstart.targets.cells import CellError
 from headstart.targets.target import MakeReader
 
 KINDS = ("Image", "ClassLabel")
@@ -133,7 +134,7 @@ class ParquetFiles(ArchiveSource):
         if any(cell is not None for cell in cells):
             try:
                 label = self.reader.read(cells)
-            except ValueError as error:
+            except CellError as error:
                 problem = str(error)
         if "split" in self._columns:
             said = values[self._columns["split"]]

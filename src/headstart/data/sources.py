@@ -41,6 +41,7 @@ from headstart.data.webdataset import WebDataset
 from headstart.images.decode import BadImageError
 from headstart.images.files import counted, is_ignored, is_image_file, is_image_name, read_file, scan, walk
 from headstart.targets import kinds
+from headstart.targets.cells import CellError
 from headstart.targets.classes import ClassesReader
 from headstart.targets.target import MakeReader, Reader
 
@@ -249,7 +250,7 @@ class ImageFolder(FileSource):
         self._check_folder(inside)
         try:
             text = self.reader.read([label])
-        except ValueError as error:
+        except CellError as error:
             raise UserError(f"{self._where(inside)}: the name of the folder: {error}") from None
         file = None
         for file, problem in self._walk(inside):
@@ -356,6 +357,8 @@ class CsvTable(FileSource):
         lower = [name.casefold() for name in header]
         if named := [name for name in PATH_COLUMNS if name in lower]:
             self.header[lower.index(named[0])] = "path"
+        if twice := [column for column, count in Counter(filter(None, self.header)).items() if count > 1]:
+            raise UserError(f"{self.path}: two columns have one name, {twice[0]}: rename one of them")
         columns = [find_column(column, self.header) for column in target_columns]
         missing = [
             *(() if named else ("path",)),
@@ -368,11 +371,8 @@ class CsvTable(FileSource):
                 f"{self.path}: no column {' and no column '.join(missing)} (the columns are {names}): the first line "
                 f"must name the columns, as in {','.join(['path', *target_columns])}"
             )
-        named = [column for column in self.header if column]
-        if twice := [column for column, count in Counter(named).items() if count > 1]:
-            raise UserError(f"{self.path}: two columns have one name, {twice[0]}: rename one of them")
-        taken = {"path", "split", "group", *self.reader.columns}
-        self.metadata_columns = [column for column in named if column not in taken]
+        taken = {"path", "split", "group", *self.reader.columns, ""}
+        self.metadata_columns = [column for column in self.header if column not in taken]
         clash = [column for column in self.metadata_columns if column in MANIFEST_COLUMNS]
         if clash:
             raise UserError(
@@ -429,8 +429,8 @@ class CsvTable(FileSource):
             raise UserError(f"{where}: the path is empty")
         try:
             label = self.reader.read([row[column] for column in self.reader.columns])
-        except ValueError as error:
-            problem = f"line {where.rpartition(' ')[2]}: {error}"
+        except CellError as error:
+            problem = str(error.at(f"line {where.rpartition(' ')[2]}"))
         split = split_of(row.get("split", ""))
         if row.get("split", "").strip() and split is None:
             raise UserError(f"{where}: unknown split {row['split']!r}; known: {', '.join(SPLITS)}")

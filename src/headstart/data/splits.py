@@ -44,20 +44,20 @@ def refuse_none(images: int) -> None:
         raise UserError("prepare: there is no usable image; check prepare.source and prepare.path in params.yaml")
 
 
-def refuse_untrained_classes(names: Sequence[str]) -> None:
+def refuse_untrained_classes(names: Sequence[str], noun: str = "class") -> None:
     """Raise UserError if there is a class without a training image."""
     if names:
         raise UserError(
-            f"prepare: no training image of {some(map(repr, names))}; add some or remove the class (images without "
+            f"prepare: no training image of {some(map(repr, names))}; add some or remove the {noun} (images without "
             "labels are for `headstart predict`)"
         )
 
 
-def _refuse_small_classes(counts: Mapping[str, int], needed: int) -> None:
+def _refuse_small_classes(counts: Mapping[str, int], needed: int, noun: str = "class") -> None:
     small = [(name, str(count)) for name, count in counts.items() if count < needed]
     if small:
-        first = f"prepare: a class needs {needed} distinct usable images (or groups), one per split. These have fewer:"
-        raise UserError(list_problems(first, small, "Add images, or remove the class."))
+        first = f"prepare: a {noun} needs {needed} distinct usable images (or groups), one per split. These have fewer:"
+        raise UserError(list_problems(first, small, f"Add images, or remove the {noun}."))
 
 
 def group_number(group: str | None, sha256: bytes) -> int:
@@ -153,7 +153,7 @@ def complete_splits(
         there = np.unique(strata.groups[splits[strata.images] == split])
         lacking = [strata.names[i] for i in np.setdiff1d(np.arange(len(strata.names)), there)]
         if split == TRAIN:
-            refuse_untrained_classes(lacking)
+            refuse_untrained_classes(lacking, strata.noun)
         elif lacking:
             logger.info("%s has no image of %s", SPLITS[split], some(map(repr, lacking)))
     fractions = fractions_to_draw(present, validation=validation, test=test)
@@ -173,7 +173,7 @@ def _draw(strata: Strata, group_ids: NDArray[np.uint64], fractions: Mapping[int,
     ends = np.searchsorted(strata.groups[by_stratum], np.arange(1, len(strata.names)))
     rows = np.split(strata.images[by_stratum], ends)
     distinct = {name: len(np.unique(group_ids[each])) for name, each in zip(strata.names, rows, strict=True)}
-    _refuse_small_classes(distinct, len(intervals))
+    _refuse_small_classes(distinct, len(intervals), strata.noun)
     for number, name in enumerate(strata.names):
         for split, (low, high) in intervals.items():
             if (splits[rows[number]] == split).any():

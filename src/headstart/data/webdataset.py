@@ -21,6 +21,7 @@ from headstart.data.dataset import Split
 from headstart.data.source_item import SourceItem
 from headstart.images.decode import BadImageError
 from headstart.images.files import LARGEST_FILE, is_image_name
+from headstart.targets.cells import CellError
 from headstart.targets.target import MakeReader
 
 LABEL_KEYS = ("label", "cls", "class", "class_name")
@@ -84,7 +85,7 @@ class WebDataset(ArchiveSource):
             if sample.cells is not None and problem is None:
                 try:
                     label = self.reader.read(sample.cells)
-                except ValueError as error:
+                except CellError as error:
                     problem = str(error)
             yield SourceItem(f"{name}/{sample.name}", label, split, problem=problem)
 

@@ -146,7 +146,7 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
         written = _write_dataset(folder, source, catalog, spec, target=target, values=values, splits=splits)
     figures |= {"store": spec["store"], "train_side": spec["train_side"], "bytes": sum(written)}
     figures["seconds"] = round(time.perf_counter() - began, 1)
-    _log_summary(counts, figures, bad)
+    _log_summary(target, counts, figures, bad)
     counts["class_imbalance"] = class_imbalance(counts["per_class"])
     input_side = max(spec["input"]["input_size"][1:])
     noted = [(row, note) for row, _, note in notes]
@@ -273,12 +273,13 @@ def _decide_splits(
     strata, fractions = target.strata(values), params.prepare.split.model_dump()
     splits = complete_splits(given, strata, join_groups(group_ids, contents), **fractions)
     target = target.trained(values[splits == TRAIN])
-    return target, values, splits, count_splits(splits, strata) | {"duplicates": count_duplicates(contents, splits)}
+    counts = count_splits(splits, strata) | {"classes": len(target.names), "target": target.kind}
+    return target, values, splits, counts | {"duplicates": count_duplicates(contents, splits)}
 
 
-def _log_summary(counts: dict[str, Any], figures: dict[str, Any], bad: list[dict[str, str]]) -> None:
+def _log_summary(target: Target, counts: dict[str, Any], figures: dict[str, Any], bad: list[dict[str, str]]) -> None:
     of_splits = ", ".join(f"{name} {counts['splits'][name]:,} ({counts['shares'][name]:.1%})" for name in SPLITS)
-    logger.info("%s images of %s classes: %s", f"{counts['pictures']:,}", counts["classes"], of_splits)
+    logger.info("%s images of %d %s: %s", f"{counts['pictures']:,}", len(target.names), target.nouns, of_splits)
     logger.info("{decoded} decoded, {reused} reused, {images_per_second} images/s; {bytes:,} bytes".format(**figures))
     if counts["duplicates"]["across_splits"]:
         logger.info("%s images are in more than one of the given splits", counts["duplicates"]["across_splits"])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from headstart.core.blocks import Matrix, row_blocks
 from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, constants, log_softmax, namespace
+from headstart.targets.cells import CellError
 from headstart.targets.conformal import LEVELS, entry, threshold
 from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
 
@@ -31,10 +32,10 @@ class ClassesReader:
         """Return the name of the class."""
         (cell,) = cells
         if cell is not None and (isinstance(cell, bool) or not isinstance(cell, str | int)):
-            raise ValueError("its label is neither a name nor a whole number")
+            raise CellError("its label is neither a name nor a whole number", cell, "write one of these")
         text = normalize_label("" if cell is None else str(cell))
         if not text:
-            raise ValueError("the label is empty")
+            raise CellError("the label is empty", None, "write one, or leave the image out")
         return text
 
     def target(self, texts: Iterable[str]) -> "Classes":
@@ -52,6 +53,7 @@ class Classes:
     names: Sequence[str]
     top_k: int = field(default=3, compare=False)
     kind: ClassVar[str] = "class"
+    nouns: ClassVar[str] = "classes"
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "focal")
     tied: ClassVar[bool] = False
     measures: ClassVar[Mapping[str, Measure]] = {

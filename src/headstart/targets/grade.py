@@ -13,7 +13,7 @@ from headstart.core.errors import UserError
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, constants, namespace, sigmoid, softplus
-from headstart.targets.cells import NUMBER
+from headstart.targets.cells import NUMBER, CellError
 from headstart.targets.conformal import LEVELS, entry, threshold
 from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
 from headstart.targets.temperature import best_temperatures
@@ -36,9 +36,9 @@ class GradesReader:
         text = "" if cell is None or cell != cell else normalize_label(str(cell))  # noqa: PLR0124  (NaN)
         text = re.sub(r"(?<=\d)\.0+$", "", text)
         if not text:
-            raise ValueError("has no grade: the cell is empty")
+            raise CellError("no grade", None, "write one, or leave the image out", *self.columns)
         if self._grades is not None and text not in self._grades:
-            raise ValueError(f"{text[:60]!r} is none of prepare.grades: {some(self._grades)}")
+            raise CellError("none of prepare.grades", text, f"these are {some(self._grades)}", *self.columns)
         return text
 
     def target(self, texts: Iterable[str]) -> "Grades":
@@ -70,6 +70,7 @@ class Grades:
 
     names: Sequence[str]
     kind: ClassVar[str] = "grade"
+    nouns: ClassVar[str] = "grades"
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto",)
     tied: ClassVar[bool] = True
     measures: ClassVar[Mapping[str, Measure]] = {
@@ -109,7 +110,7 @@ class Grades:
 
     def strata(self, values: NDArray[np.int64]) -> Strata:
         """Return the images of each grade."""
-        return Strata(self.names, np.arange(len(values)), values)
+        return Strata(self.names, np.arange(len(values)), values, "grade")
 
     def trained(self, values: NDArray[np.int64]) -> "Grades":  # noqa: ARG002  (``Strata`` has what is wrong with them)
         """Return itself."""

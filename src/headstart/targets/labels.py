@@ -14,7 +14,7 @@ from headstart.core.errors import UserError
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, known, namespace, sigmoid, softplus
-from headstart.targets.cells import read_flag
+from headstart.targets.cells import CellError, read_flag
 from headstart.targets.conformal import LEVELS, entry
 from headstart.targets.ranking import Ranking
 from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
@@ -48,12 +48,14 @@ class LabelsReader:
             for column, cell in zip(self.columns, cells, strict=True):
                 try:
                     flag = read_flag(cell)
-                except ValueError as error:
-                    raise ValueError(f"{column}: {error}") from None
+                except CellError as error:
+                    raise error.at(column) from None
                 if flag != 0:
                     row[column] = flag
             if len(row) == len(self.columns) and not any(row.values()):
-                raise ValueError("no label is known: all cells are empty")
+                raise CellError(
+                    "no label is known", None, "write 0 or 1 in some, or leave the image out", *self.columns
+                )
             return json.dumps(row, ensure_ascii=False, sort_keys=True)
         (cell,) = cells
         if cell is None or isinstance(cell, float):
@@ -102,6 +104,7 @@ class Labels:
 
     names: Sequence[str]
     kind: ClassVar[str] = "labels"
+    nouns: ClassVar[str] = "labels"
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "focal", "asymmetric")
     tied: ClassVar[bool] = False
     measures: ClassVar[Mapping[str, Measure]] = {
@@ -147,7 +150,8 @@ class Labels:
 
     def strata(self, values: NDArray[np.float32]) -> Strata:
         """Return which images have each label."""
-        return Strata(self.names, *np.nonzero(values == 1))
+        images, labels = np.nonzero(values == 1)
+        return Strata(self.names, images, labels, "label")
 
     def trained(self, values: NDArray[np.float32]) -> "Labels":
         """Return itself; raises UserError for a label that all training images have, or none, or that is unknown."""

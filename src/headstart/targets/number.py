@@ -1,6 +1,7 @@
 """Numbers: one or several an image, each with its unit, learned by a squared, Huber or quantile loss."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
 from headstart.targets.arrays import Array, cast, constants, known, namespace
-from headstart.targets.cells import read_number, split_unit
+from headstart.targets.cells import CellError, read_number, split_unit
 from headstart.targets.conformal import LEVELS, entry, threshold
 from headstart.targets.ranking import RankCorrelation
 from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
@@ -22,8 +23,13 @@ BINS = 10
 """Of equal width, of the numbers among which sampling is balanced, from the first to the last percentile."""
 
 
+STAND_INS = (-99, -999, -9999, 999, 9999, 99999)
+"""What tables often have for unknown numbers."""
 QUARTERS = 4
 """Parts of equally many images, by the first number, of which every split gets some."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class NumbersReader:
@@ -40,15 +46,15 @@ class NumbersReader:
         for column, cell in zip(self.columns, cells, strict=True):
             try:
                 numbers.append(read_number(cell))
-            except ValueError as error:
-                raise ValueError(f"{column}: {error}") from None
+            except CellError as error:
+                raise error.at(column) from None
         if all(number is None for number in numbers):
-            raise ValueError(f"{', '.join(self.columns)}: no number is known: the cell is empty")
+            raise CellError("no number is known", None, "write one, or leave the image out", *self.columns)
         return json.dumps(numbers if len(numbers) > 1 else numbers[0])
 
     def target(self, texts: Iterable[str]) -> "Numbers":  # noqa: ARG002  (their values say nothing yet)
         """Return the numbers, not yet standardised."""
-        names, units = zip(*map(split_unit, self.columns), strict=True)
+        names, units = map(list, zip(*map(split_unit, self.columns), strict=True))
         return Numbers(names, units, [0.0] * len(names), [1.0] * len(names))
 
 
@@ -67,6 +73,7 @@ class Numbers:
     scale: Sequence[float]
     quantiles: Sequence[float] = field(default=())
     kind: ClassVar[str] = "number"
+    nouns: ClassVar[str] = "numbers"
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "huber", "quantile")
     tied: ClassVar[bool] = False
 
@@ -109,7 +116,7 @@ class Numbers:
         ends = np.unique(np.quantile(first[images], np.linspace(0, 1, QUARTERS + 1)))
         groups = np.clip(np.searchsorted(ends, first[images], side="right") - 1, 0, max(0, len(ends) - 2))
         shown = [f"{low:g} to {high:g}" for low, high in pairwise(ends)] or [f"{ends[0]:g}"]
-        return Strata(shown, images, groups)
+        return Strata(shown, images, groups, "quarter of the numbers")
 
     def trained(self, values: NDArray[np.float32]) -> "Numbers":
         """Return the numbers with mean and scale; raises UserError for one that is constant, or known nowhere."""
@@ -119,6 +126,14 @@ class Numbers:
                 raise UserError(f"prepare: {name} is known of no training image: fill the column, or leave it out")
             if np.ptp(column) == 0:
                 raise UserError(f"prepare: {name} is {column[0]:g} in all training images: there is nothing to learn")
+            for stand_in in STAND_INS:
+                others = column[column != stand_in]
+                count, least, most = len(column) - len(others), others.min(), others.max()
+                if count > 1 and not least - (most - least) <= stand_in <= most + (most - least):
+                    advice = "leave such cells empty if that stands for unknown"
+                    logger.warning(
+                        "%s is %d in %d training images, far from all others: %s", name, stand_in, count, advice
+                    )
         doubles = values.astype(np.float64)
         return replace(self, mean=np.nanmean(doubles, axis=0).tolist(), scale=np.nanstd(doubles, axis=0).tolist())
 

@@ -74,7 +74,7 @@ class Reader(Protocol):
         """Return the text that the manifest has, from a cell for each of the columns.
 
         Raises:
-            ValueError: says what is wrong with the cells, and how to write them.
+            CellError: says what is wrong with the cells, and how to write them.
         """
 
     def target(self, texts: Iterable[str]) -> "Target":
@@ -88,12 +88,13 @@ MakeReader = Callable[[Sequence[str]], Reader]
 class Strata(NamedTuple):
     """Groups of images of which every split needs some: their names, and pairs of an image and a group that it is in.
 
-    Both arrays are int64 (pairs,); an image may be in several groups or in none.
+    Both arrays are int64 (pairs,); an image may be in several groups or in none. ``noun`` is what one of them is.
     """
 
     names: Sequence[str]
     images: NDArray[np.int64]
     groups: NDArray[np.int64]
+    noun: str = "class"
 
 
 class Target(Protocol):
@@ -102,6 +103,10 @@ class Target(Protocol):
     @property
     def kind(self) -> str:
         """The value of ``prepare.target``."""
+
+    @property
+    def nouns(self) -> str:
+        """What several of the names are, in messages."""
 
     @property
     def names(self) -> Sequence[str]:
