@@ -19,6 +19,7 @@ from lightning import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from headstart.targets.classes import Classes
 from headstart.training.datamodule import Batch
 from headstart.training.losses import warmup_cosine
 from headstart.training.module import FineTuner
@@ -154,6 +155,7 @@ def product(setting: Setting) -> dict[str, Tensor]:
         batch_size=BATCH,
         steps_per_epoch=STEPS,
         freeze_statistics=False,
+        target=Classes([*"abc"]),
     )
     module = FineTuner(model, plan, image_config=CONFIG)
     batches = Batches(setting.accumulate * setting.ranks)

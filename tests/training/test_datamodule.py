@@ -134,7 +134,7 @@ def epoch_of(loader: DataLoader[Batch], epoch: int) -> Iterator[Batch]:
     loader.sampler.set_epoch(epoch)
     for batch in loader:
         assert (batch.pixels.dtype, batch.pixels.shape[1:]) == (torch.uint8, (32, 32, 3))
-        assert batch.labels.dtype == torch.int64
+        assert batch.values.dtype == torch.int64
         yield batch
 
 
@@ -207,8 +207,8 @@ def test_a_mixture_is_of_two_images_of_the_global_batch(prepared: PreparedDatase
     expected = shares * plain.pixels + (1 - shares) * plain.pixels[[1, 0, 3, 2, 4]]
     assert (mixed.pixels - expected).abs().max() <= 0.501
     assert mixed.partners is not None
-    assert mixed.partners.tolist() == plain.labels[[1, 0, 3, 2, 4]].tolist()
-    assert torch.equal(mixed.labels, plain.labels)
+    assert mixed.partners.tolist() == plain.values[[1, 0, 3, 2, 4]].tolist()
+    assert torch.equal(mixed.values, plain.values)
     other = images_of(prepared, **MIXUP).train[every._replace(positions=every.positions + 5)]
     assert other.fractions is not None
     assert not (other.fractions == mixed.fractions).any()
@@ -222,11 +222,11 @@ def test_an_image_is_augmented_anew_in_each_epoch_and_keeps_its_label(prepared: 
         return training[BatchSpec(epoch, places, places, places)]
 
     first, again, second, backwards = asked(0, every), asked(0, every), asked(1, every), asked(0, every[::-1].copy())
-    assert first.labels.tolist() == read_values("train").tolist()
+    assert first.values.tolist() == read_values("train").tolist()
     assert torch.equal(first.pixels, again.pixels)
     assert not (first.pixels == second.pixels).flatten(1).all(1).any()
     assert torch.equal(backwards.pixels, first.pixels.flip(0))
-    assert torch.equal(backwards.labels, first.labels.flip(0))
+    assert torch.equal(backwards.values, first.values.flip(0))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])

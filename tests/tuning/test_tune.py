@@ -23,6 +23,7 @@ from headstart.data.dataset import read_values
 from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
 from headstart.training.checkpoint import load_checkpoint
+from headstart.training.figures import Monitor
 from headstart.tuning import tune as tuning
 from headstart.tuning.halving import Try
 from headstart.tuning.observer import Observer
@@ -44,6 +45,7 @@ SMALL = {
     "finetune.early_stopping": {"monitor": "val_refined_loss", "patience": 9, "min_delta": 0.0},
 }
 LONG = 1e6
+REFINED = Monitor("val_refined_loss", higher_is_better=False)
 IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@localhost")
 
 
@@ -96,7 +98,7 @@ def test_the_best_whole_training_is_written_with_its_params(searched: list[Try])
     monitor = report["monitor"]
     winner = searched[report["winner"]]
     assert winner.over
-    assert report[monitor] == min(each.best(monitor)[monitor] for each in searched if each.over)
+    assert report[monitor] == min(each.best(REFINED)[monitor] for each in searched if each.over)
     written = load_params(Path("params.yaml"))
     assert written == with_changes(params(SMALL), winner.changes)
     assert written.finetune.model_dump() == report["finetune"]
@@ -166,7 +168,7 @@ def test_dvc_lists_the_tries(searched: list[Try]) -> None:
     for each in searched:
         row, values = rows[f"tune-{each.number}"], with_changes(params(SMALL), each.changes).finetune
         assert row["finetune.lr.head"] == str(values.lr["head"])
-        assert float(row["val_accuracy"]) == pytest.approx(each.best("val_refined_loss")["val_accuracy"], abs=1e-4)
+        assert float(row["val_accuracy"]) == pytest.approx(each.best(REFINED)["val_accuracy"], abs=1e-4)
 
 
 def test_stopped_by_ctrl_c_the_same_command_goes_on(
