@@ -46,12 +46,14 @@ def log_softmax(outputs: Array) -> Array:
 def softplus(outputs: Array) -> Array:
     """Return log(1 + exp(x)), of any size of x."""
     xp = namespace(outputs)
-    return xp.clip(outputs, 0, None) + xp.log1p(xp.exp(-xp.abs(outputs)))
+    return xp.logaddexp(outputs, xp.zeros_like(outputs))  # in torch of the right gradient at 0 too
 
 
 def sigmoid(outputs: Array) -> Array:
     """Return 1 / (1 + exp(-x)), of any size of x."""
     xp = namespace(outputs)
+    if xp is not np:
+        return xp.sigmoid(outputs)  # torch's own, beside the standard: of the right gradient at 0 too
     small = xp.exp(-xp.abs(outputs))
     return xp.where(outputs >= 0, 1 / (1 + small), small / (1 + small))
 

@@ -145,3 +145,11 @@ class AverageFromStart(EMAWeightAveraging):
         assert average is not None
         if average.n_averaged == 0:
             average.update_parameters(pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Average, and keep tied rows equal to the bit."""
+        super().on_train_batch_end(trainer, pl_module, *args)
+        assert self._average_model is not None
+        average = self._average_model.module
+        assert isinstance(average, FineTuner)
+        average.tie_rows()

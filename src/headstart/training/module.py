@@ -110,6 +110,18 @@ class FineTuner(LightningModule):
             assert gradient is not None
             gradient.copy_(gradient.mean(0, keepdim=True).expand_as(gradient))
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and keep tied rows equal to the bit: at a tensor's ends kernels round in another way."""
+        super().optimizer_step(*args, **kwargs)
+        self.tie_rows()
+
+    @torch.no_grad()
+    def tie_rows(self) -> None:
+        """Copy the first row of a tied head to the others."""
+        if self.plan.target.tied:
+            weight = get_head(self.model).weight
+            weight[1:] = weight[:1]
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,  # noqa: ARG002  (Lightning's signature)
