@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,10 +44,9 @@ def test_parts_of_several_ranks_give_the_figures_of_all(kind: str) -> None:
             each.update(torch.from_numpy(outputs[part]), torch.from_numpy(values[part]))
     # As torchmetrics does it: the states of all ranks, gathered and reduced.
     whole = metric()
-    for name, reduction in whole._reductions.items():  # noqa: SLF001  (without processes)
-        states = [getattr(each, name) for each in ranks]
-        lists = isinstance(states[0], list)
-        setattr(whole, name, [*itertools.chain(*states)] if lists else reduction(torch.stack(states)))  # type: ignore[operator]
+    for name in whole._defaults:  # noqa: SLF001  (without processes)
+        states: list[Any] = [getattr(each, name) for each in ranks]
+        setattr(whole, name, [*itertools.chain(*states)] if isinstance(states[0], list) else torch.stack(states).sum(0))
     whole._update_count = 1  # noqa: SLF001  (it warns where it was never updated)
     found = whole.compute()
     measured = {name: found[name] for name in measured_figures(target, "val_macro_f1") if name in expected}
