@@ -20,6 +20,7 @@ from headstart.models.backbone import create_backbone, get_head, head_name, inpu
 from headstart.models.head import read_head, read_pretrained_head
 from headstart.models.timm_checkpoint import load_timm, save_timm
 from headstart.stages import features, finetune, prepare, probe
+from headstart.targets.classes import Classes
 from headstart.training.phases import starting_model
 from helpers.images import CLASSES, INPUT, params, write_prepared
 
@@ -97,7 +98,7 @@ def test_an_export_is_the_next_projects_backbone_with_other_classes(first: nn.Mo
     assert own.names == list(CLASSES)
 
     project = next_project(changes)
-    model, _ = starting_model(project.backbone, project.finetune, classes=len(NEXT), train_images=8, train_bytes=1)
+    model, _ = starting_model(project.backbone, project.finetune, target=Classes(NEXT), train_images=8, train_bytes=1)
     same = {name for name, value in backbone_of(first).items() if torch.equal(value, model.state_dict()[name])}
     resized = {"pos_embed"} if side else set()  # its positions are of another grid
     assert same == backbone_of(first).keys() - resized
@@ -115,7 +116,7 @@ def test_an_export_is_the_next_projects_backbone_with_other_classes(first: nn.Mo
 def test_drop_rates_are_the_next_projects_own() -> None:
     run(prepare, features, probe)
     project = next_project()
-    model, _ = starting_model(project.backbone, project.finetune, classes=len(NEXT), train_images=8, train_bytes=1)
+    model, _ = starting_model(project.backbone, project.finetune, target=Classes(NEXT), train_images=8, train_bytes=1)
     assert "drop_path_rate" not in read_json(Path(FIRST, "config.json"))["model_args"]
     assert not [name for name, module in model.named_modules() if type(module).__name__ == "DropPath"]
 

@@ -25,6 +25,7 @@ from headstart.core.io import read_table
 from headstart.data.manifest import manifest_rows
 from headstart.models.backbone import create_backbone
 from headstart.stages import evaluate, features, finetune, prepare, probe
+from headstart.targets.classes import Classes
 from headstart.training.phases import describe, make_plan
 from helpers.images import ROOT
 
@@ -144,7 +145,8 @@ def test_its_penalty_is_felt_by_the_true_backbone_on_as_many_images(
     assert images
     count = int(images[1].replace(",", ""))
     with caplog.at_level(logging.WARNING):
-        rows = describe(make_plan(model, params.finetune, train_images=count, train_bytes=1, pretrained=True))
+        size: dict[str, Any] = {"target": Classes([*"abcdefghij"]), "train_images": count, "train_bytes": 1}
+        rows = describe(make_plan(model, params.finetune, **size, pretrained=True))
     assert caplog.messages == []
     assert {row["group"] for row in rows} == {"head", "head_free", "backbone", "backbone_free"}
 

@@ -1,8 +1,9 @@
-"""Runs stages as one of several ranks: python as_rank.py EVENT STAGE...
+"""Runs stages as one of several ranks: python as_rank.py EVENT STAGE..., each where it is, or in a FOLDER/STAGE.
 
 EVENT happens to rank 1 in the second step of the second epoch: signal, kill, raise, or nothing.
 """
 
+import contextlib
 import importlib
 import logging
 import os
@@ -36,9 +37,10 @@ def main() -> None:
     probe.WORTH_TORCH = 1  # so that the ranks share it
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("headstart").setLevel(logging.INFO)
-    for name in names:
-        stage = importlib.import_module(f"headstart.stages.{name}")
-        stage.run(load_params(Path("params.yaml")).declared(stage.PARAMS))
+    for path in map(Path, names):
+        stage = importlib.import_module(f"headstart.stages.{path.name}")
+        with contextlib.chdir(path.parent):
+            stage.run(load_params(Path("params.yaml")).declared(stage.PARAMS))
 
 
 if __name__ == "__main__":

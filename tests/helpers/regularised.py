@@ -19,6 +19,8 @@ from lightning import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from headstart.targets.classes import Classes
+from headstart.targets.target import Target
 from headstart.training.datamodule import Batch
 from headstart.training.losses import warmup_cosine
 from headstart.training.module import FineTuner
@@ -28,6 +30,7 @@ from headstart.training.regularization.penalty import penalty_location
 from helpers.images import params
 
 SIDE, CLASSES, BATCH, STEPS = 4, 3, 12, 10
+TARGET: Target = Classes([*"abc"])
 CONFIG = {"input_size": [3, SIDE, SIDE], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
 OPTIMIZERS = {
     "sgd": ("sgd", 0.0, False),
@@ -154,6 +157,7 @@ def product(setting: Setting) -> dict[str, Tensor]:
         batch_size=BATCH,
         steps_per_epoch=STEPS,
         freeze_statistics=False,
+        target=TARGET,
     )
     module = FineTuner(model, plan, image_config=CONFIG)
     batches = Batches(setting.accumulate * setting.ranks)

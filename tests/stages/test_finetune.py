@@ -382,7 +382,7 @@ def test_mixtures_train_on_both_labels_by_their_shares(monkeypatch: pytest.Monke
 
     # With its own label as the partner's, whatever the share, a mixture's loss is the plain one.
     def own_partners(self: TrainDataset, spec: BatchSpec) -> Batch:
-        labels = torch.from_numpy(self.labels[spec.indices])
+        labels = torch.from_numpy(self.values[spec.indices])
         return Batch(self._pixels(spec.epoch, spec.indices), labels, labels, torch.linspace(0, 1, len(labels)))
 
     monkeypatch.setattr(TrainDataset, "__getitem__", own_partners)

@@ -1,5 +1,6 @@
 """Two processes give what one gives, started by torchrun or by ``run.devices``; what happens to one ends both."""
 
+import contextlib
 import re
 import shutil
 import signal
@@ -24,6 +25,7 @@ from headstart.core.io import read_json, read_table, write_json
 from headstart.core.paths import FEATURES, FINETUNE, REPORTS
 from headstart.core.run_state import read_stopped
 from headstart.data.dataset import PreparedDataset
+from headstart.models.head import Head, write_heads
 from headstart.probe.outputs import baseline_file
 from headstart.stages import evaluate, features, finetune, prepare, probe
 from headstart.training.refinement import TEMPERATURES
@@ -126,6 +128,38 @@ def test_two_processes_give_what_one_does() -> None:
     for path, content in bytes_of.items():
         assert path.read_bytes() == content
     assert_equal_up_to_rounding(*expected)
+
+
+TARGETS: dict[str, dict[str, Any]] = {
+    "class": {"finetune.sampling": "balanced", "finetune.early_stopping.monitor": "val_balanced_accuracy"},
+    "labels": {"finetune.sampling": "sqrt", "finetune.early_stopping.monitor": "val_mean_ap"},
+    "number": {"finetune.sampling": "balanced", "finetune.loss": "quantile"},
+    "grade": {"finetune.logit_adjustment": 1.0, "finetune.class_weights": "balanced"},
+}
+
+
+def test_two_processes_train_every_target_as_one_does() -> None:
+    """Weights, figures and ledger up to rounding; of grades the rows stay equal to the bit."""
+    changes = {"finetune.recipe": "lp_ft", "finetune.epochs": 2}
+    expected = {}
+    for kind, own in TARGETS.items():
+        Path(kind).mkdir()
+        with contextlib.chdir(kind):
+            target = write_prepared({"train": 67, "validation": 21, "test": TESTED}, kind=kind).target
+            head = np.zeros((target.outputs, 96), np.float32), np.zeros(target.outputs, np.float32)
+            write_heads([Head(*head, 1e-3)], 0)
+            residuals = {"residual_quantiles": [[-1.5, 0.0, 1.5]]}
+            write_json(paths.HEADS_INFO, read_json(paths.HEADS_INFO) | residuals)
+            run(finetune, {**changes, **own})
+            expected[kind] = weights(), figures()
+            YAML().dump(params({**SMALL, **changes, **own, "run.cache": "two"}).model_dump(), Path("params.yaml"))
+    code, output = program([*TORCHRUN, "nothing", *(f"{kind}/finetune" for kind in TARGETS)])
+    assert code == 0, output
+    for kind, alone in expected.items():
+        with contextlib.chdir(kind):
+            assert_equal_up_to_rounding(*alone)
+            rows = weights()["fc.weight"]
+        assert kind != "grade" or (rows == rows[0]).all()
 
 
 def test_two_processes_prepare_what_one_does() -> None:

@@ -1,6 +1,7 @@
 """The mathematics of every target: derivatives by differences, figures and thresholds against scikit-learn's."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,30 @@ def test_numpy_and_torch_compute_the_same(case: tuple[Target, np.ndarray, np.nda
     np.testing.assert_allclose(
         target.hessian_product(at_torch[2], at_torch[1]), target.hessian_product(state, gradient), atol=1e-6
     )
+
+
+LOSSES: dict[str, list[LossOptions]] = {
+    "class": [LossOptions("focal"), LossOptions(smoothing=0.1), LossOptions(shift=np.array([-1.0, 0.5, 0.2]))],
+    "labels": [LossOptions("focal"), LossOptions("asymmetric"), LossOptions(weights=np.array([2.0, 1.0, 9.0, 0.5]))],
+    "number": [LossOptions("huber")],
+    "grade": [LossOptions(smoothing=0.1), LossOptions(weights=np.array([1.0, 2.0, 0.5, 4.0]))],
+}
+
+
+@pytest.mark.parametrize("at", ["anywhere", "zero"])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_torch_has_the_gradients_of_every_loss(kind: str, at: str) -> None:
+    """At 0 too, where a head of zeros starts, and where parts of a loss written in another way have kinks."""
+    target, values = CASES[kind]()
+    outputs = _generator(7).normal(size=(IMAGES, target.outputs)) * (at == "anywhere")
+    for options in (LossOptions(), *LOSSES[kind]):
+        there = torch.tensor(outputs, requires_grad=True)
+        arrays = {name: getattr(options, name) for name in ("weights", "shift")}
+        own = replace(options, **{name: None if each is None else torch.tensor(each) for name, each in arrays.items()})
+        target.losses(there, torch.tensor(values), own).sum().backward()
+        assert there.grad is not None
+        expected = _difference(lambda moved, options=options: target.losses(moved, values, options), outputs)
+        np.testing.assert_allclose(there.grad, expected, atol=1e-6, err_msg=str(options))
 
 
 def test_no_other_bias_has_a_lower_loss(case: tuple[Target, np.ndarray, np.ndarray]) -> None:

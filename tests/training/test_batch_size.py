@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from headstart.core.errors import UserError
 from headstart.distributed import memory
 from headstart.distributed.process_group import ProcessGroup
+from headstart.targets.classes import Classes
 from headstart.training.batch_size import (
     SLACK,
     Room,
@@ -88,7 +89,8 @@ def test_training_batch_norm_gets_no_parts_of_one_image() -> None:
 def plan_of(model: nn.Module, batch_size: int, accumulate: int = 1, batch_norm: str = "train") -> TrainingPlan:
     changes = {"batch_size": batch_size, "accumulate": accumulate, "batch_norm": batch_norm}
     finetune = params({f"finetune.{name}": value for name, value in changes.items()}).finetune
-    return make_plan(model, finetune, train_images=1000, train_bytes=1, pretrained=False)
+    target = Classes([*"abc"])
+    return make_plan(model, finetune, target=target, train_images=1000, train_bytes=1, pretrained=False)
 
 
 def with_free(images: float, per_image: float, weights: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def epoch_of(loader: DataLoader[Batch], epoch: int) -> Iterator[Batch]:
     loader.sampler.set_epoch(epoch)
     for batch in loader:
         assert (batch.pixels.dtype, batch.pixels.shape[1:]) == (torch.uint8, (32, 32, 3))
-        assert batch.labels.dtype == torch.int64
+        assert batch.values.dtype == torch.int64
         yield batch
 
 
@@ -207,8 +207,8 @@ def test_a_mixture_is_of_two_images_of_the_global_batch(prepared: PreparedDatase
     expected = shares * plain.pixels + (1 - shares) * plain.pixels[[1, 0, 3, 2, 4]]
     assert (mixed.pixels - expected).abs().max() <= 0.501
     assert mixed.partners is not None
-    assert mixed.partners.tolist() == plain.labels[[1, 0, 3, 2, 4]].tolist()
-    assert torch.equal(mixed.labels, plain.labels)
+    assert mixed.partners.tolist() == plain.values[[1, 0, 3, 2, 4]].tolist()
+    assert torch.equal(mixed.values, plain.values)
     other = images_of(prepared, **MIXUP).train[every._replace(positions=every.positions + 5)]
     assert other.fractions is not None
     assert not (other.fractions == mixed.fractions).any()
@@ -222,11 +222,11 @@ def test_an_image_is_augmented_anew_in_each_epoch_and_keeps_its_label(prepared: 
         return training[BatchSpec(epoch, places, places, places)]
 
     first, again, second, backwards = asked(0, every), asked(0, every), asked(1, every), asked(0, every[::-1].copy())
-    assert first.labels.tolist() == read_values("train").tolist()
+    assert first.values.tolist() == read_values("train").tolist()
     assert torch.equal(first.pixels, again.pixels)
     assert not (first.pixels == second.pixels).flatten(1).all(1).any()
     assert torch.equal(backwards.pixels, first.pixels.flip(0))
-    assert torch.equal(backwards.labels, first.labels.flip(0))
+    assert torch.equal(backwards.values, first.values.flip(0))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -250,3 +250,53 @@ def test_evaluation_sees_the_middle_of_what_is_stored(prepared: PreparedDataset)
     rows = prepared.rows("validation")[:3]
     stored = np.stack([prepared.pixels(int(row)) for row in rows])
     assert evaluation_pixels(prepared, rows).numpy().tobytes() == stored[:, 2:34, 2:34].tobytes()
+
+
+@pytest.fixture
+def skewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset:
+    """Labels of which one in four images has the rarest."""
+    monkeypatch.chdir(tmp_path)
+    return write_prepared({"train": 40, "validation": 4, "test": 4}, kind="labels")
+
+
+SAMPLED: dict[str, Any] = {"sampling": "balanced", **MIXUP, "augment.policy": "randaugment"}
+
+
+def values_seen(loaders: list[DataLoader[Batch]], epoch: int) -> list[Batch]:
+    for loader in loaders:
+        assert isinstance(loader.sampler, GlobalBatchSampler)
+        loader.sampler.set_epoch(epoch)
+    return [Batch(*map(torch.cat, zip(*parts, strict=True))) for parts in zip(*loaders, strict=True)]
+
+
+@pytest.mark.parametrize("changes", [SAMPLED, {**SAMPLED, "sampling": "sqrt", **WINDOWS}], ids=["balanced", "sqrt"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_sampled_batches_are_the_same_bytes_on_any_number_of_ranks(
+    skewed: PreparedDataset, changes: dict[str, Any], world: int
+) -> None:
+    whole = values_seen([images_of(skewed, **changes).train_dataloader()], 2)
+    shared = values_seen([images_of(skewed, rank, world, **changes).train_dataloader() for rank in range(world)], 2)
+    assert len(whole) == 10
+    for batch, other in zip(whole, shared, strict=True):
+        assert torch.equal(batch.pixels, other.pixels)
+        for name in ("values", "partners", "fractions"):
+            torch.testing.assert_close(getattr(batch, name), getattr(other, name), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_repeated_image_is_augmented_anew_and_its_first_time_is_the_one_without_sampling(
+    skewed: PreparedDataset,
+) -> None:
+    plain, sampled = images_of(skewed).train, images_of(skewed, sampling="balanced").train
+    places = np.arange(40)
+    images, repeats = sampled._drawn(1, places)  # noqa: SLF001  (which images these are)
+    assert repeats.max() > 0
+    assert len(np.unique(images)) < 40
+    once = plain[BatchSpec(1, images, images, images)]
+    batch = sampled[BatchSpec(1, places, places, places)]
+    torch.testing.assert_close(batch.values, once.values, equal_nan=True)
+    same = (batch.pixels == once.pixels).flatten(1).all(1).numpy()
+    assert same[repeats == 0].all()
+    assert not same[repeats > 0].any()
+    counts = np.bincount(images, minlength=40)
+    rarest = skewed.target.rarities(read_values("train"))
+    assert counts[rarest == rarest.max()].mean() > 1 > counts[rarest == rarest.min()].mean()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from headstart.config.finetune import ResolvedFinetuneConfig
+from headstart.targets.classes import Classes
 from headstart.training.history import CURVE_POINTS, TrainingHistory, curve_rows
 from headstart.training.phases import TrainingPlan
 from headstart.training.regularization.param_groups import Group
@@ -31,6 +32,7 @@ class Epoch:
             batch_size=BATCH,
             steps_per_epoch=STEPS,
             freeze_statistics=False,
+            target=Classes([*"abc"]),
         )
         self.optimizer = make_optimizer(
             groups, "sgd", "l2", clipped=clip is not None, momentum=0.9, nesterov=True, fused=True

@@ -2,16 +2,17 @@ import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from headstart.training.losses import balanced_weights, warmup_cosine
+from headstart.targets.classes import Classes
+from headstart.training.losses import warmup_cosine
 
 
 def test_balanced_weights_are_scikit_learns() -> None:
     labels = np.array([0] * 7 + [1] * 2 + [2])
-    weights = balanced_weights(labels, 3)
+    weights = Classes([*"abc"]).loss_weights(labels)
     assert weights.dtype == np.float32
     assert weights == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=labels), rel=1e-6)
     assert weights[labels].mean() == pytest.approx(1)
-    assert np.isfinite(balanced_weights(labels, 4)).all()
+    assert np.isfinite(Classes([*"abcd"]).loss_weights(labels)).all()
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from headstart.targets.classes import Classes
 from headstart.training.module import FineTuner
 from headstart.training.phases import TrainingPlan
 from helpers.regularised import BATCH, CONFIG, STEPS, Model, Setting, groups_of, settings_of
@@ -21,6 +22,7 @@ def fine_tuner() -> FineTuner:
         batch_size=BATCH,
         steps_per_epoch=STEPS,
         freeze_statistics=False,
+        target=Classes([*"abc"]),
     )
     return FineTuner(model, plan, image_config=CONFIG)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headstart.training.order import EpochOrder, Indices, permuted
+from headstart.training.order import EpochOrder, Indices, WeightedDraws, permuted
 
 COUNTS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65, 1000, 4095, 4096, 4097, 12345]
 WINDOWED = [(1, 1, 1), (1117, 16, 19), (1000, 9, 3), (5, 9, 3), (10_000, 27, 23), (1025, 4, 1), (100, 50, 7), (3, 5, 1)]
@@ -125,3 +125,48 @@ def test_a_batch_of_a_window_is_random_within_it() -> None:
     # Neighbours in the store are of one block 9 times of 10, and then in one batch 15 times of 399.
     expected = 300 * 1599 * 0.9 * 15 / 399
     assert abs(met - expected) < 5 * np.sqrt(expected)
+
+
+WEIGHTS = [np.ones(1000), np.random.default_rng(0).exponential(size=1000) ** 2, np.array([1.0]), np.array([1e-12, 1.0])]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=["equal", "unequal", "one", "next to nothing"])
+def test_an_image_occurs_as_often_as_its_weight_says(weights: NDArray[np.float64]) -> None:
+    """In each epoch up to less than one time; over many epochs on average."""
+    draws, count, total = WeightedDraws(weights, 0), len(weights), np.zeros(len(weights))
+    expected = count * weights / weights.sum()
+    for epoch in range(200):
+        images, repeats = draws.at(epoch, np.arange(count))
+        times = np.bincount(images, minlength=count)
+        assert (np.abs(times - expected) < 1 + 1e-6).all()
+        # Each time that it occurs has its own number, from 0.
+        assert np.array_equal(repeats, np.concatenate([np.arange(each) for each in times]))
+        total += times
+    assert np.abs(total / 200 - expected).max() < 0.2
+    if count > 2 and np.ptp(weights) == 0:
+        assert (total == 200).all()
+
+
+def test_what_is_drawn_follows_from_seed_epoch_and_place_alone() -> None:
+    draws = WeightedDraws(WEIGHTS[1], 0)
+    whole = draws.at(3, np.arange(1000))
+    for part in np.array_split(np.random.default_rng(1).permutation(1000), 7):
+        for found, expected in zip(draws.at(3, part), whole, strict=True):
+            assert np.array_equal(found, expected[part])
+    others = draws.at(4, np.arange(1000)), WeightedDraws(WEIGHTS[1], 1).at(3, np.arange(1000))
+    assert all((images != whole[0]).any() for images, _ in others)
+
+
+def test_classes_are_balanced_and_windows_are_read_in_runs() -> None:
+    """Of 100 to 1, in a store that is sorted by class."""
+    labels = np.repeat([0, 1, 2], [9000, 900, 90])
+    counts = np.bincount(labels)
+    for power, share in ((1.0, [1 / 3] * 3), (0.5, np.sqrt(counts) / np.sqrt(counts).sum())):
+        draws = WeightedDraws((1 / counts[labels]) ** power, 0)
+        order = EpochOrder(len(labels), 0, windows=5, block=50)
+        images, _ = draws.at(1, order.images(1, np.arange(len(labels))))
+        assert np.bincount(labels[images]) / len(labels) == pytest.approx(share, abs=1e-3)
+        for window in np.array_split(images, 5):
+            assert np.bincount(labels[window]) / len(window) == pytest.approx(share, abs=0.05)
+            runs = np.diff(np.unique(window))
+            assert np.median(runs[labels[np.unique(window)][1:] > 0]) == 1

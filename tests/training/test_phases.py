@@ -12,6 +12,7 @@ from torch import nn
 from headstart.core.errors import UserError
 from headstart.models.backbone import get_head
 from headstart.models.head import Head, write_heads
+from headstart.targets.classes import Classes
 from headstart.training.phases import TrainingPlan, describe, starting_model
 from helpers.images import params
 
@@ -39,7 +40,7 @@ def start(
     if l2 is not None:  # which params refuse without pretrained weights
         finetune = finetune.model_copy(update={"l2": type(finetune.l2).model_validate(l2)})
     images = steps_per_epoch * finetune.batch_size
-    return starting_model(wanted.backbone, finetune, classes=CLASSES, train_images=images, train_bytes=1)
+    return starting_model(wanted.backbone, finetune, target=Classes([*"abcd"]), train_images=images, train_bytes=1)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from headstart.config.loader import load_params
 from headstart.core.io import read_json
 from headstart.core.paths import report_of
 from headstart.stages import finetune as stage
+from headstart.targets.classes import Classes
 from headstart.training.resolve import epochs_for, resolve
 from helpers.images import ROOT, params, write_prepared, write_probe
 
@@ -24,7 +25,7 @@ AUTO = {
     "finetune.lr": {"backbone": "auto", "head": "auto"},
     "finetune.warmup_epochs": "auto",
     "finetune.batch_norm": "auto",
-    "finetune.early_stopping": {"monitor": "val_refined_loss", "patience": "auto", "min_delta": 0.0},
+    "finetune.early_stopping": {"monitor": "auto", "patience": "auto", "min_delta": 0.0},
     "finetune.ema": "auto",
     "finetune.augment.hflip": "auto",
     "finetune.augment.vflip": "auto",
@@ -33,6 +34,8 @@ AUTO = {
 }
 VERDICTS = {"hflip": {"kept": True, "reason": "a"}, "vflip": {"kept": False, "reason": "b"}}
 EVIDENCE = {"reason": None, "changes": VERDICTS}
+TARGET = Classes([*"abcd"])
+MANY, FEW = ({"target": TARGET, "train_images": images, "train_bytes": 1} for images in (1000, 100))
 
 
 def section(changes: dict[str, Any] | None = None) -> FinetuneConfig:
@@ -61,7 +64,7 @@ def test_few_images_get_more_epochs(images: int, epochs: int) -> None:
 
 
 def test_every_auto_is_replaced_and_told(model: nn.Module) -> None:
-    resolved, choices = resolve(section(), model, train_images=1000, train_bytes=1, pretrained=True, evidence=EVIDENCE)
+    resolved, choices = resolve(section(), model, **MANY, pretrained=True, evidence=EVIDENCE)
     told = {choice.key.removeprefix("finetune."): choice.value for choice in choices}
     assert told == {
         "epochs": 20,
@@ -70,6 +73,7 @@ def test_every_auto_is_replaced_and_told(model: nn.Module) -> None:
         "warmup_epochs": 2.0,
         "batch_norm": "frozen",
         "shuffle_windows": 1,
+        "early_stopping.monitor": "val_refined_loss",
         "early_stopping.patience": 10,
         "ema": 0.933333,
         "augment.hflip": 0.5,
@@ -77,21 +81,20 @@ def test_every_auto_is_replaced_and_told(model: nn.Module) -> None:
         "augment.quarter_turn": 0.0,
     }
     assert all(choice.reason for choice in choices)
-    assert "auto" not in repr(resolved).replace("precision='auto'", "")
+    assert "auto" not in repr(resolved).replace("precision='auto'", "").replace(" loss='auto'", "")
     assert resolved.lr == {"backbone": 3e-4, "head": 3e-4}
     assert (resolved.early_stopping.patience, resolved.ema) == (10, 0.933333)
 
 
 def test_a_value_in_the_file_wins(model: nn.Module) -> None:
     given = {"epochs": 3, "lr": {"backbone": "auto", "head": 0.5}, "batch_norm": "train", "ema": None}
-    resolved, choices = resolve(
-        section(given), model, train_images=1000, train_bytes=1, pretrained=True, evidence=EVIDENCE
-    )
+    resolved, choices = resolve(section(given), model, **MANY, pretrained=True, evidence=EVIDENCE)
     assert (resolved.epochs, resolved.lr["head"], resolved.batch_norm, resolved.ema) == (3, 0.5, "train", None)
     assert (resolved.warmup_epochs, resolved.early_stopping.patience) == (0.9, 5)
     assert {choice.key.removeprefix("finetune.") for choice in choices} == {
         "lr.backbone",
         "warmup_epochs",
+        "early_stopping.monitor",
         "early_stopping.patience",
         "shuffle_windows",
         "augment.hflip",
@@ -103,7 +106,7 @@ def test_a_value_in_the_file_wins(model: nn.Module) -> None:
 @pytest.mark.parametrize(("size", "windows"), [(2**34, 1), (2**34 + 1, 9), (58 * 2**30, 29)])
 def test_images_that_fit_no_memory_are_shuffled_in_windows(model: nn.Module, size: int, windows: int) -> None:
     resolved, choices = resolve(
-        section(), model, train_images=10**6, train_bytes=size, pretrained=True, evidence=EVIDENCE
+        section(), model, target=TARGET, train_images=10**6, train_bytes=size, pretrained=True, evidence=EVIDENCE
     )
     assert resolved.shuffle_windows == windows
     (reason,) = (choice.reason for choice in choices if choice.key == "finetune.shuffle_windows")
@@ -111,7 +114,7 @@ def test_images_that_fit_no_memory_are_shuffled_in_windows(model: nn.Module, siz
 
 
 def test_the_average_is_over_ten_steps_at_least(model: nn.Module) -> None:
-    resolved, _ = resolve(section(), model, train_images=100, train_bytes=1, pretrained=True, evidence=EVIDENCE)
+    resolved, _ = resolve(section(), model, **FEW, pretrained=True, evidence=EVIDENCE)
     assert resolved.ema == 0.9
 
 
@@ -127,7 +130,13 @@ def test_what_starts_from_zero_or_at_random_learns_faster(
     model: nn.Module, changes: dict[str, Any], pretrained: bool, lr: dict[str, float]
 ) -> None:
     resolved, _ = resolve(
-        section(changes), model, train_images=1000, train_bytes=1, pretrained=pretrained, evidence=EVIDENCE
+        section(changes),
+        model,
+        target=TARGET,
+        train_images=1000,
+        train_bytes=1,
+        pretrained=pretrained,
+        evidence=EVIDENCE,
     )
     assert resolved.lr == pytest.approx(lr)
     assert resolved.batch_norm == ("frozen" if pretrained else "train")
@@ -153,7 +162,7 @@ def test_the_command_writes_what_the_stage_chose_and_nothing_trains_anew(
     assert written.finetune.lr == {
         row["key"].rpartition(".")[2]: row["value"] for row in chosen if ".lr." in row["key"]
     }
-    assert "auto" not in repr(written.finetune).replace("precision='auto'", "")
+    assert "auto" not in repr(written.finetune).replace("precision='auto'", "").replace(" loss='auto'", "")
     monkeypatch.setattr("headstart.training.module.FineTuner.training_step", None)  # any step would fail
     stage.run(written)
     assert CliRunner().invoke(cli, ["resolve"]).output.splitlines() == ["params.yaml: nothing to change"]
@@ -161,7 +170,14 @@ def test_the_command_writes_what_the_stage_chose_and_nothing_trains_anew(
 
 def test_an_overlay_nests_the_keys() -> None:
     resolved, choices = resolve(
-        section(), timm.create_model("test_resnet"), train_images=100, train_bytes=1, pretrained=True, evidence=EVIDENCE
+        section(),
+        timm.create_model("test_resnet"),
+        target=TARGET,
+        train_images=100,
+        train_bytes=1,
+        pretrained=True,
+        evidence=EVIDENCE,
     )
     content = overlay_of({choice.key: choice.value for choice in choices})
-    assert content["finetune"]["early_stopping"] == {"patience": resolved.early_stopping.patience}
+    patience = resolved.early_stopping.patience
+    assert content["finetune"]["early_stopping"] == {"monitor": "val_refined_loss", "patience": patience}

@@ -2,9 +2,10 @@
 
 import pytest
 
+from headstart.training.figures import Monitor
 from headstart.tuning.halving import Halving, Job, Try, epochs_that_fit, rungs_of
 
-RULES = Halving([1, 3, 9], "val_loss")
+RULES = Halving([1, 3, 9], Monitor("val_loss", higher_is_better=False))
 LONG = 1e9
 
 

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from headstart.tuning.optimism import corrected
+from headstart.targets.classes import Classes
+from headstart.targets.labels import Labels
+from headstart.training.figures import Monitor
+from headstart.tuning.optimism import corrected, corrected_measure
 
 LABELS = np.arange(200) % 4
 
@@ -30,3 +33,29 @@ def test_one_figure_chooses_and_another_is_estimated() -> None:
     figures = np.array([[3.0] * 200, [2.0] * 200], np.float32)
     assert corrected(costs, figures, LABELS).value == 3.0
     assert corrected(costs, figures, LABELS, [str(i // 10) for i in range(200)]).value == 3.0
+
+
+def test_a_measure_of_all_images_is_estimated_as_a_mean_of_them_is() -> None:
+    """The accuracy, which is both: the strata differ, so the draws do."""
+    generator = np.random.default_rng(0)
+    outputs = [np.eye(4, dtype=np.float32)[LABELS] + generator.normal(0, 0.8, (200, 4)) for _ in range(10)]
+    outputs = [each.astype(np.float32) for each in outputs]
+    errors = np.array([each.argmax(1) != LABELS for each in outputs], np.float32)
+    monitor = Monitor("val_accuracy", higher_is_better=True)
+    found = corrected_measure(outputs, LABELS, Classes([*"abcd"]), monitor)
+    assert found.value == pytest.approx(1 - corrected(errors, errors, LABELS).value, abs=0.01)
+    assert found.value < 1 - errors.mean(axis=1).min()
+
+
+@pytest.mark.parametrize("figure", ["val_mean_ap", "val_loss"])
+def test_among_equals_the_best_ranking_is_lucky_too(figure: str) -> None:
+    generator, target = np.random.default_rng(0), Labels([*"ab"])
+    values = (generator.random((150, 2)) < 0.4).astype(np.float32)
+    outputs = [(values + generator.normal(0, 1, (150, 2))).astype(np.float32) for _ in range(12)]
+    units = np.arange(150)
+    each = [target.tally(one, values, units, target.fit(one, values)) for one in outputs]
+    precisions = [float(one.figures(np.ones((1, 150), np.float32))["mean_ap"][0]) for one in each]
+    groups = [str(i // 2) for i in range(150)]
+    estimate = corrected_measure(outputs, values, target, Monitor(figure, figure != "val_loss"), groups)
+    assert estimate.value == pytest.approx(np.mean(precisions), abs=0.02)
+    assert estimate.value < max(precisions)

@@ -10,6 +10,7 @@ from headstart.config.loader import parse_params
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
 from headstart.models.head import Head, write_heads
+from headstart.targets.classes import Classes
 from headstart.training.losses import warmup_cosine
 from headstart.training.regularization.param_groups import Group
 from headstart.training.regularization.penalty import expected_shrink
@@ -29,7 +30,7 @@ def given(finetune: dict[str, Any]) -> Params:
 
 
 def space(named: tuple[str, ...] = (), train_images: int = 640, **finetune: Any) -> Space:
-    return Space(given(finetune), named, classes=4, train_images=train_images, train_bytes=1)
+    return Space(given(finetune), named, target=Classes([*"abcd"]), train_images=train_images, train_bytes=1)
 
 
 def test_what_the_user_has_set_stays_unless_it_is_named() -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from headstart.training.figures import Monitor
 from headstart.tuning.halving import Halving, Job
 from headstart.tuning.state import SearchFolder
 
-RULES = Halving([1, 3], "val_loss")
+RULES = Halving([1, 3], Monitor("val_loss", higher_is_better=False))
 
 
 def test_two_take_different_tries(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from headstart.data.dataset import read_values
 from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
 from headstart.training.checkpoint import load_checkpoint
+from headstart.training.figures import Monitor, known_figures
 from headstart.tuning import tune as tuning
 from headstart.tuning.halving import Try
 from headstart.tuning.observer import Observer
@@ -44,6 +45,7 @@ SMALL = {
     "finetune.early_stopping": {"monitor": "val_refined_loss", "patience": 9, "min_delta": 0.0},
 }
 LONG = 1e6
+REFINED = Monitor("val_refined_loss", higher_is_better=False)
 IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@localhost")
 
 
@@ -96,7 +98,7 @@ def test_the_best_whole_training_is_written_with_its_params(searched: list[Try])
     monitor = report["monitor"]
     winner = searched[report["winner"]]
     assert winner.over
-    assert report[monitor] == min(each.best(monitor)[monitor] for each in searched if each.over)
+    assert report[monitor] == min(each.best(REFINED)[monitor] for each in searched if each.over)
     written = load_params(Path("params.yaml"))
     assert written == with_changes(params(SMALL), winner.changes)
     assert written.finetune.model_dump() == report["finetune"]
@@ -166,7 +168,32 @@ def test_dvc_lists_the_tries(searched: list[Try]) -> None:
     for each in searched:
         row, values = rows[f"tune-{each.number}"], with_changes(params(SMALL), each.changes).finetune
         assert row["finetune.lr.head"] == str(values.lr["head"])
-        assert float(row["val_accuracy"]) == pytest.approx(each.best("val_refined_loss")["val_accuracy"], abs=1e-4)
+        assert float(row["val_accuracy"]) == pytest.approx(each.best(REFINED)["val_accuracy"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "monitor", "measure"),
+    [("number", "auto", "mae"), ("labels", "val_mean_ap", "mean_ap"), ("class", "val_balanced_accuracy", "accuracy")],
+)
+def test_every_target_is_searched_by_what_is_monitored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, monitor: str, measure: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tuning, "repro", repro)
+    target = write_prepared({"train": 20, "validation": 13, "test": 4}, kind=kind).target
+    write_heads([Head(np.zeros((target.outputs, 96), np.float32), np.zeros(target.outputs, np.float32), 1e-3)], 0)
+    write_params(**{"finetune.early_stopping.monitor": monitor, "finetune.epochs": 2})
+    tuning.tune(LONG, [], most=3)
+    report, tries = read_json(paths.TUNING_REPORT), folder().tries()
+    known = known_figures(target)
+    deciding = Monitor(report["monitor"], known[report["monitor"]].higher_is_better)
+    assert report["monitor"] == ("val_loss" if monitor == "auto" else monitor)
+    costs = [deciding.cost(each.best(deciding)) for each in tries if each.over]
+    assert deciding.cost(report) == min(costs)
+    assert len(costs) > 1
+    estimate = report[f"corrected_{measure}"]
+    assert np.isfinite(estimate["value"])
+    assert "label_smoothing" not in {key for each in tries for key in each.changes} or kind != "number"
 
 
 def test_stopped_by_ctrl_c_the_same_command_goes_on(

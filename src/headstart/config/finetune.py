@@ -61,21 +61,31 @@ class L2Config(ConfigSection):
 class EarlyStoppingConfig(ConfigSection):
     """Stop when `monitor` has not improved by `min_delta` for `patience` epochs; the best epoch is kept."""
 
-    monitor: Literal["val_refined_loss", "val_loss", "val_accuracy"] = "val_refined_loss"
+    monitor: str = "auto"
     """What validation must improve:
-    - `val_refined_loss`: the loss after the temperature that makes it lowest: how well classes are told apart,
-      however sure the model is, which evaluate and export put right afterwards (Berta et al. 2025)
+    - `auto`: how well images are told apart, however sure the model is, which evaluate and export put right later
+      (Berta et al. 2025): `val_refined_loss` of classes, `val_log_loss` of labels and grades, `val_loss` of numbers
+    - `val_refined_loss`: of classes, the loss after the temperature that makes it lowest
     - `val_loss`: the loss as it is, without the penalty
-    - `val_accuracy`
+    - `val_` and a measure: of classes accuracy, balanced_accuracy, macro_f1, nll, ece; of labels mean_ap, macro_f1,
+      micro_f1, auroc, subset_accuracy, log_loss; of numbers mae, rmse, r2, spearman; of grades kappa, mae, accuracy,
+      within_one, macro_f1, log_loss
     """
     patience: Auto | Count = "auto"
     """Epochs without an improvement after which training stops. auto: half of `epochs`, and at least 5."""
     min_delta: NonNegative = 0.0
     """Smallest change that counts as an improvement."""
 
+    @field_validator("monitor")
+    @classmethod
+    def _is_a_figure(cls, monitor: str) -> str:
+        if not re.fullmatch(r"auto|val_\w+", monitor):
+            raise ValueError("must be 'auto', 'val_loss' or 'val_accuracy', or val_ and another measure of the target")
+        return monitor
+
 
 class AugmentConfig(ConfigSection):
-    """Random changes of the training images, each drawn from (seed, epoch, image)."""
+    """Random changes of the training images, each drawn from (seed, epoch, image, its repeat in the epoch)."""
 
     scale: Annotated[list[UpToOne], Field(min_length=2, max_length=2)] = Field(default=[0.6, 1.0])
     """RandomResizedCrop: least and largest fraction of the image's area."""
@@ -181,10 +191,33 @@ class FinetuneConfig(ConfigSection):
     """Gradient accumulation steps per batch, to save memory. Where there is too little, more are taken by themselves
     (on a CPU not with training BatchNorm: there too large a batch is refused). The result is the same except with
     training BatchNorm (each step has its own statistics) and dropout."""
+    loss: Literal["auto", "focal", "asymmetric", "huber", "quantile"] = "auto"
+    """What is minimised, beside the penalty:
+    - `auto`: the target's: the cross-entropy of classes, the sum of the binary ones of labels and of grades, the
+      squared error of numbers in standard deviations
+    - `focal`: of classes and labels: hard images weigh more (Lin et al. 2017, γ = 2)
+    - `asymmetric`: of labels: absent ones weigh less the easier they are (Ridnik et al. 2021)
+    - `huber`: of numbers: beyond one standard deviation an error counts linearly, so that outliers weigh less
+    - `quantile`: of numbers: the 5 %, 50 % and 95 % quantiles: the middle one is the answer, the outer ones its
+      interval, which is wide where the model is unsure (Koenker and Bassett 1978)
+    """
     label_smoothing: BelowOne = 0.0
-    """Label smoothing of the cross-entropy, such as 0.1; 0: none."""
+    """Label smoothing of the cross-entropy, such as 0.1; 0: none. Not for numbers."""
     class_weights: Literal["none", "balanced"] = "none"
-    """none, or balanced: images of rare classes weigh more in the loss (n / (classes · n_class), scikit-learn's)."""
+    """none, or balanced: images of rare classes or grades weigh more in the loss (n / (classes · n_class),
+    scikit-learn's), and labels where they are there, by how many times as many images are without them. Not for
+    numbers."""
+    logit_adjustment: NonNegative = 0.0
+    """Factor τ on the logarithm of how common each class is, which is added to the outputs in training alone, so that
+    rare ones are not given up for common ones (Menon et al. 2021); 1 aims at the balanced accuracy. 0: none. Not for
+    numbers."""
+    sampling: Literal["none", "balanced", "sqrt"] = "none"
+    """How often an image occurs in an epoch, whose length stays:
+    - `none`: once
+    - `balanced`: in proportion to how rare its class or grade, its rarest label or its tenth of the first number's
+      range is: all are equally frequent
+    - `sqrt`: by the square root of that: between both
+    """
     ema: Auto | Annotated[float, Field(gt=0, lt=1)] | None = "auto"
     """Decay of a moving average of the weights, such as 0.999, that is validated and kept beside them; null: none.
     auto: 1 − 1/n, an average over about n steps: those of an epoch, but at least 10."""

@@ -87,10 +87,10 @@ class PreparedDataset:
         """Return the row numbers of a split."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
-    def training_size(self) -> dict[str, int]:
-        """Count the classes, the training images and the bytes that these take, as planning a training wants them."""
+    def training_size(self) -> dict[str, Any]:
+        """Return the target, the training images and the bytes that these take, as planning a training wants them."""
         sizes = self._shards.index["bytes"][self.splits == SPLITS.index("train")]
-        return {"classes": len(self.classes), "train_images": len(sizes), "train_bytes": int(sizes.sum(dtype=np.int64))}
+        return {"target": self.target, "train_images": len(sizes), "train_bytes": int(sizes.sum(dtype=np.int64))}
 
     def prefetch(self, rows: NDArray[np.int64]) -> None:
         """Ask the kernel to read the images' bytes, without waiting for them; what is wrong ``pixels`` will tell."""

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from headstart.core.errors import UserError
 from headstart.core.io import atomic_write, existing, read_json, write_json
 from headstart.core.paths import FEATURES, HEADS, HEADS_INFO, PRETRAINED_CLASSES, PRETRAINED_HEAD, PROBE
 
@@ -33,14 +34,30 @@ def write_heads(path: Sequence[Head], chosen: int) -> None:
         write_json(folder / HEADS_INFO.name, {"l2": [head.l2 for head in path], "chosen": chosen})
 
 
-def read_head(least_l2: float = 0.0) -> Head:
-    """Read the probe's chosen head; if its λ is below ``least_l2``, the head whose λ is nearest to ``least_l2``."""
+def read_head(least_l2: float = 0.0, outputs: int | None = None) -> Head:
+    """Read the probe's chosen head; if its λ is below ``least_l2``, the head whose λ is nearest to ``least_l2``.
+
+    Where ``outputs`` are several quantiles of each number, and the probe's but one, its rows are repeated, with biases
+    moved by the quantiles of its residuals on validation.
+
+    Raises:
+        UserError: the probe has no head, or none for so many outputs.
+    """
     info = read_json(HEADS_INFO)
     tensors = load_file(existing(HEADS))
     i = info["chosen"]
     if info["l2"][i] < least_l2:
         i = int(np.abs(np.log(info["l2"]) - np.log(least_l2)).argmin())
-    return Head(tensors["weight"][i], tensors["bias"][i], info["l2"][i])
+    weight, bias = tensors["weight"][i], tensors["bias"][i]
+    if outputs not in {None, len(bias)}:
+        quantiles = np.array(info.get("residual_quantiles", []), np.float32)  # (numbers, quantiles)
+        if len(quantiles) != len(bias) or quantiles.size != outputs:
+            raise UserError(
+                f"{HEADS_INFO} has no head for {outputs} outputs, but one for {len(bias)}: run `dvc repro -f probe`"
+            )
+        weight = np.repeat(weight, quantiles.shape[1], axis=0)
+        bias = (bias[:, None] + quantiles).ravel()
+    return Head(weight, bias, info["l2"][i])
 
 
 @dataclass(frozen=True)

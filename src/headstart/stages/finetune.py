@@ -1,4 +1,4 @@
-"""Fine-tune backbone and head: CE + Σ λ ‖W‖² or another regulariser, early stopping, the best epoch kept.
+"""Fine-tune backbone and head: loss + Σ λ ‖W‖² or another regulariser, early stopping, the best epoch kept.
 
 reads:   data/prepared (train and validation), models/probe (the head that it starts from, and which changes keep the
          label), the backbone's weights
@@ -38,8 +38,8 @@ from headstart.training.autotune import check_compiling, check_precision, precis
 from headstart.training.batch_size import accumulation_on_cpu, check_smallest_part, room_for_images
 from headstart.training.checkpoint import CHECKPOINT_FORMAT, RunDir, open_run_dir, run_key
 from headstart.training.datamodule import FineTuneDataModule
-from headstart.training.history import VALIDATION_FIGURES, HistoryRow
-from headstart.training.losses import balanced_weights
+from headstart.training.figures import HistoryRow
+from headstart.training.losses import loss_options
 from headstart.training.module import FineTuner
 from headstart.training.phases import TrainingPlan, describe, starting_model
 from headstart.training.regularization.ledger import COLUMNS, LedgerRow, ledger_table, with_ledger
@@ -69,7 +69,7 @@ def train(params: Params, stop_after: int | None = None, observers: Sequence[Cal
     model, plan = starting_model(params.backbone, params.finetune, **prepared.training_size())
     backbone = params.backbone.model_dump(exclude={"image_size"})  # the dataset has what it stands for
     content = {"backbone": backbone, "finetune": plan.finetune.model_dump()}
-    files = [paths.DATASET, paths.HEADS]
+    files = [paths.DATASET, paths.HEADS, paths.HEADS_INFO]
     key, cache = run_key(content, files), paths.cache_folder(params.run.cache)
     earlier = cache / "runs" / run_key(content, files, CHECKPOINT_FORMAT - 1)
     if process_group.rank == 0 and earlier.exists() and not (cache / "runs" / key).exists():
@@ -128,11 +128,11 @@ def _train(
     if process_group.rank or stop_after is not None:
         return
 
-    best, weights, raw = best_epoch(run_dir, start, params.finetune.early_stopping.monitor)
+    best, weights, raw = best_epoch(run_dir, start, plan.monitor)
     with atomic_write(paths.FINETUNE) as partial:
-        save_timm(module.model, initial if weights is None else weights, prepared, partial)
+        save_timm(module.model, initial if weights is None else weights, prepared, partial, plan.target)
         if raw is not None:
-            save_timm(module.model, raw, prepared, partial / paths.RAW_MODEL.name)
+            save_timm(module.model, raw, prepared, partial / paths.RAW_MODEL.name, plan.target)
         if tracker:
             write_json(partial / paths.TRACKED_RUN.name, {"id": tracker.id})
     epochs, ledger, curve = load_history(run_dir)
@@ -140,7 +140,7 @@ def _train(
     _write_tables(history := [start, *epochs], ledger)
     shown = best["epoch"] or len(epochs)  # the start has no row
     last_rows = [row for row in ledger if row["epoch"] == shown]
-    report: dict[str, Any] = _figures(history, best, images_an_epoch=plan.steps_per_epoch * plan.batch_size)
+    report: dict[str, Any] = _figures(history, best, plan)
     report |= {"processes": process_group.world, "device": process_group.device.type}
     seconds = round(time.perf_counter() - began, 2)
     report |= {"stopped_early": len(history) - 1 < plan.finetune.epochs, "seconds": seconds}
@@ -149,7 +149,7 @@ def _train(
     write_report("finetune", report | about)
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})
-    _log_result(report, shown, last_rows)
+    _log_result(report, plan.told(best), shown, last_rows)
     _log_inert(groups, last_rows)
 
 
@@ -186,23 +186,18 @@ def _module(
     if process_group.world > 1 and on_gpu and not plan.freeze_statistics:
         # Not Lightning's sync_batchnorm: torch's conversion loses the activations within timm's BatchNormAct2d.
         model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    class_weights = None
-    if finetune.class_weights == "balanced":
-        class_weights = balanced_weights(read_values("train", prepared.folder), len(prepared.classes))
-    module = FineTuner(model, plan, image_config=prepared.input, class_weights=class_weights)
+    options = loss_options(finetune, plan.target, read_values("train", prepared.folder))
+    module = FineTuner(model, plan, image_config=prepared.input, options=options)
     if finetune.compile:
         process_group.run_on_rank_zero(lambda: check_compiling(model, prepared.input, finetune, run_config, plan.steps))
         model.compile()
     return module
 
 
-def _log_result(report: dict[str, Any], shown: float, rows: list[LedgerRow]) -> None:
+def _log_result(report: dict[str, Any], told: str, shown: float, rows: list[LedgerRow]) -> None:
     which = "best" if report["best_epoch"] else "last"
     logger.info("the trained weights after epoch %d, the %s:\n%s", shown, which, ledger_table(rows))
-    logger.info(
-        "finetune: best epoch %d of %d, validation loss %.4f, refined %.4f, accuracy %.4f",
-        *(report[name] for name in ("best_epoch", "epochs", *VALIDATION_FIGURES)),
-    )
+    logger.info("finetune: best epoch %d of %d, %s", report["best_epoch"], report["epochs"], told)
 
 
 def _log_inert(groups: Sequence[Mapping[str, Any]], rows: Sequence[LedgerRow]) -> None:
@@ -238,14 +233,15 @@ def _write_tables(history: list[HistoryRow], ledger: list[LedgerRow]) -> None:
     write_table(paths.LEDGER, COLUMNS, rows)
 
 
-def _figures(history: list[HistoryRow], best: HistoryRow, *, images_an_epoch: int) -> dict[str, int | float]:
+def _figures(history: list[HistoryRow], best: HistoryRow, plan: TrainingPlan) -> dict[str, Any]:
     """Return the report's figures of a history."""
+    images_an_epoch = plan.steps_per_epoch * plan.batch_size
     seconds, training = (sum(row[name] for row in history[1:]) for name in ("seconds", "train_seconds"))
     return {
         "best_epoch": best["epoch"],
         "epochs": len(history) - 1,
-        **{name: best[name] for name in VALIDATION_FIGURES},
-        **{f"start_{name}": history[0][name] for name in VALIDATION_FIGURES},
+        **{name: best[name] for name in plan.figures},
+        **{f"start_{name}": history[0][name] for name in plan.figures},
         "images_per_second": round((len(history) - 1) * images_an_epoch / training, 1),
         "training_seconds": round(seconds, 2),
     }

@@ -56,6 +56,8 @@ class Classes:
     nouns: ClassVar[str] = "classes"
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "focal")
     tied: ClassVar[bool] = False
+    has_classes: ClassVar[bool] = True
+    calibrated_loss: ClassVar[str] = "refined_loss"
     measures: ClassVar[Mapping[str, Measure]] = {
         "accuracy": Measure("accuracy", higher_is_better=True),
         "balanced_accuracy": Measure("balanced accuracy", higher_is_better=True),
@@ -98,6 +100,10 @@ class Classes:
         """Return itself."""
         return self
 
+    def with_loss(self, kind: LossKind) -> "Classes":  # noqa: ARG002  (all losses have the same outputs)
+        """Return itself."""
+        return self
+
     def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
         """Return the cross-entropy, with label smoothing (Szegedy et al. 2016), weights, or focused on hard images."""
         xp = namespace(outputs)
@@ -107,7 +113,8 @@ class Classes:
         picked = xp.take_along_axis(log_probabilities, values[:, None], axis=1)[:, 0]
         losses = -picked
         if options.smoothing:
-            losses = losses * (1 - options.smoothing) - options.smoothing * xp.mean(log_probabilities, axis=1)
+            share = options.smoothing / log_probabilities.shape[1]
+            losses = losses * (1 - options.smoothing) - xp.sum(log_probabilities, axis=1) * share
         if options.kind == "focal":
             losses = losses * (1 - xp.exp(picked)) ** FOCUS
         return losses if options.weights is None else losses * options.weights[values]
@@ -167,6 +174,18 @@ class Classes:
 
         sums = sum_by_unit(outputs, values, self.top_k, units, int(units.max(initial=-1)) + 1)
         return ClassTally(sums, mean_auroc(outputs, values), self)
+
+    def sums(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the sum of the images' ``contributions``."""
+        from headstart.targets.class_figures import contributions  # noqa: PLC0415  (SciPy)
+
+        return np.asarray(contributions(outputs, values, self.top_k).sum(axis=0))
+
+    def figures_of(self, sums: NDArray[np.float64]) -> Figures:
+        """Return the figures, the AUROC left out."""
+        from headstart.targets.class_figures import figures  # noqa: PLC0415  (SciPy)
+
+        return figures(sums[None], self.top_k)
 
     def conformal(self, outputs: Matrix, values: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Fit the thresholds of prediction sets by both ``METHODS``."""

@@ -73,6 +73,8 @@ class Grades:
     nouns: ClassVar[str] = "grades"
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto",)
     tied: ClassVar[bool] = True
+    has_classes: ClassVar[bool] = True
+    calibrated_loss: ClassVar[str] = "log_loss"
     measures: ClassVar[Mapping[str, Measure]] = {
         "kappa": Measure("quadratic kappa", higher_is_better=True),
         "mae": Measure("MAE [grades]", higher_is_better=False),
@@ -113,6 +115,10 @@ class Grades:
         return Strata(self.names, np.arange(len(values)), values, "grade")
 
     def trained(self, values: NDArray[np.int64]) -> "Grades":  # noqa: ARG002  (``Strata`` has what is wrong with them)
+        """Return itself."""
+        return self
+
+    def with_loss(self, kind: LossKind) -> "Grades":  # noqa: ARG002  (all losses have the same outputs)
         """Return itself."""
         return self
 

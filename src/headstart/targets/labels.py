@@ -107,6 +107,8 @@ class Labels:
     nouns: ClassVar[str] = "labels"
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "focal", "asymmetric")
     tied: ClassVar[bool] = False
+    has_classes: ClassVar[bool] = True
+    calibrated_loss: ClassVar[str] = "log_loss"
     measures: ClassVar[Mapping[str, Measure]] = {
         "mean_ap": Measure("mean AP", higher_is_better=True),
         "macro_f1": Measure("macro F1", higher_is_better=True),
@@ -165,6 +167,10 @@ class Labels:
             if wrong.any():
                 names = some(repr(name) for name, each in zip(self.names, wrong, strict=True) if each)
                 raise UserError(f"prepare: what {what} can't be learned: {names}; add images, or leave the label out")
+        return self
+
+    def with_loss(self, kind: LossKind) -> "Labels":  # noqa: ARG002  (all losses have the same outputs)
+        """Return itself."""
         return self
 
     def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:

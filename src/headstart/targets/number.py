@@ -76,6 +76,8 @@ class Numbers:
     nouns: ClassVar[str] = "numbers"
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "huber", "quantile")
     tied: ClassVar[bool] = False
+    has_classes: ClassVar[bool] = False
+    calibrated_loss: ClassVar[str] = "loss"
 
     @property
     def measures(self) -> Mapping[str, Measure]:
@@ -136,6 +138,10 @@ class Numbers:
                     )
         doubles = values.astype(np.float64)
         return replace(self, mean=np.nanmean(doubles, axis=0).tolist(), scale=np.nanstd(doubles, axis=0).tolist())
+
+    def with_loss(self, kind: LossKind) -> "Numbers":
+        """Return the numbers with ``QUANTILES``, which the quantile loss learns, or without."""
+        return replace(self, quantiles=QUANTILES if kind == "quantile" else ())
 
     def _standard(self, values: Array, like: Array) -> tuple[Array, Array]:
         """Return the numbers as the head computes them, and 1 where they are known."""

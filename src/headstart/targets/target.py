@@ -11,7 +11,7 @@ by what the array API standard lists; the rest is NumPy alone, so that predict n
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,8 +125,16 @@ class Target(Protocol):
         """Whether the rows of the head's weight are equal, so that its outputs differ by their biases alone."""
 
     @property
+    def has_classes(self) -> bool:
+        """Whether there are classes, labels or grades: then a loss can be weighted, adjusted and smoothed."""
+
+    @property
     def losses_known(self) -> Sequence[LossKind]:
         """The kinds of ``LossOptions`` that make sense."""
+
+    @property
+    def calibrated_loss(self) -> str:
+        """The figure that says how well images are told apart, however sure the model is: a measure, or a loss."""
 
     @property
     def measures(self) -> Mapping[str, Measure]:
@@ -146,6 +154,9 @@ class Target(Protocol):
 
     def trained(self, values: Values) -> "Target":
         """Return the target for these values of the training images; raises UserError if they can't be learned."""
+
+    def with_loss(self, kind: LossKind) -> "Target":
+        """Return the target of a model that is trained by this loss: itself, unless that needs other outputs."""
 
     # The loss, of training and of the probe. Outputs and values may be torch's.
 
@@ -194,6 +205,17 @@ class Target(Protocol):
         self, outputs: NDArray[Any], values: Values, level: Mapping[str, Any], fitted: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Measure what a conformal level promises: ``covered`` and ``of`` (counts, or a mean) and ``size``."""
+
+
+@runtime_checkable
+class Summable(Protocol):
+    """A target whose measures are functions of sums over the images: of many classes no output needs to be kept."""
+
+    def sums(self, outputs: NDArray[Any], values: Values) -> NDArray[np.float64]:
+        """Return what images add to the sums, float64 (sums,)."""
+
+    def figures_of(self, sums: NDArray[np.float64]) -> Figures:
+        """Return the figures, float64 (1,) each."""
 
 
 class Answer(NamedTuple):

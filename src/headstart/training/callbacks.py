@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from headstart.core.errors import UserError
 from headstart.core.progress import Progress
 from headstart.training.datamodule import Batch
-from headstart.training.history import VALIDATION_FIGURES, HistoryRow
+from headstart.training.figures import HistoryRow
 from headstart.training.module import FineTuner
 from headstart.training.regularization.ledger import with_ledger
 
@@ -43,10 +43,9 @@ class EpochReport(Callback):
         history = pl_module.history
         for row in history.rows[self._logged :]:
             logger.info(
-                "epoch %3d of %d  loss %.4f  penalty %.4f  validation %.4f, refined %.4f  accuracy %.4f  %.1f s",
-                row["epoch"],
-                self._epochs,
-                *(row[name] for name in ("train_loss", "penalty", *VALIDATION_FIGURES, "seconds")),
+                "epoch %3d of %d  loss %.4f  penalty %.4f  %s  %.1f s",
+                *(row["epoch"], self._epochs, row["train_loss"], row["penalty"]),
+                *(pl_module.plan.told(row), row["seconds"]),
             )
         self._logged = len(history.rows)
         saved = [row for row in history.ledger_rows if int(row["epoch"] or 0) <= history.saved_epochs]
@@ -69,7 +68,7 @@ class EpochReport(Callback):
     ) -> None:  # fmt: skip
         """Count the images of all ranks."""
         if self._progress is not None:
-            self._progress.advance(len(batch.labels) * trainer.world_size)
+            self._progress.advance(len(batch.values) * trainer.world_size)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
         """Remove the bar."""
@@ -146,3 +145,11 @@ class AverageFromStart(EMAWeightAveraging):
         assert average is not None
         if average.n_averaged == 0:
             average.update_parameters(pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Average, and keep tied rows equal to the bit."""
+        super().on_train_batch_end(trainer, pl_module, *args)
+        assert self._average_model is not None
+        average = self._average_model.module
+        assert isinstance(average, FineTuner)
+        average.tie_rows()

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import time
@@ -16,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -33,6 +32,7 @@ from headstart.distributed.process_group import ProcessGroup
 from headstart.distributed.signals import SignalSync, StopFlag, StopRequested
 from headstart.training.callbacks import FiniteLossCheck
 from headstart.training.datamodule import FineTuneDataModule
+from headstart.training.figures import Monitor
 from headstart.training.module import FineTuner
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class CheckpointManager(Checkpoint):
         run: RunConfig,
         process_group: ProcessGroup,
         *,
-        monitor: str,
+        monitor: Monitor,
         stop: StopFlag,
         watchdog: Watchdog,
         images: FineTuneDataModule,
@@ -259,10 +259,13 @@ class CheckpointManager(Checkpoint):
         """Save the best epoch, the last one, and any other where the last save is long enough ago."""
         assert isinstance(pl_module, FineTuner)
         history = pl_module.history
-        cost = float(history.rows[-1][self._monitor]) * (1 if mode_of(self._monitor) == "min" else -1)
+        cost, (name, _) = self._monitor.cost(history.rows[-1]), self._monitor
+        if self._best is None and history.rows[-1][name] is None and not name.endswith("loss"):
+            what = f"{name} is undefined on these validation images"
+            raise UserError(f"finetune.early_stopping.monitor: {what}: use another figure, or auto")
         better = self._best is None or cost < self._best
         if better:
-            self._best = math.inf if math.isnan(cost) else cost
+            self._best = cost
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         due = better or last or self._overdue
         if not (due or self._process_group.broadcast_from_rank_zero(lambda: self._is_due(0))):
@@ -333,8 +336,3 @@ def set_loop_position(
         # A validation that has started with its first batch is resumed, at its first batch.
         started = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
         fit["epoch_loop.val_loop.batch_progress"] = {"total": started, "current": {**started}, "is_last_batch": False}
-
-
-def mode_of(monitor: str) -> Literal["min", "max"]:
-    """Return whether less or more of a monitored figure is better."""
-    return "min" if monitor.endswith("loss") else "max"

@@ -1,7 +1,7 @@
 """The data module: global batches that depend on (seed, epoch) alone, whatever the number of processes.
 
 Every process computes the same order and takes its part of each global batch; an image's augmentation follows from
-(seed, epoch, image id), a mixture from (seed, epoch, position). So 1, 2 and 4 processes see the
+(seed, epoch, image id, its repeat), a mixture from (seed, epoch, position). So 1, 2 and 4 processes see the
 same batches of the same pixels.
 """
 
@@ -23,7 +23,7 @@ from headstart.data.dataset import PreparedDataset, read_values
 from headstart.data.loader import evaluation_pixels, in_shared_memory, loader_arguments
 from headstart.distributed.process_group import ProcessGroup
 from headstart.training.augment import DRAWS, MIX_DRAWS, Augment, mix, torchvision_transforms, uniform
-from headstart.training.order import EpochOrder, Indices
+from headstart.training.order import EpochOrder, Indices, WeightedDraws
 
 MIXING_STREAM = 1
 """Separates the random numbers of mixtures from those of images."""
@@ -34,11 +34,11 @@ BLOCK_BYTES = 2**20
 
 
 class Batch(NamedTuple):
-    """Images and their labels; partners and fractions are None without mixing."""
+    """Images and their values; partners and fractions are None without mixing."""
 
     pixels: Tensor  # uint8 (n, height, width, 3)
-    labels: Tensor  # int64 (n,)
-    partners: Tensor | None = None  # int64 (n,), the labels of the images that are mixed in
+    values: Tensor  # the target's: int64 (n,) or float32 (n, …)
+    partners: Tensor | None = None  # likewise, the values of the images that are mixed in
     fractions: Tensor | None = None  # float32 (n,), how much of each mixture is the image itself
 
 
@@ -51,7 +51,7 @@ class BatchSpec(NamedTuple):
 
     epoch: int  # from 0
     positions: Indices  # (n,), in the epoch's order: a mixture's random numbers follow from them
-    indices: Indices  # (n,), of training images
+    indices: Indices  # (n,), of training images; with ``finetune.sampling`` places, at which images are drawn
     partners: Indices  # (n,), likewise
     next_window: Indices = np.empty(0, np.int64)  # training images to fetch from the disk for a window later
 
@@ -121,7 +121,11 @@ class TrainDataset(Dataset[Batch]):
     def __init__(self, prepared: PreparedDataset, finetune: FinetuneConfig) -> None:
         """Open the training images; raises UserError where they are to be turned and are not square."""
         self._prepared, self._seed, self._settings = prepared, finetune.seed, finetune.augment
-        self.rows, self.labels = prepared.rows("train"), read_values("train", prepared.folder)
+        self.rows, self.values = prepared.rows("train"), read_values("train", prepared.folder)
+        self._draws: WeightedDraws | None = None
+        if finetune.sampling != "none":
+            weights = prepared.target.rarities(self.values)
+            self._draws = WeightedDraws(np.sqrt(weights) if finetune.sampling == "sqrt" else weights, finetune.seed)
         _, height, width = prepared.input["input_size"]
         self.image_bytes = math.prod(prepared.input["input_size"])
         augment = ResolvedAugmentConfig.model_validate(self._settings.model_dump())
@@ -143,19 +147,30 @@ class TrainDataset(Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, spec: BatchSpec) -> Batch:
-        self._prepared.prefetch(self.rows[np.concatenate([spec.next_window, spec.indices])])
-        labels = torch.from_numpy(self.labels[spec.indices])
+        read, _ = self._drawn(spec.epoch, np.concatenate([spec.next_window, spec.indices]))
+        self._prepared.prefetch(self.rows[read])
+        values = self._values(spec.epoch, spec.indices)
         if not (self._settings.mixup or self._settings.cutmix):
-            return Batch(self._pixels(spec.epoch, spec.indices), labels)
+            return Batch(self._pixels(spec.epoch, spec.indices), values)
         indices, inverse = np.unique([spec.indices, spec.partners], return_inverse=True)
         images, partners = self._pixels(spec.epoch, indices)[torch.from_numpy(inverse.reshape(2, -1))]
         draws = uniform(MIX_DRAWS, MIXING_STREAM, self._seed, spec.epoch, spec.positions)
         mixed, fractions = mix(images, partners, draws, mixup=self._settings.mixup, cutmix=self._settings.cutmix)
-        return Batch(mixed, labels, torch.from_numpy(self.labels[spec.partners]), fractions)
+        return Batch(mixed, values, self._values(spec.epoch, spec.partners), fractions)
+
+    def _drawn(self, epoch: int, indices: Indices) -> tuple[Indices, Indices]:
+        """Return the images, and how often each was there before in this epoch."""
+        return (indices, np.zeros_like(indices)) if self._draws is None else self._draws.at(epoch, indices)
+
+    def _values(self, epoch: int, indices: Indices) -> Tensor:
+        return torch.from_numpy(self.values[self._drawn(epoch, indices)[0]])
 
     def _pixels(self, epoch: int, indices: Indices) -> Tensor:
-        rows = self.rows[indices]
+        images, repeats = self._drawn(epoch, indices)
+        rows = self.rows[images]
         draws = uniform(DRAWS, self._seed, epoch, self._prepared.ids[rows])
+        if (again := repeats > 0).any():
+            draws[again] = uniform(DRAWS, self._seed, epoch, self._prepared.ids[rows[again]], repeats[again])
         return self._augment([self._prepared.pixels(int(row)) for row in rows], draws)
 
 
@@ -164,13 +179,13 @@ class ValidationDataset(Dataset[Batch]):
 
     def __init__(self, prepared: PreparedDataset) -> None:
         self._prepared = prepared
-        self.rows, self.labels = prepared.rows("validation"), read_values("validation", prepared.folder)
+        self.rows, self.values = prepared.rows("validation"), read_values("validation", prepared.folder)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, indices: Indices) -> Batch:
-        return Batch(evaluation_pixels(self._prepared, self.rows[indices]), torch.from_numpy(self.labels[indices]))
+        return Batch(evaluation_pixels(self._prepared, self.rows[indices]), torch.from_numpy(self.values[indices]))
 
 
 class FineTuneDataModule(LightningDataModule):

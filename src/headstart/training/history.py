@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from headstart.training.figures import HistoryRow
 from headstart.training.phases import TrainingPlan
 from headstart.training.regularization.ledger import LedgerRow, RegularizationLedger
 from headstart.training.regularization.param_groups import Group
@@ -20,18 +21,13 @@ CURVE_POINTS = 100
 """Rows of an epoch's curve, at most: a row is the mean over as few steps as that takes."""
 ADAM_BETA_1 = 0.9  # torch's default, which make_optimizer keeps
 
-VALIDATION_FIGURES = "val_loss", "val_refined_loss", "val_accuracy"
-"""What validation measures, in this order: the names of the module's metrics, and of a history row's figures."""
-
-HistoryRow = dict[str, int | float]
-
 
 class TrainingHistory:
     """Rows of the epochs that are over, and the losses, gradient norms and times of the one under way.
 
     Attributes:
         rows: one an epoch: epoch (from 1; 0 is before training), lr of the first group, train_loss (without penalty),
-            penalty, the ``VALIDATION_FIGURES``, train_seconds, seconds (with validation).
+            penalty, the plan's ``figures`` of validation, train_seconds, seconds (with validation).
         ledger_rows: one an epoch and group.
         curve: see ``curve_rows``.
         saved_epochs: whole epochs that the last checkpoint contains.
@@ -86,7 +82,7 @@ class TrainingHistory:
         self._trained = time.perf_counter()
 
     def end_epoch(
-        self, epoch: int, losses: Tensor, *, phase: int, optimizer: Optimizer, validation: Mapping[str, float]
+        self, epoch: int, losses: Tensor, *, phase: int, optimizer: Optimizer, validation: HistoryRow
     ) -> None:
         """Append the rows of the epoch that is over, counted from 0; ``losses`` as in ``state_dict``."""
         plan, now = self._plan, time.perf_counter()

@@ -7,23 +7,23 @@ batch of a step ``configure_gradient_clipping``, the optimiser and the schedule,
 ``datamodule.py`` makes the batch, ``trainer.py`` calls this module phase after phase, ``history.py`` records it all.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from lightning import LightningModule
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from headstart.data.loader import Normalize
 from headstart.models.backbone import freeze_, get_head
+from headstart.targets.target import PLAIN, LossOptions, Summable
 from headstart.training.datamodule import Batch
-from headstart.training.history import VALIDATION_FIGURES, TrainingHistory
-from headstart.training.losses import cross_entropies
+from headstart.training.figures import MeasuresOfAll, SummedMeasures, defined
+from headstart.training.history import TrainingHistory
 from headstart.training.phases import TrainingPlan
 from headstart.training.refinement import RefinedLoss
 from headstart.training.regularization.penalty import make_optimizer, penalty
@@ -36,7 +36,7 @@ class FineTuner(LightningModule):
     """Trains all parameters of a timm model, or some while the others are frozen in every respect.
 
     ``image_config`` is timm's data config, for the normalisation and the image size (height and width, in pixels);
-    ``class_weights`` are float32 (classes,).
+    ``options`` are of the training's loss, NumPy's arrays in them.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class FineTuner(LightningModule):
         plan: TrainingPlan,
         *,
         image_config: dict[str, Any],
-        class_weights: NDArray[np.float32] | None = None,
+        options: LossOptions = PLAIN,
     ) -> None:
         super().__init__()
         self.model, self.plan, self.normalize = model, plan, Normalize(image_config)
@@ -54,30 +54,32 @@ class FineTuner(LightningModule):
         # No buffers: an average of the weights averages buffers too, and rounds them.
         self._start = {name: value.detach().clone() for name, value in model.named_parameters()}
         self._anchors = {name: self._start[name] for name in plan.anchored}
-        self._class_weights = None if class_weights is None else torch.from_numpy(class_weights)
+        self._options = options
         self.history = TrainingHistory(plan, start=self._start, anchors=self._anchors)
         # Without their checks, each of which would wait for the device.
         self.val_loss = MeanMetric(nan_strategy="disable")
-        self.val_refined_loss = RefinedLoss()
-        self.val_accuracy = MulticlassAccuracy(get_head(model).out_features, average="micro", validate_args=False)
+        if isinstance(plan.target, Summable):
+            self.val_refined_loss = RefinedLoss()
+            self.val_accuracy = MulticlassAccuracy(plan.target.outputs, average="micro", validate_args=False)
+            if not plan.is_additive:
+                self.val_measures = SummedMeasures(plan.target, plan.target.outputs)
+        else:
+            self.val_measures = MeasuresOfAll(plan.target)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Compute logits (n, classes) of uint8 pixels (n, height, width, 3)."""
-        logits: Tensor = self.model(self.normalize(pixels))
-        return logits
+        """Compute the target's outputs, float (n, outputs), of uint8 pixels (n, height, width, 3)."""
+        outputs: Tensor = self.model(self.normalize(pixels))
+        return outputs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute this batch's part of the objective, Σ CE / batch_size, and the penalty where the loss has it."""
+        """Compute this batch's part of the objective, Σ loss / batch_size, and the penalty where the loss has it."""
         self.seed_step(batch_idx)
-        logits = self(batch.pixels)
-        losses = cross_entropies(
-            logits,
-            batch.labels,
-            partners=batch.partners,
-            fractions=batch.fractions,
-            class_weights=self._class_weights,
-            label_smoothing=self.plan.finetune.label_smoothing,
-        )
+        outputs = _wide(self(batch.pixels))
+        losses: Tensor = self.plan.target.losses(outputs, batch.values, self._options)
+        if batch.partners is not None and batch.fractions is not None:
+            # Of a mixture: that of both images' values, by their fractions.
+            of_partners = self.plan.target.losses(outputs, batch.partners, self._options)
+            losses = torch.lerp(of_partners, losses, batch.fractions)
         loss_sum = losses.sum()
         accumulation_steps = self.trainer.accumulate_grad_batches
         self.history.add_loss(loss_sum.detach(), new_step=batch_idx % accumulation_steps == 0)
@@ -97,6 +99,28 @@ class FineTuner(LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002  (Lightning's)
+        """Project the gradient of tied rows onto equal ones: steps then minimise the objective over equal rows.
+
+        After the ranks' gradients are averaged, which may round each row in another way.
+        """
+        if self.plan.target.tied:
+            gradient = get_head(self.model).weight.grad
+            assert gradient is not None
+            gradient.copy_(gradient.mean(0, keepdim=True).expand_as(gradient))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and keep tied rows equal to the bit: at a tensor's ends kernels round in another way."""
+        super().optimizer_step(*args, **kwargs)
+        self.tie_rows()
+
+    @torch.no_grad()
+    def tie_rows(self) -> None:
+        """Copy the first row of a tied head to the others."""
+        if self.plan.target.tied:
+            weight = get_head(self.model).weight
+            weight[1:] = weight[:1]
 
     def configure_gradient_clipping(
         self,
@@ -140,8 +164,9 @@ class FineTuner(LightningModule):
 
     def on_fit_start(self) -> None:
         """Move the tensors that are no parameters to the device of the weights."""
-        if self._class_weights is not None:
-            self._class_weights = self._class_weights.to(self.device)
+        arrays = {name: getattr(self._options, name) for name in ("weights", "shift")}
+        there = {name: torch.as_tensor(each, device=self.device) for name, each in arrays.items() if each is not None}
+        self._options = replace(self._options, **there)
         # In place: the ledger has the same dicts.
         self._start.update({name: value.to(self.device) for name, value in self._start.items()})
         self._anchors.update({name: self._start[name] for name in self._anchors})
@@ -168,19 +193,27 @@ class FineTuner(LightningModule):
                 torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
-        """Count plain cross-entropy and accuracy: no penalty, smoothing, class weights. Return logits (n, classes)."""
-        logits: Tensor = self(batch.pixels)
-        self.val_loss.update(F.cross_entropy(logits, batch.labels, reduction="none"))
-        self.val_refined_loss.update(logits, batch.labels)
-        self.val_accuracy.update(logits, batch.labels)
-        return logits
+        """Count the plain loss, without penalty, smoothing or weights, and the figures. Return the outputs."""
+        outputs = _wide(self(batch.pixels))
+        self.val_loss.update(self.plan.target.losses(outputs, batch.values))
+        for metric in self._metrics[1:]:
+            metric.update(outputs, batch.values)
+        return outputs
+
+    @property
+    def _metrics(self) -> list[Metric]:
+        return [each for each in self.children() if isinstance(each, Metric)]
 
     def on_validation_epoch_end(self) -> None:
         """Log what callbacks monitor, over all ranks."""
-        for name in VALIDATION_FIGURES:
-            metric = getattr(self, name)
-            self.log(name, metric.compute(), rank_zero_only=False, sync_dist=False)
-            metric.reset()
+        figures: dict[str, Any] = {}
+        for name, metric in self.named_children():
+            if isinstance(metric, Metric):
+                figure = metric.compute()
+                figures = (figure if isinstance(figure, dict) else {name: figure}) | figures
+                metric.reset()
+        for name in self.plan.figures:
+            self.log(name, figures[name], rank_zero_only=False, sync_dist=False)
 
     def on_train_epoch_end(self) -> None:
         """Complete the history before the checkpoint is saved."""
@@ -189,7 +222,7 @@ class FineTuner(LightningModule):
             self.sum_losses(),
             phase=self._phase,
             optimizer=self.trainer.optimizers[0],
-            validation={name: float(self.trainer.callback_metrics[name]) for name in VALIDATION_FIGURES},
+            validation=defined(self.trainer.callback_metrics, self.plan.figures),
         )
 
     def sum_losses(self) -> Tensor:
@@ -199,6 +232,11 @@ class FineTuner(LightningModule):
             gathered: Any = self.all_gather(losses)
             losses = gathered.reshape(self.trainer.world_size, len(losses)).sum(0)
         return losses
+
+
+def _wide(outputs: Tensor) -> Tensor:
+    """Convert to at least float32, in which losses are computed whatever the model's precision."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 
 @lru_cache(maxsize=1)

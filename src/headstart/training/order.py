@@ -15,6 +15,8 @@ ORDER_STREAM = 2
 """Separates the random numbers of the order from those of images and of mixtures."""
 ROUNDS = 16
 """Of the Feistel network, an even number: with fewer, small sets are not shuffled evenly."""
+FRACTION_BITS = 30
+"""Of a place: lengths on the line of ``WeightedDraws`` are whole numbers, so that nothing is rounded."""
 
 
 def permuted(values: Indices, count: int, *key: ArrayLike) -> Indices:
@@ -96,3 +98,28 @@ class EpochOrder:
 
     def _key(self, epoch: ArrayLike, use: int) -> tuple[Any, ...]:
         return ORDER_STREAM, self.seed, epoch, use
+
+
+class WeightedDraws:
+    """Which image is at each place of an epoch whose images are drawn in proportion to weights.
+
+    Systematic sampling (Madow and Madow 1944): on a line on which each image has a length of its share of the ``n``
+    places, a place is a point, all of them moved by a fraction that is drawn from (seed, epoch). So an image occurs as
+    often as expected, rounded up or down, and the expectation over the epochs is exact. The place of a position is
+    ``EpochOrder``'s: neighbouring places are neighbouring images, so that windows are read in runs as ever; in these,
+    common images are left out and rare ones come again.
+    """
+
+    def __init__(self, weights: NDArray[np.float64], seed: int) -> None:
+        """Lay the images on the line; ``weights`` are float64 (n,), positive."""
+        ends = np.cumsum(weights)
+        ends = np.rint(ends / ends[-1] * (len(ends) << FRACTION_BITS)).astype(np.int64)
+        self._edges, self._seed = np.concatenate([[0], ends]), seed
+
+    def at(self, epoch: int, places: Indices) -> tuple[Indices, Indices]:
+        """Return the images at these places of an epoch, from 0, and how often each was at a lower one; int64 (n,)."""
+        bits = random_bits(1, ORDER_STREAM, self._seed, epoch, 3)[0, 0] >> np.uint64(64 - FRACTION_BITS)
+        moved, one = int(bits), 1 << FRACTION_BITS
+        images = np.searchsorted(self._edges[1:], places * one + moved, side="right")
+        first = -((moved - self._edges[images]) // one)  # the lowest place on the image's length
+        return images, places - first

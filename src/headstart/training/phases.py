@@ -11,7 +11,7 @@ Strategies, by the name that ``finetune.recipe`` gives them:
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -25,8 +25,10 @@ from headstart.config.schema import BackboneConfig
 from headstart.core.errors import UserError
 from headstart.models.backbone import BATCH_NORM, backbone_for, channels_last, head_name, set_head
 from headstart.models.head import read_head
+from headstart.targets.target import Measure, Summable, Target
 from headstart.training.augment_choice import read_evidence
 from headstart.training.datamodule import global_batch_size
+from headstart.training.figures import SUMMED, HistoryRow, Monitor, measured_figures
 from headstart.training.losses import warmup_cosine
 from headstart.training.regularization.param_groups import (
     Group,
@@ -42,7 +44,7 @@ from headstart.training.regularization.penalty import (
     l2_for_shrink,
     penalty_location,
 )
-from headstart.training.resolve import resolve
+from headstart.training.resolve import check_target, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class TrainingPlan:
     batch_size: int  # images of an optimiser step, over all processes
     steps_per_epoch: int
     freeze_statistics: bool  # whether BatchNorm keeps its running statistics
+    target: Target  # of the model's outputs
     choices: Sequence[Choice] = ()  # what `auto` stood for
 
     @property
@@ -82,6 +85,34 @@ class TrainingPlan:
         """The phase in which each parameter begins to train, by its name."""
         return {name: i for i, names in reversed(list(enumerate(self.phases))) for name in names}
 
+    @cached_property
+    def figures(self) -> Mapping[str, Measure]:
+        """What validation measures, by the names of history.csv."""
+        return measured_figures(self.target, self.finetune.early_stopping.monitor)
+
+    @property
+    def monitor(self) -> Monitor:
+        """The figure that decides which epoch is best."""
+        name = self.finetune.early_stopping.monitor
+        return Monitor(name, self.figures[name].higher_is_better)
+
+    @property
+    def first_measure(self) -> str:
+        """The measure that decides which of several models is better."""
+        return next(iter(self.target.measures))
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether the figures are means over the images: the losses and the accuracy of classes."""
+        return isinstance(self.target, Summable) and len(self.figures) == len(SUMMED)
+
+    def told(self, row: HistoryRow) -> str:
+        """Return the losses of a row, the target's first measure and what is monitored, in words."""
+        losses = (name for name in self.figures if name in SUMMED[:2])
+        names = dict.fromkeys([*losses, f"val_{self.first_measure}", self.monitor.name])
+        shown = ("undefined" if row[name] is None else f"{row[name]:.4f}" for name in names)
+        return ", ".join(f"{self.figures[name].title} {each}" for name, each in zip(names, shown, strict=True))
+
     def end_of_phase(self, phase: int) -> int:
         """Return the number of epochs after which a phase is over."""
         last = phase == len(self.phases) - 1
@@ -103,31 +134,39 @@ class TrainingPlan:
 
 
 def starting_model(
-    backbone: BackboneConfig, finetune: FinetuneConfig, *, classes: int, train_images: int, train_bytes: int
+    backbone: BackboneConfig, finetune: FinetuneConfig, *, target: Target, train_images: int, train_bytes: int
 ) -> tuple[nn.Module, TrainingPlan]:
-    """Build the model as it is before the first step, and the plan of its training.
+    """Build the model as it is before the first step, and the plan of its training; ``target`` is of the images.
 
     The probe's chosen head is taken; where its λ is smaller than fine-tuning's, the head on the path whose λ is nearest
     to fine-tuning's: one of a smaller λ would start far from its objective's minimum, where it is steep; on the digits
     the first steps then diverged.
 
     Raises:
-        UserError: see ``make_plan``; or the probe has no heads.
+        UserError: see ``make_plan``; or the target can't be trained so, or the probe has no heads.
     """
-    model = channels_last(backbone_for(backbone, classes))
-    plan = make_plan(
-        model, finetune, train_images=train_images, train_bytes=train_bytes, pretrained=backbone.pretrained
-    )
+    check_target(finetune, target)
+    target = target.with_loss(finetune.loss)
+    model = channels_last(backbone_for(backbone, target.outputs))
+    size = {"train_images": train_images, "train_bytes": train_bytes}
+    plan = make_plan(model, finetune, target=target, **size, pretrained=backbone.pretrained)
     if finetune.recipe in {"lp_ft", "gradual"}:
         weight = f"{head_name(model)}.weight"
-        set_head(model, read_head(next(group.l2 for group in plan.groups if weight in group.parameters)))
+        l2 = next(group.l2 for group in plan.groups if weight in group.parameters)
+        set_head(model, read_head(l2, target.outputs))
     return model, plan
 
 
 def make_plan(
-    model: nn.Module, params: FinetuneConfig, *, train_images: int, train_bytes: int, pretrained: bool
+    model: nn.Module,
+    params: FinetuneConfig,
+    *,
+    target: Target,
+    train_images: int,
+    train_bytes: int,
+    pretrained: bool,
 ) -> TrainingPlan:
-    """Plan the training of a timm model that has as many outputs as there are classes.
+    """Plan the training of a timm model whose outputs are the target's.
 
     Raises:
         UserError: the groups' rules do not fit the model, or there are too few epochs for the phases.
@@ -135,6 +174,7 @@ def make_plan(
     finetune, choices = resolve(
         params,
         model,
+        target=target,
         train_images=train_images,
         train_bytes=train_bytes,
         pretrained=pretrained,
@@ -159,6 +199,7 @@ def make_plan(
         batch_size=batch_size,
         steps_per_epoch=train_images // batch_size,
         freeze_statistics=finetune.batch_norm == "frozen",
+        target=target,
         choices=choices,
     )
 
@@ -191,6 +232,9 @@ def describe(plan: TrainingPlan) -> list[dict[str, str | int | float | None]]:
     finetune, kind, rows = plan.finetune, plan.finetune.l2.kind, []
     for choice in plan.choices:
         logger.info("%s", choice)
+    twice = {"sampling": "none", "class_weights": "none", "logit_adjustment": 0}
+    if len(used := [f"finetune.{key}" for key, off in twice.items() if getattr(finetune, key) != off]) > 1:
+        logger.warning("%s: each makes up for what is rare, together they do it more than once", " and ".join(used))
     for group, row in zip(plan.groups, groups_table(plan.groups), strict=True):
         shrink = expected_shrink(group, kind, finetune.optimizer, plan.lr_factors(group), finetune.momentum)
         rows.append({**row, "expected_shrink": shrink})

@@ -13,9 +13,12 @@ from torch import nn
 
 from headstart.config.choice import Choice
 from headstart.config.finetune import FinetuneConfig, GroupRule, ResolvedFinetuneConfig
+from headstart.core.errors import UserError
 from headstart.models.backbone import BATCH_NORM, head_name
+from headstart.targets.target import Target
 from headstart.training.augment_choice import resolve_augment
 from headstart.training.datamodule import global_batch_size
+from headstart.training.figures import known_figures
 from headstart.training.regularization.param_groups import HEAD, backbone_parameters
 
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 300, 5, 20
@@ -31,16 +34,34 @@ SHUFFLED_WHOLE, WINDOW_BYTES = 16 * 2**30, 2 * 2**30
 this machine's memory: a run that goes on elsewhere has the same order."""
 
 
+ONLY_FOR_CLASSES = {"class_weights": "none", "logit_adjustment": 0.0, "label_smoothing": 0.0}
+"""What is off where there are no classes, labels or grades."""
+
+
 def epochs_for(train_images: int, batch_size: int) -> int:
     """Return the epochs that ``auto`` means for this many images: about 300 steps, within 5 and 20 epochs."""
     steps = max(1, train_images // min(batch_size, train_images))
     return min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS / steps)))
 
 
+def check_target(finetune: FinetuneConfig, target: Target) -> None:
+    """Raise UserError for a loss, a correction or a monitored figure that the target has no use for."""
+    kind, known = f"prepare.target is {target.kind}", known_figures(target)
+    if finetune.loss not in target.losses_known:
+        raise UserError(f"finetune.loss: {kind}, which knows no loss {finetune.loss}: {', '.join(target.losses_known)}")
+    for key, off in () if target.has_classes else ONLY_FOR_CLASSES.items():
+        if (given := getattr(finetune, key)) != off:
+            raise UserError(f"finetune.{key}: {kind}, which has no classes, so {given} means nothing: set it to {off}")
+    if (monitor := finetune.early_stopping.monitor) not in {"auto", *known}:
+        listed = ", ".join(["auto", *known])
+        raise UserError(f"finetune.early_stopping.monitor: {kind}, of which {monitor} is not measured: use {listed}")
+
+
 def resolve(
     finetune: FinetuneConfig,
     model: nn.Module,
     *,
+    target: Target,
     train_images: int,
     train_bytes: int,
     pretrained: bool,
@@ -73,6 +94,8 @@ def resolve(
     why = "the weights are pretrained" if pretrained else "the weights are random"
     why = why if has_statistics else "this backbone has none"
     batch_norm = chosen("batch_norm", finetune.batch_norm, "frozen" if pretrained else "train", why)
+    why = "it tells how well images are told apart, however sure the model is"
+    monitor = chosen("early_stopping.monitor", finetune.early_stopping.monitor, f"val_{target.calibrated_loss}", why)
     patience = max(5, math.ceil(epochs / 2))
     patience = chosen("early_stopping.patience", finetune.early_stopping.patience, patience, f"of {epochs} epochs")
     averaged = max(FEWEST_AVERAGED, steps)
@@ -87,7 +110,7 @@ def resolve(
         "warmup_epochs": warmup,
         "batch_norm": batch_norm,
         "shuffle_windows": windows,
-        "early_stopping": finetune.early_stopping.model_dump() | {"patience": patience},
+        "early_stopping": finetune.early_stopping.model_dump() | {"monitor": monitor, "patience": patience},
         "ema": ema,
         "augment": augment.model_dump(),
     }

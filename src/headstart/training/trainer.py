@@ -26,9 +26,9 @@ from headstart.distributed.signals import StopRequested, stop_flag
 from headstart.models.timm_checkpoint import Weights, weights_of_module
 from headstart.training.batch_size import AccumulationFinder
 from headstart.training.callbacks import AverageFromStart, EpochReport, LogHistory, SettledBuckets
-from headstart.training.checkpoint import CheckpointManager, RunDir, latest_checkpoint, load_checkpoint, mode_of
+from headstart.training.checkpoint import CheckpointManager, RunDir, latest_checkpoint, load_checkpoint
 from headstart.training.datamodule import FineTuneDataModule
-from headstart.training.history import VALIDATION_FIGURES, HistoryRow
+from headstart.training.figures import HistoryRow, Monitor, defined
 from headstart.training.module import FineTuner
 from headstart.training.regularization.ledger import LedgerRow
 
@@ -71,7 +71,7 @@ def fit(
             run_dir,
             run,
             process_group,
-            monitor=finetune.early_stopping.monitor,
+            monitor=plan.monitor,
             stop=stop,
             watchdog=watchdog,
             images=images,
@@ -88,7 +88,13 @@ def fit(
             # An earlier phase only prepares the next one: its plateau is no reason to leave that out.
             callbacks: list[Callback] = [report, *observers]
             if phase == len(plan.phases) - 1:
-                callbacks.append(EarlyStopping(rule.monitor, rule.min_delta, rule.patience, mode=mode_of(rule.monitor)))
+                callbacks.append(
+                    EarlyStopping(
+                        *(rule.monitor, rule.min_delta, rule.patience),
+                        mode=plan.monitor.mode,
+                        check_finite=rule.monitor.endswith("loss"),  # a measure is undefined of constant outputs
+                    )
+                )
             trainer = _make_trainer(finetune, run, checkpoints, callbacks, max_epochs=end)
             trainer.fit(module, images, ckpt_path=checkpoint, weights_only=True)
             checkpoint, position = run_dir.last, _Position(end, 0, trainer.global_step, trainer.should_stop)
@@ -137,7 +143,9 @@ def load_history(run_dir: RunDir) -> tuple[list[HistoryRow], list[LedgerRow], li
     return checkpoint["history"], checkpoint["ledger"], checkpoint["curve"]
 
 
-def best_epoch(run_dir: RunDir, start: HistoryRow, monitor: str) -> tuple[HistoryRow, Weights | None, Weights | None]:
+def best_epoch(
+    run_dir: RunDir, start: HistoryRow, monitor: Monitor
+) -> tuple[HistoryRow, Weights | None, Weights | None]:
     """Return the best epoch, the start counted as epoch 0.
 
     Returns:
@@ -146,8 +154,7 @@ def best_epoch(run_dir: RunDir, start: HistoryRow, monitor: str) -> tuple[Histor
     """
     checkpoint = load_checkpoint(run_dir.best)
     best = checkpoint["history"][-1]
-    sign = 1 if mode_of(monitor) == "min" else -1
-    if not sign * best[monitor] < sign * start[monitor]:  # nor where it is no number
+    if not monitor.cost(best) < monitor.cost(start):
         return start, None, None
     raw = checkpoint.get("current_model_state")
     return best, weights_of_module(checkpoint["state_dict"]), None if raw is None else weights_of_module(raw)
@@ -172,7 +179,7 @@ def _validate_start(
     epochs = module.plan.finetune.epochs
     trainer = _make_trainer(module.plan.finetune, run, checkpoints, [*observers], max_epochs=epochs)
     (figures,) = trainer.validate(module, images, verbose=False)
-    start: HistoryRow = {"epoch": 0, **{name: figures[name] for name in VALIDATION_FIGURES}}
+    start: HistoryRow = {"epoch": 0, **defined(figures, module.plan.figures)}
     if process_group.rank == 0:
         write_json(path, start)
     return start

@@ -9,7 +9,7 @@ and of the stages after it is left out, since they did not run.
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,13 +19,15 @@ from ruamel.yaml import YAML
 from headstart.config.completion import complete_params
 from headstart.core.io import write_json
 from headstart.core.paths import report_of
-from headstart.training.history import VALIDATION_FIGURES
+from headstart.training.figures import Monitor
 from headstart.tuning.halving import Try
 
 DROPPED = ("finetune", "evaluate", "export")
 
 
-def save_experiments(folder_of: Callable[[int], Path], tries: Sequence[Try], params: Path, monitor: str) -> str:
+def save_experiments(
+    folder_of: Callable[[int], Path], tries: Sequence[Try], params: Path, monitor: Monitor, figures: Iterable[str]
+) -> str:
     """Save each try that was trained as the experiment tune-N; return what became of it, for the user."""
     try:
         head, top = _git("rev-parse", "HEAD"), _git("rev-parse", "--show-prefix")
@@ -47,8 +49,8 @@ def save_experiments(folder_of: Callable[[int], Path], tries: Sequence[Try], par
             shutil.copy(params, own)
             complete_params(own, folder_of(each.number) / "changes.json")
             best = each.best(monitor)
-            figures = {name: best[name] for name in VALIDATION_FIGURES}
-            write_json(report, {"best_epoch": best["epoch"], "epochs": each.epochs, **figures})
+            measured = {name: best[name] for name in figures}
+            write_json(report, {"best_epoch": best["epoch"], "epochs": each.epochs, **measured})
             _git("read-tree", head, env=index)
             blobs = {str(params): own.read_text("utf-8"), str(report_of("finetune")): report.read_text("utf-8")}
             if lock:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from headstart.training.history import HistoryRow
+from headstart.training.figures import HistoryRow, Monitor
 
 KEPT = 3
 """One in so many goes on."""
@@ -53,21 +53,16 @@ class Try:
     @property
     def epoch_seconds(self) -> float:
         """Seconds in epochs."""
-        return sum(row["seconds"] for row in self.rows[1:])
+        return float(sum(row["seconds"] for row in self.rows[1:]))
 
     def has_reached(self, epochs: int) -> bool:
         """Return whether it needs no training to be compared after so many epochs."""
         return self.over or bool(self.failed) or self.epochs >= epochs
 
-    def best(self, monitor: str, epochs: float = math.inf) -> HistoryRow:
+    def best(self, monitor: Monitor, epochs: float = math.inf) -> HistoryRow:
         """Return the row of the best epoch, at most ``epochs``; the first of equal ones, as early stopping does."""
         rows = [row for row in self.rows if row["epoch"] <= epochs]
-        return min(rows, key=lambda row: signed(row, monitor))
-
-
-def signed(row: HistoryRow, monitor: str) -> float:
-    """Return what is monitored, less being better."""
-    return row[monitor] if monitor.endswith("loss") else -row[monitor]
+        return min(rows, key=monitor.cost)
 
 
 class Job(NamedTuple):
@@ -81,7 +76,7 @@ class Halving(NamedTuple):
     """The rules: rungs are the epochs after which tries are compared, the last being a whole training's."""
 
     rungs: list[int]
-    monitor: str
+    monitor: Monitor
     most: int | None = None  # tries; None: as many as time allows
 
     def next_job(self, tries: Sequence[Try], busy: set[int], seconds_left: float) -> Job | None:
@@ -133,7 +128,7 @@ class Halving(NamedTuple):
         return min(ended, key=lambda each: self._rank(each, self.rungs[-1]), default=None)
 
     def _rank(self, each: Try, rung: int) -> float:
-        return math.inf if each.failed else signed(each.best(self.monitor, rung), self.monitor)
+        return math.inf if each.failed else self.monitor.cost(each.best(self.monitor, rung))
 
     def _ahead(self, unfinished: Sequence[Try]) -> Try | None:
         """Return the best on the highest rung that any of them has reached."""

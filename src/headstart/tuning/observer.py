@@ -16,9 +16,11 @@ from headstart.models.backbone import BATCH_NORM
 from headstart.targets.likelihood import fit_temperature
 from headstart.training.module import FineTuner
 
+LOSS_KEYS = "loss", "label_smoothing", "class_weights", "logit_adjustment", "sampling"
 SCORES = ("loss", "calibrated_loss", "error")
 """What an epoch's file has of each validation image: −log p of its label; that at the temperature that fits all of
-validation best; and 1 where the model is wrong, else 0."""
+validation best; and 1 where the model is wrong, else 0. Where what is monitored is no mean over images, it has the
+model's outputs."""
 
 
 class Observer(Callback):
@@ -30,7 +32,7 @@ class Observer(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.applied: dict[str, Any] = {}
-        self._folder, self._logits, self._labels = folder, list[Tensor](), list[Tensor]()
+        self._folder, self._outputs, self._values = folder, list[Tensor](), list[Tensor]()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
@@ -55,28 +57,30 @@ class Observer(Callback):
             "batch_norm": f"{sum(layer.training for layer in layers)} of {len(layers)} layers train",
             "clip": trainer.gradient_clip_val,
             "steps": plan.steps,
-            "label_smoothing": plan.finetune.label_smoothing,
+            **{name: getattr(plan.finetune, name) for name in LOSS_KEYS},
             "augment": plan.finetune.augment.model_dump(),
         }
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Begin with no image."""
-        self._logits, self._labels = [], []
+        self._outputs, self._values = [], []
 
     def on_validation_batch_end(  # noqa: PLR0917  (Lightning's signature)
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:  # fmt: skip
-        """Keep the logits, which ``validation_step`` returns."""
-        self._logits.append(outputs.float().cpu())
-        self._labels.append(batch.labels.cpu())
+        """Keep the outputs, which ``validation_step`` returns."""
+        self._outputs.append(outputs.float().cpu())
+        self._values.append(batch.values.cpu())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the scores before a checkpoint contains the epoch, so that none with a row is without."""
         assert isinstance(pl_module, FineTuner)
         before_training = trainer.state.fn == TrainerFn.VALIDATING
         epoch = 0 if before_training else len(pl_module.history.rows) + 1
-        scores = image_scores(torch.cat(self._logits).numpy(), torch.cat(self._labels).numpy())
+        scores = torch.cat(self._outputs).numpy()
+        if pl_module.plan.is_additive:
+            scores = image_scores(scores, torch.cat(self._values).numpy())
         with atomic_write(self._folder / f"{epoch}.npy") as partial, partial.open("wb") as file:
             np.save(file, scores)
 

@@ -5,12 +5,15 @@ predictions for efficient and accurate cross-validation", arXiv 1708.07180), for
 made again on each redrawn set of validation images, and what it chose is measured on the images that were not drawn.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.evaluation.bootstrap import Groups, assign_units, interval
+from headstart.targets.target import Target, Values
+from headstart.training.figures import Monitor
 
 
 class Corrected(NamedTuple):
@@ -45,4 +48,32 @@ def corrected(
         some = counts > 0  # of very few images all may be drawn
         measured.append(((left_out * figures[chosen]).sum(axis=1, dtype=np.float64)[some]) / counts[some])
     each = np.concatenate(measured)
+    return Corrected(float(each.mean()), interval(each))
+
+
+def corrected_measure(
+    outputs: Sequence[NDArray[np.float32]],
+    values: Values,
+    target: Target,
+    monitor: Monitor,
+    groups: Groups | None = None,
+) -> Corrected:
+    """Estimate what the configuration with the best monitored figure has of the first measure on new images.
+
+    ``outputs``, (n, outputs) each, are the configurations'; ``values`` the images'. Thresholds and temperatures are
+    those that were fitted to all images.
+    """
+    units, name = assign_units(np.zeros(len(values), np.int64), groups), monitor.name.removeprefix("val_")
+    tallies = [target.tally(each, values, units.of_image, target.fit(each, values)) for each in outputs]
+    sign, measured = -1 if monitor.higher_is_better else 1, []
+    losses = np.stack([np.bincount(units.of_image, target.losses(each, values)) for each in outputs])
+    for drawn in units.draws():
+        left_out = (drawn == 0).astype(np.float32)
+        monitored = drawn @ losses.T if name == "loss" else np.stack([t.figures(drawn)[name] for t in tallies], axis=1)
+        chosen = np.where(np.isnan(monitored), np.inf, sign * monitored).argmin(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):  # of very few images all may be drawn
+            new = np.stack([tally.figures(left_out)[next(iter(target.measures))] for tally in tallies])
+        measured.append(new[chosen, np.arange(len(drawn))])
+    each = np.concatenate(measured)
+    each = each[~np.isnan(each)]
     return Corrected(float(each.mean()), interval(each))

@@ -17,11 +17,12 @@ from headstart.config.finetune import ResolvedFinetuneConfig
 from headstart.config.loader import parse_params
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
+from headstart.targets.target import Target
 from headstart.training.augment_choice import read_evidence
 from headstart.training.losses import warmup_cosine
 from headstart.training.phases import starting_model
 from headstart.training.regularization.penalty import NOTICEABLE, l2_for_shrink
-from headstart.training.resolve import resolve
+from headstart.training.resolve import ONLY_FOR_CLASSES, resolve
 
 LR, L2, DECAY, OPTIMIZER, EPOCHS, WARMUP = (
     f"finetune.{name}" for name in ("lr", "l2", "decay", "optimizer", "epochs", "warmup_epochs")
@@ -46,6 +47,9 @@ ON_REQUEST: dict[str, Sequence[Any]] = {
     "finetune.augment.mixup": (0.0, 0.2),
     "finetune.augment.policy": ("none", "trivialaugment"),
     "finetune.batch_size": (32, 64, 128),
+    "finetune.sampling": ("none", "sqrt", "balanced"),
+    "finetune.class_weights": ("none", "balanced"),
+    "finetune.logit_adjustment": (0.0, 1.0),
 }
 """Keys that are searched only where they are named."""
 
@@ -75,41 +79,42 @@ class Space:
 
     Attributes:
         keys: those that are searched.
+        plan: of the training with the params as they are.
 
     Raises:
         UserError: a named key has no range here.
     """
 
     def __init__(
-        self, params: Params, named: Sequence[str], *, classes: int, train_images: int, train_bytes: int
+        self, params: Params, named: Sequence[str], *, target: Target, train_images: int, train_bytes: int
     ) -> None:
-        self._params, self._images, self._bytes = params, train_images, train_bytes
-        self._model, plan = starting_model(
-            params.backbone, params.finetune, classes=classes, train_images=train_images, train_bytes=train_bytes
-        )
+        self._params = params
+        self._size: dict[str, Any] = {"target": target, "train_images": train_images, "train_bytes": train_bytes}
+        self._model, self.plan = starting_model(params.backbone, params.finetune, **self._size)
         content, default = params.model_dump(), Params().model_dump()
         strength = {"l2": L2, "l2_sp": L2, "decoupled": DECAY}.get(params.finetune.l2.kind)
         groups = list(dict.fromkeys(rule.name for rule in params.finetune.groups))
         rates = [f"{LR}.{group}" for group in groups]
+        fixed = set[str]() if target.has_classes else {f"finetune.{key}" for key in ONLY_FOR_CLASSES}
         usual = [*rates, *(f"{strength}.{group}" for group in groups if strength), OPTIMIZER, *CHOICES]
-        if unknown := sorted(set(named) - {*usual, *ON_REQUEST, EPOCHS}):
-            known = ", ".join([*usual, *ON_REQUEST, EPOCHS])
+        usual, others = ([key for key in keys if key not in fixed] for keys in (usual, ON_REQUEST))
+        if unknown := sorted(set(named) - {*usual, *others, EPOCHS}):
+            known = ", ".join([*usual, *others, EPOCHS])
             raise UserError(f"--search {unknown[0]}: has no range here; those that have one: {known}")
 
         def is_free(key: str) -> bool:
             return key in named or (key in usual and value_of(content, key) == value_of(default, key))
 
-        self.keys = [key for key in (*usual, *ON_REQUEST) if is_free(key)]
+        self.keys = [key for key in (*usual, *others) if is_free(key)]
         if OPTIMIZER not in named and not set(rates) <= set(self.keys):
             self.keys = [key for key in self.keys if key != OPTIMIZER]
-        self.epochs, self.warmup_epochs = plan.finetune.epochs, plan.finetune.warmup_epochs
+        self.epochs, self.warmup_epochs = self.plan.finetune.epochs, self.plan.finetune.warmup_epochs
         self.epochs_may_change = EPOCHS in named or params.finetune.epochs == Params().finetune.epochs
 
     def resolved(self, changes: Mapping[str, Any]) -> ResolvedFinetuneConfig:
         """Return the section with these changes and without `auto`."""
         changed, pretrained = with_changes(self._params, changes).finetune, self._params.backbone.pretrained
-        size = {"train_images": self._images, "train_bytes": self._bytes}
-        return resolve(changed, self._model, **size, pretrained=pretrained, evidence=read_evidence())[0]
+        return resolve(changed, self._model, **self._size, pretrained=pretrained, evidence=read_evidence())[0]
 
     def propose(self, number: int, epochs: int) -> dict[str, Any]:
         """Return the values of try ``number`` by dotted key; try 0 has the params as they are.
@@ -146,7 +151,8 @@ class Space:
         kind = finetune.l2.kind
         if finetune.optimizer != "sgd" and kind != "decoupled":
             return ADAM_L2
-        per_epoch = self._images // min(finetune.batch_size, self._images)
+        images: int = self._size["train_images"]
+        per_epoch = images // min(finetune.batch_size, images)
         steps, warmup = finetune.epochs * per_epoch, round(finetune.warmup_epochs * per_epoch)
         factors = np.array([warmup_cosine(step, warmup, steps) for step in range(steps)])
         takes = partial(l2_for_shrink, kind=kind, lr=finetune.lr[group], factors=factors, momentum=finetune.momentum)

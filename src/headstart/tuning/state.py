@@ -68,7 +68,7 @@ class SearchFolder:
         return self.path / f"{number:04}"
 
     def scores(self, each: Try) -> NDArray[np.float32]:
-        """Read the images' scores after each epoch of a try, the start first: float32 (1 + epochs, 3, n)."""
+        """Read what an ``Observer`` wrote after each epoch of a try, the start first: float32 (1 + epochs, …)."""
         return np.stack([np.load(self.of(each.number) / f"{epoch}.npy") for epoch in range(each.epochs + 1)])
 
     @contextmanager

@@ -28,12 +28,12 @@ from headstart.slurm.repro import repro
 from headstart.slurm.supervisor import FORWARDED
 from headstart.stages import finetune
 from headstart.training.checkpoint import RunDir, load_checkpoint, run_key
-from headstart.training.history import VALIDATION_FIGURES
+from headstart.training.phases import TrainingPlan
 from headstart.training.regularization.param_groups import NO_DECAY_SUFFIX
 from headstart.tuning.experiments import save_experiments
 from headstart.tuning.halving import Halving, Job, Try, epochs_that_fit, rungs_of
 from headstart.tuning.observer import SCORES, Observer
-from headstart.tuning.optimism import corrected
+from headstart.tuning.optimism import corrected, corrected_measure
 from headstart.tuning.space import Space, with_changes
 from headstart.tuning.state import SearchFolder
 
@@ -63,7 +63,7 @@ def tune(budget: float, named: Sequence[str], most: int | None = None) -> None:
         _repro("probe")
         params = load_params(PARAMS_FILE)
         content = {"params": params.record(), "named": sorted(named)}
-        key = run_key(content, [paths.DATASET, paths.HEADS])
+        key = run_key(content, [paths.DATASET, paths.HEADS, paths.HEADS_INFO])
         folder = SearchFolder(paths.TUNING / key, began)
         # What follows the search starts DVC and a stage once more.
         search = _Search(params, folder, named, budget - 3 * start_up)
@@ -95,7 +95,7 @@ class _Search:
     def __init__(self, params: Params, folder: SearchFolder, named: Sequence[str], seconds: float) -> None:
         self._params, self._folder, self._seconds = params, folder, seconds
         self._space = Space(params, named, **PreparedDataset.open().training_size())
-        self._monitor = params.finetune.early_stopping.monitor
+        self._monitor = self._space.plan.monitor
         logger.info("tune: searched are %s", ", ".join(self._space.keys) or "no keys: none is at its default")
 
     @property
@@ -189,7 +189,7 @@ class _Search:
         each.seconds += round(time.perf_counter() - began, 3)
         each.trainings += 1
         self._folder.save(each)
-        logger.info("%s", _line(each, epochs, self._monitor))
+        logger.info("%s", _line(each, epochs, self._space.plan))
         return each
 
     def end(self) -> None:
@@ -198,39 +198,43 @@ class _Search:
         winner = Halving([self._epochs], self._monitor).winner(tries)
         if winner is None:
             raise UserError(f"tune: no try could be trained to its end; the first: {tries[0].failed}")
-        best = winner.best(self._monitor)
+        best, figures = winner.best(self._monitor), self._space.plan.figures
         cost = self._cost_of_choosing(tries)
         report = {
             "tries": len(tries), "epochs": sum(each.epochs for each in tries), "seconds": self._folder.used(),
             "winner": winner.number, "changes": winner.changes, "applied": winner.applied,
-            "best_epoch": best["epoch"], "monitor": self._monitor,
-            **{name: best[name] for name in VALIDATION_FIGURES}, **cost,
+            "best_epoch": best["epoch"], "monitor": self._monitor.name,
+            **{name: best[name] for name in figures}, **cost,
             "finetune": self._params_of(winner).finetune.model_dump(),
         }  # fmt: skip
         keys = list(dict.fromkeys(key for each in tries for key in each.changes))
-        columns = ["try", "epochs", "best_epoch", *VALIDATION_FIGURES, "seconds", "failed", *keys]
-        write_table(paths.TUNING_TABLE, columns, [_row(each, keys, self._monitor) for each in tries])
+        columns = ["try", "epochs", "best_epoch", *figures, "seconds", "failed", *keys]
+        write_table(paths.TUNING_TABLE, columns, [_row(each, keys, self._space.plan) for each in tries])
         for each in tries:
             write_json(self._folder.of(each.number) / "changes.json", overlay_of(each.changes))
             if each.number not in {0, winner.number} and each.run:
                 shutil.rmtree(each.run, ignore_errors=True)  # gigabytes, with a large backbone
-        saved = save_experiments(self._folder.of, tries, PARAMS_FILE, self._monitor)
+        saved = save_experiments(self._folder.of, tries, PARAMS_FILE, self._monitor, figures)
         write_json(paths.TUNING_REPORT, report)
         changes = complete_params(PARAMS_FILE, self._folder.of(winner.number) / "changes.json")
-        accuracy, error = report["val_accuracy"], cost["corrected_accuracy"]
         logger.info("\n".join(["tune: try %d is the best of %d", *changes]), winner.number, len(tries))
+        name = self._space.plan.first_measure
         logger.info(
-            "tune: its accuracy on validation is %.4f; what was chosen in this way has about %.4f on new images",
-            accuracy,
-            error["value"],
+            "tune: its %s on validation is %.4f; what was chosen in this way has about %.4f on new images",
+            *(figures[f"val_{name}"].title, report[f"val_{name}"], cost[f"corrected_{name}"]["value"]),
         )
         logger.info("tune: %s, and %s", paths.TUNING_TABLE, saved)
 
     def _cost_of_choosing(self, tries: Sequence[Try]) -> dict[str, Any]:
         """Estimate the winner's figures on new images."""
+        if not (plan := self._space.plan).is_additive:
+            outputs = [each for one in tries if not one.failed for each in self._folder.scores(one)]
+            values, groups = read_values("validation"), read_groups("validation")
+            value = corrected_measure(outputs, values, plan.target, self._monitor, groups)
+            return {f"corrected_{plan.first_measure}": value._asdict()}
         scores = np.concatenate([self._folder.scores(each) for each in tries if not each.failed])
         by_name = dict(zip(SCORES, scores.swapaxes(0, 1), strict=True))
-        costs = by_name[{"val_loss": "loss", "val_accuracy": "error"}.get(self._monitor, "calibrated_loss")]
+        costs = by_name[{"val_loss": "loss", "val_accuracy": "error"}.get(self._monitor.name, "calibrated_loss")]
         labels, groups = read_values("validation"), read_groups("validation")
         error, loss = (corrected(costs, by_name[name], labels, groups) for name in ("error", "loss"))
         accuracy = {"value": 1 - error.value, "interval": error.interval and [1 - e for e in error.interval[::-1]]}
@@ -258,23 +262,23 @@ def _read(each: Try, run_dir: RunDir, epochs: int) -> None:
     each.over = bool(checkpoint["stopped"]) or each.epochs >= epochs
     each.run = str(run_dir.path.absolute())
     run_dir.previous.unlink(missing_ok=True)  # the last is whole
-    if not all(np.isfinite([row["val_loss"] for row in each.rows])):
+    if any(row["val_loss"] is None for row in each.rows):
         raise UserError("the validation loss is not finite")
 
 
-def _line(each: Try, epochs: int, monitor: str) -> str:
+def _line(each: Try, epochs: int, plan: TrainingPlan) -> str:
     """Return what is printed of a try: its figures, and the values that its optimiser and layers had."""
     if each.failed:
         return f"try {each.number:3}  failed: {each.failed}"
-    best, applied = each.best(monitor), each.applied
+    best, applied = each.best(plan.monitor), each.applied
     groups = "; ".join(
         f"{name} lr {rates[0]:.2g}{f' to {rates[-1]:.2g}' * (rates[0] < rates[-1])}, λ {strength:.2g}"
         for (name, strength), rates in _by_group(applied["groups"]).items()
     )
     augment = applied["augment"]
     return (
-        f"try {each.number:3}  {each.epochs:2} of {epochs} epochs  {monitor} {best[monitor]:.4f}  accuracy "
-        f"{best['val_accuracy']:.4f} at {best['epoch']}  {each.seconds:.1f} s  {applied['optimizer']}: {groups}; "
+        f"try {each.number:3}  {each.epochs:2} of {epochs} epochs  {plan.told(best)} at {best['epoch']}  "
+        f"{each.seconds:.1f} s  {applied['optimizer']}: {groups}; "
         f"BatchNorm: {applied['batch_norm']}; clip {applied['clip']}; smoothing {applied['label_smoothing']}; crops "
         f"from {augment['scale'][0]}"
     )
@@ -290,7 +294,7 @@ def _by_group(groups: Sequence[dict[str, Any]]) -> dict[tuple[str, float], list[
     return rates
 
 
-def _row(each: Try, keys: Sequence[str], monitor: str) -> list[Any]:
-    best = each.best(monitor) if each.rows and not each.failed else {}
-    figures = [best.get(name, "") for name in ("epoch", *VALIDATION_FIGURES)]
+def _row(each: Try, keys: Sequence[str], plan: TrainingPlan) -> list[Any]:
+    best = each.best(plan.monitor) if each.rows and not each.failed else {}
+    figures = [best.get(name, "") for name in ("epoch", *plan.figures)]
     return [each.number, each.epochs, *figures, each.seconds, each.failed, *(each.changes.get(key, "") for key in keys)]
