@@ -1,7 +1,6 @@
 """A good bundle, opened; the bad ones are in tests/helpers/hostile_bundles.py."""
 
 import hashlib
-import math
 import re
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json
 from headstart.inference import bundle
-from headstart.inference.bundle_config import ConformalLevel
 from helpers.bundles import CLASSES, INPUT, copy_bundle
 from helpers.hostile_bundles import make_hostile
 
@@ -40,8 +38,8 @@ def test_a_good_bundle(folder: Path) -> None:
     config = opened.config
     assert (config.architecture, config.classes, config.features) == ("test_resnet", CLASSES, 96)
     assert {key: list(value) if isinstance(value, tuple) else value for key, value in config.input.items()} == INPUT
-    assert config.temperature == 1.5
-    assert config.conformal[1] == ConformalLevel("LAC", 0.95, math.inf)
+    assert config.fitted == {"temperature": 1.5}
+    assert config.conformal[1] == {"method": "LAC", "level": 0.95, "threshold": None}
     assert config.ood_thresholds == {0.95: 0.05, 0.99: 0.5}
     assert opened.path(bundle.ONNX) == folder / bundle.ONNX
     reference = opened.ood_reference()
@@ -56,7 +54,7 @@ def test_what_need_not_be_there(folder: Path) -> None:
     (folder / bundle.REFERENCE).unlink()
     bundle.write_manifest(folder)
     opened = bundle.open_bundle(folder)
-    assert (opened.config.temperature, opened.config.conformal, opened.ood_reference()) == (None, [], None)
+    assert (opened.config.fitted, opened.config.conformal, opened.ood_reference()) == (None, [], None)
     assert opened.config.descriptions == {"cat": "a small one"}
 
 
