@@ -279,7 +279,7 @@ class Numbers:
             [each.text(100, least=0) for each in units],
             [each.number(-LARGEST, LARGEST) for each in mean],
             [each.number(1 / LARGEST, LARGEST) for each in scale],
-            quantiles,
+            quantiles or (),
         )
 
     def checked_fit(self, entries: JsonValue) -> dict[str, Any]:  # noqa: ARG002  (others have use for it)
