@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from ruamel.yaml import YAML
 from timm.data.transforms_factory import create_transform
@@ -43,7 +42,6 @@ from helpers.command import headstart
 from helpers.images import INPUT, params, write_finetune, write_prepared
 
 KINDS = ["labels", "number", "quantiles", "grade"]
-Outputs = Callable[[list[Path]], NDArray[np.float32]]
 
 
 def write_project(kind: str) -> None:
@@ -98,9 +96,9 @@ def in_project(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.chdir(request.getfixturevalue("project"))
 
 
-def run(changes: dict[str, object] | None = None) -> None:
-    changes = {"export.formats": ["onnx"], "prepare.source": "imagefolder", **(changes or {})}
-    export.run(params(changes).declared(export.PARAMS))
+def run(changes: Mapping[str, object] | None = None) -> None:
+    all_of_them = {"export.formats": ["onnx"], "prepare.source": "imagefolder", **(changes or {})}
+    export.run(params(all_of_them).declared(export.PARAMS))
 
 
 def images() -> list[Path]:
@@ -109,7 +107,8 @@ def images() -> list[Path]:
 
 def answers(level: int = 0, *, calibrated: bool = False) -> list[Answer]:
     """What the target says of the trained model's own outputs, from the image files on, by timm's transform."""
-    transform, target = create_transform(**INPUT, is_training=False), read_target(paths.FINETUNE)
+    data_config: dict[str, Any] = {**INPUT}
+    transform, target = create_transform(**data_config, is_training=False), read_target(paths.FINETUNE)
     with torch.inference_mode():
         model = load_timm(paths.FINETUNE)
         outputs = model(torch.stack([transform(Image.open(path).convert("RGB")) for path in images()])).numpy()

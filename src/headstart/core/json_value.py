@@ -1,7 +1,7 @@
 """JSON from strangers: a value is checked for type and range where it is read.
 
-What is wrong is a UserError that names the file and the key. The checks are written by hand: importing pydantic takes as
-long as a whole first answer of predict (0.29 s of CPU time; msgspec 0.04 s, for one more compiled dependency), and
+What is wrong is a UserError that names the file and the key. The checks are written by hand: importing pydantic takes
+as long as a whole first answer of predict (0.29 s of CPU time; msgspec 0.04 s, for one more compiled dependency), and
 neither refuses a key that stands twice.
 """
 

@@ -41,11 +41,11 @@ logger = logging.getLogger(__name__)
 def write_bundle(
     folder: Path,
     model: nn.Module,
-    target: Target,
     prepared: PreparedDataset,
     source: Source,
     params: Params,
     *,
+    target: Target,
     info: ModelCardInfo,
     calibration: tuple[dict[str, Any], NDArray[np.float32]] | None = None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any], dict[str, str]]:
@@ -54,10 +54,10 @@ def write_bundle(
     Args:
         folder: takes its name when it is whole; one that is there already is replaced.
         model: in evaluation mode, on the CPU.
-        target: of its outputs.
         prepared: the images that it was trained on.
         source: of the same images, as files.
         params: the sections ``export`` and ``run`` are used.
+        target: of the model's outputs.
         info: of the model, for its card.
         calibration: of this very model, as ``read_ood_reference`` returns it; None where it was not measured.
 
@@ -68,7 +68,7 @@ def write_bundle(
     Raises:
         UserError: timm's format computes something else than the model, or images are preprocessed otherwise.
     """
-    uncalibrated = {"temperature": None, "conformal": [], "out_of_distribution": None}
+    uncalibrated: dict[str, Any] = {"temperature": None, "conformal": [], "out_of_distribution": None}
     calibrated = uncalibrated if calibration is None else calibration[0]
     fitted = target.uncalibrated(None if calibration is None else calibrated)
     checker = ParityChecker(model, target, prepared, params.export, params.run, fitted=fitted)
@@ -102,7 +102,7 @@ def write_bundle(
         config |= {"headstart": entries | calibrated | about}
         write_json(partial / MODEL_CONFIG, config)
         images: dict[str, int] = {split: len(prepared.rows(split)) for split in SPLITS}
-        card = model_card(config, target, fitted, info, params.export, images, formats)
+        card = model_card(config, target, fitted, info, params.export, images=images, formats=formats)
         (partial / bundle.CARD).write_text(card, encoding="utf-8")
         (partial / bundle.LICENSE).write_text(licence_notes(config, params.export), encoding="utf-8")
         bundle.write_manifest(partial)

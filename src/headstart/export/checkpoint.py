@@ -32,6 +32,6 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
     load_weights(model, checkpoint)
     info = ModelCardInfo(checkpoint.name, {"checkpoint": digest, "data and splits": prepared.sha256})
     source = open_source(params.prepare, params.run)
-    formats, _, failed = write_bundle(out, model, prepared.target, prepared, source, params, info=info)
+    formats, _, failed = write_bundle(out, model, prepared, source, params, target=prepared.target, info=info)
     check_complete(out, formats, failed)
     logging.getLogger(__name__).info("%s", out)

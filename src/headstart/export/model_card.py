@@ -1,7 +1,7 @@
 """The model card of an exported model: its data, its figures, how to use it, its limits and its licences.
 
-``templates/model_card.md.jinja`` has what is said of every model, ``templates/<kind>.md.jinja`` what is said of a target;
-without one the first stands alone.
+``templates/model_card.md.jinja`` has what is said of every model, ``templates/<kind>.md.jinja`` what is said of one
+target's; without such a file the first stands alone.
 """
 
 import re
@@ -43,6 +43,7 @@ def model_card(
     fitted: Mapping[str, Any],
     info: ModelCardInfo,
     export: ExportConfig,
+    *,
     images: Mapping[str, int],
     formats: Mapping[str, Mapping[str, float]],
 ) -> str:

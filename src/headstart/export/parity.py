@@ -55,8 +55,8 @@ class _Difference:
             return ~np.isfinite(self.features)
         if self.agreement.mean() >= bound.agreement and self.nll <= bound.nll:
             return np.zeros(len(self.agreement), bool)
-        same = self.agreement == 1
-        return ~(self.logits < self.logits.max()) if same.all() else ~same
+        differs = np.asarray(self.agreement < 1)
+        return differs if differs.any() else ~(self.logits < self.logits.max())
 
 
 class ParityChecker:

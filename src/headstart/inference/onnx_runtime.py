@@ -80,7 +80,11 @@ def _limit_memory() -> None:
 def _check_signature(session: onnxruntime.InferenceSession, bundle: Bundle, path: Path) -> None:
     """Raise UserError where inputs or outputs are not those that ``config.json`` promises."""
     config, inputs, outputs = bundle.config, session.get_inputs(), session.get_outputs()
-    expected = {"pixels": config.input["input_size"], "logits": (config.target.outputs,), "features": (config.features,)}
+    expected = {
+        "logits": (config.target.outputs,),
+        "features": (config.features,),
+        "pixels": config.input["input_size"],
+    }
     for side, tensors, wanted in (("inputs", inputs, ["pixels"]), ("outputs", outputs, ["features", "logits"])):
         names = sorted(each.name for each in tensors)
         if names != wanted:

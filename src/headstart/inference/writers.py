@@ -130,8 +130,8 @@ def text_writer(file: TextIO, descriptions: Mapping[str, str]) -> Write:
             shown = prediction.top if prediction.labels is None else prediction.labels.items()
             parts = [", ".join(f"{described(label)} {probability:.1%}" for label, probability in shown) or "no label"]
             if prediction.numbers is not None:
-                several = len(prediction.numbers) > 1
-                parts = [", ".join((f"{each.name} " if several else "") + _number_text(each) for each in prediction.numbers)]
+                only = len(prediction.numbers) == 1
+                parts = [", ".join(_number_text(each, named=not only) for each in prediction.numbers)]
             if prediction.prediction_set is not None:
                 parts.append(f"set: {', '.join(map(described, prediction.prediction_set)) or 'empty'}")
             if prediction.ood_level is not None:
@@ -143,11 +143,11 @@ def text_writer(file: TextIO, descriptions: Mapping[str, str]) -> Write:
     return write
 
 
-def _number_text(number: PredictedNumber) -> str:
-    """Return such as ``12.4 years (8.1 to 16.9)``, with so many digits that the interval's width has two."""
+def _number_text(number: PredictedNumber, *, named: bool) -> str:
+    """Return such as ``age 12.4 years (8.1 to 16.9)``, with so many digits that the interval's width has two."""
     low, high = (float("nan") if end is None else end for end in number.interval or (None, None))
     digits = f".{max(0, 1 - math.floor(math.log10(high - low)))}f" if high > low else "g"
-    text = f"{number.value:{digits}} {number.unit}".strip()
+    text = f"{number.name if named else ''} {number.value:{digits}} {number.unit}".strip()
     if number.interval is None:
         return text
     return f"{text} ({low:{digits}} to {high:{digits}})" if high >= low else f"{text} (any number)"

@@ -67,7 +67,7 @@ def run(params: Params) -> None:
     (model, target), calibration = _load_model(params, prepared), read_ood_reference(name)
     source = open_source(params.prepare, params.run)
     formats, preprocessing, failed = write_bundle(
-        paths.EXPORT, model, target, prepared, source, params, info=card_info, calibration=calibration
+        paths.EXPORT, model, prepared, source, params, target=target, info=card_info, calibration=calibration
     )
     max_difference = max(figures["max_difference"] for kind, figures in formats.items() if "_" not in kind)
     report = {

@@ -346,9 +346,7 @@ class Labels:
         """Return an answer by the ``answer_fields``."""
         return {"labels": answer.value, "top": answer.parts, "prediction_set": answer.region}
 
-    def agreement(
-        self, outputs: NDArray[Any], others: NDArray[Any], fitted: Mapping[str, Any]
-    ) -> NDArray[np.float64]:
+    def agreement(self, outputs: NDArray[Any], others: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
         """Return the fraction of labels that are given by both, or by none."""
         thresholds = np.asarray(fitted["thresholds"])
         given, by_others = (self.probabilities(each, fitted) >= thresholds for each in (outputs, others))

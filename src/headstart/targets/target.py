@@ -230,9 +230,7 @@ class Target(Protocol):
     def prediction(self, answer: "Answer") -> dict[str, Any]:
         """Return an answer by the ``answer_fields``."""
 
-    def agreement(
-        self, outputs: NDArray[Any], others: NDArray[Any], fitted: Mapping[str, Any]
-    ) -> NDArray[np.float64]:
+    def agreement(self, outputs: NDArray[Any], others: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
         """Return how much of the answer for each image is the same in other outputs, 0 to 1, float64 (n,)."""
 
 
