@@ -69,7 +69,9 @@ def post(client: httpx.Client, content: Any, kind: str = "image/png") -> httpx.R
 
 
 def as_json(predictor: Predictor, content: bytes, name: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(output_record(predictor(content)) | {"picture": name}))
+    found: dict[str, Any] = json.loads(
+        json.dumps(output_record(predictor(content), predictor.bundle.config.target) | {"picture": name})
+    )
     return found
 
 

@@ -63,19 +63,22 @@ def predictor_options(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.argument("folder", metavar="EXPORT", type=PATH),
         click.option("--model", metavar="NAME", default="model.onnx", help="The ONNX file of the export to run."),
-        click.option("--top", metavar="K", type=COUNT, default=5, help="How many of the likeliest classes to list."),
-        click.option("--calibrated", is_flag=True, help="Calibrate the probabilities by the export's temperature."),
+        click.option(
+            "--top", metavar="K", type=COUNT, help="How many of the likeliest classes or labels to list.  [default: 5]"
+        ),
+        click.option("--calibrated", is_flag=True, help="Calibrate the probabilities by the export's temperatures."),
         click.option(
             "--conformal",
             metavar="LEVEL",
             type=float,
-            help="How often the set of classes is to contain the right one: a level that the export has measured, such "
-            "as 0.9.  [default: the export's first]",
+            help="How often the set of classes, or a number's interval, is to contain the right one: a level that the "
+            "export has measured, such as 0.9.  [default: the export's first]",
         ),
         click.option(
             "--conformal-method",
             metavar="METHOD",
-            help="LAC gives the smallest sets; APS larger ones, fairer to hard images.  [default: the export's first]",
+            help="Of classes: LAC gives the smallest sets; APS larger ones, fairer to hard images.  [default: the "
+            "export's first]",
         ),
         click.option(
             "--threads", metavar="N", type=COUNT, help="Threads that decode and compute.  [default: one for each core]"
@@ -159,8 +162,8 @@ def export_checkpoint(checkpoint: Path, out: Path | None, params: Path) -> None:
     default="cpu",
     help="cuda: a GPU, by onnxruntime-gpu or else torch; torch: torch on the CPU.",
 )
-def predict(images: tuple[str, ...], out: Path | None, top: int, **options: Any) -> None:
-    """Classify images with an exported model; no torch needed.
+def predict(images: tuple[str, ...], out: Path | None, top: int | None, **options: Any) -> None:
+    """Predict the class, labels, numbers or grade of images with an exported model; no torch needed.
 
     EXPORT is the folder that `headstart export` wrote. IMAGES are files, folders (searched to their depth for images,
     by their content), patterns like 'new/*.jpg', or - for paths on stdin, one a line. An image that can't be read is a
@@ -208,7 +211,7 @@ def serve(
     threads: int | None,
     **options: Any,
 ) -> None:
-    """Classify images by HTTP with an exported model.
+    """Predict images by HTTP with an exported model.
 
     EXPORT is the folder that `headstart export` wrote; it is checked at the start. docs/serve.md has the addresses and
     the status codes.

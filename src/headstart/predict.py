@@ -16,21 +16,21 @@ from headstart.core.errors import UserError
 from headstart.core.progress import Progress
 from headstart.images.decode import BadImageError
 from headstart.images.files import ImageFile, counted, find_images
-from headstart.inference.postprocess import Prediction
+from headstart.inference.postprocess import DEFAULT_TOP, Prediction
 from headstart.inference.predictor import Predictor
 from headstart.inference.writers import Write, check_out, csv_rows, text_writer, writing
 
 __all__ = ["BadImageError", "Prediction", "Predictor", "UserError", "predict_images"]
 
 
-def predict_images(predictor: Predictor, images: Sequence[str], out: Path | None, top: int) -> None:
+def predict_images(predictor: Predictor, images: Sequence[str], out: Path | None, top: int | None) -> None:
     """Write a row for each image, one that can't be read with its error: the command `headstart predict`.
 
     Args:
         predictor: the exported model.
         images: files, folders and patterns, or ``-`` alone for paths on stdin, one a line.
         out: a file of CSV, JSON lines or Parquet, by its suffix; None for stdout: a line each on a terminal, else CSV.
-        top: classes that a row lists.
+        top: classes or labels that a row lists; None: 5.
 
     Raises:
         UserError: there is no image, or the file can't be written, or the model can't be run.
@@ -75,10 +75,11 @@ def _paths_on_stdin() -> Iterator[ImageFile]:
             yield ImageFile(Path(path), None)
 
 
-def _writer(predictor: Predictor, out: Path | None, top: int) -> AbstractContextManager[Write]:
-    top = min(top, len(predictor.bundle.config.classes))
+def _writer(predictor: Predictor, out: Path | None, top: int | None) -> AbstractContextManager[Write]:
+    config = predictor.bundle.config
+    top = min(top or DEFAULT_TOP, len(config.classes))
     if out is not None:
-        return writing(out, top)
+        return writing(out, config.target, top)
     if sys.stdout.isatty():
-        return nullcontext(text_writer(sys.stdout, predictor.bundle.config.descriptions))
-    return nullcontext(csv_rows(sys.stdout, top))
+        return nullcontext(text_writer(sys.stdout, config.descriptions))
+    return nullcontext(csv_rows(sys.stdout, config.target, top))

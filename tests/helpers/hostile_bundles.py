@@ -50,6 +50,44 @@ def _config(*path: str | int, value: Any) -> Change:
     return with_fitting_manifest(change)
 
 
+GOOD: dict[str, dict[str, Any]] = {
+    "labels": {
+        "target": {"kind": "labels", "spec": {}},
+        "temperatures": [1.5] * 4,
+        "thresholds": [0.5] * 4,
+        "conformal": [{"method": "CRC", "level": 0.9, "threshold": 0.25}],
+    },
+    "number": {
+        "target": {
+            "kind": "number",
+            "spec": {"units": ["kg", "", "°", "years"], "mean": [0, 1, 2, 30.5], "scale": [1, 0.1, 100, 8]},
+        },
+        "conformal": [{"method": "split", "level": 0.9, "threshold": [1, 0.5, None, 4]}],
+    },
+}
+"""What ``headstart`` in config.json has of a model of four labels or numbers; its outputs are those of the classes."""
+
+
+def set_target(folder: Path, entries: dict[str, Any]) -> None:
+    """Change what a bundle says of its target; a manifest that fits has to be written."""
+    content = read_json(folder / paths.MODEL_CONFIG)
+    content["headstart"] |= entries
+    (folder / paths.MODEL_CONFIG).write_text(json.dumps(content))
+
+
+def _target(kind: str, **entries: Any) -> Change:
+    return with_fitting_manifest(lambda folder: set_target(folder, GOOD[kind] | entries))
+
+
+def _spec(**changes: Any) -> Change:
+    target = GOOD["number"]["target"]
+    return _target("number", target={"kind": "number", "spec": target["spec"] | changes})
+
+
+def _limits(limits: Any, method: str = "split") -> Change:
+    return _target("number", conformal=[{"method": method, "level": 0.9, "threshold": limits}])
+
+
 def _without(key: str) -> Change:
     def change(folder: Path) -> None:
         content = read_json(folder / paths.MODEL_CONFIG)
@@ -166,6 +204,46 @@ CONFIGS: dict[str, Change] = {
     "thresholds by no fraction": _config("headstart", "out_of_distribution", "thresholds", value={"most": 1}),
     "format of tomorrow": _config("headstart", "format", value=2),
 }
+TARGETS: dict[str, Change] = {
+    "a target that is a text": _target("labels", target="labels"),
+    "a target without a kind": _target("labels", target={"spec": {}}),
+    "a target of no kind": _target("labels", target={"kind": "__class__", "spec": {}}),
+    "a target of a kind that is a list": _target("labels", target={"kind": ["labels"], "spec": {}}),
+    "a target without a spec": _target("number", target={"kind": "number"}),
+    "a target of other outputs": _target("labels", target={"kind": "grade", "spec": {}}),
+    "temperatures too few": _target("labels", temperatures=[1, 1, 1]),
+    "temperatures too many": _target("labels", temperatures=[1] * 10**5),
+    "temperatures that are one number": _target("labels", temperatures=1.5),
+    "a temperature of a label that is negative": _target("labels", temperatures=[1, 1, -1, 1]),
+    "a temperature of a label that is NaN": _target("labels", temperatures=[1, 1, float("nan"), 1]),
+    "thresholds of labels that are missing": _target("labels", thresholds=None),
+    "thresholds of labels above one": _target("labels", thresholds=[0.5, 0.5, 0.5, 1.5]),
+    "a threshold of a label that is a text": _target("labels", thresholds=[0.5, 0.5, 0.5, "0.5"]),
+    "a threshold of a label that is true": _target("labels", thresholds=[0.5, 0.5, 0.5, True]),
+    "labels with the sets of classes": _target("labels", conformal=[{"method": "LAC", "level": 0.9, "threshold": 0.5}]),
+    "labels with a list of limits": _target(
+        "labels", conformal=[{"method": "CRC", "level": 0.9, "threshold": [0.5] * 4}]
+    ),
+    "units too few": _spec(units=["kg"]),
+    "a unit that is a number": _spec(units=["kg", 1, "kg", "kg"]),
+    "a unit that is a book": _spec(units=["kg", "kg", "kg", "k" * 10**6]),
+    "means that are missing": _spec(mean=None),
+    "a mean of a googol": _spec(mean=[0, 0, 0, 1e100]),
+    "a scale of zero": _spec(scale=[1, 1, 1, 0]),
+    "a scale that is negative": _spec(scale=[1, 1, 1, -1]),
+    "a scale of infinity": _spec(scale=[1, 1, 1, float("inf")]),
+    "quantiles out of order": _spec(quantiles=[0.95, 0.5, 0.05]),
+    "quantiles twice": _spec(quantiles=[0.05, 0.5, 0.5]),
+    "quantiles above one": _spec(quantiles=[0.05, 0.5, 95]),
+    "quantiles of no outputs": _spec(quantiles=[0.05, 0.5, 0.95]),
+    "quantiles that are an object": _spec(quantiles={"0.5": 1}),
+    "numbers with one limit": _limits(1.0),
+    "numbers with limits too few": _limits([1.0]),
+    "a limit that is negative": _limits([1, 1, 1, -1]),
+    "a limit of NaN": _limits([1, 1, 1, float("nan")]),
+    "a limit of a googol": _limits([1, 1, 1, 1e100]),
+    "split limits of quantiles": _limits([1, 1, 1, 1], method="CQR"),
+}
 REFERENCES: dict[str, Change] = {
     "reference is a pickle": with_content(bundle.REFERENCE, _pickled),
     "reference of pickled objects": with_fitting_manifest(_object_array),
@@ -187,7 +265,7 @@ REFERENCES: dict[str, Change] = {
     "reference is a zip": with_content(bundle.REFERENCE, lambda _: b"PK\x03\x04" + bytes(100)),
 }
 OTHERS: dict[str, Change] = {"model is a pickle": with_content(bundle.ONNX, _pickled)}
-HOSTILE = OTHERS | MANIFESTS | CONFIGS | REFERENCES | GRAPHS
+HOSTILE = OTHERS | MANIFESTS | CONFIGS | TARGETS | REFERENCES | GRAPHS
 
 
 def _flip(path: Path) -> None:

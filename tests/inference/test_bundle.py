@@ -1,7 +1,6 @@
 """A good bundle, opened; the bad ones are in tests/helpers/hostile_bundles.py."""
 
 import hashlib
-import math
 import re
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json
 from headstart.inference import bundle
-from headstart.inference.bundle_config import ConformalLevel
+from headstart.targets.labels import Labels
+from headstart.targets.number import Numbers
 from helpers.bundles import CLASSES, INPUT, copy_bundle
-from helpers.hostile_bundles import make_hostile
+from helpers.hostile_bundles import GOOD, make_hostile, set_target
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def test_a_good_bundle(folder: Path) -> None:
     config = opened.config
     assert (config.architecture, config.classes, config.features) == ("test_resnet", CLASSES, 96)
     assert {key: list(value) if isinstance(value, tuple) else value for key, value in config.input.items()} == INPUT
-    assert config.temperature == 1.5
-    assert config.conformal[1] == ConformalLevel("LAC", 0.95, math.inf)
+    assert config.fitted == {"temperature": 1.5}
+    assert config.conformal[1] == {"method": "LAC", "level": 0.95, "threshold": None}
     assert config.ood_thresholds == {0.95: 0.05, 0.99: 0.5}
     assert opened.path(bundle.ONNX) == folder / bundle.ONNX
     reference = opened.ood_reference()
@@ -56,8 +56,22 @@ def test_what_need_not_be_there(folder: Path) -> None:
     (folder / bundle.REFERENCE).unlink()
     bundle.write_manifest(folder)
     opened = bundle.open_bundle(folder)
-    assert (opened.config.temperature, opened.config.conformal, opened.ood_reference()) == (None, [], None)
+    assert (opened.config.fitted, opened.config.conformal, opened.ood_reference()) == (None, [], None)
     assert opened.config.descriptions == {"cat": "a small one"}
+
+
+def test_good_bundles_of_labels_and_numbers(folder: Path) -> None:
+    set_target(folder, GOOD["labels"])
+    bundle.write_manifest(folder)
+    config = bundle.open_bundle(folder).config
+    assert config.target == Labels(CLASSES)
+    assert config.fitted == {name: GOOD["labels"][name] for name in ("temperatures", "thresholds")}
+    assert config.conformal == GOOD["labels"]["conformal"]
+    set_target(folder, GOOD["number"] | {"temperatures": None})
+    bundle.write_manifest(folder)
+    config = bundle.open_bundle(folder).config
+    assert config.target == Numbers(CLASSES, **GOOD["number"]["target"]["spec"])
+    assert (config.fitted, config.conformal) == ({}, GOOD["number"]["conformal"])
 
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(folder: Path) -> None:
@@ -95,6 +109,27 @@ def test_a_file_is_compared_when_it_is_asked_for(folder: Path) -> None:
         ("a crop mode that is an object", "config.json: headstart.input.crop_mode"),
         ("temperature that is a text", "config.json: headstart.temperature"),
         ("conformal of no method", "config.json: headstart.conformal[0].method"),
+        ("a target of no kind", "config.json: headstart.target.kind must be one of class, labels, number, grade"),
+        ("a target without a spec", "config.json: headstart.target.spec is missing"),
+        ("a target of other outputs", "config.json: num_classes must be 3"),
+        ("temperatures too few", "config.json: headstart.temperatures must be a list of 4"),
+        ("a temperature of a label that is negative", "config.json: headstart.temperatures[2]"),
+        ("a temperature of a label that is NaN", "config.json: has NaN"),
+        ("thresholds of labels that are missing", "config.json: headstart.thresholds"),
+        ("a threshold of a label that is true", "config.json: headstart.thresholds[3]"),
+        ("labels with the sets of classes", "config.json: headstart.conformal[0].method must be one of CRC"),
+        ("labels with a list of limits", "config.json: headstart.conformal[0].threshold must be a number from 0 to 1"),
+        (
+            "a scale that is negative",
+            "config.json: headstart.target.spec.scale[3] must be a number from 1e-30 to 1e+30",
+        ),
+        ("units too few", "config.json: headstart.target.spec.units must be a list of 4"),
+        ("quantiles out of order", "config.json: headstart.target.spec.quantiles[1]"),
+        ("quantiles twice", "config.json: headstart.target.spec.quantiles[2] is there twice"),
+        ("quantiles of no outputs", "config.json: num_classes must be 12"),
+        ("numbers with one limit", "config.json: headstart.conformal[0].threshold must be a list of 4"),
+        ("a limit that is negative", "config.json: headstart.conformal[0].threshold[3]"),
+        ("split limits of quantiles", "config.json: headstart.conformal[0].method must be one of split"),
         ("thresholds by no fraction", "config.json: headstart.out_of_distribution.thresholds.most"),
     ],
 )

@@ -15,6 +15,7 @@ from PIL import Image
 from headstart.core.errors import UserError
 from headstart.inference.postprocess import Prediction
 from headstart.inference.server import Limits, application, listening_socket
+from headstart.targets.classes import Classes
 
 LIMITS = Limits(body_bytes=10_000, images=2, seconds=0.1, threads=1)
 
@@ -22,7 +23,7 @@ LIMITS = Limits(body_bytes=10_000, images=2, seconds=0.1, threads=1)
 class Slow:
     """A predictor that works until ``end`` is set."""
 
-    bundle = SimpleNamespace(config=SimpleNamespace(architecture="slow", classes=["cat"]))
+    bundle = SimpleNamespace(config=SimpleNamespace(architecture="slow", target=Classes(["cat"])))
 
     def __init__(self) -> None:
         self.end = Event()

@@ -45,6 +45,7 @@ CALIBRATION_ENTRIES = {
     "conformal": [{"method": "LAC", "level": 0.9, "threshold": 0.75}],
     "out_of_distribution": {"score": "a distance", "neighbour": 2, "references": 3, "thresholds": {"0.95": 0.5}},
 }
+TARGET_ENTRY = {"kind": "class", "spec": {}}
 EVALUATION = {"pictures": 9, "classes": list(CLASSES), "models": {"probe": FIGURES, "finetune": FIGURES}}
 ROUNDED = ["onnx", "onnx_fp16", "onnx_int8", "pt2"]
 LOOSE = {"agreement": 0.5, "nll": 10.0}
@@ -122,6 +123,7 @@ def test_timm_loads_the_folder_with_all_that_it_needs(exported: Path, monkeypatc
         assert torch.equal(model(inputs), trained(inputs))
     trained_config = read_json(paths.FINETUNE / "config.json")
     exported_config = read_json(paths.EXPORT / "config.json")
+    assert exported_config["headstart"]["target"] == trained_config.pop("headstart_target") == TARGET_ENTRY
     added = {"headstart", "pretrained_cfg"}  # timm writes the classes' names there too
     assert {key: value for key, value in exported_config.items() if key not in added} == {
         key: value for key, value in trained_config.items() if key not in added
@@ -148,7 +150,7 @@ def test_formats_take_any_batch(exported: Path, batch: int, name: str, monkeypat
 def test_an_onnx_file_alone_says_what_it_was_made_for(exported: Path) -> None:
     session = onnxruntime.InferenceSession(exported / "export" / "model.onnx")
     metadata = json.loads(session.get_modelmeta().custom_metadata_map["headstart"])
-    assert metadata == {"label_names": list(CLASSES), "input": INPUT}
+    assert metadata == {"label_names": list(CLASSES), "input": INPUT, "target": TARGET_ENTRY}
 
 
 def test_report_says_what_was_compared(exported: Path) -> None:
@@ -172,7 +174,7 @@ def test_report_says_what_was_compared(exported: Path) -> None:
 
 def test_the_calibration_goes_with_the_model(exported: Path) -> None:
     entries = read_json(exported / "export" / "config.json")["headstart"]
-    assert entries == {"format": 1, "input": INPUT, "features": 96} | CALIBRATION_ENTRIES
+    assert entries == {"format": 1, "input": INPUT, "features": 96} | CALIBRATION_ENTRIES | {"target": TARGET_ENTRY}
     np.testing.assert_array_equal(np.load(exported / "export" / "reference.npy"), np.eye(3))
 
 
@@ -227,8 +229,8 @@ def test_the_probe_on_its_frozen_backbone_is_exported() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_a_broken_timm_export_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def flipped(model: nn.Module, weights: Any, prepared: PreparedDataset, folder: Path) -> None:
-        save_timm(model, weights, prepared, folder)
+    def flipped(model: nn.Module, weights: Any, prepared: PreparedDataset, folder: Path, target: Any) -> None:
+        save_timm(model, weights, prepared, folder, target)
         tensors = load_file(folder / "model.safetensors")
         save_file({name: -t if name == "fc.weight" else t for name, t in tensors.items()}, folder / "model.safetensors")
 

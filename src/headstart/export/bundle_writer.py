@@ -29,7 +29,8 @@ from headstart.export.parity import PARITY_BATCH, ParityChecker, compare_preproc
 from headstart.inference import bundle
 from headstart.inference.bundle_config import FORMAT
 from headstart.models.backbone import WithFeatures, get_head, input_config
-from headstart.models.timm_checkpoint import load_timm, save_timm
+from headstart.models.timm_checkpoint import TARGET, load_timm, read_target, save_timm
+from headstart.targets.target import Target
 
 RANGE_IMAGES = 128
 """Training images on which the ranges of 8-bit activations are measured, at most."""
@@ -44,6 +45,7 @@ def write_bundle(
     source: Source,
     params: Params,
     *,
+    target: Target,
     info: ModelCardInfo,
     calibration: tuple[dict[str, Any], NDArray[np.float32]] | None = None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any], dict[str, str]]:
@@ -55,6 +57,7 @@ def write_bundle(
         prepared: the images that it was trained on.
         source: of the same images, as files.
         params: the sections ``export`` and ``run`` are used.
+        target: of the model's outputs.
         info: of the model, for its card.
         calibration: of this very model, as ``read_ood_reference`` returns it; None where it was not measured.
 
@@ -65,7 +68,10 @@ def write_bundle(
     Raises:
         UserError: timm's format computes something else than the model, or images are preprocessed otherwise.
     """
-    checker = ParityChecker(model, prepared, params.export, params.run)
+    uncalibrated: dict[str, Any] = {"temperature": None, "conformal": [], "out_of_distribution": None}
+    calibrated = uncalibrated if calibration is None else calibration[0]
+    fitted = target.uncalibrated(None if calibration is None else calibrated)
+    checker = ParityChecker(model, target, prepared, params.export, params.run, fitted=fitted)
     preprocessing = compare_preprocessing(source, prepared, checker.rows)
     formats = {}
 
@@ -75,28 +81,28 @@ def write_bundle(
 
     with atomic_write(folder) as partial:
         partial.mkdir()
-        save_timm(model, model.state_dict(), prepared, partial)
+        save_timm(model, model.state_dict(), prepared, partial, target)
         reloaded = load_timm(partial)
-        check_config(partial / MODEL_CONFIG, reloaded, prepared)
+        check_config(partial, reloaded, prepared)
+        config = read_json(partial / MODEL_CONFIG)
+        about = {"target": config.pop(TARGET)}
         check("timm", WithFeatures(reloaded))
         failed = write_formats(
             partial,
             model,
             tuple(prepared.input["input_size"]),
             params.export.formats,
-            metadata={"headstart": json.dumps({"label_names": prepared.classes, "input": prepared.input})},
+            metadata={"headstart": json.dumps({"label_names": prepared.classes, "input": prepared.input, **about})},
             range_batches=_range_batches(prepared),
             check=check,
         )
         entries: dict[str, Any] = {"format": FORMAT, "input": prepared.input, "features": get_head(model).in_features}
-        entries |= {"temperature": None, "conformal": [], "out_of_distribution": None}
         if calibration is not None:
-            entries |= calibration[0]
             np.save(partial / bundle.REFERENCE, calibration[1])
-        config = read_json(partial / MODEL_CONFIG) | {"headstart": entries}
+        config |= {"headstart": entries | calibrated | about}
         write_json(partial / MODEL_CONFIG, config)
         images: dict[str, int] = {split: len(prepared.rows(split)) for split in SPLITS}
-        card = model_card(config, info, params.export, images, formats)
+        card = model_card(config, target, fitted, info, params.export, images=images, formats=formats)
         (partial / bundle.CARD).write_text(card, encoding="utf-8")
         (partial / bundle.LICENSE).write_text(licence_notes(config, params.export), encoding="utf-8")
         bundle.write_manifest(partial)
@@ -186,15 +192,16 @@ def _range_batches(prepared: PreparedDataset) -> Iterator[NDArray[np.float32]]:
         yield normalize(evaluation_pixels(prepared, rows[start : start + PARITY_BATCH])).contiguous().numpy()
 
 
-def check_config(path: Path, model: nn.Module, prepared: PreparedDataset) -> None:
-    """Raise UserError where ``config.json`` has other classes or another preprocessing than data/prepared.
+def check_config(folder: Path, model: nn.Module, prepared: PreparedDataset) -> None:
+    """Raise UserError where ``config.json`` has another target, other names or preprocessing than data/prepared.
 
     The logits of prepared images would show neither.
     """
-    written = {**input_config(model), "label_names": read_json(path).get("label_names")}
-    for key, value in {**prepared.input, "label_names": prepared.classes}.items():
+    target = read_target(folder)
+    written = {**input_config(model), "label_names": [*target.names], "target": target.kind}
+    for key, value in {**prepared.input, "label_names": prepared.classes, "target": prepared.target.kind}.items():
         if written.get(key) != value:
             raise UserError(
-                f"{path}: {key} is {written.get(key)}, but data/prepared has {value}; "
+                f"{folder / MODEL_CONFIG}: {key} is {written.get(key)}, but data/prepared has {value}; "
                 "nothing was exported. Run `dvc repro -f finetune`"
             )

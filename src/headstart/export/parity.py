@@ -1,5 +1,6 @@
 """The parity check: an exported format computes what the trained model computes, on real images, or is not written."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.special import log_softmax
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
@@ -26,11 +26,12 @@ from headstart.features.extract import run_inference
 from headstart.images.decode import UNLIMITED, BadImageError
 from headstart.images.preprocess import Preprocessing
 from headstart.models.backbone import features_of, get_head
+from headstart.targets.target import Target, Values
 
 PARITY_BATCH = 32
 
 _Outputs = tuple[NDArray[np.float32], NDArray[np.float32], float]
-"""Logits, (n, classes); features, (n, width); the mean loss of the labels."""
+"""Logits, (n, outputs); features, (n, width); the mean loss."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,23 @@ class _Difference:
 
     logits: NDArray[np.float32]  # the largest of each image's logits, (n,)
     features: NDArray[np.float32]  # of each image, its norm as a fraction of the trained model's norm, (n,)
-    same_class: NDArray[np.bool_]  # whether the top class is the same, (n,)
+    agreement: NDArray[np.float64]  # ``Target.agreement``, such as whether the top class is the same, (n,)
     nll: float  # of the mean losses
 
     def violations(self, bound: float | RoundedConfig) -> NDArray[np.bool_]:
         """Return the images that violate a bound, bool (n,); NaN violates every bound.
 
         The bounds of a format that rounds hold for all images together; where one is violated, these are the images
-        whose top class differs, or else those with the largest difference.
+        whose answer differs, or else those with the largest difference.
         """
         if not isinstance(bound, RoundedConfig):
             return ~((self.logits <= bound) & (self.features <= bound))
         if not np.isfinite(self.features).all():
             return ~np.isfinite(self.features)
-        if self.same_class.mean() >= bound.agreement and self.nll <= bound.nll:
-            return np.zeros(len(self.same_class), bool)
-        return ~(self.logits < self.logits.max()) if self.same_class.all() else ~self.same_class
+        if self.agreement.mean() >= bound.agreement and self.nll <= bound.nll:
+            return np.zeros(len(self.agreement), bool)
+        differs = np.asarray(self.agreement < 1)
+        return differs if differs.any() else ~(self.logits < self.logits.max())
 
 
 class ParityChecker:
@@ -63,10 +65,23 @@ class ParityChecker:
     All run on the CPU, and so with the same arithmetic. ``rows`` are those of the images, int64 (n,).
     """
 
-    def __init__(self, trained: nn.Module, prepared: PreparedDataset, export: ExportConfig, run: RunConfig) -> None:
-        """Compute the outputs of the trained model, in evaluation mode, on the CPU."""
+    def __init__(
+        self,
+        trained: nn.Module,
+        target: Target,
+        prepared: PreparedDataset,
+        export: ExportConfig,
+        run: RunConfig,
+        *,
+        fitted: Mapping[str, Any],
+    ) -> None:
+        """Compute the outputs of the trained model, in evaluation mode, on the CPU; they are the target's.
+
+        ``fitted`` is what answers depend on beside the outputs.
+        """
+        self._target, self._fitted = target, fitted
         self._prepared, self._export, self._run = prepared, export, run
-        self.rows, self._labels = comparison_images(prepared, export.pictures)
+        self.rows, self._values = comparison_images(prepared, export.pictures)
         self._width = get_head(trained).in_features
         generator = torch.Generator().manual_seed(0)
         self._noise = torch.randn(PARITY_BATCH, *prepared.input["input_size"], generator=generator)
@@ -84,7 +99,8 @@ class ParityChecker:
 
         Returns:
             The largest over all images and batch sizes: ``max_difference`` and ``noise_difference`` of the logits,
-            ``features_difference`` as a fraction of their norm, ``nll_difference``; the smallest ``top1_agreement``.
+            ``features_difference`` as a fraction of their norm, ``nll_difference``, of the target's loss; the smallest
+            ``top1_agreement``, the mean of ``Target.agreement``.
 
         Raises:
             UserError: a difference is beyond its bound or NaN; the message names the first such image.
@@ -106,8 +122,9 @@ class ParityChecker:
                 row = int(self.rows[first])
                 source, _ = sources_and_splits([row], self._prepared.folder)[row]
                 raise UserError(
-                    f"export: {name}, batch {batch_size}: the outputs are beyond export.{key}: the top class is the "
-                    f"same on {difference.same_class.mean():.2%} of {len(self.rows)} images, the loss differs by "
+                    f"export: {name}, batch {batch_size}: the outputs are beyond export.{key}: "
+                    f"{self._target.agreement_title} on {difference.agreement.mean():.2%} of {len(self.rows)} images, "
+                    "the loss differs by "
                     f"{difference.nll:.3g}. Of {len(wrong)} images that differ the first is {source}: its "
                     f"logits by {difference.logits[first]:.3g}, its features by {difference.features[first]:.2%}"
                 )
@@ -115,7 +132,7 @@ class ParityChecker:
             "max_difference": max(float(each.logits.max()) for each in differences),
             "noise_difference": noise,
             "features_difference": max(float(each.features.max()) for each in differences),
-            "top1_agreement": min(float(each.same_class.mean()) for each in differences),
+            "top1_agreement": min(float(each.agreement.mean()) for each in differences),
             "nll_difference": max(each.nll for each in differences),
         }
 
@@ -125,7 +142,7 @@ class ParityChecker:
         return _Difference(
             np.abs(logits - trained_logits).max(axis=1),
             np.asarray(np.linalg.norm(features - trained_features, axis=1) / norms, np.float32),
-            logits.argmax(1) == trained_logits.argmax(1),
+            self._target.agreement(trained_logits, logits, self._fitted),
             abs(nll - trained_nll),
         )
 
@@ -140,7 +157,7 @@ class ParityChecker:
             label=f"export, {name}, batch {batch_size}",
         )
         logits, features = np.split(np.concatenate(list(batches)), [-self._width], axis=1)
-        losses = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(logits)), self._labels]
+        losses = self._target.losses(logits.astype(np.float64), self._values)
         return logits, features, float(losses.mean())
 
     @torch.inference_mode()
@@ -148,15 +165,15 @@ class ParityChecker:
         return function(self._noise)[0].numpy()
 
 
-def comparison_images(prepared: PreparedDataset, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def comparison_images(prepared: PreparedDataset, count: int) -> tuple[NDArray[np.int64], Values]:
     """Choose images evenly over validation, and so of all classes; over train where there is no validation.
 
-    Returns their row numbers and their class numbers, int64 (at most ``count``,).
+    Returns their row numbers, int64 (at most ``count``,), and their values.
     """
-    rows, labels = prepared.rows("validation"), read_values("validation", prepared.folder)
+    rows, values = prepared.rows("validation"), read_values("validation", prepared.folder)
     if not len(rows):
-        rows, labels = prepared.rows("train"), read_values("train", prepared.folder)
-    return evenly(rows, count), evenly(labels, count)
+        rows, values = prepared.rows("train"), read_values("train", prepared.folder)
+    return evenly(rows, count), evenly(values, count)
 
 
 PIXEL_TOLERANCE = 1e-5

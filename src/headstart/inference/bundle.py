@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
 from headstart.core.io import write_json
+from headstart.core.json_value import parse_json
 from headstart.core.paths import MODEL_CONFIG, MODEL_WEIGHTS
-from headstart.inference.bundle_config import FORMAT, BundleConfig, check_format, parse_config, parse_json
+from headstart.inference.bundle_config import FORMAT, BundleConfig, check_format, parse_config
 
 ONNX = "model.onnx"
 ONNX_FP16 = "model.fp16.onnx"

@@ -14,7 +14,7 @@ from headstart.inference.bundle import ONNX_DATA, Bundle
 from headstart.inference.onnx_check import check_onnx
 
 InferenceFn = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""From pixels, float32 (n, 3, height, width), to logits, float32 (n, classes), and features, float32 (n, width); many
+"""From pixels, float32 (n, 3, height, width), to logits, float32 (n, outputs), and features, float32 (n, width); many
 threads may call it at once."""
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MEMORY_FRACTION = 0.75
@@ -56,7 +56,7 @@ def open_session(bundle: Bundle, name: str, *, device: str, threads: int) -> Inf
             logits, features = session.run(["logits", "features"], {"pixels": inputs})
         except Exception as error:  # noqa: BLE001
             raise UserError(f"{path}: ONNX Runtime can't run it: {first_line(error)}") from None
-        expected = (len(inputs), len(bundle.config.classes)), (len(inputs), bundle.config.features)
+        expected = (len(inputs), bundle.config.target.outputs), (len(inputs), bundle.config.features)
         if (logits.shape, features.shape) != expected:
             raise UserError(f"{path}: its logits and features are {logits.shape} and {features.shape}, not {expected}")
         return logits, features
@@ -80,7 +80,11 @@ def _limit_memory() -> None:
 def _check_signature(session: onnxruntime.InferenceSession, bundle: Bundle, path: Path) -> None:
     """Raise UserError where inputs or outputs are not those that ``config.json`` promises."""
     config, inputs, outputs = bundle.config, session.get_inputs(), session.get_outputs()
-    expected = {"pixels": config.input["input_size"], "logits": (len(config.classes),), "features": (config.features,)}
+    expected = {
+        "logits": (config.target.outputs,),
+        "features": (config.features,),
+        "pixels": config.input["input_size"],
+    }
     for side, tensors, wanted in (("inputs", inputs, ["pixels"]), ("outputs", outputs, ["features", "logits"])):
         names = sorted(each.name for each in tensors)
         if names != wanted:

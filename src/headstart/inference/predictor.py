@@ -51,7 +51,7 @@ class Predictor:
         calibrated: bool = False,
         conformal: float | None = None,
         conformal_method: str | None = None,
-        top: int = 5,
+        top: int | None = None,
         threads: int | None = None,
         max_pixels: int | None = None,
         max_aspect_ratio: float = MAX_ASPECT_RATIO,
@@ -63,17 +63,18 @@ class Predictor:
             folder: the bundle.
             device: ``cpu``, ``cuda`` (by onnxruntime-gpu or else torch), or ``torch`` (torch on the CPU).
             model: the bundle's ONNX file to run.
-            calibrated: divide the logits by the bundle's temperature; prediction sets stay as they were measured.
-            conformal: level of the prediction sets, one that the bundle has; None takes its first, if any.
-            conformal_method: ``LAC`` or ``APS``; None takes the first that the bundle has of that level.
-            top: how many of the likeliest classes ``Prediction.top`` lists.
+            calibrated: divide the logits by the bundle's temperatures; prediction sets, and which labels are given,
+                stay as they were measured. Numbers have no temperature.
+            conformal: level of the prediction sets or intervals, one that the bundle has; None takes its first, if any.
+            conformal_method: such as ``LAC`` or ``APS``; None takes the first that the bundle has of that level.
+            top: how many of the likeliest classes, labels or grades ``Prediction.top`` lists; None: 5. Not of numbers.
             threads: that decode and compute; None is one for each core that this process may use.
             max_pixels: of an image; more are refused. None is Pillow's own limit, 178,956,970.
             max_aspect_ratio: the longest side of an image over the shortest; a narrower one is refused.
             heic: whether HEIC is read, where pillow-heif is installed.
 
         Raises:
-            UserError: the bundle fails a check, or has no such level, temperature or file.
+            UserError: the bundle fails a check, or has no such level, temperature, file or likeliest ones.
         """
         self.bundle: Bundle = open_bundle(Path(folder))
         self.preprocessing = Preprocessing.of(self.bundle.config.input)

@@ -22,12 +22,11 @@ from headstart.images.decode import BadImageError
 from headstart.images.kinds import HEAD_BYTES, image_format
 from headstart.inference.postprocess import Prediction
 from headstart.inference.predictor import Predictor
-from headstart.inference.writers import OUTPUT_NAMES, output_record
+from headstart.inference.writers import output_names, output_record
+from headstart.targets.target import Target
 
 IMAGE = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "additionalProperties": {"type": "array", "items": IMAGE["schema"]}}}
-ANSWER_FIELDS: dict[str, Any] = {OUTPUT_NAMES[name]: (hint, ...) for name, hint in get_type_hints(Prediction).items()}
-ANSWER: Any = create_model("Prediction", **ANSWER_FIELDS)
 HOW = (
     "send an image's bytes as the body with its Content-Type, image/* (curl -H 'Content-Type: image/jpeg' "
     "--data-binary @cat.jpg URL), or several as the files of multipart/form-data (curl -F file=@cat.jpg URL)"
@@ -56,9 +55,9 @@ def application(predictor: Predictor, limits: Limits) -> FastAPI:
     """
     app = FastAPI(title="headstart", docs_url=None, redoc_url=None)  # these pages load scripts from elsewhere
     pool = CapacityLimiter(limits.threads)
-    config = predictor.bundle.config
+    config, target = predictor.bundle.config, predictor.bundle.config.target
 
-    @app.post("/predict", openapi_extra={"requestBody": BODY}, response_model=list[ANSWER])
+    @app.post("/predict", openapi_extra={"requestBody": BODY}, response_model=list[_answer_model(target)])  # type: ignore[misc]
     async def predict(request: Request, response: Response) -> list[dict[str, Any]]:
         """Return a prediction for each image, in their order; 422 where none of them can be read."""
         images = await _uploaded(request, limits)
@@ -71,14 +70,21 @@ def application(predictor: Predictor, limits: Limits) -> FastAPI:
             raise HTTPException(503, f"no answer within {limits.seconds:g} s: too busy", {"Retry-After": "1"}) from None
         if all(each.error for each in predictions):
             response.status_code = 422
-        return [output_record(each) for each in predictions]
+        return [output_record(each, target) for each in predictions]
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        """Return the model's architecture and classes: it is loaded."""
-        return {"status": "ok", "model": config.architecture, "classes": config.classes}
+        """Return the model's architecture and what it knows, such as its ``classes``: it is loaded."""
+        return {"status": "ok", "model": config.architecture, target.nouns: [*target.names]}
 
     return app
+
+
+def _answer_model(target: Target) -> Any:
+    """Return the type of an image's answer, for the service's description."""
+    hints, names = get_type_hints(Prediction), output_names(target)
+    fields: dict[str, Any] = {name: (hints[field], ...) for field, name in names.items()}
+    return create_model("Prediction", **fields)
 
 
 def _predict_upload(predictor: Predictor, name: str, content: bytes) -> Prediction:

@@ -40,7 +40,7 @@ def open_torch(bundle: Bundle, device: str) -> InferenceFn:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU that it can use; leave --device away")
     weights = load_file(bundle.path(MODEL_WEIGHTS))
-    arguments = bundle.config.model_args | {"num_classes": len(bundle.config.classes)}
+    arguments = bundle.config.model_args | {"num_classes": bundle.config.target.outputs}
     try:
         model = timm.create_model(bundle.config.architecture, pretrained=False, **arguments)
         model.load_state_dict(weights)

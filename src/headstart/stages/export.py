@@ -30,8 +30,9 @@ from headstart.export.bundle_writer import check_complete, check_config, write_b
 from headstart.export.model_card import ModelCardInfo
 from headstart.models.backbone import backbone_for, set_head
 from headstart.models.head import read_head
-from headstart.models.timm_checkpoint import load_timm
+from headstart.models.timm_checkpoint import load_timm, read_target
 from headstart.stages.program import main
+from headstart.targets.target import Target
 from headstart.tracking.lineage import track_model
 
 SOURCE = ("source", "path", "columns", "target", "target_columns", "label_separator", "grades", "label_case")
@@ -61,12 +62,12 @@ def run(params: Params) -> None:
         model=name,
         hashes={"data and splits": run_info["data_sha256"], "pretrained weights": run_info["weights_sha256"]},
         evaluation=read_json(paths.report_of("evaluate")),
-        calibration=read_json(paths.TRUST)["calibration"][name],
+        calibration=read_json(paths.TRUST)["calibration"].get(name),
     )
-    model, calibration = _load_model(params, prepared), read_ood_reference(name)
+    (model, target), calibration = _load_model(params, prepared), read_ood_reference(name)
     source = open_source(params.prepare, params.run)
     formats, preprocessing, failed = write_bundle(
-        paths.EXPORT, model, prepared, source, params, info=card_info, calibration=calibration
+        paths.EXPORT, model, prepared, source, params, target=target, info=card_info, calibration=calibration
     )
     max_difference = max(figures["max_difference"] for kind, figures in formats.items() if "_" not in kind)
     report = {
@@ -86,15 +87,18 @@ def run(params: Params) -> None:
     logger.info("export: %s; logits of %d images differ by %.1e at most", paths.EXPORT, images, max_difference)
 
 
-def _load_model(params: Params, prepared: PreparedDataset) -> nn.Module:
-    """Load the model of export.from, in evaluation mode; raises UserError where its config is not data/prepared's."""
+def _load_model(params: Params, prepared: PreparedDataset) -> tuple[nn.Module, Target]:
+    """Load the model of export.from, in evaluation mode, with the target of its outputs.
+
+    Raises UserError where its config is not data/prepared's.
+    """
     if params.export.from_ == "probe":
-        model = backbone_for(params.backbone, len(prepared.classes))
+        model = backbone_for(params.backbone, prepared.target.outputs)
         set_head(model, read_head())
-        return model.eval()
+        return model.eval(), prepared.target
     model = load_timm(existing(paths.FINETUNE))
-    check_config(paths.FINETUNE / paths.MODEL_CONFIG, model, prepared)
-    return model
+    check_config(paths.FINETUNE, model, prepared)
+    return model, read_target(paths.FINETUNE)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.core.blocks import Matrix, row_blocks
+from headstart.core.json_value import JsonValue
 from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, constants, log_softmax, namespace
 from headstart.targets.cells import CellError
-from headstart.targets.conformal import LEVELS, entry, threshold
+from headstart.targets.conformal import LEVELS, checked_entry, entry, threshold
 from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
+from headstart.targets.temperature import checked_temperature
 
 METHODS = ("LAC", "APS")
 FOCUS = 2.0
@@ -54,6 +56,9 @@ class Classes:
     top_k: int = field(default=3, compare=False)
     kind: ClassVar[str] = "class"
     nouns: ClassVar[str] = "classes"
+    answer_fields: ClassVar[tuple[str, ...]] = ("label", "probability", "top", "prediction_set")
+    agreement_title: ClassVar[str] = "same top class"
+    hub_tags: ClassVar[tuple[str, ...]] = ("image-classification",)
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "focal")
     tied: ClassVar[bool] = False
     has_classes: ClassVar[bool] = True
@@ -215,8 +220,26 @@ class Classes:
         covered = sets[np.arange(len(values)), values]
         return {"covered": float(covered.mean()), "of": len(values), "size": float(sets.sum(axis=1).mean())}
 
+    @classmethod
+    def checked(cls, names: Sequence[str], spec: JsonValue) -> "Classes":  # noqa: ARG003  (the names say it all)
+        """Return the classes of these names."""
+        return cls(names)
+
+    def checked_fit(self, entries: JsonValue) -> dict[str, Any] | None:
+        """Return a stranger's temperature; None where there is none."""
+        temperature = entries.get("temperature")
+        return None if temperature is None else {"temperature": checked_temperature(temperature)}
+
+    def checked_level(self, level: JsonValue) -> dict[str, Any]:
+        """Return a stranger's level: its threshold is one of probabilities, to rounding."""
+        return checked_entry(level, METHODS, -1e-6, 1 + 1e-6)
+
+    def uncalibrated(self, fitted: Mapping[str, Any] | None) -> dict[str, Any]:  # noqa: ARG002  (others have use for it)
+        """Return a temperature of 1."""
+        return {"temperature": 1.0}
+
     def answers(
-        self, outputs: NDArray[Any], fitted: Mapping[str, Any], level: Mapping[str, Any] | None
+        self, outputs: NDArray[Any], fitted: Mapping[str, Any], level: Mapping[str, Any] | None, top: int | None = None
     ) -> list[Answer]:
         """Return the likeliest class with its probability; a set's classes are the likeliest first."""
         probabilities = softmax(np.asarray(outputs / fitted["temperature"], np.float32))
@@ -224,10 +247,23 @@ class Classes:
         sets = None if level is None else np.take_along_axis(self.region(outputs, level), order, axis=1)
         answers = []
         for i, ranked in enumerate(order):
-            parts = [(self.names[j], float(probabilities[i, j])) for j in ranked]
+            parts = [(self.names[j], float(probabilities[i, j])) for j in ranked[:top]]
             region = None if sets is None else [self.names[j] for j in ranked[sets[i]]]
             answers.append(Answer(parts[0][0], parts[0][1], parts, region))
         return answers
+
+    def prediction(self, answer: Answer) -> dict[str, Any]:
+        """Return an answer by the ``answer_fields``."""
+        return dict(zip(self.answer_fields, answer, strict=True))
+
+    def agreement(
+        self,
+        outputs: NDArray[Any],
+        others: NDArray[Any],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+    ) -> NDArray[np.float64]:
+        """Return 1 where the likeliest class is the same."""
+        return np.asarray(outputs.argmax(axis=1) == others.argmax(axis=1), np.float64)
 
 
 class ClassTally:

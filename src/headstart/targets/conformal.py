@@ -1,11 +1,13 @@
 """Thresholds of conformal prediction, which several targets share (Vovk et al. 2005)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from headstart.core.json_value import JsonValue
 
 LEVELS = (0.9, 0.95)
 
@@ -22,3 +24,20 @@ def entry(method: str, level: float, limits: float | Iterable[float]) -> dict[st
         return {"method": method, "level": level, "threshold": limits if math.isfinite(limits) else None}
     each = [limit if math.isfinite(limit) else None for limit in limits]
     return {"method": method, "level": level, "threshold": each}
+
+
+def checked_entry(
+    level: JsonValue, methods: Sequence[str], least: float, most: float, parts: int | None = None
+) -> dict[str, Any]:
+    """Return an ``entry`` of a stranger's, with a threshold from ``least`` to ``most``, or a list of as many as parts.
+
+    Raises:
+        UserError: names the file and the key.
+    """
+
+    def limit(value: JsonValue) -> float | None:
+        return None if value.value is None else value.number(least, most)
+
+    given = level["threshold"]
+    limits = limit(given) if parts is None else [limit(each) for each in given.list(parts, parts)]
+    return {"method": level["method"].one_of(*methods), "level": level["level"].number(0, 1), "threshold": limits}

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
+from headstart.core.json_value import JsonValue
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, constants, namespace, sigmoid, softplus
 from headstart.targets.cells import NUMBER, CellError
-from headstart.targets.conformal import LEVELS, entry, threshold
+from headstart.targets.conformal import LEVELS, checked_entry, entry, threshold
 from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
-from headstart.targets.temperature import best_temperatures
+from headstart.targets.temperature import best_temperatures, checked_temperature
 
 MOST_GRADES = 50
 
@@ -71,6 +72,9 @@ class Grades:
     names: Sequence[str]
     kind: ClassVar[str] = "grade"
     nouns: ClassVar[str] = "grades"
+    answer_fields: ClassVar[tuple[str, ...]] = ("label", "probability", "top", "prediction_set")
+    agreement_title: ClassVar[str] = "same grade"
+    hub_tags: ClassVar[tuple[str, ...]] = ("image-classification", "ordinal-regression")
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto",)
     tied: ClassVar[bool] = True
     has_classes: ClassVar[bool] = True
@@ -239,20 +243,52 @@ class Grades:
         covered = sets[np.arange(len(values)), values]
         return {"covered": float(covered.mean()), "of": len(values), "size": float(sets.sum(axis=1).mean())}
 
+    @classmethod
+    def checked(cls, names: Sequence[str], spec: JsonValue) -> "Grades":  # noqa: ARG003  (the names say it all)
+        """Return the grades of these names."""
+        return cls(names)
+
+    def checked_fit(self, entries: JsonValue) -> dict[str, Any] | None:
+        """Return a stranger's temperature; None where there is none."""
+        temperature = entries.get("temperature")
+        return None if temperature is None else {"temperature": checked_temperature(temperature)}
+
+    def checked_level(self, level: JsonValue) -> dict[str, Any]:
+        """Return a stranger's level: its threshold is a probability, to rounding."""
+        return checked_entry(level, ("OAPS",), -1e-6, 1 + 1e-6)
+
+    def uncalibrated(self, fitted: Mapping[str, Any] | None) -> dict[str, Any]:  # noqa: ARG002  (others have use for it)
+        """Return a temperature of 1."""
+        return {"temperature": 1.0}
+
     def answers(
-        self, outputs: NDArray[Any], fitted: Mapping[str, Any], level: Mapping[str, Any] | None
+        self, outputs: NDArray[Any], fitted: Mapping[str, Any], level: Mapping[str, Any] | None, top: int | None = None
     ) -> list[Answer]:
-        """Return the median grade with its probability; the set's grades are in their order."""
+        """Return the median grade with its probability, before the others; the set's grades are in their order."""
         probabilities, grades = self.probabilities(outputs, fitted), self.predicted(outputs).tolist()
         sets = None if level is None else self.region(outputs, level)
         answers = []
         for i, (row, grade) in enumerate(zip(probabilities, grades, strict=True)):
-            parts = [(self.names[j], float(row[j])) for j in np.argsort(-row, kind="stable").tolist()]
+            others = [j for j in np.argsort(-row, kind="stable").tolist() if j != grade]
+            parts = [(self.names[j], float(row[j])) for j in [grade, *others][:top]]
             region = (
                 None if sets is None else [name for name, inside in zip(self.names, sets[i], strict=True) if inside]
             )
             answers.append(Answer(self.names[grade], float(row[grade]), parts, region))
         return answers
+
+    def prediction(self, answer: Answer) -> dict[str, Any]:
+        """Return an answer by the ``answer_fields``."""
+        return dict(zip(self.answer_fields, answer, strict=True))
+
+    def agreement(
+        self,
+        outputs: NDArray[Any],
+        others: NDArray[Any],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+    ) -> NDArray[np.float64]:
+        """Return 1 where the grade is the same."""
+        return np.asarray(self.predicted(outputs) == self.predicted(others), np.float64)
 
 
 class GradeTally:

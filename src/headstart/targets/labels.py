@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
+from headstart.core.json_value import JsonValue
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, known, namespace, sigmoid, softplus
 from headstart.targets.cells import CellError, read_flag
-from headstart.targets.conformal import LEVELS, entry
+from headstart.targets.conformal import LEVELS, checked_entry, entry
 from headstart.targets.ranking import Ranking
 from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
-from headstart.targets.temperature import best_temperatures
+from headstart.targets.temperature import best_temperatures, checked_temperature
 
 FOCUS = 2.0
 """The exponent γ of the focal loss (Lin et al. 2017)."""
@@ -105,6 +106,9 @@ class Labels:
     names: Sequence[str]
     kind: ClassVar[str] = "labels"
     nouns: ClassVar[str] = "labels"
+    answer_fields: ClassVar[tuple[str, ...]] = ("labels", "top", "prediction_set")
+    agreement_title: ClassVar[str] = "same labels"
+    hub_tags: ClassVar[tuple[str, ...]] = ("image-classification", "multi-label-image-classification")
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "focal", "asymmetric")
     tied: ClassVar[bool] = False
     has_classes: ClassVar[bool] = True
@@ -303,8 +307,37 @@ class Labels:
         found = (present & sets)[having].sum(axis=1) / present[having].sum(axis=1)
         return {"covered": float(found.mean()), "of": int(having.sum()), "size": float(sets.sum(axis=1).mean())}
 
+    @classmethod
+    def checked(cls, names: Sequence[str], spec: JsonValue) -> "Labels":  # noqa: ARG003  (the names say it all)
+        """Return the labels of these names."""
+        return cls(names)
+
+    def checked_fit(self, entries: JsonValue) -> dict[str, Any] | None:
+        """Return a stranger's temperatures and thresholds; None where there are none."""
+        temperatures, count = entries.get("temperatures"), len(self.names)
+        if temperatures is None:
+            return None
+        return {
+            "temperatures": [checked_temperature(each) for each in temperatures.list(count, count)],
+            "thresholds": [each.number(0, 1) for each in entries["thresholds"].list(count, count)],
+        }
+
+    def checked_level(self, level: JsonValue) -> dict[str, Any]:
+        """Return a stranger's level: its threshold is a probability."""
+        return checked_entry(level, ("CRC",), 0, 1)
+
+    def uncalibrated(self, fitted: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return temperatures of 1, and the thresholds of these probabilities; 0.5 where nothing was fitted."""
+        ones = [1.0] * len(self.names)
+        if fitted is None:
+            return {"temperatures": ones, "thresholds": [0.5] * len(ones)}
+        thresholds = np.asarray(fitted["thresholds"], np.float64)
+        with np.errstate(divide="ignore"):  # of the thresholds 0 and 1
+            logits = (np.log(thresholds) - np.log1p(-thresholds)) * fitted["temperatures"]
+        return {"temperatures": ones, "thresholds": sigmoid(logits).tolist()}
+
     def answers(
-        self, outputs: NDArray[Any], fitted: Mapping[str, Any], level: Mapping[str, Any] | None
+        self, outputs: NDArray[Any], fitted: Mapping[str, Any], level: Mapping[str, Any] | None, top: int | None = None
     ) -> list[Answer]:
         """Return the labels above their thresholds, the likeliest first."""
         probabilities, thresholds = self.probabilities(outputs, fitted), np.asarray(fitted["thresholds"])
@@ -312,11 +345,21 @@ class Labels:
         answers = []
         for i, row in enumerate(probabilities):
             order = np.argsort(-row, kind="stable").tolist()
-            parts = [(self.names[j], float(row[j])) for j in order]
-            given = [self.names[j] for j in order if row[j] >= thresholds[j]]
+            parts = [(self.names[j], float(row[j])) for j in order[:top]]
+            given = {self.names[j]: float(row[j]) for j in order if row[j] >= thresholds[j]}
             region = None if sets is None else [self.names[j] for j in order if sets[i, j]]
             answers.append(Answer(given, None, parts, region))
         return answers
+
+    def prediction(self, answer: Answer) -> dict[str, Any]:
+        """Return an answer by the ``answer_fields``."""
+        return {"labels": answer.value, "top": answer.parts, "prediction_set": answer.region}
+
+    def agreement(self, outputs: NDArray[Any], others: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Return the fraction of labels that are given by both, or by none."""
+        thresholds = np.asarray(fitted["thresholds"])
+        given, by_others = (self.probabilities(each, fitted) >= thresholds for each in (outputs, others))
+        return np.asarray((given == by_others).mean(axis=1))
 
 
 def _best_f1_threshold(probabilities: NDArray[np.float64], present: NDArray[np.float32]) -> float:

@@ -11,14 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.core.errors import UserError
+from headstart.core.json_value import JsonValue
 from headstart.targets.arrays import Array, cast, constants, known, namespace
-from headstart.targets.cells import CellError, read_number, split_unit
-from headstart.targets.conformal import LEVELS, entry, threshold
+from headstart.targets.cells import LARGEST, CellError, read_number, split_unit
+from headstart.targets.conformal import LEVELS, checked_entry, entry, threshold
 from headstart.targets.ranking import RankCorrelation
-from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
+from headstart.targets.target import (
+    PLAIN,
+    Answer,
+    Figures,
+    LossKind,
+    LossOptions,
+    Measure,
+    PredictedNumber,
+    Strata,
+)
 
 QUANTILES = (0.05, 0.5, 0.95)
 """What the quantile loss learns: the middle one is the answer, the outer ones its interval."""
+CLOSE = 0.05
+"""In standard deviations: what two outputs say of a number is the same within this."""
 BINS = 10
 """Of equal width, of the numbers among which sampling is balanced, from the first to the last percentile."""
 
@@ -74,6 +86,9 @@ class Numbers:
     quantiles: Sequence[float] = field(default=())
     kind: ClassVar[str] = "number"
     nouns: ClassVar[str] = "numbers"
+    answer_fields: ClassVar[tuple[str, ...]] = ("numbers",)
+    agreement_title: ClassVar[str] = f"numbers within {CLOSE:g} sd"
+    hub_tags: ClassVar[tuple[str, ...]] = ("image-regression",)
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "huber", "quantile")
     tied: ClassVar[bool] = False
     has_classes: ClassVar[bool] = False
@@ -239,7 +254,7 @@ class Numbers:
         """Fit by how much each number's interval is wider than what the model says; ``threshold`` has one for each."""
         scores = self._scores(outputs, values)
         of_number = [column[~np.isnan(column)] for column in scores.T]
-        method = "CQR" if self.quantiles else "split"
+        (method,) = self._methods
         return [entry(method, level, [threshold(each, level) for each in of_number]) for level in LEVELS]
 
     def region(self, outputs: NDArray[Any], level: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -266,11 +281,46 @@ class Numbers:
             "size": float(width.mean()) if np.isfinite(width).all() else None,
         }
 
+    @property
+    def _methods(self) -> tuple[str]:
+        return ("CQR" if self.quantiles else "split",)
+
+    @classmethod
+    def checked(cls, names: Sequence[str], spec: JsonValue) -> "Numbers":
+        """Return the numbers with a stranger's units, mean, scale and quantiles, which must rise."""
+        units, mean, scale = (spec[key].list(len(names), len(names)) for key in ("units", "mean", "scale"))
+        given, quantiles = spec.get("quantiles"), list[float]()
+        for each in () if given is None else given.list(3, 99):
+            quantiles.append(each.number(quantiles[-1] if quantiles else 0, 1))
+            if quantiles[:-1] and quantiles[-1] == quantiles[-2]:
+                each.refuse("is there twice")
+        return cls(
+            names,
+            [each.text(100, least=0) for each in units],
+            [each.number(-LARGEST, LARGEST) for each in mean],
+            [each.number(1 / LARGEST, LARGEST) for each in scale],
+            quantiles or (),
+        )
+
+    def checked_fit(self, entries: JsonValue) -> dict[str, Any]:  # noqa: ARG002  (others have use for it)
+        """Return nothing, as ``fit``."""
+        return {}
+
+    def checked_level(self, level: JsonValue) -> dict[str, Any]:
+        """Return a stranger's level, with a threshold for each number; those of quantiles may narrow the interval."""
+        least = -LARGEST if self.quantiles else 0
+        return checked_entry(level, self._methods, least, LARGEST, len(self.names))
+
+    def uncalibrated(self, fitted: Mapping[str, Any] | None) -> dict[str, Any]:  # noqa: ARG002  (others have use for it)
+        """Return nothing, as ``fit``."""
+        return {}
+
     def answers(
         self,
         outputs: NDArray[Any],
         fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
         level: Mapping[str, Any] | None,
+        top: int | None = None,  # noqa: ARG002  (none is likelier than another)
     ) -> list[Answer]:
         """Return the numbers, with their intervals; null for an end that is infinite."""
         points = self.points(outputs).tolist()
@@ -281,6 +331,22 @@ class Numbers:
             ends = region and [[end if np.isfinite(end) else None for end in interval] for interval in region]
             answers.append(Answer(point[0] if len(point) == 1 else point, None, parts, ends))
         return answers
+
+    def prediction(self, answer: Answer) -> dict[str, Any]:
+        """Return an answer by the ``answer_fields``."""
+        regions = answer.region or [None] * len(self.names)
+        parts = zip(answer.parts, self.units, regions, strict=True)
+        return {"numbers": [PredictedNumber(*part, unit, region) for part, unit, region in parts]}
+
+    def agreement(
+        self,
+        outputs: NDArray[Any],
+        others: NDArray[Any],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+    ) -> NDArray[np.float64]:
+        """Return the fraction of numbers that differ by ``CLOSE`` at most."""
+        differences = np.abs(self.points(outputs) - self.points(others)) / np.array(self.scale)
+        return np.asarray((differences <= CLOSE).mean(axis=1))
 
 
 class NumberTally:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.core.json_value import JsonValue
 from headstart.targets.arrays import Array
 
 LossKind = Literal["auto", "focal", "asymmetric", "huber", "quantile"]
@@ -206,6 +207,44 @@ class Target(Protocol):
     ) -> dict[str, Any]:
         """Measure what a conformal level promises: ``covered`` and ``of`` (counts, or a mean) and ``size``."""
 
+    # What an exported model says. Raises of ``checked…`` are UserErrors that name the file and the key.
+
+    @property
+    def answer_fields(self) -> Sequence[str]:
+        """The fields of ``inference.postprocess.Prediction`` that ``prediction`` fills."""
+
+    @property
+    def agreement_title(self) -> str:
+        """What ``agreement`` measures, as tables call it."""
+
+    @property
+    def hub_tags(self) -> Sequence[str]:
+        """The Hugging Face hub's names for the task; the first is a pipeline's where the hub has one."""
+
+    @classmethod
+    def checked(cls, names: Sequence[str], spec: JsonValue) -> "Target":
+        """Return the target that a stranger's ``spec`` describes."""
+
+    def checked_fit(self, entries: JsonValue) -> dict[str, Any] | None:
+        """Return what ``fit`` returned, from among a stranger's entries; None where nothing was fitted."""
+
+    def checked_level(self, level: JsonValue) -> dict[str, Any]:
+        """Return one of the levels that ``conformal`` returned, a stranger's."""
+
+    def uncalibrated(self, fitted: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return ``fitted`` for probabilities as they were trained, with the same answers; None: nothing was fitted."""
+
+    def answers(
+        self, outputs: NDArray[Any], fitted: Mapping[str, Any], level: Mapping[str, Any] | None, top: int | None = None
+    ) -> "list[Answer]":
+        """Return what a model says of each image; ``top`` limits the parts that are the likeliest, None: all."""
+
+    def prediction(self, answer: "Answer") -> dict[str, Any]:
+        """Return an answer by the ``answer_fields``."""
+
+    def agreement(self, outputs: NDArray[Any], others: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Return how much of the answer for each image is the same in other outputs, 0 to 1, float64 (n,)."""
+
 
 @runtime_checkable
 class Summable(Protocol):
@@ -222,7 +261,7 @@ class Answer(NamedTuple):
     """What a model says of an image, as predict and serve show it.
 
     Attributes:
-        value: the class, grade, labels or numbers: as JSON has them.
+        value: the class, grade, labels with their probabilities, or numbers: as JSON has them.
         probability: of a class or a grade.
         parts: names with their probabilities or numbers, the likeliest first.
         region: what includes the truth as often as the conformal level says: names, or an interval for each number;
@@ -233,3 +272,21 @@ class Answer(NamedTuple):
     probability: float | None
     parts: list[tuple[str, float]]
     region: list[Any] | None
+
+
+@dataclass(frozen=True)
+class PredictedNumber:
+    """One number that a model says of an image.
+
+    Attributes:
+        name: of the number.
+        value: in its unit.
+        unit: empty where it has none.
+        interval: its ends include the truth as often as the conformal level says; an end is None where validation was
+            too small for the level. None where the bundle has no levels.
+    """
+
+    name: str
+    value: float
+    unit: str
+    interval: list[float | None] | None

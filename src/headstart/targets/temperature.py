@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.core.json_value import JsonValue
+
 TEMPERATURES = np.geomspace(0.05, 20.0, 129)
 """Neighbours differ by a twentieth: the loss is flat at its minimum, and off by some 0.03 % at worst."""
 
@@ -22,3 +24,8 @@ def best_temperatures(
     best = losses.argmin(axis=0)
     inside = (best > 0) & (best < len(TEMPERATURES) - 1)
     return np.where(inside, np.round(TEMPERATURES[best], 4), np.ones(parts))
+
+
+def checked_temperature(value: JsonValue) -> float:
+    """Return a stranger's temperature; raises UserError that names the file and the key."""
+    return value.number(1e-3, 1e3)
