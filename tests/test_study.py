@@ -43,7 +43,7 @@ def test_the_stops_are_set_beside_the_theory(prepared: PreparedDataset) -> None:
     rows = read_table(STUDY / "early_stopping.csv")
     figures = json.loads((STUDY / "early_stopping.json").read_text(encoding="utf-8"))
     train = np.load("data/features/features.npy")[prepared.rows("train")]
-    assert figures["rate"] == pytest.approx(safe_rate(train))
+    assert figures["rate"] == pytest.approx(safe_rate(train, prepared.target))
     assert [int(rows[i]["steps"]) for i in (0, -1)] == [1, STEPS]
     for row in rows:
         assert float(row["theory_l2"]) == pytest.approx(equivalent_l2(figures["rate"], int(row["steps"])))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -6,9 +8,10 @@ from headstart.data_checks import label_errors as module
 from headstart.data_checks.label_errors import (
     FOLDS,
     choose_sample,
-    find_label_errors,
-    out_of_fold_probabilities,
+    out_of_fold_expectations,
 )
+from headstart.targets.classes import Classes
+from headstart.targets.target import LabelError
 
 CLASSES = 10
 
@@ -22,8 +25,16 @@ def clusters(n: int, generator: np.random.Generator) -> tuple[NDArray[np.float32
 def out_of_fold(
     features: NDArray[np.float32], labels: NDArray[np.int64], group_ids: NDArray[np.uint64], classes: int
 ) -> NDArray[np.float32]:
-    sample = choose_sample(labels, features.shape[1], classes)
-    return np.concatenate(list(out_of_fold_probabilities(features.__getitem__, labels, group_ids, sample, classes)))
+    sample, target = choose_sample(labels, features.shape[1], classes), of_classes(classes)
+    return np.concatenate(list(out_of_fold_expectations(features.__getitem__, labels, target, group_ids, sample)))
+
+
+def of_classes(count: int) -> Classes:
+    return Classes([str(i) for i in range(count)])
+
+
+def find_label_errors(labels: NDArray[np.int64], probabilities: list[NDArray[Any]]) -> list[LabelError]:
+    return of_classes(probabilities[0].shape[1]).find_errors(labels, probabilities)
 
 
 def test_swapped_labels_are_found_and_few_others() -> None:
@@ -37,10 +48,11 @@ def test_swapped_labels_are_found_and_few_others() -> None:
     assert len(places & set(swapped.tolist())) >= 0.8 * len(swapped)
     assert len(places - set(swapped.tolist())) <= 0.01 * 2000
     hits = [each for each in found if each.place in swapped]
-    assert np.mean([each.suggested == labels[each.place] for each in hits]) > 0.95
+    assert np.mean([each.suggested == str(labels[each.place]) for each in hits]) > 0.95
     for each in found:
-        assert each.label_probability == pytest.approx(probabilities[each.place, given[each.place]])
-        assert each.suggested_probability == pytest.approx(probabilities[each.place].max())
+        assert each.label == str(given[each.place])
+        assert each.figures[0] == pytest.approx(probabilities[each.place, given[each.place]])
+        assert each.figures[1] == pytest.approx(probabilities[each.place].max())
 
 
 def test_heads_of_a_sample_judge_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +86,7 @@ def test_the_worst_stands_first_by_the_class_share() -> None:
     labels = np.array([0, 0, 1, 2])
     probabilities = np.array([[0.02, 0.9, 0.08], [0.03, 0.9, 0.07], [0.97, 0.012, 0.018], [0.97, 0.017, 0.013]])
     found = find_label_errors(labels, [probabilities])
-    assert [(each.place, each.suggested) for each in found] == [(0, 1), (2, 0)]
+    assert [(each.place, each.suggested) for each in found] == [(0, "1"), (2, "0")]
     assert find_label_errors(labels[:0], [probabilities[:0]]) == []
 
 

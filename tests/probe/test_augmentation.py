@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from headstart.models.head import Head
 from headstart.probe.augmentation import FEWEST_IMAGES, MARGIN, judge_changes
+from headstart.targets.classes import Classes
 
 CLASSES = ["left", "right", "up", "down"]
 HEAD = Head(np.eye(4, dtype=np.float32), np.zeros(4, np.float32), 0.01)  # features are logits
@@ -20,7 +21,7 @@ def images(count: int, noise: int) -> tuple[NDArray[np.float32], NDArray[np.int6
 
 
 def verdict(before: NDArray[np.float32], after: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
-    evidence = judge_changes(HEAD, before, {"hflip": after}, labels, CLASSES)
+    evidence = judge_changes(HEAD, before, {"hflip": after}, labels, Classes(CLASSES))
     assert evidence["images"] == len(labels)
     assert evidence["reason"] is None
     found: dict[str, Any] = evidence["changes"]["hflip"]
@@ -109,6 +110,6 @@ def test_a_class_of_one_image_hides_no_other_that_is_lost() -> None:
 @pytest.mark.parametrize("changed", [True, False])
 def test_without_evidence_nothing_is_judged(changed: bool) -> None:
     before, labels = images(FEWEST_IMAGES - 1, 0)
-    evidence = judge_changes(HEAD, before, {"hflip": before} if changed else {}, labels, CLASSES)
+    evidence = judge_changes(HEAD, before, {"hflip": before} if changed else {}, labels, Classes(CLASSES))
     assert evidence["changes"] == {}
     assert ("29 validation images are too few" if changed else "data/features has no changed") in evidence["reason"]

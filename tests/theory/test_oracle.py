@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from headstart.probe.logistic import logistic_path
+from headstart.probe.logistic import linear_path
+from headstart.targets.classes import Classes
 from headstart.theory.oracle import (
     CENTRAL_STEP,
     affine,
@@ -25,6 +26,7 @@ from headstart.theory.oracle import (
 Array = NDArray[np.float64]
 Problem = tuple[list[Array], Array, Array, list[float]]
 INPUTS, CLASSES, COUNT = 7, 4, 30
+TARGET = Classes("abcd")
 SIZES = {"one layer": (INPUTS, CLASSES), "two layers": (INPUTS, 5, CLASSES)}
 
 
@@ -172,7 +174,7 @@ def test_the_probes_minimum_is_the_oracles() -> None:
     inputs, labels = generator.normal(size=(200, INPUTS)) + 2, np.arange(200) % CLASSES
     inputs[:, :CLASSES] += np.eye(CLASSES)[labels]
     one_hot = np.eye(CLASSES)[labels]
-    for l2, weight, bias in logistic_path(inputs, labels, CLASSES, [1.0, 1e-2, 1e-4]):
+    for l2, weight, bias in linear_path(inputs, labels, TARGET, [1.0, 1e-2, 1e-4]):
         for by_parameter in gradients([weight.T, bias], inputs, one_hot, [l2]):
             assert np.abs(by_parameter).max() < 1e-5
         for by_parameter in gradients([1.1 * weight.T, bias + 0.1 * np.eye(CLASSES)[0]], inputs, one_hot, [l2]):
