@@ -19,8 +19,9 @@ from headstart.targets.target import PLAIN, Answer, Figures, LabelError, Link, L
 
 QUANTILES = (0.05, 0.5, 0.95)
 """What the quantile loss learns: the middle one is the answer, the outer ones its interval."""
-DEVIATION = 5.0
-"""Spreads of the residuals from which on a number counts as an error."""
+DEVIATION = 4.0
+"""Spreads of the residuals from which on a number counts as an error: of 2,000 invented ones with normal noise, 46 of them
+swapped, 45 were listed and no other where R² was 0.99, 19 of 39 and no other at 0.91, 1 of 43 at 0.51."""
 BINS = 10
 """Of equal width, of the numbers among which sampling is balanced, from the first to the last percentile."""
 
@@ -226,14 +227,18 @@ class Numbers:
         return [np.quantile(each, QUANTILES).tolist() if len(each) else [0.0] * len(QUANTILES) for each in of_number]
 
     def find_errors(self, values: NDArray[np.float32], expected: Iterable[NDArray[Any]]) -> list[LabelError]:
-        """Find numbers whose residual is ``DEVIATION`` times the spread, the median one's that is normal: 1.48 MAD."""
+        """Find numbers whose residual is ``DEVIATION`` times the spread of their residuals.
+
+        The spread is the standard deviation of a normal distribution with the same 95th percentile of the absolute
+        residual: errors are fewer than one in twenty, and where most numbers are equal the median is near 0.
+        """
         blocks = [np.asarray(block, np.float64) for block in expected]
         outputs = np.concatenate(blocks) if blocks else np.zeros((0, self.outputs))
         residuals, is_known = known(np.abs(self.responses(values, outputs) - outputs))
         errors = []
         for j in range(self.outputs):
             of_number = np.flatnonzero(is_known[:, j])
-            spread = max(1.4826 * float(np.median(residuals[of_number, j])), 1e-6) if len(of_number) else 1.0
+            spread = max(float(np.quantile(residuals[of_number, j], 0.95)) / 1.96, 1e-6) if len(of_number) else 1.0
             for i in of_number[residuals[of_number, j] >= DEVIATION * spread].tolist():
                 both = float(values[i, j]), float(outputs[i, j] * self.scale[j] + self.mean[j])
                 label, suggested = (f"{self.names[j]} {each:.6g} {self.units[j]}".strip() for each in both)
