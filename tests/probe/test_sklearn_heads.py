@@ -1,8 +1,13 @@
 """The classical heads: they learn, are chosen by validation, and give finite log-probabilities of every class."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import logit
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.tree import DecisionTreeClassifier
 
 from headstart.probe import sklearn_heads
 from headstart.probe.logistic import linear_path, ridge_path
@@ -16,7 +21,11 @@ from headstart.probe.sklearn_heads import (
     reason_to_skip,
 )
 from headstart.targets.classes import Classes
+from headstart.targets.grade import Grades
+from headstart.targets.labels import Labels
 from headstart.targets.likelihood import negative_log_likelihood
+from headstart.targets.number import Numbers
+from headstart.targets.target import Target, mean_loss
 
 CLASSES = 4
 TARGET = Classes("abcd")
@@ -166,3 +175,81 @@ def test_with_many_classes_trees_are_skipped_and_the_reason_said() -> None:
     assert (
         reason_to_skip("boosting", classes(51)) == "51 classes: its time grows with them, and beyond 50 it is skipped"
     )
+
+
+# Other targets.
+
+OTHERS: dict[str, Target] = {
+    "labels": Labels(["a", "b", "c"]),
+    "number": Numbers(["x", "y"], ["", ""], [0.0, 10.0], [1.0, 5.0]),
+    "grade": Grades(["none", "mild", "bad", "worst"]),
+}
+
+
+def drawn_of(kind: str, count: int, seed: int, unknown: float = 0.0) -> LabelledFeatures:
+    """Six features, the first three of which say it, but for noise."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(count, 6)).astype(np.float32)
+    noisy = features[:, :3] + generator.normal(scale=0.5, size=(count, 3))
+    if kind == "grade":
+        return LabelledFeatures(features, np.searchsorted([-1.0, 0.0, 1.0], noisy[:, 0]))
+    values = noisy > [-0.5, 0, 1] if kind == "labels" else noisy[:, :2] * [1, 5] + [0, 10]
+    values = values.astype(np.float32)
+    values[generator.random(values.shape) < unknown] = np.nan
+    return LabelledFeatures(features, values)
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.4])
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_learns_every_target_from_what_is_known(name: str, kind: str, unknown: float) -> None:
+    """Its loss on new images is below that of the best constant, and its outputs are the target's."""
+    target = OTHERS[kind]
+    if reason_to_skip(name, target) or (kind == "grade" and unknown):
+        return
+    train, validation, unseen = (drawn_of(kind, count, i, unknown) for i, count in enumerate((300, 150, 400)))
+    head = fit_head(name, train, validation, target, ridge_path(train.features, train.values, target, L2S))
+    found = head.predict(unseen.features)
+    assert found.shape == (400, target.outputs)
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    constant = np.tile(target.start_bias(train.values), (400, 1))
+    assert mean_loss(target, found, unseen.values) < (0.95 if name == "tree" else 0.9) * mean_loss(
+        target, constant, unseen.values
+    )
+    assert head.val_loss == pytest.approx(mean_loss(target, head.predict(validation.features), validation.values))
+
+
+@pytest.mark.parametrize("name", ["tree", "forest"])
+def test_a_regressor_of_one_label_is_scikit_learns_classifier(name: str) -> None:
+    """Squared errors of 0 and 1 are half of Gini's impurity; what was never seen has Laplace's probability."""
+    target = Labels(["a"])
+    train, validation = (drawn_of("labels", count, i) for i, count in enumerate((300, 150)))
+    train, validation = (LabelledFeatures(each.features, each.values[:, :1]) for each in (train, validation))
+    head = fit_head(name, train, validation, target, [])
+    leaf = head.settings["least_in_leaf"]
+    kinds = {"tree": DecisionTreeClassifier, "forest": partial(RandomForestClassifier, 20)}
+    model = kinds[name](min_samples_leaf=leaf, random_state=0).fit(train.features, train.values[:, 0])
+    floor = 1 / 302
+    expected = logit(np.clip(model.predict_proba(validation.features)[:, 1], floor, 1 - floor))
+    found = head.predict(validation.features)[:, 0]
+    assert np.mean(np.abs(found - expected) < 1e-3) > 0.9  # equal splits are broken by chance
+
+
+def test_ridges_logit_of_labels_is_the_discriminants() -> None:
+    """Two normal clouds along one feature: slope and offset of Bayes' rule."""
+    generator = np.random.default_rng(0)
+    there = generator.random(4000) < 0.2
+    features = (generator.normal(size=4000) + 2 * there).astype(np.float32)[:, None]
+    images = LabelledFeatures(features, there.astype(np.float32)[:, None])
+    target = Labels(["a"])
+    head = fit_head("ridge", images, images, target, ridge_path(features, images.values, target, [1e-3]))
+    found = head.predict(np.array([[0.0], [1.0], [3.0]], np.float32))[:, 0]
+    assert found == pytest.approx(np.log(0.25) + 2 * (np.array([0, 1, 3]) - 1), abs=0.25)
+
+
+def test_ridge_of_numbers_is_the_probe_and_skipped() -> None:
+    assert reason_to_skip("ridge", OTHERS["number"]) == "it is the probe's own head: least squares and the same penalty"
+    assert [name for name in HEADS if reason_to_skip(name, OTHERS["labels"])] == []
+    many = Labels([str(i) for i in range(51)])
+    assert reason_to_skip("boosting", many) == "51 outputs: its time grows with them, and beyond 50 it is skipped"

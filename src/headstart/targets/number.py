@@ -20,8 +20,8 @@ from headstart.targets.target import PLAIN, Answer, Figures, LabelError, Link, L
 QUANTILES = (0.05, 0.5, 0.95)
 """What the quantile loss learns: the middle one is the answer, the outer ones its interval."""
 DEVIATION = 4.0
-"""Spreads of the residuals from which on a number counts as an error: of 2,000 invented ones with normal noise, 46 of them
-swapped, 45 were listed and no other where R² was 0.99, 19 of 39 and no other at 0.91, 1 of 43 at 0.51."""
+"""Spreads of the residuals from which on a number counts as an error: of 2,000 invented ones with normal noise, 46 of
+them swapped, 45 were listed and no other where R² was 0.99, 19 of 39 and no other at 0.91, 1 of 43 at 0.51."""
 BINS = 10
 """Of equal width, of the numbers among which sampling is balanced, from the first to the last percentile."""
 

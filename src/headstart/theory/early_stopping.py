@@ -91,12 +91,13 @@ def run(steps: int) -> None:
         val_loss = mean_loss(target, validation @ weight.T + bias, values)
         theory = equivalent_l2(rate, t)
         stops.append(Stop(t, theory, nearest.l2, nearest.distance, nearest.at_end, squared_l2, val_loss))
-        errors.append(least_squares.distance(weight, rate, t))
+        if target.link == "identity":
+            errors.append(least_squares.distance(weight, rate, t))
         logger.info("step %d  1/(2τt) %.1e  nearest λ %.1e  validation %.4f", t, theory, nearest.l2, val_loss)
 
     data = {"pictures": len(train), "width": train.shape[1], "classes": target.outputs, "rate": rate}
     figures = data | _summary(stops, l2s, l2_losses)
-    if target.link == "identity":
+    if errors:
         figures["largest_distance_to_the_filter"] = _four_digits(max(errors))
         at_theory = np.interp(-np.log([stop.theory_l2 for stop in stops]), -np.log(l2s), l2_losses)
         ratios = np.array([stop.val_loss for stop in stops]) / at_theory
