@@ -68,7 +68,6 @@ def _measure_parts(count: int, classes: int) -> Figures:
     """Run each part in the working directory."""
     from scipy.special import softmax  # noqa: PLC0415
 
-    from headstart.data_checks.label_errors import find_label_errors  # noqa: PLC0415
     from headstart.evaluation.bootstrap import assign_units  # noqa: PLC0415
     from headstart.evaluation.leaderboard import compute_leaderboard  # noqa: PLC0415
     from headstart.evaluation.predictions import ModelPredictions, write_predictions  # noqa: PLC0415
@@ -76,6 +75,7 @@ def _measure_parts(count: int, classes: int) -> Figures:
     from headstart.evaluation.trust import write_trust  # noqa: PLC0415
     from headstart.report.confusion import count_predictions  # noqa: PLC0415
     from headstart.report.inputs import read_predictions  # noqa: PLC0415
+    from headstart.targets.classes import Classes  # noqa: PLC0415
     from headstart.targets.likelihood import correct_predictions  # noqa: PLC0415
 
     counts, names = {"validation": max(1000, count // 10), "test": count}, [f"class{i}" for i in range(classes)]
@@ -100,7 +100,7 @@ def _measure_parts(count: int, classes: int) -> Figures:
         compute_leaderboard(models, test_labels, names, assign_units(test_labels, None), TOP_K)
 
     def label_errors() -> None:
-        find_label_errors(test_labels, (softmax(probe[rows], axis=1) for rows in row_blocks(probe.shape)))
+        Classes(names).find_errors(test_labels, (softmax(probe[rows], axis=1) for rows in row_blocks(probe.shape)))
 
     parts: dict[str, Callable[[], object]] = {
         "predictions.csv": lambda: write_predictions(names, test_labels, models, _invent_rows(test_labels, names)),

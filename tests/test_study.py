@@ -43,7 +43,7 @@ def test_the_stops_are_set_beside_the_theory(prepared: PreparedDataset) -> None:
     rows = read_table(STUDY / "early_stopping.csv")
     figures = json.loads((STUDY / "early_stopping.json").read_text(encoding="utf-8"))
     train = np.load("data/features/features.npy")[prepared.rows("train")]
-    assert figures["rate"] == pytest.approx(safe_rate(train))
+    assert figures["rate"] == pytest.approx(safe_rate(train, prepared.target))
     assert [int(rows[i]["steps"]) for i in (0, -1)] == [1, STEPS]
     for row in rows:
         assert float(row["theory_l2"]) == pytest.approx(equivalent_l2(figures["rate"], int(row["steps"])))
@@ -80,6 +80,37 @@ def test_the_same_study_draws_the_same_image() -> None:
     assert len(first) < 150_000
     said = words(STUDY / "early_stopping.svg")
     assert all(label in said for label in ("theory, λ", "softmax, measured", "penalty", "Cross-entropy on validation"))
+
+
+@pytest.mark.parametrize("kind", ["number", "labels", "grade"])
+def test_of_numbers_the_stops_are_the_filters_exactly_and_other_targets_are_near(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepared = write_prepared({"train": 60, "validation": 40, "test": 8}, kind=kind)
+    features = np.random.default_rng(1).normal(size=(len(prepared.ids), 20)).astype(np.float32)
+    features[:, 0] += np.arange(len(prepared.ids)) % 4
+    write_features(features.__getitem__, features.shape, "float32", {})
+    early_stopping.run(STEPS)
+    rows = read_table(STUDY / "early_stopping.csv")
+    figures = json.loads((STUDY / "early_stopping.json").read_text(encoding="utf-8"))
+    whole = ~np.isnan(prepared.target.responses(read_values("train"), np.empty(0))).any(axis=1)
+    assert figures["pictures"] == whole.sum()
+    ratios = [float(row["nearest_l2"]) / float(row["theory_l2"]) for row in rows]
+    assert ratios[0] > 0.2
+    assert max(ratios) < 1.1
+    if kind != "number":
+        assert "largest_distance_to_the_filter" not in figures
+        return
+    assert figures["largest_distance_to_the_filter"] < 1e-9
+    inside = [row for row in rows if row["at_end"] == "False"]
+    assert len(inside) > 10
+    for row in inside:
+        assert float(row["nearest_l2"]) == pytest.approx(float(row["squared_loss_l2"]), rel=1e-6)
+    low, high = figures["val_loss_over_the_penaltys"]
+    assert 0 < low < 1.1
+    assert low < high < 1.69  # Ali, Kolter and Tibshirani's bound on the risk
+    assert "squared loss, measured" in words(STUDY / "early_stopping.svg")
 
 
 @pytest.mark.usefixtures("prepared")

@@ -27,7 +27,6 @@ from headstart.core import paths
 from headstart.core.io import read_json, read_table
 from headstart.core.text import text_table
 from headstart.data.dataset import PreparedDataset, read_values
-from headstart.data_checks.label_errors import find_label_errors
 from headstart.data_checks.tables import write_label_errors
 from headstart.features.cache import read_features
 from headstart.models.head import read_head
@@ -116,8 +115,8 @@ def run_stages() -> None:
     rows = prepared.rows("test")
     logits = {split: read_head().logits(read_features(prepared.rows(split))) for split in ("validation", "test")}
     temperature = fit_temperature(logits["validation"], read_values("validation"))
-    found = find_label_errors(labels, [softmax(logits["test"] / temperature, axis=1)])
-    write_label_errors(Path("test_labels.csv"), prepared, rows, labels, found)
+    found = prepared.target.find_errors(labels, [softmax(logits["test"] / temperature, axis=1)])
+    write_label_errors(Path("test_labels.csv"), prepared, rows, found)
 
 
 def report(copies: dict[frozenset[str], str], swapped: set[str]) -> None:

@@ -29,7 +29,7 @@ from headstart.features.cache import read_features
 from headstart.models.available import list_backbones
 from headstart.models.backbone import LOCAL_DIR, backbone_for, channels_last
 from headstart.models.head import Head
-from headstart.probe.logistic import logistic_path
+from headstart.probe.logistic import linear_path
 from headstart.stages import features, prepare
 from headstart.stages.program import keep_memory
 from headstart.targets.likelihood import fit_temperature, negative_log_likelihood
@@ -120,9 +120,7 @@ def _measure(params: Params, sample: int) -> Candidate:
     features.run(params)
     prepared, labels = PreparedDataset.open(), read_values("validation")
     inputs = read_features(prepared.rows("validation"))
-    path = logistic_path(
-        read_features(prepared.rows("train")), read_values("train"), len(prepared.classes), params.probe.l2
-    )
+    path = linear_path(read_features(prepared.rows("train")), read_values("train"), prepared.target, params.probe.l2)
     heads = (Head(weight.astype(np.float32), bias.astype(np.float32), l2).logits(inputs) for l2, weight, bias in path)
     logits = min(heads, key=lambda each: negative_log_likelihood(each, labels))
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -6,9 +8,14 @@ from headstart.data_checks import label_errors as module
 from headstart.data_checks.label_errors import (
     FOLDS,
     choose_sample,
-    find_label_errors,
-    out_of_fold_probabilities,
+    first_groups,
+    out_of_fold_expectations,
 )
+from headstart.targets.classes import Classes
+from headstart.targets.grade import Grades
+from headstart.targets.labels import Labels
+from headstart.targets.number import Numbers
+from headstart.targets.target import LabelError, Target, Values
 
 CLASSES = 10
 
@@ -22,8 +29,16 @@ def clusters(n: int, generator: np.random.Generator) -> tuple[NDArray[np.float32
 def out_of_fold(
     features: NDArray[np.float32], labels: NDArray[np.int64], group_ids: NDArray[np.uint64], classes: int
 ) -> NDArray[np.float32]:
-    sample = choose_sample(labels, features.shape[1], classes)
-    return np.concatenate(list(out_of_fold_probabilities(features.__getitem__, labels, group_ids, sample, classes)))
+    sample, target = choose_sample(labels, features.shape[1], classes), of_classes(classes)
+    return np.concatenate(list(out_of_fold_expectations(features.__getitem__, labels, target, group_ids, sample)))
+
+
+def of_classes(count: int) -> Classes:
+    return Classes([str(i) for i in range(count)])
+
+
+def find_label_errors(labels: NDArray[np.int64], probabilities: list[NDArray[Any]]) -> list[LabelError]:
+    return of_classes(probabilities[0].shape[1]).find_errors(labels, probabilities)
 
 
 def test_swapped_labels_are_found_and_few_others() -> None:
@@ -37,10 +52,11 @@ def test_swapped_labels_are_found_and_few_others() -> None:
     assert len(places & set(swapped.tolist())) >= 0.8 * len(swapped)
     assert len(places - set(swapped.tolist())) <= 0.01 * 2000
     hits = [each for each in found if each.place in swapped]
-    assert np.mean([each.suggested == labels[each.place] for each in hits]) > 0.95
+    assert np.mean([each.suggested == str(labels[each.place]) for each in hits]) > 0.95
     for each in found:
-        assert each.label_probability == pytest.approx(probabilities[each.place, given[each.place]])
-        assert each.suggested_probability == pytest.approx(probabilities[each.place].max())
+        assert each.label == str(given[each.place])
+        assert each.figures[0] == pytest.approx(probabilities[each.place, given[each.place]])
+        assert each.figures[1] == pytest.approx(probabilities[each.place].max())
 
 
 def test_heads_of_a_sample_judge_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +90,7 @@ def test_the_worst_stands_first_by_the_class_share() -> None:
     labels = np.array([0, 0, 1, 2])
     probabilities = np.array([[0.02, 0.9, 0.08], [0.03, 0.9, 0.07], [0.97, 0.012, 0.018], [0.97, 0.017, 0.013]])
     found = find_label_errors(labels, [probabilities])
-    assert [(each.place, each.suggested) for each in found] == [(0, 1), (2, 0)]
+    assert [(each.place, each.suggested) for each in found] == [(0, "1"), (2, "0")]
     assert find_label_errors(labels[:0], [probabilities[:0]]) == []
 
 
@@ -110,3 +126,77 @@ def test_features_that_say_nothing_make_no_label_errors() -> None:
     probabilities = out_of_fold(np.ones((30, 5), np.float32), labels, np.arange(30, dtype=np.uint64), 3)
     assert np.isfinite(probabilities).all()
     assert find_label_errors(labels, [probabilities]) == []
+
+
+# Other targets.
+
+
+def errors_of(target: Target, features: NDArray[np.float32], values: Values) -> list[LabelError]:
+    sample = choose_sample(first_groups(target, values), features.shape[1], target.outputs)
+    groups = np.arange(len(values), dtype=np.uint64)
+    return target.find_errors(values, out_of_fold_expectations(features.__getitem__, values, target, groups, sample))
+
+
+def test_swapped_labels_of_several_are_found_one_by_one() -> None:
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(1000, 8)).astype(np.float32)
+    values = (8 * features[:, :3] + generator.normal(size=(1000, 3)) > [-4, 0, 8]).astype(np.float32)
+    values[generator.random(values.shape) < 0.1] = np.nan
+    swapped = [(i, j) for i, j in zip(range(0, 1000, 40), np.arange(25) % 3, strict=True) if not np.isnan(values[i, j])]
+    for i, j in swapped:
+        values[i, j] = 1 - values[i, j]
+    found = errors_of(Labels("abc"), features, values)
+    listed = {(each.place, "abc".index(each.label.removeprefix("not "))): each for each in found}
+    assert len(listed.keys() & set(swapped)) >= 0.5 * len(swapped)
+    assert len(listed.keys() - set(swapped)) <= 0.01 * values.size
+    for (i, j), each in listed.items():
+        texts = ("abc"[j], f"not {'abc'[j]}")
+        assert (each.label, each.suggested) == (texts if values[i, j] else texts[::-1])
+        assert each.figures[0] == pytest.approx(1 - each.figures[1])
+        assert each.figures[0] < 0.05
+
+
+def test_an_unknown_label_is_no_error() -> None:
+    target, values = Labels("ab"), np.array([[1, np.nan], [0, 1], [1, 0], [0, 1]], np.float32)
+    expected = np.array([[0.9, 0.0], [0.001, 0.9], [0.9, 0.1], [0.99, 0.9]])
+    (error,) = target.find_errors(values, [expected[:2], expected[2:]])
+    assert (error.place, error.label, error.suggested) == (3, "not a", "a")
+    assert error.figures == pytest.approx((0.01, 0.99))
+
+
+def test_swapped_numbers_are_found_by_their_residuals() -> None:
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(600, 8)).astype(np.float32)
+    values = (features[:, :2] * [10, 1] + generator.normal(size=(600, 2)) * [1, 0.1] + [50, 0]).astype(np.float32)
+    values[::7, 1] = np.nan
+    values[100, 0], values[200, 0], values[302, 1] = 500, 20, 7
+    target = Numbers(["age", "depth"], ["years", ""], [0.0] * 2, [1.0] * 2).trained(values)
+    found = errors_of(target, features, values)
+    assert {(each.place, each.label) for each in found} == {
+        (100, "age 500 years"),
+        (200, "age 20 years"),
+        (302, "depth 7"),
+    }
+    assert min(each.figures[0] for each in found) >= 4
+    assert target.error_figures == ("deviation",)
+
+
+def test_distant_grades_stand_first_and_neighbours_of_a_doubtful_one_are_none() -> None:
+    """Expected are the probabilities of being above each of three; the frequencies of the four grades are equal."""
+    target, values = Grades(["none", "mild", "bad", "worst"]), np.array([0, 1, 2, 3, 3, 0, 1, 2])
+    expected = np.array([[1, 1, 0.99], [0.9, 0.6, 0.1], [0.999, 0.99, 0.01], [0.99, 0.01, 0.001]])
+    agreeing = (values[4:, None] > np.arange(3)).astype(float)
+    found = target.find_errors(values, [expected, agreeing])
+    assert [(each.place, each.label, each.suggested) for each in found] == [(0, "none", "worst"), (3, "worst", "mild")]
+    assert found[0].figures == pytest.approx((0.0, 0.99))
+    assert found[1].figures == pytest.approx((0.001, 0.98))
+
+
+def test_no_grade_is_judged_by_a_head_that_saw_it() -> None:
+    generator = np.random.default_rng(0)
+    features, values = generator.normal(size=(300, 150)).astype(np.float32), generator.integers(0, 4, 300)
+    target = Grades(["none", "mild", "bad", "worst"])
+    sample, groups = choose_sample(values, 150, 3), np.arange(300, dtype=np.uint64)
+    blocks = out_of_fold_expectations(features.__getitem__, values, target, groups, sample)
+    medians = (np.concatenate(list(blocks)) > 0.5).sum(axis=1)
+    assert abs(np.corrcoef(medians, values)[0, 1]) < 0.3

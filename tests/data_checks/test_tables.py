@@ -15,6 +15,7 @@ from headstart.data_checks import duplicates, label_errors, tables
 from headstart.data_checks.tables import check_features, check_images, class_imbalance
 from headstart.features.extract import write_features
 from headstart.images.decode import Note
+from headstart.targets import classes
 from helpers.images import write_prepared
 
 IMAGE_QUALITY, DUPLICATES, LABELS = Path("image_quality.csv"), Path("duplicates.csv"), Path("labels.csv")
@@ -160,7 +161,7 @@ def test_a_check_can_be_switched_off(prepared: PreparedDataset, off: str, monkey
     rows = list(manifest_rows())
     original, copy = int(prepared.rows("train")[0]), int(prepared.rows("test")[0])
     rewrite({copy: {"sha256": rows[original]["sha256"]}})
-    monkeypatch.setattr(label_errors, "MAX_RATIO", 2.0)  # each image that is not sure is one
+    monkeypatch.setattr(classes, "MAX_RATIO", 2.0)  # each image that is not sure is one
     found = check_features(DUPLICATES, LABELS, prepared, ChecksConfig(**{off: False}))
     table = DUPLICATES if off == "duplicates" else LABELS
     assert read_table(table) == []

@@ -12,7 +12,6 @@ from headstart.core import blocks, paths
 from headstart.core.blocks import Rows, row_blocks, write_rows
 from headstart.core.io import read_json
 from headstart.data.manifest import MANIFEST_COLUMNS
-from headstart.data_checks.label_errors import find_label_errors
 from headstart.evaluation import bootstrap
 from headstart.evaluation.bootstrap import assign_units
 from headstart.evaluation.leaderboard import compute_leaderboard
@@ -21,6 +20,7 @@ from headstart.evaluation.slices import compute_slices, read_metadata
 from headstart.evaluation.trust import write_trust
 from headstart.report.confusion import count_predictions
 from headstart.report.inputs import read_predictions
+from headstart.targets.classes import Classes
 from headstart.targets.likelihood import correct_predictions
 from helpers.approximately import approximately
 
@@ -67,7 +67,7 @@ def parts(models: Models, labels: Labels) -> dict[str, Callable[[], Any]]:
     def label_errors() -> Any:
         blocks = (np.exp(probe[some]) for some in row_blocks(probe.shape))
         certain = (block / block.sum(1, keepdims=True) for block in blocks)
-        return [each._asdict() for each in find_label_errors(test, certain)]
+        return [each._asdict() for each in Classes(CLASSES).find_errors(test, certain)]
 
     def predictions() -> Any:
         write_predictions(CLASSES, test, models, rows(test))

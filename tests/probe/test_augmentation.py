@@ -1,6 +1,6 @@
 """Changes are judged by what they do to the probe's answers, image by image."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -8,6 +8,13 @@ from numpy.typing import NDArray
 
 from headstart.models.head import Head
 from headstart.probe.augmentation import FEWEST_IMAGES, MARGIN, judge_changes
+from headstart.targets.classes import Classes
+from headstart.targets.grade import Grades
+from headstart.targets.labels import Labels
+from headstart.targets.number import Numbers
+
+if TYPE_CHECKING:
+    from headstart.targets.target import Target, Values
 
 CLASSES = ["left", "right", "up", "down"]
 HEAD = Head(np.eye(4, dtype=np.float32), np.zeros(4, np.float32), 0.01)  # features are logits
@@ -20,7 +27,7 @@ def images(count: int, noise: int) -> tuple[NDArray[np.float32], NDArray[np.int6
 
 
 def verdict(before: NDArray[np.float32], after: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
-    evidence = judge_changes(HEAD, before, {"hflip": after}, labels, CLASSES)
+    evidence = judge_changes(HEAD, before, {"hflip": after}, labels, Classes(CLASSES))
     assert evidence["images"] == len(labels)
     assert evidence["reason"] is None
     found: dict[str, Any] = evidence["changes"]["hflip"]
@@ -109,6 +116,38 @@ def test_a_class_of_one_image_hides_no_other_that_is_lost() -> None:
 @pytest.mark.parametrize("changed", [True, False])
 def test_without_evidence_nothing_is_judged(changed: bool) -> None:
     before, labels = images(FEWEST_IMAGES - 1, 0)
-    evidence = judge_changes(HEAD, before, {"hflip": before} if changed else {}, labels, CLASSES)
+    evidence = judge_changes(HEAD, before, {"hflip": before} if changed else {}, labels, Classes(CLASSES))
     assert evidence["changes"] == {}
     assert ("29 validation images are too few" if changed else "data/features has no changed") in evidence["reason"]
+
+
+def test_changes_of_numbers_labels_and_grades_are_judged_by_their_loss() -> None:
+    """A second noisy view is kept; the opposite answer is not, whatever the figure is called."""
+    generator = np.random.default_rng(0)
+    truth = generator.normal(size=(300, 2)).astype(np.float32)
+    views = [(truth + 0.4 * generator.normal(size=truth.shape)).astype(np.float32) for _ in range(2)]
+    numbers, grades = Numbers(["a", "b"], ["", ""], [0.0] * 2, [1.0] * 2), Grades(["none", "mild", "bad"])
+    cases: dict[str, tuple[Target, Values, float]] = {
+        "mae": (numbers, truth, 1.0),
+        "mean_ap": (Labels("ab"), (truth > 0).astype(np.float32), 4.0),
+        "kappa": (grades, np.searchsorted([-0.5, 0.5], truth[:, 0]), 4.0),
+    }
+    for measure, (target, values, scale) in cases.items():
+        inputs = [np.column_stack([each[:, 0] + 0.5, each[:, 0] - 0.5]) if target.tied else each for each in views]
+        head = Head(scale * np.eye(2, dtype=np.float32), np.zeros(2, np.float32), 0.01)
+        evidence = judge_changes(head, inputs[0], {"hflip": inputs[1], "vflip": -inputs[0]}, values, target)["changes"]
+        assert {name: each["kept"] for name, each in evidence.items()} == {"hflip": True, "vflip": False}
+        assert evidence["hflip"][measure] == target.score(head.logits(inputs[0]), values)
+        assert evidence["vflip"][f"changed_{measure}"] == target.score(head.logits(-inputs[0]), values)
+
+
+def test_a_label_that_is_lost_refuses_what_is_good_on_average() -> None:
+    generator = np.random.default_rng(0)
+    values = np.zeros((400, 2), np.float32)
+    values[:, 0], values[:4, 1] = np.arange(400) % 2, 1
+    before, after = ((6 * (values - 0.5) + generator.normal(size=values.shape)).astype(np.float32) for _ in range(2))
+    after[:4, 1] = -3
+    head = Head(np.eye(2, dtype=np.float32), np.zeros(2, np.float32), 0.01)
+    found = judge_changes(head, before, {"hflip": after}, values, Labels(["common", "rare"]))["changes"]["hflip"]
+    assert found["interval"][1] < MARGIN * found["loss"]
+    assert found["reason"] == "4 of 4 right answers for 'rare' are wrong after it"

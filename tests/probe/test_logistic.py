@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from headstart.probe import logistic
-from headstart.probe.logistic import LinearSolver, RowSums, conjugate_gradients, logistic_path
+from headstart.probe.logistic import LinearSolver, RowSums, conjugate_gradients, linear_path
+from headstart.targets.classes import Classes
 
 Array = NDArray[np.float64]
 Data = Callable[..., tuple[Array, NDArray[np.int64]]]
@@ -56,14 +57,14 @@ def reference(features: Array, labels: NDArray[np.int64], l2: float) -> tuple[Ar
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_minimum_is_scikit_learns(data: Data, classes: int) -> None:
     features, labels = data(classes)
-    for l2, weight, bias in logistic_path(features, labels, classes, PATH):
+    for l2, weight, bias in linear_path(features, labels, Classes([*map(str, range(classes))]), PATH):
         found = objective(weight, bias, features, labels, l2)
         assert found == pytest.approx(objective(*reference(features, labels, l2), features, labels, l2), rel=1e-6)
         assert weight.sum(0) == pytest.approx(np.zeros(weight.shape[1]), abs=1e-9)  # what the penalty implies
 
 
 def test_the_path_goes_from_the_largest_to_the_smallest(data: Data) -> None:
-    heads = list(logistic_path(*data(3), 3, PATH))
+    heads = list(linear_path(*data(3), Classes("abc"), PATH))
     assert [l2 for l2, _, _ in heads] == sorted(PATH, reverse=True)
     norms = [(weight**2).sum() for _, weight, _ in heads]
     assert norms == sorted(norms)
@@ -90,7 +91,7 @@ def test_many_correlated_features_and_rare_classes_reach_the_minimum_in_few_prod
         return conjugate_gradients(count, *others)
 
     monkeypatch.setattr(logistic, "conjugate_gradients", counted)
-    for l2, weight, bias in logistic_path(features, labels, 5, PATH):
+    for l2, weight, bias in linear_path(features, labels, Classes("abcde"), PATH):
         found = objective(weight, bias, features, labels, l2)
         assert found == pytest.approx(objective(*reference(features, labels, l2), features, labels, l2), rel=1e-9)
     assert 20 < products < 300
@@ -102,10 +103,10 @@ def test_the_objective_is_within_the_tolerance_of_its_minimum(tolerance: float) 
     generator = np.random.default_rng(1)
     features = np.maximum(generator.normal(size=(600, 40)) @ generator.normal(size=(40, 40)), 0)
     labels = (features @ generator.normal(size=(40, 12)) + 20 * generator.gumbel(size=(600, 12))).argmax(1)
-    l2s = [1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5]
-    fine = LinearSolver(RowSums(features, labels, 12), 12).path(l2s, tolerance=1e-12)
+    l2s, target = [1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5], Classes("abcdefghijkl")
+    fine = LinearSolver(RowSums(features, labels, target), target).path(l2s, tolerance=1e-12)
     for (l2, *head), (_, *lowest) in zip(
-        logistic_path(features, labels, 12, l2s, tolerance=tolerance), fine, strict=True
+        linear_path(features, labels, target, l2s, tolerance=tolerance), fine, strict=True
     ):
         minimum = objective(lowest[0], lowest[1], features, labels, l2)
         assert -1e-12 < objective(head[0], head[1], features, labels, l2) / minimum - 1 < tolerance
@@ -123,7 +124,7 @@ def test_perfectly_separated_classes_of_large_features_converge_though_float32_d
         return conjugate_gradients(product, right, enough)
 
     monkeypatch.setattr(logistic, "conjugate_gradients", watched)
-    for l2, weight, bias in logistic_path(features * 1e5, labels, 3, [1.0, 1e-2]):
+    for l2, weight, bias in linear_path(features * 1e5, labels, Classes("abc"), [1.0, 1e-2]):
         assert scaled_gradient(weight, bias, features * 1e5, labels, l2) < 1e-8
     assert types == {"float32", "float64"}
     assert not caplog.records
@@ -131,15 +132,15 @@ def test_perfectly_separated_classes_of_large_features_converge_though_float32_d
 
 def test_where_the_path_comes_from_does_not_matter(data: Data) -> None:
     features, labels = data(3)
-    *_, (_, warm, _) = logistic_path(features, labels, 3, [1.0, 1e-2, 1e-4])
-    ((_, cold, _),) = logistic_path(features, labels, 3, [1e-4])
+    *_, (_, warm, _) = linear_path(features, labels, Classes("abc"), [1.0, 1e-2, 1e-4])
+    ((_, cold, _),) = linear_path(features, labels, Classes("abc"), [1e-4])
     assert warm == pytest.approx(cold, rel=1e-4, abs=1e-5)
 
 
 def test_the_gradient_is_zero_at_the_solution_and_not_beside_it(data: Data) -> None:
     features, labels = data(3)
     generator = np.random.default_rng(0)
-    for l2, weight, bias in logistic_path(features, labels, 3, [1e-1, 1e-3]):
+    for l2, weight, bias in linear_path(features, labels, Classes("abc"), [1e-1, 1e-3]):
         for _ in range(5):
             direction, shift = generator.normal(size=weight.shape), generator.normal(size=bias.shape)
 
@@ -169,7 +170,7 @@ def test_features_of_very_different_sizes_and_repeated_ones_converge(
     features, labels = data(3)
     features = (features - 3) * np.logspace(-3, 3, features.shape[1])
     features = np.column_stack([features, features[:, :3], np.ones(len(labels)), np.zeros(len(labels))])
-    for l2, weight, bias in logistic_path(features, labels, 3, [1.0, 1e-3, 1e-6]):
+    for l2, weight, bias in linear_path(features, labels, Classes("abc"), [1.0, 1e-3, 1e-6]):
         assert scaled_gradient(weight, bias, features, labels, l2) < 1e-5
     assert not caplog.records
 
@@ -177,7 +178,9 @@ def test_features_of_very_different_sizes_and_repeated_ones_converge(
 def test_an_offset_of_the_features_is_the_biass(data: Data) -> None:
     features, labels = data(3)
     for (l2, weight, bias), (_, moved, moved_bias) in zip(
-        logistic_path(features, labels, 3, [1e-2]), logistic_path(features + 1000, labels, 3, [1e-2]), strict=True
+        linear_path(features, labels, Classes("abc"), [1e-2]),
+        linear_path(features + 1000, labels, Classes("abc"), [1e-2]),
+        strict=True,
     ):
         assert moved == pytest.approx(weight, abs=1e-4)
         found = objective(moved, moved_bias, features + 1000, labels, l2)
@@ -189,10 +192,12 @@ def test_torch_and_any_size_of_blocks_give_the_same_heads(
     data: Data, block_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features, labels = data(3)
-    expected = list(logistic_path(features, labels, 3, PATH))
+    expected = list(linear_path(features, labels, Classes("abc"), PATH))
     monkeypatch.setattr(logistic, "BLOCK_VALUES", block_values)
     for kind in (np.asarray, torch.as_tensor):
-        for found, wanted in zip(logistic_path(kind(features), kind(labels), 3, PATH), expected, strict=True):
+        for found, wanted in zip(
+            linear_path(kind(features), kind(labels), Classes("abc"), PATH), expected, strict=True
+        ):
             assert isinstance(found[1], np.ndarray)
             assert found[1] == pytest.approx(wanted[1], abs=1e-4)
             assert objective(*found[1:], features, labels, found[0]) == pytest.approx(
@@ -202,9 +207,11 @@ def test_torch_and_any_size_of_blocks_give_the_same_heads(
 
 def test_a_coarse_head_is_refined_from_where_it_is(data: Data) -> None:
     features, labels = data(3)
-    ((_, *fine),) = logistic_path(features, labels, 3, [1e-4])
-    ((_, *coarse),) = logistic_path(features, labels, 3, [1e-4], tolerance=1e-2)
-    ((_, *refined),) = LinearSolver(RowSums(features, labels, 3), 3).path([1e-4], start=(coarse[0], coarse[1]))
+    ((_, *fine),) = linear_path(features, labels, Classes("abc"), [1e-4])
+    ((_, *coarse),) = linear_path(features, labels, Classes("abc"), [1e-4], tolerance=1e-2)
+    ((_, *refined),) = LinearSolver(RowSums(features, labels, Classes("abc")), Classes("abc")).path(
+        [1e-4], start=(coarse[0], coarse[1])
+    )
     lowest = objective(fine[0], fine[1], features, labels, 1e-4)
     assert objective(coarse[0], coarse[1], features, labels, 1e-4) > lowest * (1 + 1e-7)
     assert objective(refined[0], refined[1], features, labels, 1e-4) == pytest.approx(lowest, rel=1e-9)
@@ -213,8 +220,8 @@ def test_a_coarse_head_is_refined_from_where_it_is(data: Data) -> None:
 def test_half_precision_features_are_solved_in_double(data: Data) -> None:
     features, labels = data(3)
     half = features.astype(np.float16)
-    ((_, weight, _),) = logistic_path(half, labels, 3, [1e-2])
-    ((_, expected, _),) = logistic_path(half.astype(np.float64), labels, 3, [1e-2])
+    ((_, weight, _),) = linear_path(half, labels, Classes("abc"), [1e-2])
+    ((_, expected, _),) = linear_path(half.astype(np.float64), labels, Classes("abc"), [1e-2])
     assert weight.dtype == np.float64
     assert weight == pytest.approx(expected, abs=1e-6)
 
@@ -225,6 +232,6 @@ def test_a_minimum_out_of_reach_is_a_warning_and_not_the_end(
     features, labels = data(3)
     monkeypatch.setattr(logistic, "MAX_NEWTON_STEPS", 1)
     with caplog.at_level(logging.WARNING):
-        ((l2, weight, bias),) = logistic_path(features, labels, 3, [1e-6])
+        ((l2, weight, bias),) = linear_path(features, labels, Classes("abc"), [1e-6])
     assert "λ = 1e-06 is not quite at its minimum" in caplog.text
     assert objective(weight, bias, features, labels, l2) < np.log(3)

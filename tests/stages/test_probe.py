@@ -18,6 +18,7 @@ from headstart.probe import sklearn_heads
 from headstart.probe.outputs import read_baseline
 from headstart.stages import probe
 from headstart.targets.likelihood import negative_log_likelihood
+from headstart.targets.target import mean_loss
 from helpers.images import CLASSES, params, write_prepared
 
 PATH = [1.0, 0.1, 0.01]
@@ -199,3 +200,72 @@ def test_without_changed_images_nothing_is_taken() -> None:
     evidence = run()["augmentation"]
     assert evidence["changes"] == {}
     assert evidence["reason"].startswith("data/features has no changed images")
+
+
+# Other targets.
+
+
+@pytest.fixture(params=["labels", "number", "grade"])
+def other(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset:
+    """Features that tell the brightness, but for noise."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sklearn_heads, "FOREST_TREES", 20)
+    monkeypatch.setattr(sklearn_heads, "BOOSTING_ITERATIONS", 5)
+    prepared = write_prepared({"train": 60, "validation": 40, "test": 8}, kind=request.param)
+    features = np.random.default_rng(1).normal(size=(len(prepared.ids), 6)).astype(np.float32)
+    features[:, 0] += 3 * (np.arange(len(prepared.ids)) % 4)
+    write_features(features.__getitem__, features.shape, "float32", {})
+    return prepared
+
+
+def test_every_target_goes_through_the_stage(other: PreparedDataset) -> None:
+    report, target = run(heads=HEADS), other.target
+    measure = f"val_{next(iter(target.measures))}"
+    table, head, values = read_table(Path("reports/probe/l2_path.csv")), read_head(), read_values("validation")
+    losses = [float(row["val_loss"]) for row in table]
+    assert [*table[0]][:7] == ["log10_l2", "l2", "train_loss", "squared_norm", "val_loss", measure, *[*table[0]][6:7]]
+    assert report["l2"] == head.l2 == PATH[int(np.argmin(losses))]
+    assert head.weight.shape == (target.outputs, 6)
+    assert (head.weight == head.weight[0]).all() == (target.tied or target.outputs == 1)
+    outputs = head.logits(np.load("data/features/features.npy")[other.rows("validation")])
+    assert report["val_loss"] == pytest.approx(mean_loss(target, outputs, values))
+    assert report[measure] == pytest.approx(target.score(outputs, values))
+    constant = np.tile(target.start_bias(read_values("train")), (len(values), 1))
+    assert report["val_loss"] < 0.7 * mean_loss(target, constant, values)
+    assert set(report["heads"]) | set(report["skipped"]) == set(HEADS)
+    for name, figures in report["heads"].items():
+        found = read_baseline(name, "validation")[:]
+        assert mean_loss(target, found, values) == pytest.approx(figures["val_loss"], rel=1e-5)
+        assert target.score(found, values) == pytest.approx(figures[measure], rel=1e-5)
+
+
+def test_numbers_have_generalised_cross_validation_and_residuals_quantiles(other: PreparedDataset) -> None:
+    report, info = run(), json.loads((PROBE / "heads.json").read_text())
+    table = read_table(Path("reports/probe/l2_path.csv"))
+    if other.target.link != "identity":
+        assert "gcv" not in report
+        assert "gcv" not in table[0]
+        assert "residual_quantiles" not in info
+        return
+    guesses = [float(row["gcv"]) for row in table]
+    assert report["gcv"] == pytest.approx(guesses[PATH.index(report["l2"])])
+    assert report["gcv_l2"] == PATH[int(np.argmin(guesses))]
+    assert all(guess > float(row["train_loss"]) for guess, row in zip(guesses, table, strict=True))
+    outputs = read_head().logits(np.load("data/features/features.npy")[other.rows("validation")])
+    assert info["residual_quantiles"] == other.target.residual_quantiles(outputs, read_values("validation"))
+
+
+def test_torch_gives_the_same_heads_of_every_target(other: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = []
+    for worth in (probe.WORTH_TORCH, 1):
+        monkeypatch.setattr(probe, "WORTH_TORCH", worth)
+        heads.append((run()["train_loss"], read_head().weight))
+    assert heads[1][0] == pytest.approx(heads[0][0], rel=1e-6)
+    assert heads[1][1] == pytest.approx(heads[0][1], rel=1e-3, abs=1e-4)
+    assert (heads[1][1] == heads[1][1][0]).all() == (other.target.tied or other.target.outputs == 1)
+
+
+def test_a_map_of_classes_is_refused_where_there_are_none(other: PreparedDataset) -> None:
+    message = rf"^probe.class_map: it sums probabilities of classes, and prepare.target is {other.target.kind}: set it"
+    with pytest.raises(UserError, match=message):
+        run(class_map={"dark": [0]})

@@ -15,7 +15,7 @@ from headstart.targets.grade import Grades
 from headstart.targets.kinds import make_target
 from headstart.targets.labels import Labels
 from headstart.targets.number import QUANTILES, Numbers
-from headstart.targets.target import LossOptions, Target
+from headstart.targets.target import LossOptions, Target, mean_loss, validation_figures
 
 IMAGES = 60
 
@@ -164,6 +164,55 @@ def test_the_quantile_loss_is_lowest_at_the_quantiles() -> None:
             other = best.copy()
             other[i] *= factor
             assert target.losses(np.tile(other, (5000, 1)), values).mean() > lowest
+
+
+def test_the_link_and_the_responses_make_the_derivatives(case: tuple[Target, np.ndarray, np.ndarray]) -> None:
+    """Mean responses less the responses, twice of squares: what makes the link the canonical one."""
+    target, values, outputs = case
+    responses = target.responses(values, outputs)
+    assert responses.dtype == outputs.dtype
+    odds = np.exp(outputs)
+    means = {"softmax": odds / odds.sum(1, keepdims=True), "logistic": odds / (1 + odds), "identity": outputs}
+    twice = 2 if target.link == "identity" else 1
+    expected = np.where(np.isnan(responses), 0, twice * (means[target.link] - responses))
+    np.testing.assert_allclose(target.derivatives(outputs, values)[1], expected, atol=1e-12)
+    fitted = {"temperature": 1.0, "temperatures": [1.0] * target.outputs}
+    np.testing.assert_allclose(target.expected(outputs, fitted), means[target.link], rtol=1e-12)
+
+
+def test_the_score_is_the_tallys_first_figure(case: tuple[Target, np.ndarray, np.ndarray]) -> None:
+    target, values, outputs = case
+    fitted = target.fit(outputs, values)
+    tally = target.tally(outputs, values, np.arange(IMAGES), fitted)
+    measure = next(iter(target.measures))
+    expected = tally.figures(np.ones((1, IMAGES), np.float32))[measure][0]
+    assert target.score(outputs, values) == pytest.approx(expected, rel=1e-9)
+    figures = validation_figures(target, outputs, values)
+    assert figures == {"val_loss": mean_loss(target, outputs, values), f"val_{measure}": target.score(outputs, values)}
+    assert figures["val_loss"] == pytest.approx(target.losses(outputs, values).mean())
+
+
+def test_answers_are_right_or_wrong_about_each_group(case: tuple[Target, np.ndarray, np.ndarray]) -> None:
+    target, values, _ = case
+    images = target.strata(values).images
+    sure = np.nan_to_num(20 * target.responses(values, np.empty(0)) - (target.link != "identity") * 10)
+    sure /= 20 if target.link == "identity" else 1
+    assert target.right(sure, values).shape == images.shape
+    assert target.right(sure, values).all()
+    assert not target.right(sure - 3 if target.link == "identity" else -sure, values).any()
+
+
+def test_residual_quantiles_are_those_of_numbers_alone(case: tuple[Target, np.ndarray, np.ndarray]) -> None:
+    target, values, outputs = case
+    found = target.residual_quantiles(outputs, values)
+    if target.link != "identity":
+        assert found is None
+        return
+    residuals = (values - [50, -2]) / [10, 0.3] - outputs
+    np.testing.assert_allclose(found, np.nanquantile(residuals, QUANTILES, axis=0).T, rtol=1e-5)
+    values[:, 0] = np.nan
+    assert target.residual_quantiles(outputs, values)[0] == [0.0] * 3  # type: ignore[index]
+    assert np.isfinite(target.score(outputs, values))
 
 
 # Figures.

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headstart.probe.logistic import logistic_path
+from headstart.probe.logistic import linear_path
+from headstart.targets.classes import Classes
 from headstart.theory import oracle
 from headstart.theory.implicit_l2 import (
     descent_filter,
@@ -17,6 +18,7 @@ from headstart.theory.implicit_l2 import (
 
 Array = NDArray[np.float64]
 WIDTH, CLASSES = 6, 3
+TARGET = Classes("abc")
 
 
 @pytest.fixture
@@ -79,10 +81,10 @@ def test_the_filters_meet_at_either_end_and_differ_by_30_percent_at_most_between
 
 def test_the_descent_is_the_oracles(classification: tuple[Array, NDArray[np.int64]]) -> None:
     features, labels = classification
-    one_hot, rate = np.eye(CLASSES)[labels], safe_rate(features)
+    one_hot, rate = np.eye(CLASSES)[labels], safe_rate(features, TARGET)
     centred = features - features.mean(0)
     start = [np.zeros((WIDTH, CLASSES)), np.log(one_hot.mean(0)) - np.log(one_hot.mean(0)).mean()]
-    for t, weight, bias in descent_path(features, labels, CLASSES, rate, [1, 7, 40]):
+    for t, weight, bias in descent_path(features, labels, TARGET, rate, [1, 7, 40]):
         expected, free = oracle.descend(start, centred, one_hot, [0.0], rate=rate, steps=t)
         assert weight == pytest.approx(expected.T, abs=1e-10)
         assert bias + features.mean(0) @ weight.T == pytest.approx(free, abs=1e-10)
@@ -95,7 +97,7 @@ def test_at_the_safe_rate_every_step_lowers_the_loss(classification: tuple[Array
         scaled = features * scale
         losses = [
             oracle.loss([weight.T, bias], scaled, one_hot, [0.0])
-            for _, weight, bias in descent_path(scaled, labels, CLASSES, safe_rate(scaled), list(range(30)))
+            for _, weight, bias in descent_path(scaled, labels, TARGET, safe_rate(scaled, TARGET), list(range(30)))
         ]
         assert (np.diff(losses) < 0).all()
 
@@ -105,7 +107,7 @@ def test_bohnings_bound_is_above_the_hessian_and_near_it_for_two_classes() -> No
     generator = np.random.default_rng(0)
     features = generator.normal(size=(400, 3)) * 5
     one_hot = np.eye(2)[np.arange(400) % 2]
-    rate = safe_rate(features)
+    rate = safe_rate(features, TARGET)
     centred = features - features.mean(0)
     _, axes = np.linalg.eigh(centred.T @ centred)
     steepest, h = np.outer(axes[:, -1], [1, -1]) / np.sqrt(2), 1e-3
@@ -121,10 +123,10 @@ def test_the_first_steps_are_the_theorys_and_later_ones_within_its_factor(
     classification: tuple[Array, NDArray[np.int64]],
 ) -> None:
     features, labels = classification
-    rate = safe_rate(features) / 50
+    rate = safe_rate(features, TARGET) / 50
     l2s = np.geomspace(1e3, 1e-3, 60) * equivalent_l2(rate, 100)
-    path = np.array([weight for _, weight, _ in logistic_path(features, labels, CLASSES, l2s.tolist())])
-    for t, weight, _ in descent_path(features, labels, CLASSES, rate, [1, 10, 100, 1000]):
+    path = np.array([weight for _, weight, _ in linear_path(features, labels, TARGET, l2s.tolist())])
+    for t, weight, _ in descent_path(features, labels, TARGET, rate, [1, 10, 100, 1000]):
         nearest = nearest_l2(weight, l2s, path)
         assert not nearest.at_end
         ratio = nearest.l2 / equivalent_l2(rate, t)

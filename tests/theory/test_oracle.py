@@ -9,9 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from headstart.probe.logistic import logistic_path
+from headstart.probe.logistic import linear_path
+from headstart.targets.classes import Classes
+from headstart.targets.grade import Grades
+from headstart.targets.labels import Labels
+from headstart.targets.number import QUANTILES, Numbers
+from headstart.targets.target import LossOptions, Target
 from headstart.theory.oracle import (
+    BINARY,
     CENTRAL_STEP,
+    HUBER,
+    SQUARED,
+    OutputLoss,
     affine,
     central_differences,
     descend,
@@ -19,12 +28,15 @@ from headstart.theory.oracle import (
     gradients,
     log_softmax,
     loss,
+    pinball,
+    tied,
     with_ones,
 )
 
 Array = NDArray[np.float64]
 Problem = tuple[list[Array], Array, Array, list[float]]
 INPUTS, CLASSES, COUNT = 7, 4, 30
+TARGET = Classes("abcd")
 SIZES = {"one layer": (INPUTS, CLASSES), "two layers": (INPUTS, 5, CLASSES)}
 
 
@@ -172,7 +184,7 @@ def test_the_probes_minimum_is_the_oracles() -> None:
     inputs, labels = generator.normal(size=(200, INPUTS)) + 2, np.arange(200) % CLASSES
     inputs[:, :CLASSES] += np.eye(CLASSES)[labels]
     one_hot = np.eye(CLASSES)[labels]
-    for l2, weight, bias in logistic_path(inputs, labels, CLASSES, [1.0, 1e-2, 1e-4]):
+    for l2, weight, bias in linear_path(inputs, labels, TARGET, [1.0, 1e-2, 1e-4]):
         for by_parameter in gradients([weight.T, bias], inputs, one_hot, [l2]):
             assert np.abs(by_parameter).max() < 1e-5
         for by_parameter in gradients([1.1 * weight.T, bias + 0.1 * np.eye(CLASSES)[0]], inputs, one_hot, [l2]):
@@ -184,3 +196,95 @@ def test_the_layers_read_what_the_one_before_gave() -> None:
     first, last = [np.array([[2.0]]), np.array([-1.0])], [np.array([[3.0, 0.0]]), np.array([0.0, 1.0])]
     read = forward([*first, *last], inputs)
     assert [value.tolist() for value in read] == [[[0.5]], [[0.0]], [[0.0, 1.0]]]
+
+
+NUMBERS = Numbers(["a", "b"], ["", ""], [1.0, -2.0], [2.0, 0.5])
+LOSSES: dict[str, tuple[OutputLoss, Target, LossOptions]] = {
+    "labels": (BINARY, Labels(["a", "b", "c"]), LossOptions()),
+    "squared": (SQUARED, NUMBERS, LossOptions()),
+    "huber": (HUBER, NUMBERS, LossOptions("huber")),
+    "pinball": (pinball(QUANTILES), Numbers(["a"], [""], [1.0], [2.0], QUANTILES), LossOptions("quantile")),
+    "grades": (BINARY, Grades(["none", "mild", "bad", "worst"]), LossOptions()),
+}
+
+
+def values_of(target: Target) -> NDArray[Any]:
+    generator = np.random.default_rng(3)
+    if target.kind == "grade":
+        return generator.integers(0, 4, COUNT)
+    values = generator.normal(size=(COUNT, len(target.names))) if target.kind == "number" else None
+    values = generator.integers(0, 2, (COUNT, 3)).astype(float) if values is None else 3 * values
+    if not (target.kind == "number" and len(target.names) == 1):
+        values[generator.random(values.shape) < 0.2] = np.nan
+    return values.astype(np.float32)
+
+
+def responses_of(target: Target, values: NDArray[Any]) -> Array:
+    """Y as the oracle has it; of quantiles a column for each."""
+    if target.kind == "number" and target.outputs > len(target.names):
+        return np.repeat((values.astype(np.float64) - 1) / 2, target.outputs, axis=1)
+    return np.asarray(target.responses(values, np.empty(0)))
+
+
+@pytest.fixture(params=LOSSES)
+def other(request: pytest.FixtureRequest) -> tuple[OutputLoss, Target, LossOptions]:
+    return LOSSES[request.param]
+
+
+@pytest.mark.parametrize("hidden", [(), (5,)], ids=["one layer", "two layers"])
+def test_the_gradients_of_other_losses_are_their_differences_and_torchs_of_the_target(
+    other: tuple[OutputLoss, Target, LossOptions], hidden: tuple[int, ...]
+) -> None:
+    """The target's loss is what trains; the oracle's is written out by hand."""
+    of, target, options = other
+    generator, sizes = np.random.default_rng(1), (INPUTS, *hidden, target.outputs)
+    shapes = [shape for i, out in enumerate(sizes[1:]) for shape in ((sizes[i], out), (out,))]
+    parameters, inputs = [generator.normal(size=shape) for shape in shapes], generator.normal(size=(COUNT, INPUTS))
+    values, l2s = values_of(target), [3e-2, 1e-1][: len(sizes) - 1]
+    targets = responses_of(target, values)
+    by_hand = gradients(parameters, inputs, targets, l2s, of)
+    estimated = central_differences(lambda moved: loss(moved, inputs, targets, l2s, of), parameters)
+    leaves = leaves_of(parameters)
+    value = torch.tensor(inputs)
+    for i in range(0, len(leaves), 2):
+        value = (torch.tanh(value) if i else value) @ leaves[i] + leaves[i + 1]
+    penalty = sum(l2 * weight.square().sum() for l2, weight in zip(l2s, leaves[::2], strict=True))
+    objective = target.losses(value, torch.tensor(values), options).mean() + penalty
+    assert loss(parameters, inputs, targets, l2s, of) == pytest.approx(objective.item(), rel=1e-10)
+    for found, guess, exact in zip(by_hand, estimated, torch.autograd.grad(objective, leaves), strict=True):
+        assert relative(guess, found) < 1e-7
+        assert relative(found, exact.numpy()) < 1e-10
+
+
+def test_the_gradient_of_equal_columns_is_that_of_the_one_they_are() -> None:
+    """‖W‖² counts each column: by one vector w that all outputs share, the derivative is their sum."""
+    target = Grades(["none", "mild", "bad", "worst"])
+    generator = np.random.default_rng(1)
+    inputs, shared, bias = (
+        generator.normal(size=(COUNT, INPUTS)),
+        generator.normal(size=(INPUTS, 1)),
+        np.array([2.0, 0, -2]),
+    )
+    targets = responses_of(target, values_of(target))
+
+    def of_shared(parameters: Sequence[Array]) -> float:
+        return loss([np.tile(parameters[0], 3), parameters[1]], inputs, targets, [0.1], BINARY)
+
+    by_shared, by_bias = central_differences(of_shared, [shared, bias])
+    by_hand = gradients([np.tile(shared, 3), bias], inputs, targets, [0.1], BINARY)
+    assert relative(3 * tied(by_hand[0])[:, :1], by_shared) < 1e-8
+    assert relative(by_hand[1], by_bias) < 1e-8
+    assert np.ptp(tied(by_hand[0]), axis=1) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", ["labels", "squared", "grades"])
+def test_the_probes_minimum_of_every_target_is_the_oracles(name: str) -> None:
+    of, target, _ = LOSSES[name]
+    inputs, values = np.random.default_rng(1).normal(size=(COUNT, INPUTS)) + 2, values_of(target)
+    targets = responses_of(target, values)
+    for l2, weight, bias in linear_path(inputs, values, target, [1.0, 1e-2]):
+        by_weight, by_bias = gradients([weight.T, bias], inputs, targets, [l2], of)
+        by_weight = tied(by_weight) if target.tied else by_weight
+        assert np.abs(by_weight).max() < 1e-5
+        assert np.abs(by_bias).max() < 1e-5
+        assert np.abs(gradients([1.1 * weight.T, bias + 0.1], inputs, targets, [l2], of)[0]).max() > 1e-3

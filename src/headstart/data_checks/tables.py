@@ -21,14 +21,10 @@ from headstart.data.dataset import PreparedDataset, read_values
 from headstart.data.manifest import manifest_column, sources_and_splits
 from headstart.data.splits import group_number, join_groups
 from headstart.data_checks.duplicates import NEIGHBOURS, find_duplicates
-from headstart.data_checks.label_errors import (
-    LabelError,
-    choose_sample,
-    find_label_errors,
-    out_of_fold_probabilities,
-)
+from headstart.data_checks.label_errors import choose_sample, first_groups, out_of_fold_expectations
 from headstart.features.cache import read_features
 from headstart.images.decode import Note
+from headstart.targets.target import LabelError
 
 MAX_ROWS = 1000
 TINY_FRACTION = 0.5
@@ -41,7 +37,8 @@ DUPLICATE_COLUMNS = (
     *("kind", "row", "source", "split", "other_row", "other_source", "other_split"),
     *("cosine", "hash_distance"),
 )
-LABEL_COLUMNS = ("row", "source", "split", "label", "suggested", "label_probability", "suggested_probability")
+LABEL_COLUMNS = ("row", "source", "split", "label", "suggested")
+"""Further ones are the target's ``error_figures``."""
 CHECK_FIGURES = (
     *("duplicates_across_splits", "near_duplicate_cosine", "near_duplicates_among"),
     *("suspicious_labels", "labels_learned_from"),
@@ -118,12 +115,12 @@ def find_image_problems(
 
 
 def class_imbalance(per_class: dict[str, dict[str, int]]) -> float:
-    """Return how many training images the largest class has for each of the smallest."""
+    """Return how many training images the largest class, label, grade or part has for each of the smallest."""
     train = [(counts["train"], name) for name, counts in per_class.items()]
     most, fewest = (extreme(train, key=lambda each: each[0]) for extreme in (max, min))
-    ratio = most[0] / fewest[0]
+    ratio = most[0] / max(fewest[0], 1)
     if ratio > IMBALANCE_LOGGED:
-        text = "the classes are uneven: %d training images of %r, %d of %r; see finetune.class_weights"
+        text = "training is uneven: %d training images of %r, %d of %r; see finetune.class_weights"
         logger.info(text, *most, *fewest)
     return round(ratio, 2)
 
@@ -141,7 +138,7 @@ def check_features(
     """
     report: dict[str, Any] = dict.fromkeys(CHECK_FIGURES)
     write_table(duplicates_table, DUPLICATE_COLUMNS, [])
-    write_table(labels_table, LABEL_COLUMNS, [])
+    write_table(labels_table, (*LABEL_COLUMNS, *prepared.target.error_figures), [])
     seconds: dict[str, Any] = dict.fromkeys(ChecksConfig.model_fields, SWITCHED_OFF)
     if checks.duplicates or checks.labels:
         # As ``group_number`` has it, the first 8 bytes.
@@ -186,31 +183,30 @@ def _check_duplicates(
 
 def _check_labels(table: Path, prepared: PreparedDataset, group_ids: NDArray[np.uint64]) -> dict[str, Any]:
     rows = np.concatenate([prepared.rows("train"), prepared.rows("validation")])
-    labels = np.concatenate([read_values("train"), read_values("validation")])
-    width, classes = read_features(rows[:1]).shape[1], len(prepared.classes)
-    sample = choose_sample(labels, width, classes)
+    values, target = np.concatenate([read_values("train"), read_values("validation")]), prepared.target
+    sample = choose_sample(first_groups(target, values), read_features(rows[:1]).shape[1], target.outputs)
     if len(sample) < len(rows):
         text = "the labels of %d images are judged by heads that learn from %d of them: more would take too long"
         logger.info(text, len(rows), len(sample))
-    probabilities = out_of_fold_probabilities(
-        lambda places: read_features(rows[places]), labels, group_ids[rows], sample, classes
+    expected = out_of_fold_expectations(
+        lambda places: read_features(rows[places]), values, target, group_ids[rows], sample
     )
-    errors = find_label_errors(labels, probabilities)
-    write_label_errors(table, prepared, rows, labels, errors)
+    errors = target.find_errors(values, expected)
+    write_label_errors(table, prepared, rows, errors)
     return {"suspicious_labels": len(errors), "labels_learned_from": len(sample)}
 
 
 def write_label_errors(
-    table: Path, prepared: PreparedDataset, rows: NDArray[np.int64], labels: NDArray[np.int64], errors: list[LabelError]
+    table: Path, prepared: PreparedDataset, rows: NDArray[np.int64], errors: list[LabelError]
 ) -> None:
-    """Write a table of label errors, whose places are places in ``rows`` and ``labels``, int64 (n,)."""
-    listed, classes = errors[:MAX_ROWS], prepared.classes
+    """Write a table of label errors, whose places are places in ``rows``, int64 (n,)."""
+    listed = errors[:MAX_ROWS]
     named = sources_and_splits({int(rows[each.place]) for each in listed}, prepared.folder)
     lines = [
-        (row, *named[row], classes[labels[i]], classes[suggested], f"{p_label:.6f}", f"{p_suggested:.6f}")
-        for row, (i, suggested, p_label, p_suggested) in ((int(rows[each.place]), each) for each in listed)
+        (row, *named[row], each.label, each.suggested, *(f"{figure:.6f}" for figure in each.figures))
+        for row, each in ((int(rows[each.place]), each) for each in listed)
     ]
-    write_table(table, LABEL_COLUMNS, lines)
+    write_table(table, (*LABEL_COLUMNS, *prepared.target.error_figures), lines)
     if errors:
         logger.info("%d labels may be wrong: %s", len(errors), table)
 

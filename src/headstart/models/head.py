@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,24 +15,27 @@ from headstart.core.paths import FEATURES, HEADS, HEADS_INFO, PRETRAINED_CLASSES
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head: weight (classes, width), bias (classes,), and the λ that it was fitted with."""
+    """A linear head: weight (outputs, width), bias (outputs,), and the λ that it was fitted with."""
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     l2: float
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return X·Wᵀ + b, float32 (n, classes)."""
+        """Return X·Wᵀ + b, float32 (n, outputs)."""
         return np.asarray(features @ self.weight.T + self.bias, np.float32)
 
 
-def write_heads(path: Sequence[Head], chosen: int) -> None:
-    """Write the heads along the probe's path of λ, and the index of the chosen one."""
+def write_heads(path: Sequence[Head], chosen: int, residual_quantiles: list[list[float]] | None = None) -> None:
+    """Write the heads along the probe's path of λ, the index of the chosen one, and its residuals' quantiles."""
     tensors = {name: np.stack([getattr(head, name) for head in path]) for name in ("weight", "bias")}
     with atomic_write(PROBE) as folder:
         folder.mkdir()
         save_file(tensors, folder / HEADS.name)
-        write_json(folder / HEADS_INFO.name, {"l2": [head.l2 for head in path], "chosen": chosen})
+        info: dict[str, Any] = {"l2": [head.l2 for head in path], "chosen": chosen}
+        if residual_quantiles is not None:
+            info["residual_quantiles"] = residual_quantiles
+        write_json(folder / HEADS_INFO.name, info)
 
 
 def read_head(least_l2: float = 0.0, outputs: int | None = None) -> Head:

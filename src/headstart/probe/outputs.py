@@ -1,6 +1,7 @@
 """What each baseline predicts for the images outside train: collected, timed, and kept in ``models/baselines``.
 
-Probabilities are kept and not fitted estimators: those could only be pickled, and a pickle runs code when it is read.
+Outputs of the target's form are kept and not fitted estimators: those could only be pickled, and a pickle runs code
+when it is read.
 """
 
 import logging
@@ -18,20 +19,20 @@ from headstart.core.io import atomic_write, existing
 from headstart.core.paths import BASELINES
 from headstart.data.dataset import SPLITS, PreparedDataset, Split, read_values
 from headstart.features.cache import read_features
-from headstart.targets.likelihood import correct_predictions, negative_log_likelihood
+from headstart.targets.target import validation_figures
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""From features float32 (n, width) to log-probabilities float32 (n, classes)."""
+"""From features float32 (n, width) to the target's outputs float32 (n, outputs): of classes, log-probabilities."""
 OUTSIDE_TRAIN = SPLITS[1:]
 
 logger = logging.getLogger(__name__)
 
 
 class BaselineOutputs:
-    """Writes the baselines' log-probabilities for the images outside train, and collects their figures on validation.
+    """Writes the baselines' outputs for the images outside train, and collects their figures on validation.
 
     Attributes:
-        figures: by name, ``settings``, ``val_loss``, ``val_accuracy``, ``fit_seconds`` and ``predict_seconds``.
+        figures: by name, ``settings``, the ``validation_figures``, ``fit_seconds`` and ``predict_seconds``.
     """
 
     def __init__(self, folder: Path, prepared: PreparedDataset) -> None:
@@ -42,11 +43,11 @@ class BaselineOutputs:
 
     def add(self, name: str, settings: dict[str, Any], predict: Predict, *, fit_seconds: float) -> None:
         """Run a baseline on all images; only those of the last split are timed, as evaluate times the other models."""
-        outputs, classes, predict_seconds = dict[Split, Rows](), len(self._prepared.classes), 0.0
+        outputs, target, predict_seconds = dict[Split, Rows](), self._prepared.target, 0.0
 
         def predictions(rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
             nonlocal predict_seconds
-            for block in row_blocks((len(rows), max(self._width, classes))):
+            for block in row_blocks((len(rows), max(self._width, target.outputs))):
                 features = read_features(rows[block])
                 began = time.perf_counter()
                 predicted = predict(features)
@@ -56,18 +57,17 @@ class BaselineOutputs:
         for split in OUTSIDE_TRAIN:
             predict_seconds, rows = 0.0, self._prepared.rows(split)
             path = self._folder / baseline_file(name, split)
-            outputs[split] = write_rows(path, predictions(rows), (len(rows), classes))
-        val_outputs, labels = outputs["validation"], read_values("validation")
-        val_loss = negative_log_likelihood(val_outputs, labels)
-        val_accuracy = float(correct_predictions(val_outputs, labels).mean())
+            outputs[split] = write_rows(path, predictions(rows), (len(rows), target.outputs))
+        figures = validation_figures(target, outputs["validation"], read_values("validation"))
         self.figures[name] = {
             "settings": settings,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
+            **figures,
             "fit_seconds": round(fit_seconds, 3),
             "predict_seconds": round(predict_seconds, 3),
         }
-        logger.info("%-9s  validation %.4f  accuracy %.4f  in %.1f s", name, val_loss, val_accuracy, fit_seconds)
+        measure = next(iter(target.measures))
+        shown = name, figures["val_loss"], target.measures[measure].title, figures[f"val_{measure}"], fit_seconds
+        logger.info("%-9s  validation %.4f  %s %.4f  in %.1f s", *shown)
 
 
 @contextmanager
@@ -84,5 +84,5 @@ def baseline_file(name: str, split: Split) -> str:
 
 
 def read_baseline(name: str, split: Split) -> Rows:
-    """Return a baseline's log-probabilities for the images of a split, in the order of ``PreparedDataset.rows``."""
+    """Return a baseline's outputs for the images of a split, in the order of ``PreparedDataset.rows``."""
     return stored_rows(existing(BASELINES / baseline_file(name, split)))

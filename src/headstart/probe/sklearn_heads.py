@@ -1,11 +1,15 @@
 """The classical heads on fixed features: ridge, nearest neighbours, a tree, a forest and gradient boosting.
 
-Each is fitted at a handful of settings, and the one with the lowest validation loss is kept. All predict
-log-probabilities of every class, so that they are compared by one loss, the mean negative log-likelihood:
+Each is fitted at a handful of settings, and the one with the lowest validation loss is kept. All predict the target's
+outputs, so that they are compared by its loss, of classes by log-probabilities of every class:
 
 - A tree or a vote can give a class the probability 0, whose loss is infinite. Probabilities are raised to at least
   ``1 / (n + classes)`` and divided by their sum again: Laplace's rule of succession for a class that none of n training
   images showed.
+- Of other targets trees, forests and neighbours predict the mean of the responses (``Target.responses``) as regressors:
+  the probability of each label or of being above each grade, which Laplace's rule keeps from 0 and 1 and whose logit is
+  the output, or the number itself. (On 0 and 1 the squared error is half of Gini's impurity.) What is unknown is left
+  out: where a label or number is unknown of some images, each has a regressor of its own, as boosting always has.
 - Ridge's scores are not logits. With one-hot targets and Gaussian noise of variance σ² in each of them, the probability
   of class k given the scores s is proportional to ``exp(-‖e_k - s‖² / 2σ²)``, which is ``softmax(s / σ²)``. So they are
   divided by σ², the mean squared residual on validation, and by the temperature that fits best after that. Where
@@ -13,6 +17,9 @@ log-probabilities of every class, so that they are compared by one loss, the mea
   classes are separated. (Targets of (n + 1) / (n + 2) instead of 1, as Platt 1999 has them, are an alternative. On the
   digits they gave the test loss 0.114 instead of 0.121 with 41 validation images, the mean of 25 draws, and 0.084
   instead of 0.079 with all 267.)
+- Of labels and grades, ridge's score s is made a logit by linear discriminant analysis of validation: where the images
+  with a label, of frequency π, and those without have normal scores of means m₁ and m₀ and one variance v, it is
+  ``logit π + (m₁ - m₀)(s - (m₁ + m₀)/2) / v``. Of numbers ridge is the probe's own head.
 
 Boosting is scikit-learn's histogram one, with a tenth of the features at each split: its time is acceptable at every
 size. 50 iterations at depth 3 for 10 classes took 0.6, 0.9, 1.5 and 3.9 s with 250 x 184, 250 x 512, 3,000 x 184 and
@@ -20,19 +27,22 @@ size. 50 iterations at depth 3 for 10 classes took 0.6, 0.9, 1.5 and 3.9 s with 
 on other rows each time (``python -m benchmarks.studies.boosting``, one thread of an AMD EPYC that others used too).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logit
 
 from headstart.probe.logistic import Matrix
 from headstart.probe.outputs import Predict
-from headstart.targets.likelihood import fit_temperature, negative_log_likelihood
+from headstart.targets.arrays import known
+from headstart.targets.likelihood import fit_temperature
+from headstart.targets.target import Target, Values, mean_loss
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
 TREE_LEAVES = (3, 10, 30, 100)
@@ -66,15 +76,15 @@ HEADS = ("ridge", "knn", "tree", "forest", "boosting")
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """``features`` float32 (n, width) and ``labels`` int64 (n,) of the same images."""
+    """``features`` float32 (n, width) and the target's ``values`` of the same images."""
 
     features: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    values: Values
 
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A head at its best settings; ``val_loss`` is the mean negative log-likelihood of validation, in nats."""
+    """A head at its best settings; ``val_loss`` is the target's mean loss on validation."""
 
     settings: dict[str, float]
     predict: Predict
@@ -83,27 +93,32 @@ class FittedHead:
 
 RidgePath = Iterable[tuple[float, Matrix, Matrix]]
 """λ, W and b, as ``ridge_path`` yields them."""
+Staged = Callable[[NDArray[np.float32]], Iterator[NDArray[np.float32]]]
+"""From features to the outputs after each iteration of boosting."""
 Candidates = Iterator[tuple[dict[str, float], Predict]]
 """The settings that are tried, each with the predictions of a head that was fitted with them."""
 
 
-def reason_to_skip(name: str, classes: int) -> str | None:
-    """Return why a head would take too long with so many classes; None where it would not."""
-    limit = CLASS_LIMITS.get(name, classes)
-    return f"{classes} classes: its time grows with them, and beyond {limit} it is skipped" if classes > limit else None
+def reason_to_skip(name: str, target: Target) -> str | None:
+    """Return why a head would be the probe's own, or take too long with so many outputs; None where it would not."""
+    if name == "ridge" and target.link == "identity":
+        return "it is the probe's own head: least squares and the same penalty"
+    outputs, what = target.outputs, "classes" if target.link == "softmax" else "outputs"
+    limit = CLASS_LIMITS.get(name, outputs)
+    return f"{outputs} {what}: its time grows with them, and beyond {limit} it is skipped" if outputs > limit else None
 
 
-def reason_to_leave_out(name: str, images: int, width: int, classes: int) -> str | None:
-    """Return why ``auto`` leaves a head out, for so many training images, features and classes; None if it does not."""
-    sizes = {"knn": images**2 * width, "forest": images * classes}
-    size = sizes.get(name, images * width * classes)
+def reason_to_leave_out(name: str, images: int, width: int, outputs: int) -> str | None:
+    """Return why ``auto`` leaves a head out, for so many training images, features and outputs; None if it does not."""
+    sizes = {"knn": images**2 * width, "forest": images * outputs}
+    size = sizes.get(name, images * width * outputs)
     if size <= SIZE_LIMITS.get(name, size):
         return None
     return f"it would take long; `probe.heads: [{', '.join(HEADS)}]` fits it all the same"
 
 
 def fit_head(
-    name: str, train: LabelledFeatures, validation: LabelledFeatures, classes: int, ridge: RidgePath
+    name: str, train: LabelledFeatures, validation: LabelledFeatures, target: Target, ridge: RidgePath
 ) -> FittedHead:
     """Fit a head on train and choose its settings on validation; deterministic.
 
@@ -112,26 +127,52 @@ def fit_head(
     """
     match name:
         case "ridge":
-            candidates = _ridge_candidates(validation, classes, ridge)
+            candidates = _ridge_candidates(validation, target, ridge)
         case "boosting":
-            candidates = _boosting_candidates(train, validation, classes)
+            candidates = _boosting_candidates(train, validation, target)
         case _:
-            candidates = _estimator_candidates(name, train, classes)
+            candidates = _estimator_candidates(name, train, target)
     heads = (
-        FittedHead(settings, predict, negative_log_likelihood(predict(validation.features), validation.labels))
+        FittedHead(settings, predict, mean_loss(target, predict(validation.features), validation.values))
         for settings, predict in candidates
     )
     return min(heads, key=lambda head: head.val_loss)
 
 
-def _ridge_candidates(validation: LabelledFeatures, classes: int, ridge: RidgePath) -> Candidates:
-    targets = np.eye(classes)[validation.labels]
+def _ridge_candidates(validation: LabelledFeatures, target: Target, ridge: RidgePath) -> Candidates:
+    responses = target.responses(validation.values, np.empty(0))
     for l2, weight, bias in ridge:
         scores = validation.features @ weight.T + bias
-        variance = max(float(((scores - targets) ** 2).mean()), MIN_RESIDUAL_VARIANCE)
-        temperature = variance * fit_temperature(scores / variance, validation.labels)
+        if target.link == "logistic":
+            slope, offset = _discriminant(scores, responses)
+            yield {"l2": l2}, partial(_linear, weight * slope[:, None], bias * slope + offset)
+            continue
+        variance = max(float(((scores - responses) ** 2).mean()), MIN_RESIDUAL_VARIANCE)
+        temperature = variance * fit_temperature(scores / variance, validation.values)
         predict = partial(_linear_log_probabilities, weight / temperature, bias / temperature)
         yield {"l2": l2, "temperature": temperature}, predict
+
+
+def _discriminant(
+    scores: NDArray[np.float64], responses: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the slope and the offset that make logits of each output's scores, (outputs,); both inputs (n, outputs).
+
+    An output of which validation has no image with or none without keeps its order, with the slope of one residual.
+    """
+    present, is_known = known(responses)
+    absent = is_known - present
+    counts = np.stack([absent.sum(axis=0), present.sum(axis=0)])
+    means = np.stack([(scores * each).sum(axis=0) for each in (absent, present)]) / np.maximum(counts, 1)
+    within = ((scores - means[0]) ** 2 * absent + (scores - means[1]) ** 2 * present).sum(axis=0)
+    variance = np.maximum(within / np.maximum(counts.sum(axis=0), 1), MIN_RESIDUAL_VARIANCE)
+    means = np.where(counts.all(axis=0), means, [[0.0], [1.0]])
+    slope = (means[1] - means[0]) / variance
+    return slope, logit((counts[1] + 0.5) / (counts.sum(axis=0) + 1)) - slope * means.mean(axis=0)
+
+
+def _linear(weight: NDArray[np.float64], bias: NDArray[np.float64], features: NDArray[Any]) -> NDArray[np.float32]:
+    return np.asarray(features @ weight.T + bias, np.float32)
 
 
 def _linear_log_probabilities(
@@ -140,56 +181,118 @@ def _linear_log_probabilities(
     return np.asarray(log_softmax(features @ weight.T + bias, axis=1), np.float32)
 
 
-def _estimator_candidates(name: str, train: LabelledFeatures, classes: int) -> Candidates:
+def _estimator_candidates(name: str, train: LabelledFeatures, target: Target) -> Candidates:
     """Fit a scikit-learn estimator at each of its settings."""
     # scikit-learn takes a second to import: no `--help` waits for it.
-    from sklearn.ensemble import RandomForestClassifier  # noqa: PLC0415
-    from sklearn.neighbors import KNeighborsClassifier  # noqa: PLC0415
-    from sklearn.tree import DecisionTreeClassifier  # noqa: PLC0415
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor  # noqa: PLC0415
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor  # noqa: PLC0415
+    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor  # noqa: PLC0415
 
-    images = len(train.labels)
-    knn = partial(KNeighborsClassifier, weights="distance", metric="cosine", n_jobs=-1)
-    tree = partial(DecisionTreeClassifier, random_state=SEED)
-    forest = partial(RandomForestClassifier, FOREST_TREES, n_jobs=-1, random_state=SEED)
+    is_class = target.link == "softmax"
+    responses = target.responses(train.values, np.empty(0))
+    images = int((~np.isnan(responses)).sum(axis=0).min(initial=len(responses)))
+    knn = partial(
+        KNeighborsClassifier if is_class else KNeighborsRegressor, weights="distance", metric="cosine", n_jobs=-1
+    )
+    tree = partial(DecisionTreeClassifier if is_class else DecisionTreeRegressor, random_state=SEED)
+    forest = partial(
+        RandomForestClassifier if is_class else RandomForestRegressor,
+        FOREST_TREES,
+        max_features="sqrt",
+        n_jobs=-1,
+        random_state=SEED,
+    )
     estimators: dict[str, Iterator[tuple[dict[str, float], Any]]] = {
         "knn": (({"neighbours": k}, knn(k)) for k in NEIGHBOURS if k <= images),
         "tree": (({"least_in_leaf": leaf}, tree(min_samples_leaf=leaf)) for leaf in TREE_LEAVES),
         "forest": (({"least_in_leaf": leaf}, forest(min_samples_leaf=leaf)) for leaf in FOREST_LEAVES),
     }
     for settings, estimator in estimators[name]:
-        estimator.fit(train.features, train.labels)
-        yield settings, partial(_log_probabilities, estimator, images, classes)
+        if is_class:
+            estimator.fit(train.features, train.values)
+            yield settings, partial(_log_probabilities, estimator, images, target.outputs)
+        else:
+            yield (
+                settings,
+                partial(_regressed, _fit_regressors(estimator, train.features, responses), responses, target),
+            )
 
 
-def _boosting_candidates(train: LabelledFeatures, validation: LabelledFeatures, classes: int) -> Candidates:
+def _fit_regressors(estimator: Any, features: NDArray[np.float32], responses: NDArray[np.float64]) -> list[Any]:
+    """Fit one for all outputs, or where some response is unknown one for each output, on the images that have it."""
+    from sklearn.base import clone  # noqa: PLC0415
+
+    is_known = ~np.isnan(responses)
+    if is_known.all():
+        return [estimator.fit(features, responses if responses.shape[1] > 1 else responses[:, 0])]
+    columns = zip(is_known.T, responses.T, strict=True)
+    return [clone(estimator).fit(features[of_output], column[of_output]) for of_output, column in columns]
+
+
+def _regressed(
+    estimators: Sequence[Any], responses: NDArray[np.float64], target: Target, features: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    means = np.column_stack([estimator.predict(features) for estimator in estimators])
+    return _to_outputs(means, responses, target)
+
+
+def _to_outputs(means: NDArray[np.float64], responses: NDArray[np.float64], target: Target) -> NDArray[np.float32]:
+    """Return the outputs, float32 (n, outputs), for these means of the responses; ``responses`` are of train."""
+    if target.link == "identity":
+        return means.astype(np.float32)
+    floor = 1 / ((~np.isnan(responses)).sum(axis=0) + 2)
+    return np.asarray(logit(np.clip(means, floor, 1 - floor)), np.float32)
+
+
+def _boosting_candidates(train: LabelledFeatures, validation: LabelledFeatures, target: Target) -> Candidates:
     """Boost trees of each depth, and keep the iterations up to the lowest validation loss."""
-    from sklearn.ensemble import HistGradientBoostingClassifier  # noqa: PLC0415
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
 
     threads = 1 if train.features.size < THREADS_PAY else None
     for depth in BOOSTING_DEPTHS:
-        boosting = HistGradientBoostingClassifier(
-            learning_rate=BOOSTING_RATE,
-            max_iter=BOOSTING_ITERATIONS,
-            max_depth=depth,
-            max_features=0.1,
-            max_bins=63,
-            early_stopping=False,
-            random_state=SEED,
-        )
         with threadpool_limits(threads, user_api="openmp"):
-            boosting.fit(train.features, train.labels)
-        to_log = partial(_floored_log, seen=boosting.classes_, images=len(train.labels), classes=classes)
-        by_iteration = boosting.staged_predict_proba(validation.features)
-        losses = [negative_log_likelihood(to_log(each), validation.labels) for each in by_iteration]
+            by_iteration = _boost(train, target, depth)
+        losses = [mean_loss(target, each, validation.values) for each in by_iteration(validation.features)]
         best = int(np.argmin(losses))
-        yield {"depth": depth, "iterations": best + 1}, partial(_at_iteration, boosting, best, to_log)
+        yield {"depth": depth, "iterations": best + 1}, partial(_at_iteration, by_iteration, best)
 
 
-def _at_iteration(
-    boosting: Any, iteration: int, to_log: Callable[[Any], NDArray[np.float32]], features: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    return to_log(next(islice(boosting.staged_predict_proba(features), iteration, None)))
+def _boost(train: LabelledFeatures, target: Target, depth: int) -> Staged:
+    """Boost trees for all classes, or for each output; return what yields the outputs after each iteration."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor  # noqa: PLC0415
+
+    kind = HistGradientBoostingRegressor if target.link == "identity" else HistGradientBoostingClassifier
+    boosting = partial(
+        kind,
+        learning_rate=BOOSTING_RATE,
+        max_iter=BOOSTING_ITERATIONS,
+        max_depth=depth,
+        max_features=0.1,
+        max_bins=63,
+        early_stopping=False,
+        random_state=SEED,
+    )
+    if target.link == "softmax":
+        all_classes = boosting().fit(train.features, train.values)
+        seen, images = all_classes.classes_, len(train.values)
+        to_log = partial(_floored_log, seen=seen, images=images, classes=target.outputs)
+        return lambda features: map(to_log, all_classes.staged_predict_proba(features))
+    responses = target.responses(train.values, np.empty(0))
+    columns = [(~np.isnan(column), column) for column in responses.T]
+    each = [boosting().fit(train.features[of_output], column[of_output]) for of_output, column in columns]
+
+    def staged(features: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        if target.link == "identity":
+            means = (one.staged_predict(features) for one in each)
+        else:
+            means = (map(itemgetter((slice(None), 1)), one.staged_predict_proba(features)) for one in each)
+        return (_to_outputs(np.column_stack(stage), responses, target) for stage in zip(*means, strict=True))
+
+    return staged
+
+
+def _at_iteration(staged: Staged, iteration: int, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    return next(islice(staged(features), iteration, None))
 
 
 def _log_probabilities(estimator: Any, images: int, classes: int, features: NDArray[np.float32]) -> NDArray[np.float32]:

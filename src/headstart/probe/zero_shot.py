@@ -19,6 +19,7 @@ from headstart.core.problems import list_problems, some
 from headstart.core.text import normalize_label
 from headstart.models.head import PretrainedHead, read_pretrained_head
 from headstart.probe.outputs import Predict
+from headstart.targets.target import Target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,12 +66,18 @@ def pretrained_head(model: "nn.Module") -> PretrainedHead | None:
     return PretrainedHead(weight, bias, list(names), descriptions)
 
 
-def zero_shot_classifier(class_map: ClassMap, classes: Sequence[str]) -> tuple[dict[str, Any], Predict]:
+def zero_shot_classifier(class_map: ClassMap, target: Target) -> tuple[dict[str, Any], Predict]:
     """Return the classifier that a map of classes makes of the backbone's own, and the map with indices for names.
 
     Raises:
-        UserError: the backbone has no classifier of its own, or the map is wrong (``resolve_class_map``).
+        UserError: the target has no classes, the backbone has no classifier of its own, or the map is wrong
+            (``resolve_class_map``).
     """
+    if target.link != "softmax":
+        raise UserError(
+            f"probe.class_map: it sums probabilities of classes, and prepare.target is {target.kind}: set it to null"
+        )
+    classes = target.names
     pretrained = read_pretrained_head()
     if pretrained is None:
         raise UserError(

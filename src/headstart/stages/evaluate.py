@@ -33,7 +33,6 @@ from headstart.core.blocks import row_blocks
 from headstart.core.io import read_json, temporary_folder, write_json, write_report, write_table
 from headstart.data.dataset import PreparedDataset, read_groups, read_values
 from headstart.data.manifest import manifest_rows
-from headstart.data_checks.label_errors import find_label_errors
 from headstart.data_checks.tables import write_label_errors
 from headstart.distributed.connect import connect
 from headstart.evaluation.bootstrap import assign_units
@@ -104,8 +103,8 @@ def _write(params: Params, prepared: PreparedDataset, models: dict[str, ModelPre
     probe = models["probe"].logits
     temperature = fit_temperature(probe["validation"], labels["validation"])
     probabilities = (softmax(probe["test"][rows] / temperature, axis=1) for rows in row_blocks(probe["test"].shape))
-    label_errors = find_label_errors(test_labels, probabilities)
-    write_label_errors(paths.TEST_LABEL_ERRORS, prepared, prepared.rows("test"), test_labels, label_errors)
+    label_errors = prepared.target.find_errors(test_labels, probabilities)
+    write_label_errors(paths.TEST_LABEL_ERRORS, prepared, prepared.rows("test"), label_errors)
     weights = read_json(paths.FEATURES_INFO).get("weights")
     hashes = {"data_sha256": prepared.sha256, "weights_sha256": weights}
     write_json(paths.RUN_INFO, {"params": params.record(), **provenance(), **hashes})

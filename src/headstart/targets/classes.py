@@ -14,7 +14,18 @@ from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, constants, log_softmax, namespace
 from headstart.targets.cells import CellError
 from headstart.targets.conformal import LEVELS, checked_entry, entry, threshold
-from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
+from headstart.targets.target import (
+    MAX_RATIO,
+    PLAIN,
+    Answer,
+    Figures,
+    LabelError,
+    Link,
+    LossKind,
+    LossOptions,
+    Measure,
+    Strata,
+)
 from headstart.targets.temperature import checked_temperature
 
 METHODS = ("LAC", "APS")
@@ -63,6 +74,8 @@ class Classes:
     tied: ClassVar[bool] = False
     has_classes: ClassVar[bool] = True
     calibrated_loss: ClassVar[str] = "refined_loss"
+    link: ClassVar[Link] = "softmax"
+    error_figures: ClassVar[tuple[str, ...]] = ("label_probability", "suggested_probability")
     measures: ClassVar[Mapping[str, Measure]] = {
         "accuracy": Measure("accuracy", higher_is_better=True),
         "balanced_accuracy": Measure("balanced accuracy", higher_is_better=True),
@@ -127,11 +140,12 @@ class Classes:
     def derivatives(self, outputs: Array, values: Array) -> tuple[Array, Array, Array]:
         """Return the cross-entropy, its gradient, and the probabilities as the state."""
         xp = namespace(outputs)
-        log_probabilities = log_softmax(outputs)
-        state = xp.exp(log_probabilities)
-        classes = constants([*range(outputs.shape[1])], outputs)
-        gradient = state - cast(cast(values, outputs)[:, None] == classes, outputs)
-        return -xp.take_along_axis(log_probabilities, values[:, None], axis=1)[:, 0], gradient, state
+        shifted = outputs - xp.max(outputs, axis=1, keepdims=True)
+        picked = xp.take_along_axis(shifted, values[:, None], axis=1)
+        odds = xp.exp(shifted)
+        totals = xp.sum(odds, axis=1, keepdims=True)
+        state = odds / totals
+        return (xp.log(totals) - picked)[:, 0], state - self.responses(values, outputs), state
 
     def curvatures(self, state: Array) -> Array:
         """Return p(1 - p)."""
@@ -141,7 +155,12 @@ class Classes:
         """Return (diag p - p pᵀ) times the change."""
         xp = namespace(state)
         weighted = change * state
-        return weighted - state * xp.sum(weighted, axis=1, keepdims=True)
+        weighted -= state * xp.sum(weighted, axis=1, keepdims=True)
+        return weighted
+
+    def responses(self, values: Array, like: Array) -> Array:
+        """Return 1 in the column of each image's class."""
+        return cast(cast(values, like)[:, None] == constants([*range(self.outputs)], like), like)
 
     def start_bias(self, values: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the logarithm of each class's frequency."""
@@ -166,6 +185,40 @@ class Classes:
         from headstart.targets.likelihood import fit_temperature  # noqa: PLC0415  (SciPy, which predict does without)
 
         return {"temperature": fit_temperature(outputs, values)}
+
+    def score(self, outputs: Matrix, values: NDArray[np.int64]) -> float:
+        """Return the accuracy."""
+        from headstart.targets.likelihood import correct_predictions  # noqa: PLC0415  (SciPy)
+
+        return float(correct_predictions(outputs, values).mean())
+
+    def right(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the likeliest class is the image's."""
+        return np.asarray(outputs.argmax(axis=1) == values)
+
+    def expected(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[Any]:
+        """Return the probabilities, in the outputs' precision."""
+        scaled = outputs / fitted["temperature"]
+        odds = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+    def residual_quantiles(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> None:
+        """Classes have no residuals."""
+
+    def find_errors(self, values: NDArray[np.int64], expected: Iterable[NDArray[Any]]) -> list[LabelError]:
+        """Find labels whose probability is at most ``MAX_RATIO`` of their class's frequency."""
+        frequencies, begin = np.bincount(values, minlength=self.outputs) / max(1, len(values)), 0
+        errors: list[tuple[float, LabelError]] = []
+        for block in expected:
+            of_block, places = values[begin : begin + len(block)], np.arange(len(block))
+            of_labels, suggested = block[places, of_block], block.argmax(1)
+            ratios = of_labels / frequencies[of_block]
+            for i in np.flatnonzero((ratios <= MAX_RATIO) & (suggested != of_block)).tolist():
+                figures = float(of_labels[i]), float(block[i, suggested[i]])
+                names = self.names[of_block[i]], self.names[suggested[i]]
+                errors.append((float(ratios[i]), LabelError(begin + i, *names, figures)))
+            begin += len(block)
+        return [error for _, error in sorted(errors, key=lambda each: each[0])]
 
     def tally(
         self,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.core.blocks import Matrix
 from headstart.core.errors import UserError
 from headstart.core.json_value import JsonValue
 from headstart.core.problems import some
@@ -16,7 +17,18 @@ from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, constants, namespace, sigmoid, softplus
 from headstart.targets.cells import NUMBER, CellError
 from headstart.targets.conformal import LEVELS, checked_entry, entry, threshold
-from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
+from headstart.targets.target import (
+    MAX_RATIO,
+    PLAIN,
+    Answer,
+    Figures,
+    LabelError,
+    Link,
+    LossKind,
+    LossOptions,
+    Measure,
+    Strata,
+)
 from headstart.targets.temperature import best_temperatures, checked_temperature
 
 MOST_GRADES = 50
@@ -79,6 +91,8 @@ class Grades:
     tied: ClassVar[bool] = True
     has_classes: ClassVar[bool] = True
     calibrated_loss: ClassVar[str] = "log_loss"
+    link: ClassVar[Link] = "logistic"
+    error_figures: ClassVar[tuple[str, ...]] = ("label_probability", "suggested_probability")
     measures: ClassVar[Mapping[str, Measure]] = {
         "kappa": Measure("quadratic kappa", higher_is_better=True),
         "mae": Measure("MAE [grades]", higher_is_better=False),
@@ -131,21 +145,16 @@ class Grades:
         xp = namespace(outputs)
         if options.shift is not None:
             outputs = outputs + options.shift
-        above = self._above(values, outputs)
+        above = self.responses(values, outputs)
         if options.smoothing:
             above = above * (1 - options.smoothing) + options.smoothing / 2
         losses = xp.sum(softplus(outputs) - above * outputs, axis=1)
         return losses if options.weights is None else losses * options.weights[values]
 
-    @staticmethod
-    def _above(values: Array, outputs: Array) -> Array:
-        """Return 1 for each grade that a value is above, (n, outputs), of the outputs' type."""
-        return cast(cast(values, outputs)[:, None] > constants([*range(outputs.shape[1])], outputs), outputs)
-
     def derivatives(self, outputs: Array, values: Array) -> tuple[Array, Array, Array]:
         """Return the loss, its gradient, and p(1 - p) as the state."""
         probabilities = sigmoid(outputs)
-        gradient = probabilities - self._above(values, outputs)
+        gradient = probabilities - self.responses(values, outputs)
         return self.losses(outputs, values), gradient, probabilities * (1 - probabilities)
 
     def curvatures(self, state: Array) -> Array:
@@ -155,6 +164,10 @@ class Grades:
     def hessian_product(self, state: Array, change: Array) -> Array:
         """Return the product with the Hessian, which is diagonal."""
         return state * change
+
+    def responses(self, values: Array, like: Array) -> Array:
+        """Return 1 for each grade that a value is above."""
+        return cast(cast(values, like)[:, None] > constants([*range(self.outputs)], like), like)
 
     def start_bias(self, values: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the logits of the fractions above each grade but the last."""
@@ -193,6 +206,48 @@ class Grades:
     def predicted(self, outputs: NDArray[Any]) -> NDArray[np.int64]:
         """Return the median of each image's grades, int64 (n,): how many it is above, more likely than not."""
         return np.asarray((np.minimum.accumulate(outputs, axis=1) > 0).sum(axis=1), np.int64)
+
+    def score(self, outputs: Matrix, values: NDArray[np.int64]) -> float:
+        """Return the quadratic kappa."""
+        units = np.zeros(len(values), np.int64)
+        tally = GradeTally(self.predicted(outputs[:]), values, np.zeros(len(values)), units, len(self.names))
+        return float(tally.figures(np.ones((1, 1), np.float32))["kappa"][0])
+
+    def right(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the median grade is the image's."""
+        return np.asarray(self.predicted(outputs) == values)
+
+    def expected(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Return the probabilities of being above each grade but the last."""
+        return np.asarray(sigmoid(outputs.astype(np.float64) / fitted["temperature"]))
+
+    def residual_quantiles(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> None:
+        """Grades have no residuals."""
+
+    def find_errors(self, values: NDArray[np.int64], expected: Iterable[NDArray[Any]]) -> list[LabelError]:
+        """Find grades whose probability, with that of those beyond, is at most ``MAX_RATIO`` of its frequency.
+
+        Beyond is on the side away from the suggested grade, the median. The most distant are first; the label's
+        probability is that of it and those beyond.
+        """
+        above = (values[:, None] > np.arange(self.outputs)).mean(axis=0)
+        frequencies, begin = np.stack([np.append(1 - above, 1), np.append(1, above)]), 0
+        errors: list[tuple[float, float, LabelError]] = []
+        for block in expected:
+            of_block, rows = values[begin : begin + len(block)], np.arange(len(block))
+            falling = np.minimum.accumulate(block, axis=1)
+            suggested = (falling > 0.5).sum(axis=1)
+            edges = np.pad(falling, ((0, 0), (1, 1)), constant_values=((0, 0), (1, 0)))
+            too_high = (of_block > suggested).astype(np.int64)
+            beyond = np.where(too_high, edges[rows, of_block], 1 - edges[rows, of_block + 1])
+            ratios = beyond / np.maximum(frequencies[too_high, of_block], 1e-12)
+            for i in np.flatnonzero((ratios <= MAX_RATIO) & (suggested != of_block)).tolist():
+                texts = self.names[of_block[i]], self.names[suggested[i]]
+                figures = float(beyond[i]), float(edges[i, suggested[i]] - edges[i, suggested[i] + 1])
+                error = LabelError(begin + i, *texts, figures)
+                errors.append((-abs(float(of_block[i] - suggested[i])), float(ratios[i]), error))
+            begin += len(block)
+        return [error for *_, error in sorted(errors, key=lambda each: each[:2])]
 
     def tally(
         self, outputs: NDArray[Any], values: NDArray[np.int64], units: NDArray[np.int64], fitted: Mapping[str, Any]

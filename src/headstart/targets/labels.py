@@ -10,15 +10,27 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.core.blocks import Matrix
 from headstart.core.errors import UserError
 from headstart.core.json_value import JsonValue
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
-from headstart.targets.arrays import Array, known, namespace, sigmoid, softplus
+from headstart.targets.arrays import Array, cast, known, namespace, sigmoid, softplus
 from headstart.targets.cells import CellError, read_flag
 from headstart.targets.conformal import LEVELS, checked_entry, entry
 from headstart.targets.ranking import Ranking
-from headstart.targets.target import PLAIN, Answer, Figures, LossKind, LossOptions, Measure, Strata
+from headstart.targets.target import (
+    MAX_RATIO,
+    PLAIN,
+    Answer,
+    Figures,
+    LabelError,
+    Link,
+    LossKind,
+    LossOptions,
+    Measure,
+    Strata,
+)
 from headstart.targets.temperature import best_temperatures, checked_temperature
 
 FOCUS = 2.0
@@ -113,6 +125,8 @@ class Labels:
     tied: ClassVar[bool] = False
     has_classes: ClassVar[bool] = True
     calibrated_loss: ClassVar[str] = "log_loss"
+    link: ClassVar[Link] = "logistic"
+    error_figures: ClassVar[tuple[str, ...]] = ("label_probability", "suggested_probability")
     measures: ClassVar[Mapping[str, Measure]] = {
         "mean_ap": Measure("mean AP", higher_is_better=True),
         "macro_f1": Measure("macro F1", higher_is_better=True),
@@ -214,6 +228,10 @@ class Labels:
         """Return the product with the Hessian, which is diagonal."""
         return state * change
 
+    def responses(self, values: Array, like: Array) -> Array:
+        """Return the values."""
+        return cast(values, like)
+
     def start_bias(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the logit of each label's frequency."""
         return np.asarray(self.log_priors(values), np.float64)
@@ -260,6 +278,45 @@ class Labels:
     def probabilities(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
         """Return each label's calibrated probability, float64 (n, labels)."""
         return np.asarray(sigmoid(outputs.astype(np.float64) / np.asarray(fitted["temperatures"])))
+
+    def score(self, outputs: Matrix, values: NDArray[np.float32]) -> float:
+        """Return the mean over the labels, each with and without it, of the average precision."""
+        precisions = []
+        for column, scores in zip(values.T, np.asarray(outputs[:], np.float64).T, strict=True):
+            of_label = ~np.isnan(column)
+            present = column[of_label] > 0
+            if present.any() and not present.all():
+                ranking = Ranking(scores[of_label], present, np.zeros(len(present), np.int64))
+                precisions.append(ranking.figures(np.ones((1, 1), np.float32))[0][0])
+        return float(np.mean(precisions)) if precisions else float("nan")
+
+    def right(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return whether each label that is there is likelier than not."""
+        return np.asarray(outputs[values == 1] > 0)
+
+    def expected(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Return the probabilities."""
+        return self.probabilities(outputs, fitted)
+
+    def residual_quantiles(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> None:
+        """Labels have no residuals."""
+
+    def find_errors(self, values: NDArray[np.float32], expected: Iterable[NDArray[Any]]) -> list[LabelError]:
+        """Find labels that are there or absent with at most ``MAX_RATIO`` of the frequency of that as probability."""
+        present, is_known = known(values)
+        frequency, begin = present.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1), 0
+        errors: list[tuple[float, LabelError]] = []
+        for block in expected:
+            given = values[begin : begin + len(block)]
+            probabilities = np.where(given == 1, block, 1 - block)
+            ratios = probabilities / np.maximum(np.where(given == 1, frequency, 1 - frequency), 1e-12)
+            for i, j in np.argwhere((ratios <= MAX_RATIO) & ~np.isnan(given)).tolist():
+                texts = self.names[j], f"not {self.names[j]}"
+                texts = texts if given[i, j] == 1 else texts[::-1]
+                figures = float(probabilities[i, j]), 1 - float(probabilities[i, j])
+                errors.append((float(ratios[i, j]), LabelError(begin + i, *texts, figures)))
+            begin += len(block)
+        return [error for _, error in sorted(errors, key=lambda each: each[0])]
 
     def tally(
         self, outputs: NDArray[Any], values: NDArray[np.float32], units: NDArray[np.int64], fitted: Mapping[str, Any]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.core.blocks import Matrix
 from headstart.core.errors import UserError
 from headstart.core.json_value import JsonValue
 from headstart.targets.arrays import Array, cast, constants, known, namespace
@@ -20,6 +21,8 @@ from headstart.targets.target import (
     PLAIN,
     Answer,
     Figures,
+    LabelError,
+    Link,
     LossKind,
     LossOptions,
     Measure,
@@ -31,6 +34,10 @@ QUANTILES = (0.05, 0.5, 0.95)
 """What the quantile loss learns: the middle one is the answer, the outer ones its interval."""
 CLOSE = 0.05
 """In standard deviations: what two outputs say of a number is the same within this."""
+
+DEVIATION = 4.0
+"""Spreads of the residuals from which on a number counts as an error: of 2,000 invented ones with normal noise, 46 of
+them swapped, 45 were listed and no other where R² was 0.99, 19 of 39 and no other at 0.91, 1 of 43 at 0.51."""
 BINS = 10
 """Of equal width, of the numbers among which sampling is balanced, from the first to the last percentile."""
 
@@ -93,6 +100,8 @@ class Numbers:
     tied: ClassVar[bool] = False
     has_classes: ClassVar[bool] = False
     calibrated_loss: ClassVar[str] = "loss"
+    link: ClassVar[Link] = "identity"
+    error_figures: ClassVar[tuple[str, ...]] = ("deviation",)
 
     @property
     def measures(self) -> Mapping[str, Measure]:
@@ -128,7 +137,7 @@ class Numbers:
 
     def strata(self, values: NDArray[np.float32]) -> Strata:
         """Return the quarters of the first number that is known of most images."""
-        first = values[:, int((~np.isnan(values)).sum(axis=0).argmax())]
+        first = values[:, _best_known(values)]
         images = np.flatnonzero(~np.isnan(first))
         ends = np.unique(np.quantile(first[images], np.linspace(0, 1, QUARTERS + 1)))
         groups = np.clip(np.searchsorted(ends, first[images], side="right") - 1, 0, max(0, len(ends) - 2))
@@ -160,9 +169,7 @@ class Numbers:
 
     def _standard(self, values: Array, like: Array) -> tuple[Array, Array]:
         """Return the numbers as the head computes them, and 1 where they are known."""
-        numbers, is_known = known(cast(values, like))
-        mean, scale = (constants([*each], like) for each in (self.mean, self.scale))
-        return (numbers - mean) / scale, is_known
+        return known(self.responses(values, like))
 
     def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
         """Return the sum over an image's known numbers of the squared error, Huber's or, of quantiles, pinball's.
@@ -195,6 +202,11 @@ class Numbers:
     def hessian_product(self, state: Array, change: Array) -> Array:
         """Return the product with the Hessian, which is diagonal."""
         return state * change
+
+    def responses(self, values: Array, like: Array) -> Array:
+        """Return the numbers as the head computes them."""
+        mean, scale = (constants([*each], like) for each in (self.mean, self.scale))
+        return (cast(values, like) - mean) / scale
 
     def start_bias(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the mean of each number inside, or its quantiles."""
@@ -229,6 +241,48 @@ class Numbers:
         """Return the outputs in the numbers' units, (n, numbers, quantiles or 1); quantiles never cross."""
         inside = np.sort(outputs.astype(np.float64).reshape(len(outputs), len(self.names), -1), axis=2)
         return np.asarray(inside * np.array(self.scale)[:, None] + np.array(self.mean)[:, None])
+
+    def score(self, outputs: Matrix, values: NDArray[np.float32]) -> float:
+        """Return the mean absolute error, of several numbers the mean in standard deviations."""
+        errors, is_known = known(np.abs(self.points(outputs[:]) - values))
+        divisor = np.array(self.scale) if len(self.names) > 1 else np.ones(1)
+        count = is_known.sum(axis=0)
+        return float((errors.sum(axis=0) / divisor / np.maximum(count, 1))[count > 0].mean())
+
+    def right(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return whether the number by which ``strata`` groups is known to one standard deviation."""
+        i = _best_known(values)
+        images = ~np.isnan(values[:, i])
+        return np.asarray(np.abs(self.points(outputs) - values)[images, i] < self.scale[i])
+
+    def expected(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[Any]:  # noqa: ARG002
+        """Return the outputs."""
+        return outputs
+
+    def residual_quantiles(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> list[list[float]]:
+        """Return those of ``QUANTILES``, for outputs without quantiles."""
+        residuals = self.responses(values, outputs.astype(np.float64)) - outputs
+        of_number = (column[~np.isnan(column)] for column in residuals.T)
+        return [np.quantile(each, QUANTILES).tolist() if len(each) else [0.0] * len(QUANTILES) for each in of_number]
+
+    def find_errors(self, values: NDArray[np.float32], expected: Iterable[NDArray[Any]]) -> list[LabelError]:
+        """Find numbers whose residual is ``DEVIATION`` times the spread of their residuals.
+
+        The spread is the standard deviation of a normal distribution with the same 95th percentile of the absolute
+        residual: errors are fewer than one in twenty, and where most numbers are equal the median is near 0.
+        """
+        blocks = [np.asarray(block, np.float64) for block in expected]
+        outputs = np.concatenate(blocks) if blocks else np.zeros((0, self.outputs))
+        residuals, is_known = known(np.abs(self.responses(values, outputs) - outputs))
+        errors = []
+        for j in range(self.outputs):
+            of_number = np.flatnonzero(is_known[:, j])
+            spread = max(float(np.quantile(residuals[of_number, j], 0.95)) / 1.96, 1e-6) if len(of_number) else 1.0
+            for i in of_number[residuals[of_number, j] >= DEVIATION * spread].tolist():
+                both = float(values[i, j]), float(outputs[i, j] * self.scale[j] + self.mean[j])
+                label, suggested = (f"{self.names[j]} {each:.6g} {self.units[j]}".strip() for each in both)
+                errors.append(LabelError(i, label, suggested, (float(residuals[i, j] / spread),)))
+        return sorted(errors, key=lambda error: -error.figures[0])
 
     def tally(
         self,
@@ -347,6 +401,11 @@ class Numbers:
         """Return the fraction of numbers that differ by ``CLOSE`` at most."""
         differences = np.abs(self.points(outputs) - self.points(others)) / np.array(self.scale)
         return np.asarray((differences <= CLOSE).mean(axis=1))
+
+
+def _best_known(values: NDArray[np.float32]) -> int:
+    """Return the place of the first number that is known of most images."""
+    return int((~np.isnan(values)).sum(axis=0).argmax())
 
 
 class NumberTally:

@@ -16,10 +16,14 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.core.blocks import Matrix, row_blocks
 from headstart.core.json_value import JsonValue
 from headstart.targets.arrays import Array
 
 LossKind = Literal["auto", "focal", "asymmetric", "huber", "quantile"]
+Link = Literal["softmax", "logistic", "identity"]
+MAX_RATIO = 0.05
+"""What a model expects of a label, over the label's frequency, at or below which the label counts as an error."""
 Figures = dict[str, NDArray[np.float64]]
 """Figures by name, float64 (test sets,) each."""
 Values = NDArray[Any]
@@ -86,6 +90,18 @@ MakeReader = Callable[[Sequence[str]], Reader]
 """From the names of the columns to what reads the target there."""
 
 
+class LabelError(NamedTuple):
+    """A likely label error: the image's place, what it is labelled as and what a model suggests, as texts.
+
+    ``figures`` are those that ``Target.error_figures`` names.
+    """
+
+    place: int
+    label: str
+    suggested: str
+    figures: tuple[float, ...]
+
+
 class Strata(NamedTuple):
     """Groups of images of which every split needs some: their names, and pairs of an image and a group that it is in.
 
@@ -128,6 +144,12 @@ class Target(Protocol):
     @property
     def has_classes(self) -> bool:
         """Whether there are classes, labels or grades: then a loss can be weighted, adjusted and smoothed."""
+
+    def link(self) -> Link:
+        """What gives the outputs of the mean ``responses``, and with it the plain loss, whose canonical link it is.
+
+        ``softmax``: the cross-entropy; ``logistic``: binary ones, summed; ``identity``: squared errors, summed.
+        """
 
     @property
     def losses_known(self) -> Sequence[LossKind]:
@@ -173,6 +195,12 @@ class Target(Protocol):
     def hessian_product(self, state: Array, change: Array) -> Array:
         """Return the Hessian of each image's loss by its outputs, times a change of these, (n, outputs) both."""
 
+    def responses(self, values: Array, like: Array) -> Array:
+        """Return what the outputs are fitted to, (n, outputs), of the type of ``like``; NaN where it is unknown.
+
+        1 or 0 for each class, label, or being above a grade; numbers as they are standardised.
+        """
+
     def start_bias(self, values: Values) -> NDArray[np.float64]:
         """Return the bias of a head without weights that has the lowest loss on images, float64 (outputs,)."""
 
@@ -191,6 +219,29 @@ class Target(Protocol):
 
     def fit(self, outputs: NDArray[Any], values: Values) -> dict[str, Any]:
         """Fit temperatures and thresholds on validation; plain JSON values."""
+
+    def score(self, outputs: Matrix, values: Values) -> float:
+        """Return the first of the ``measures``, of a model as it is."""
+
+    def right(self, outputs: NDArray[Any], values: Values) -> NDArray[np.bool_]:
+        """Return whether the answer is right about each pair of an image and a group that ``strata`` has, (pairs,)."""
+
+    def expected(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[Any]:
+        """Return the mean of the ``responses`` that calibrated outputs stand for, (n, outputs)."""
+
+    def residual_quantiles(self, outputs: NDArray[Any], values: Values) -> list[list[float]] | None:
+        """Return for each number the quantiles of its ``responses`` less the outputs; None where there are none."""
+
+    @property
+    def error_figures(self) -> Sequence[str]:
+        """The names of what ``find_errors`` has of each label error, for tables."""
+
+    def find_errors(self, values: Values, expected: Iterable[NDArray[Any]]) -> list[LabelError]:
+        """Find values that a model contradicts with confidence, the worst first.
+
+        ``expected`` are blocks of what ``expected`` returns, in the order of the values, of a model that did not learn
+        from these images.
+        """
 
     def tally(
         self, outputs: NDArray[Any], values: Values, units: NDArray[np.int64], fitted: Mapping[str, Any]
@@ -255,6 +306,19 @@ class Summable(Protocol):
 
     def figures_of(self, sums: NDArray[np.float64]) -> Figures:
         """Return the figures, float64 (1,) each."""
+
+
+def mean_loss(target: Target, outputs: Matrix, values: Values) -> float:
+    """Return the mean over images of the plain loss, of outputs float (n, outputs)."""
+    blocks = row_blocks(outputs.shape)
+    total = sum(target.losses(np.asarray(outputs[rows], np.float64), values[rows]).sum() for rows in blocks)
+    return float(total / len(values))
+
+
+def validation_figures(target: Target, outputs: Matrix, values: Values) -> dict[str, float]:
+    """Return what reports have of every model: ``val_loss``, and ``val_`` and the name of the first measure."""
+    measure = next(iter(target.measures))
+    return {"val_loss": mean_loss(target, outputs, values), f"val_{measure}": target.score(outputs, values)}
 
 
 class Answer(NamedTuple):

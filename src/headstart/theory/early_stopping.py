@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.core import paths
+from headstart.core.errors import UserError
 from headstart.core.io import write_json, write_table
 from headstart.data.dataset import PreparedDataset, read_values
 from headstart.features.cache import read_features
-from headstart.probe.logistic import logistic_path, principal_axes
-from headstart.targets.likelihood import negative_log_likelihood
+from headstart.probe.logistic import linear_path, principal_axes
+from headstart.targets.target import Link, mean_loss
 from headstart.theory import drawing
 from headstart.theory.implicit_l2 import (
     descent_filter,
@@ -31,6 +32,13 @@ PATH_MARGIN = 10.0
 """The λ path extends by this factor beyond the theory's λ of the first and of the last step."""
 CLOSE_FACTOR = 2.0
 """The factor within which the nearest λ counts as close to the theory's."""
+
+WORDS: dict[Link, tuple[str, str, str]] = {
+    "softmax": ("softmax", "Cross-entropy", "nats an image"),
+    "logistic": ("logistic loss", "Binary cross-entropy", "nats an image"),
+    "identity": ("squared loss", "Squared error", "variances"),
+}
+"""What the figures call a target's loss, on validation, and its unit."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,33 +63,48 @@ class Stop(NamedTuple):
 def run(steps: int) -> None:
     """Compare the two paths and write the figures; raises UserError where the features are missing."""
     prepared = PreparedDataset.open()
+    target, train_values, values = prepared.target, read_values("train"), read_values("validation")
     train, validation = (read_features(prepared.rows(split)) for split in ("train", "validation"))
-    train_labels, labels, classes = read_values("train"), read_values("validation"), len(prepared.classes)
-    rate = safe_rate(train)
+    responses = target.responses(train_values, np.empty(0))
+    whole = ~np.isnan(responses).any(axis=1)
+    if not whole.any():
+        raise UserError("headstart study: no training image has all labels or numbers known, which the theory is about")
+    train, train_values, responses = train[whole], train_values[whole], responses[whole]
+    rate = safe_rate(train, target)
     l2s = _log_spaced(equivalent_l2(rate, steps) / PATH_MARGIN, equivalent_l2(rate, 1) * PATH_MARGIN)[::-1]
     weights, l2_losses = [], []
-    for _, weight, bias in logistic_path(train, train_labels, classes, l2s.tolist()):
+    for _, weight, bias in linear_path(train, train_values, target, l2s.tolist()):
         weights.append(weight)
-        l2_losses.append(negative_log_likelihood(validation @ weight.T + bias, labels))
+        l2_losses.append(mean_loss(target, validation @ weight.T + bias, values))
     logger.info("λ path: %d points from %.1e to %.1e", len(l2s), l2s[0], l2s[-1])
 
     counts = np.unique(_log_spaced(1, steps).round().astype(int)).tolist()
-    squared = _squared_loss_l2s(train, np.eye(classes)[train_labels], rate, counts)
-    path, stops = np.array(weights), []
+    least_squares = _LeastSquares.of(train, responses)
+    # The curvature of the squared loss is up to eight times that of the others: smaller steps, as many more.
+    finer = 1 if target.link == "identity" else 8
+    squared = least_squares.nearest(rate / finer, [finer * t for t in counts])
+    path, stops, errors = np.array(weights), [], []
     for (t, weight, bias), squared_l2 in zip(
-        descent_path(train, train_labels, classes, rate, counts), squared, strict=True
+        descent_path(train, train_values, target, rate, counts), squared, strict=True
     ):
         nearest = nearest_l2(weight, l2s, path)
-        val_loss = negative_log_likelihood(validation @ weight.T + bias, labels)
+        val_loss = mean_loss(target, validation @ weight.T + bias, values)
         theory = equivalent_l2(rate, t)
         stops.append(Stop(t, theory, nearest.l2, nearest.distance, nearest.at_end, squared_l2, val_loss))
+        if target.link == "identity":
+            errors.append(least_squares.distance(weight, rate, t))
         logger.info("step %d  1/(2τt) %.1e  nearest λ %.1e  validation %.4f", t, theory, nearest.l2, val_loss)
 
-    data = {"pictures": len(train), "width": train.shape[1], "classes": classes, "rate": rate}
+    data = {"pictures": len(train), "width": train.shape[1], "classes": target.outputs, "rate": rate}
     figures = data | _summary(stops, l2s, l2_losses)
+    if errors:
+        figures["largest_distance_to_the_filter"] = _four_digits(max(errors))
+        at_theory = np.interp(-np.log([stop.theory_l2 for stop in stops]), -np.log(l2s), l2_losses)
+        ratios = np.array([stop.val_loss for stop in stops]) / at_theory
+        figures["val_loss_over_the_penaltys"] = [_four_digits(ratios.min()), _four_digits(ratios.max())]
     write_table(paths.STUDY / "early_stopping.csv", Stop._fields, stops)
     write_json(paths.STUDY / "early_stopping.json", figures)
-    _draw_paths(stops, l2s, l2_losses)
+    _draw_paths(stops, l2s, l2_losses, WORDS[target.link])
     if figures["best_stop"]["steps"] == steps:
         logger.info("the validation loss still falls at the last step: more --steps would show where it turns")
     logger.info(
@@ -94,24 +117,37 @@ def _log_spaced(low: float, high: float) -> Array:
     return np.geomspace(low, high, 1 + int(np.ceil(POINTS_PER_DECADE * np.log10(high / low))))
 
 
-def _squared_loss_l2s(
-    features: NDArray[np.floating], one_hot: Array, rate: float, counts: Sequence[int]
-) -> list[float]:
-    """Return the nearest λ on ``1/n ‖XW − Y‖²`` by the exact filters, at the same τt.
+class _LeastSquares(NamedTuple):
+    """``1/n ‖XW − Y‖²`` along the features' principal axes whose variance is not 0.
 
-    The curvature of that loss is up to four times Böhning's bound for the softmax: the step is an eighth, and there are
-    eight times as many.
+    The variances (axes,), the axes (width, axes), and W, the solution without a penalty, (axes, outputs).
     """
-    mean, eigenvalues, axes = principal_axes(features)
-    present = eigenvalues > len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues[-1]
-    eigenvalues, axes = eigenvalues[present], axes[:, present]
-    # The least-squares coefficient along an eigenvector, its norm over the classes.
-    coefficients = np.linalg.norm(axes.T @ ((features - mean).T @ one_hot / len(features)), axis=1) / eigenvalues
-    l2s = _log_spaced(equivalent_l2(rate, counts[-1]) / PATH_MARGIN, equivalent_l2(rate, 1) * PATH_MARGIN)
-    path = np.array([ridge_filter(eigenvalues, l2) * coefficients for l2 in l2s])
-    filtered = (descent_filter(eigenvalues, rate / 8, 8 * t) * coefficients for t in counts)
-    nearest = (nearest_l2(weight, l2s, path) for weight in filtered)
-    return [math.nan if point.at_end else point.l2 for point in nearest]
+
+    eigenvalues: Array
+    axes: Array
+    solution: Array
+
+    @classmethod
+    def of(cls, features: NDArray[np.floating], responses: Array) -> "_LeastSquares":
+        mean, eigenvalues, axes = principal_axes(features)
+        present = eigenvalues > len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues[-1]
+        eigenvalues, axes = eigenvalues[present], axes[:, present]
+        covariances = axes.T @ ((features - mean).T @ responses / len(features))
+        return cls(eigenvalues, axes, covariances / eigenvalues[:, None])
+
+    def nearest(self, rate: float, counts: Sequence[int]) -> list[float]:
+        """Return the λ nearest to gradient descent after each of the steps, by the exact filters; NaN at an end."""
+        coefficients = np.linalg.norm(self.solution, axis=1)
+        l2s = _log_spaced(equivalent_l2(rate, counts[-1]) / PATH_MARGIN, equivalent_l2(rate, counts[0]) * PATH_MARGIN)
+        path = np.array([ridge_filter(self.eigenvalues, l2) * coefficients for l2 in l2s])
+        filtered = (descent_filter(self.eigenvalues, rate, t) * coefficients for t in counts)
+        points = (nearest_l2(weight, l2s, path) for weight in filtered)
+        return [math.nan if point.at_end else point.l2 for point in points]
+
+    def distance(self, weight: Array, rate: float, steps: int) -> float:
+        """Return how far a weight is from what the filter makes of the solution, relative to it."""
+        expected = self.axes @ (descent_filter(self.eigenvalues, rate, steps)[:, None] * self.solution)
+        return float(np.linalg.norm(weight.T - expected) / np.linalg.norm(expected))
 
 
 def _summary(stops: Sequence[Stop], l2s: Array, l2_losses: Sequence[float]) -> dict[str, Any]:
@@ -152,7 +188,7 @@ def _four_digits(figure: float) -> float:
     return float(f"{figure:.4g}")
 
 
-def _draw_paths(stops: Sequence[Stop], l2s: Array, l2_losses: Sequence[float]) -> None:
+def _draw_paths(stops: Sequence[Stop], l2s: Array, l2_losses: Sequence[float], words: tuple[str, str, str]) -> None:
     from matplotlib.ticker import LogLocator  # noqa: PLC0415  (see drawing)
 
     figure, left, right = drawing.two_panels()
@@ -173,7 +209,7 @@ def _draw_paths(stops: Sequence[Stop], l2s: Array, l2_losses: Sequence[float]) -
     left.loglog(
         [stop.steps for stop in inside],
         [stop.nearest_l2 for stop in inside],
-        color=drawing.BLUE, marker="o", markersize=3.5, linestyle="none", label="softmax, measured",
+        color=drawing.BLUE, marker="o", markersize=3.5, linestyle="none", label=f"{words[0]}, measured",
     )  # fmt: skip
     left.set(title="The λ whose solution is nearest", xlabel="steps of gradient descent, t", ylabel="λ")
     left.legend(frameon=False)
@@ -188,6 +224,6 @@ def _draw_paths(stops: Sequence[Stop], l2s: Array, l2_losses: Sequence[float]) -
     right.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     right.yaxis.set_major_formatter("{x:g}")
     right.yaxis.set_minor_formatter("")
-    right.set(title="Cross-entropy on validation", xlabel="λ, or 1/(2τt)   (training longer →)", ylabel="nats an image")
+    right.set(title=f"{words[1]} on validation", xlabel="λ, or 1/(2τt)   (training longer →)", ylabel=words[2])
     right.legend(frameon=False)
     drawing.save(figure, paths.STUDY / "early_stopping.svg")

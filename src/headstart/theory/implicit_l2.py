@@ -2,9 +2,9 @@
 
 For ``1/n ‖Xw − y‖² + λ‖w‖²`` both solutions are known in the eigenbasis of ``XᵀX/n``: each multiplies the least-squares
 coefficient along an eigenvector by a filter of its eigenvalue σ, and the filters' slopes at σ = 0 are equal where
-``λ = 1/(2τt)``. For the softmax the same λ is exact as t → 0 and close afterwards (measured by ``headstart study
-early-stopping``). Ali, Kolter and Tibshirani 2019, "A Continuous-Time View of Early Stopping for Least Squares
-Regression"; derived in ``docs/mathematics.md``.
+``λ = 1/(2τt)``. For the softmax and logistic losses the same λ is exact as t → 0 and close afterwards (measured by
+``headstart study early-stopping``). Ali, Kolter and Tibshirani 2019, "A Continuous-Time View of Early Stopping for
+Least Squares Regression"; derived in ``docs/mathematics.md``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,10 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import logit
 
 from headstart.probe.logistic import principal_axes
+from headstart.targets.target import Link, Target, Values
 from headstart.theory.oracle import Array
+
+CURVATURE: dict[Link, float] = {"softmax": 0.5, "logistic": 0.25, "identity": 2.0}
+"""Bounds on the largest eigenvalue of the Hessian of an image's loss by its outputs: Böhning's (1992, "Multinomial
+logistic regression algorithm"), that of p(1 - p), and that of a square."""
 
 
 def descent_filter(eigenvalues: Array, rate: float, steps: int) -> Array:
@@ -41,43 +46,48 @@ def equivalent_l2(rate: float, steps: float) -> float:
     return 1 / (2 * rate * steps)
 
 
-def safe_rate(features: NDArray[np.floating]) -> float:
-    """Return τ = 1/L for the softmax head on centred features, with which every gradient descent step lowers the loss.
+def safe_rate(features: NDArray[np.floating], target: Target) -> float:
+    """Return τ = 1/L for a head on centred features, with which every gradient descent step lowers the loss.
 
-    L is Böhning's bound (1992, "Multinomial logistic regression algorithm") on the Hessian, ``½ σ_max``, σ_max the
-    largest eigenvalue of ``XᵀX/n`` with the bias's constant input in X.
+    L is ``CURVATURE · σ_max``, σ_max the largest eigenvalue of ``XᵀX/n`` with the bias's constant input in X.
     """
     _, variances, _ = principal_axes(features)
-    return 2 / max(1.0, float(variances[-1]))
+    return 1 / (CURVATURE[target.link] * max(1.0, float(variances[-1])))
 
 
 def descent_path(
-    features: NDArray[np.floating], labels: NDArray[np.int64], classes: int, rate: float, steps: Sequence[int]
+    features: NDArray[np.floating], values: Values, target: Target, rate: float, steps: Sequence[int]
 ) -> Iterator[tuple[int, Array, Array]]:
-    """Run full-batch gradient descent on the softmax head's mean cross-entropy, without a penalty.
+    """Run full-batch gradient descent on a head's mean loss, without a penalty.
 
-    It starts at the λ path's point for λ = ∞: zero weights, and the bias that predicts the classes' frequencies. The
-    features are centred, since their mean would slow the rest down; on the λ path the mean only changes the bias.
+    It starts at the λ path's point for λ = ∞: zero weights, and the bias with the lowest loss. The features are
+    centred, since their mean would slow the rest down; on the λ path the mean only changes the bias.
 
     Args:
         features: float (n, width).
-        labels: int64 (n,), in 0 .. classes-1, each of which occurs.
-        classes: number of them.
+        values: the target's; each class and each value of a label occurs.
+        target: the rows of its head's weight stay equal where it has them ``tied``.
         rate: τ, the size of a step.
         steps: the step counts t at which the head is yielded, ascending.
 
     Yields:
-        t, W float64 (classes, width), b float64 (classes,), for the features that are not centred.
+        t, W float64 (outputs, width), b float64 (outputs,), for the features that are not centred.
     """
     mean = features.mean(axis=0, dtype=np.float64)
-    inputs, one_hot = features - mean, np.eye(classes)[labels]
-    weight, bias = np.zeros((classes, features.shape[1])), np.log(one_hot.mean(axis=0))
-    bias -= bias.mean()
+    inputs, frequencies = features - mean, np.nanmean(target.responses(values, mean), axis=0)
+    weight, bias = np.zeros((target.outputs, features.shape[1])), frequencies
+    if target.link == "softmax":
+        bias = np.log(frequencies) - np.log(frequencies).mean()
+    if target.link == "logistic":
+        bias = logit(frequencies)
     done = 0
     for t in steps:
         for _ in range(t - done):
-            by_logits = (softmax(inputs @ weight.T + bias, axis=1) - one_hot) / len(inputs)
-            weight, bias = weight - rate * (by_logits.T @ inputs), bias - rate * by_logits.sum(axis=0)
+            by_outputs = target.derivatives(inputs @ weight.T + bias, values)[1] / len(inputs)
+            by_weight = by_outputs.T @ inputs
+            if target.tied:
+                by_weight = by_weight.mean(axis=0, keepdims=True)
+            weight, bias = weight - rate * by_weight, bias - rate * by_outputs.sum(axis=0)
         done = t
         yield t, weight, bias - weight @ mean
 

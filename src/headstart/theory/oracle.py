@@ -1,12 +1,13 @@
-"""The classifier's head written out in NumPy: the reference that the torch code is tested against.
+"""The head and the losses of all targets written out in NumPy: the reference that the torch code is tested against.
 
-``Loss = CE(f(X), Y) + Σ_l λ_l ‖W_l‖²``: the mean cross-entropy over the rows, and each layer's own λ times the sum of
-its squared weights; biases are not penalised. ``f`` is one affine map, or several with tanh between. A row of ``X`` (n,
-inputs) is an image, ``W`` is (inputs, outputs), and all parameters are one list ``[W1, bias1, W2, bias2, ...]``.
-``docs/mathematics.md`` derives the gradients.
+``Loss = L(f(X), Y) + Σ_l λ_l ‖W_l‖²``: the mean loss over the rows, the cross-entropy or another ``OutputLoss``, and
+each layer's own λ times the sum of its squared weights; biases are not penalised. ``f`` is one affine map, or several
+with tanh between. A row of ``X`` (n, inputs) is an image, ``W`` is (inputs, outputs), and all parameters are one list
+``[W1, bias1, W2, bias2, ...]``. ``docs/mathematics.md`` derives the gradients.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,23 +43,90 @@ def forward(parameters: Sequence[Array], inputs: Array) -> list[Array]:
     return [*values, affine(values[-1], *last)]
 
 
-def loss(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequence[float]) -> float:
+class OutputLoss(NamedTuple):
+    """A loss of each row, (n,), and its gradient by the outputs Z, (n, outputs); both are functions of Z and Y."""
+
+    value: Callable[[Array, Array], Array]
+    gradient: Callable[[Array, Array], Array]
+
+
+def _known(outputs: Array, targets: Array) -> tuple[Array, Array]:
+    """Return Y with Z for what is unknown (NaN), and 1 where it is known."""
+    unknown = np.isnan(targets)
+    return np.where(unknown, outputs, targets), 1.0 - unknown
+
+
+def _sigmoid(outputs: Array) -> Array:
+    return np.asarray(np.exp(-np.logaddexp(0, -outputs)))
+
+
+def _binary(outputs: Array, targets: Array) -> Array:
+    there, known = _known(outputs, targets)
+    return np.asarray(((np.logaddexp(0, outputs) - there * outputs) * known).sum(axis=1))
+
+
+def _by_binary(outputs: Array, targets: Array) -> Array:
+    there, known = _known(outputs, targets)
+    return (_sigmoid(outputs) - there) * known
+
+
+def _huber(outputs: Array, targets: Array) -> Array:
+    errors = np.abs(outputs - _known(outputs, targets)[0])
+    return np.asarray(np.where(errors <= 1, errors**2, 2 * errors - 1).sum(axis=1))
+
+
+CROSS_ENTROPY = OutputLoss(
+    lambda outputs, one_hot: -(one_hot * log_softmax(outputs)).sum(axis=1),
+    lambda outputs, one_hot: np.exp(log_softmax(outputs)) - one_hot,
+)
+BINARY = OutputLoss(_binary, _by_binary)
+"""Of labels, Y 1, 0 or NaN if unknown. Of grades too: Y is 1 for each grade that a row is above, and W is ``tied``."""
+SQUARED = OutputLoss(
+    lambda outputs, targets: ((outputs - _known(outputs, targets)[0]) ** 2).sum(axis=1),
+    lambda outputs, targets: 2 * (outputs - _known(outputs, targets)[0]),
+)
+HUBER = OutputLoss(_huber, lambda outputs, targets: 2 * np.clip(outputs - _known(outputs, targets)[0], -1, 1))
+"""The square up to 1, and its tangent from there on."""
+
+
+def pinball(levels: Sequence[float]) -> OutputLoss:
+    """Return the loss that quantiles minimise; Z and Y have a column for each of the levels, Y's are equal."""
+    q = np.array(levels)
+
+    def value(outputs: Array, targets: Array) -> Array:
+        above = targets - outputs
+        return np.asarray(np.where(above > 0, q * above, (q - 1) * above).sum(axis=1))
+
+    return OutputLoss(value, lambda outputs, targets: np.where(targets > outputs, -q, 1 - q))
+
+
+def tied(by_weight: Array) -> Array:
+    """Return the gradient by a weight whose columns stay equal, (inputs, outputs): the nearest with equal columns."""
+    return by_weight.mean(axis=1, keepdims=True) + np.zeros_like(by_weight)
+
+
+def loss(
+    parameters: Sequence[Array], inputs: Array, targets: Array, l2s: Sequence[float], of: OutputLoss = CROSS_ENTROPY
+) -> float:
     """Return the objective.
 
     Args:
         parameters: ``[W1, bias1, W2, bias2, ...]``, of shapes (inputs, outputs) and (outputs,).
         inputs: ``X``, (n, inputs).
-        one_hot: ``Y``, (n, classes), each row a 1 among zeros.
+        targets: ``Y``, (n, outputs); of classes, each row a 1 among zeros.
         l2s: each layer's λ.
+        of: the loss of a row.
     """
-    cross_entropy = -(one_hot * log_softmax(forward(parameters, inputs)[-1])).sum() / len(inputs)
-    return float(cross_entropy + sum(l2 * (weight**2).sum() for l2, weight in zip(l2s, parameters[::2], strict=True)))
+    mean = of.value(forward(parameters, inputs)[-1], targets).sum() / len(inputs)
+    return float(mean + sum(l2 * (weight**2).sum() for l2, weight in zip(l2s, parameters[::2], strict=True)))
 
 
-def gradients(parameters: Sequence[Array], inputs: Array, one_hot: Array, l2s: Sequence[float]) -> list[Array]:
+def gradients(
+    parameters: Sequence[Array], inputs: Array, targets: Array, l2s: Sequence[float], of: OutputLoss = CROSS_ENTROPY
+) -> list[Array]:
     """Return ``∂Loss/∂p`` of every parameter, in their order and shapes, by the chain rule from the last layer back."""
-    *layer_inputs, logits = forward(parameters, inputs)
-    by_output = (np.exp(log_softmax(logits)) - one_hot) / len(inputs)  # (P − Y)/n
+    *layer_inputs, outputs = forward(parameters, inputs)
+    by_output = of.gradient(outputs, targets) / len(inputs)  # G; of the cross-entropy (P − Y)/n
     by_parameter: list[Array] = []
     for weight, l2, value in reversed(list(zip(parameters[::2], l2s, layer_inputs, strict=True))):
         by_affine = np.dot(with_ones(value).T, by_output)  # Xᵀ·G; its last row is the bias's
