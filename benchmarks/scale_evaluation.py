@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,39 +77,40 @@ def _measure_parts(count: int, classes: int) -> Figures:
     from headstart.report.confusion import count_predictions  # noqa: PLC0415
     from headstart.report.inputs import read_predictions  # noqa: PLC0415
     from headstart.targets.classes import Classes  # noqa: PLC0415
-    from headstart.targets.likelihood import correct_predictions  # noqa: PLC0415
 
     counts, names = {"validation": max(1000, count // 10), "test": count}, [f"class{i}" for i in range(classes)]
     generator = np.random.default_rng(0)
     reference = generator.random((REFERENCES, WIDTH), np.float32)
-    models = {}
+    models, target = {}, Classes(names, TOP_K)
     for i, name in enumerate(MODELS):
         logits = {split: _invent_logits(Path(f"{name}-{split}.npy"), n, classes, i) for split, n in counts.items()}
         distances = {split: np.zeros(0, np.float32) for split in counts}
         if name != "knn":
             distances = {split: generator.random(n, np.float32) for split, n in counts.items()}
-        models[name] = ModelPredictions(logits, 0.5, 1.0, 1.0, distances, reference)
+        models[name] = ModelPredictions(logits, 0.5, 1.0, 1.0, distances, reference, target=target)
     labels = {split: _invent_labels(n, classes) for split, n in counts.items()}
-    test_labels, probe = labels["test"], models["probe"].logits["test"]
+    test_labels, probe = labels["test"], models["probe"].outputs["test"]
+    units = assign_units(test_labels, None)
+    fitted = {name: target.fit(model.outputs["validation"], labels["validation"]) for name, model in models.items()}
 
     def slices() -> None:
-        correct = correct_predictions(models["finetune"].logits["test"], test_labels)
+        correct = target.scores(models["finetune"].outputs["test"], test_labels, fitted["finetune"])
         columns = read_metadata(_invent_rows(test_labels, names))
-        compute_slices(columns, correct, assign_units(test_labels, None))
+        compute_slices(columns, correct, units)
 
     def leaderboard() -> None:
-        compute_leaderboard(models, test_labels, names, assign_units(test_labels, None), TOP_K)
+        compute_leaderboard(models, test_labels, target, fitted, units)
 
     def label_errors() -> None:
         Classes(names).find_errors(test_labels, (softmax(probe[rows], axis=1) for rows in row_blocks(probe.shape)))
 
     parts: dict[str, Callable[[], object]] = {
-        "predictions.csv": lambda: write_predictions(names, test_labels, models, _invent_rows(test_labels, names)),
-        "trust": lambda: write_trust(models, labels, names),
+        "predictions.csv": lambda: write_predictions(target, labels, models, fitted, _invent_rows(test_labels, names)),
+        "trust": lambda: write_trust(models, labels, fitted, units),
         "slices": slices,
         "label errors": label_errors,
         "leaderboard": leaderboard,
-        "report's mistakes": lambda: count_predictions(names, read_predictions),
+        "report's mistakes": lambda: count_predictions(target, partial(read_predictions, target)),
     }
     figures, start = {}, _resident("VmRSS")
     for part, run in parts.items():

@@ -90,7 +90,7 @@ def _answers(model: str, job: Job) -> Answers:
     files = [row["source"].removeprefix("test/") for row in manifest_rows() if row["split"] == "test"]
     if model == "probe":
         with tempfile.TemporaryDirectory() as folder:
-            logits = probe_predictions(prepared, Path(folder))["probe"].logits["test"][:]
+            logits = probe_predictions(prepared, prepared.target, Path(folder))["probe"].outputs["test"][:]
         epochs = None
     else:
         trained = timm.create_model(f"local-dir:{paths.FINETUNE}", pretrained=True).eval()

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from headstart.evaluation.bootstrap import assign_units, fraction_interval, interval, replicate_figures
 from headstart.evaluation.significance import compare, correct_p_values
 from headstart.evaluation.trust import conformal
-from headstart.targets.class_figures import contributions, figures, sum_by_unit
+from headstart.targets.class_figures import contributions, figures
+from headstart.targets.classes import Classes
 from headstart.targets.target import Figures
 
 CLASSES, TOP_K, MODELS = 10, 3, 7
 SHARES = np.linspace(4, 1, CLASSES) / np.linspace(4, 1, CLASSES).sum()
 SHARE_NAMES = ("accuracy", f"top_{TOP_K}_accuracy")
+TARGET = Classes([str(i) for i in range(CLASSES)], TOP_K)
 Drawn = tuple[list[NDArray[np.float32]], NDArray[np.int64]]
 
 
@@ -36,7 +38,7 @@ def drawn(images: int, signal: float, generator: np.random.Generator, models: in
 def redrawn(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Figures:
     """Return a model's figures on redrawn test sets."""
     units = assign_units(labels, None)
-    return replicate_figures(sum_by_unit(logits, labels, TOP_K, units.of_image, len(units.stratum)), units, TOP_K)
+    return replicate_figures(TARGET.tally(logits, labels, units.of_image, {}), units)
 
 
 def coverage(images: int, signal: float, draws: int) -> None:
@@ -67,7 +69,9 @@ def false_alarms(images: int, signal: float, draws: int) -> None:
         right = {name: each.argmax(1) == labels for name, each in models.items()}
         points = {name: {"accuracy": float(each.mean()), "nll": 0.0} for name, each in right.items()}
         others = list(models)[1:]
-        found = correct_p_values([compare(("0", name), right, points, replicates, grouped=False) for name in others])
+        found = correct_p_values(
+            [compare(("0", name), TARGET, right, points, replicates, grouped=False) for name in others]
+        )
         for test, alarms in single.items():
             alarms.append(found[0][f"{test}_p"] < 0.05)
             any_of_six[test].append(any(each[f"{test}_corrected_p"] < 0.05 for each in found))
@@ -84,7 +88,7 @@ def conformal_coverage(images: int, signal: float, draws: int) -> None:
         (validation,), validation_labels = drawn(images, signal, generator)
         (test,), labels = drawn(1000, signal, generator)
         by_split = {"validation": validation_labels, "test": labels}
-        found = conformal({"validation": validation, "test": test}, by_split, [str(i) for i in range(CLASSES)])
+        found = conformal({"validation": validation, "test": test}, by_split, TARGET)
         rows.append([(each["coverage"], each["mean_size"]) for each in found])
     means = np.mean(rows, axis=0)
     kinds = [f"{each['method']} {each['level']}" for each in found]

@@ -32,6 +32,7 @@ from headstart.models.head import Head
 from headstart.probe.logistic import linear_path
 from headstart.stages import features, prepare
 from headstart.stages.program import keep_memory
+from headstart.targets.classes import Classes
 from headstart.targets.likelihood import fit_temperature, negative_log_likelihood
 from headstart.training.autotune import TooSlowError, affordable_size, seconds_a_step
 
@@ -142,10 +143,11 @@ def rank(found: list[Candidate], labels: NDArray[np.int64], groups: Groups | Non
     }
     found = sorted(found, key=lambda each: nll[each.name])
     leader, eligible = found[0], []
+    target = Classes([""] * leader.logits.shape[1])
     heading = ("name", "pixels", "accuracy", "NLL", "NLL above the first's", "features/s", "trained/s")
     table = [heading]
     for each in found:
-        difference, (low, high) = nll_difference(leader.logits, each.logits, labels, groups)
+        difference, (low, high) = nll_difference(leader.logits, each.logits, labels, groups, target)
         if low <= 0:
             eligible.append(each)
         accuracy = float((each.logits.argmax(1) == labels).mean())

@@ -5,8 +5,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from headstart.evaluation.trust import COVERAGE_LEVELS, conformal
-from headstart.targets.classes import METHODS, nonconformity
+from headstart.evaluation.trust import conformal
+from headstart.targets.classes import METHODS, Classes, nonconformity
+from headstart.targets.conformal import LEVELS
+
+FIVE = Classes(list("abcde"))
 
 
 def drawn(n: int, generator: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -22,7 +25,7 @@ def test_sets_hold_the_label_as_often_as_promised() -> None:
     for _ in range(300):
         (logits, labels), (test_logits, test_labels) = drawn(100, generator), drawn(100, generator)
         found = conformal(
-            {"validation": logits, "test": test_logits}, {"validation": labels, "test": test_labels}, list("abcde")
+            {"validation": logits, "test": test_logits}, {"validation": labels, "test": test_labels}, FIVE
         )
         held.append([each["coverage"] for each in found])
     kinds = [(each["method"], each["level"]) for each in found]
@@ -36,12 +39,8 @@ def test_what_is_measured_agrees_with_the_sets() -> None:
     generator = np.random.default_rng(1)
     (logits, labels), (test_logits, test_labels) = drawn(200, generator), drawn(90, generator)
     test_labels[test_labels == 4] = 3
-    found = conformal(
-        {"validation": logits, "test": test_logits}, {"validation": labels, "test": test_labels}, list("abcde")
-    )
-    assert [(each["method"], each["level"]) for each in found] == [
-        (m, level) for m in METHODS for level in COVERAGE_LEVELS
-    ]
+    found = conformal({"validation": logits, "test": test_logits}, {"validation": labels, "test": test_labels}, FIVE)
+    assert [(each["method"], each["level"]) for each in found] == [(m, level) for m in METHODS for level in LEVELS]
     for each in found:
         sets = nonconformity(test_logits, each["method"]) <= each["threshold"]
         held = sets[np.arange(90), test_labels]
@@ -58,6 +57,6 @@ def test_what_is_measured_agrees_with_the_sets() -> None:
 
 def test_too_few_images_for_a_level_mean_all_classes() -> None:
     logits, labels = drawn(12, np.random.default_rng(0))
-    found = conformal({"validation": logits, "test": logits}, {"validation": labels, "test": labels}, list("abcde"))
+    found = conformal({"validation": logits, "test": logits}, {"validation": labels, "test": labels}, FIVE)
     at_95 = [each for each in found if each["level"] == 0.95]
     assert [(each["threshold"], each["coverage"], each["mean_size"]) for each in at_95] == [(None, 1, 5), (None, 1, 5)]

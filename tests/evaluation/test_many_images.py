@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from headstart.evaluation.trust import write_trust
 from headstart.report.confusion import count_predictions
 from headstart.report.inputs import read_predictions
 from headstart.targets.classes import Classes
-from headstart.targets.likelihood import correct_predictions
 from helpers.approximately import approximately
 
 CLASSES = [f"class{i}" for i in range(40)]
+TARGET = Classes(CLASSES)
 MODELS = ("probe", "finetune")
 Models = dict[str, ModelPredictions]
 Labels = dict[str, np.ndarray[Any, np.dtype[np.int64]]]
@@ -46,7 +47,7 @@ def invented(images: int) -> tuple[Models, Labels]:
             drawn = generator.normal(size=(images, len(CLASSES))) + 3 * np.eye(len(CLASSES))[of_split]
             logits[split] = write_rows(Path(f"{name}-{split}.npy"), [drawn.astype(np.float32)], drawn.shape)
         distances = {split: generator.random(images, np.float32) for split in labels}
-        models[name] = ModelPredictions(logits, 0.5, 1.0, 1.0, distances, np.ones((10, 2), np.float32))
+        models[name] = ModelPredictions(logits, 0.5, 1.0, 1.0, distances, np.ones((10, 2), np.float32), target=TARGET)
     return models, labels
 
 
@@ -58,10 +59,12 @@ def rows(labels: Any) -> Iterator[dict[str, str]]:
 
 def parts(models: Models, labels: Labels) -> dict[str, Callable[[], Any]]:
     """All that evaluate computes of predictions."""
-    test, probe = labels["test"], models["probe"].logits["test"]
+    test, probe = labels["test"], models["probe"].outputs["test"]
+    units = assign_units(test, None)
+    fitted = {name: TARGET.fit(model.outputs["validation"], labels["validation"]) for name, model in models.items()}
 
     def slices() -> Any:
-        correct = correct_predictions(models["finetune"].logits["test"], test)
+        correct = TARGET.scores(models["finetune"].outputs["test"], test, fitted["finetune"])
         return [each._asdict() for each in compute_slices(read_metadata(rows(test)), correct, assign_units(test, None))]
 
     def label_errors() -> Any:
@@ -70,20 +73,22 @@ def parts(models: Models, labels: Labels) -> dict[str, Callable[[], Any]]:
         return [each._asdict() for each in Classes(CLASSES).find_errors(test, certain)]
 
     def predictions() -> Any:
-        write_predictions(CLASSES, test, models, rows(test))
+        write_predictions(TARGET, labels, models, fitted, rows(test))
         return None
 
     def trust() -> Any:
-        write_trust(models, labels, CLASSES)
+        write_trust(models, labels, fitted, units)
         return read_json(paths.TRUST)
 
     return {
-        "leaderboard": lambda: compute_leaderboard(models, test, CLASSES, assign_units(test, None), 3),
+        "leaderboard": lambda: compute_leaderboard(models, test, TARGET, fitted, units),
         "trust": trust,
         "slices": slices,
         "label errors": label_errors,
         "predictions": predictions,
-        "mistakes": lambda: [each._asdict() for each in count_predictions(CLASSES, read_predictions).pairs],
+        "mistakes": lambda: [
+            each._asdict() for each in count_predictions(TARGET, partial(read_predictions, TARGET)).pairs
+        ],
     }
 
 

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from headstart.evaluation.significance import compare, correct_p_values, holm, nll_difference, verdict
+from headstart.targets.classes import Classes
 from helpers.resampled import redrawn_figures
+
+THREE = Classes(["a", "b", "c"])
 
 
 def comparison(n: int, only: int, only_other: int, groups: list[str] | None = None) -> dict[str, Any]:
@@ -20,7 +23,7 @@ def comparison(n: int, only: int, only_other: int, groups: list[str] | None = No
     replicates = {name: redrawn_figures(each, labels, groups, 2) for name, each in logits.items()}
     nll = {name: float((np.log(np.exp(2) + 2) - 2 * each).mean()) for name, each in right.items()}
     points = {name: {"accuracy": right[name].mean(), "nll": nll[name]} for name in right}
-    return compare(("a", "b"), right, points, replicates, grouped=groups is not None)
+    return compare(("a", "b"), THREE, right, points, replicates, grouped=groups is not None)
 
 
 def test_differences_counts_and_p_values() -> None:
@@ -60,11 +63,11 @@ def test_the_difference_in_nll_is_of_how_well_classes_are_told_apart(groups: lis
     labels = np.arange(300) % 3
     noise = np.random.default_rng(0).normal(size=(300, 3))
     better, worse = 3 * np.eye(3)[labels] + noise, 2 * np.eye(3)[labels] + noise
-    difference, (low, high) = nll_difference(better, worse, labels, groups)
+    difference, (low, high) = nll_difference(better, worse, labels, groups, THREE)
     assert 0 < low < difference < high
-    assert nll_difference(10 * better, worse, labels, groups)[0] == pytest.approx(difference, abs=1e-3)
-    assert nll_difference(worse, better, labels, groups)[0] == pytest.approx(-difference)
-    same, interval = nll_difference(better, 10 * better, labels, groups)
+    assert nll_difference(10 * better, worse, labels, groups, THREE)[0] == pytest.approx(difference, abs=1e-3)
+    assert nll_difference(worse, better, labels, groups, THREE)[0] == pytest.approx(-difference)
+    same, interval = nll_difference(better, 10 * better, labels, groups, THREE)
     assert same == pytest.approx(0, abs=1e-3)
     assert interval == pytest.approx([0, 0], abs=2e-3)
 
@@ -92,7 +95,7 @@ def test_holm_against_a_worked_example() -> None:
 )
 def test_the_verdict_follows_the_interval(only: int, only_other: int, begins: str, needed: float | None) -> None:
     models = {"a": {"accuracy": 0.6, "fit_seconds": 60.0}, "b": {"accuracy": 0.5, "fit_seconds": 0.25}}
-    sentence = verdict(comparison(200, only, only_other), models, 200)
+    sentence = verdict(comparison(200, only, only_other), models, 200, "accuracy", THREE.measures["accuracy"])
     assert sentence.startswith(begins)
     assert "60.0 %" in sentence
     assert "60.0 s" in sentence

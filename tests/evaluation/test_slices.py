@@ -22,7 +22,7 @@ def test_the_surely_worst_slice_stands_first() -> None:
         ("site", "three", 1),
         ("site", "two", 59),
     ]
-    assert found[0].accuracy == pytest.approx(0.75)
+    assert found[0].score == pytest.approx(0.75)
     assert found[0].low < 0.75 < found[0].high < 0.9
     # Where all are right the interval is the exact one, wide for a single image.
     assert (found[1].high, found[2].high) == (1, 1)
@@ -35,7 +35,7 @@ def test_numbers_are_cut_into_quarters_and_names_without_end_left_out() -> None:
     assert len(set(columns["age"])) > MAX_VALUES
     found = slices(columns)
     assert {each.column for each in found} == {"age"}
-    assert (found[0].value, found[0].images, found[0].accuracy) == ("0 to 29.75", 30, 0.5)
+    assert (found[0].value, found[0].images, found[0].score) == ("0 to 29.75", 30, 0.5)
     assert sum(each.images for each in found) == 120
 
 

@@ -13,13 +13,15 @@ from headstart.report.confusion import (
     most_frequent_mistakes,
 )
 from headstart.report.inputs import PredictionRow
+from headstart.targets.classes import Classes
 
 CLASSES = ["cat", "dog", "owl"]
 
 
 def outcome(*said: tuple[str, str, float]) -> Confusion:
     """Of label, prediction and probability of each image."""
-    return count_predictions(CLASSES, lambda: [PredictionRow(i, f"{i}.png", *each) for i, each in enumerate(said)])
+    rows = [PredictionRow(i, f"{i}.png", label, tuple(answer)) for i, (label, *answer) in enumerate(said)]
+    return count_predictions(Classes(CLASSES), lambda: rows)
 
 
 def test_predictions_are_counted_and_the_most_confident_mistake_is_first() -> None:
@@ -47,8 +49,8 @@ def test_pairs_are_ordered_by_how_often_then_by_how_sure() -> None:
 
 def test_only_so_many_are_shown() -> None:
     classes = [f"{i}" for i in range(100)]
-    mistakes = [PredictionRow(50 * i + j, "", f"{i}", f"{(i + 1) % 100}", 0.5) for i in range(100) for j in range(10)]
-    pairs = count_predictions(classes, lambda: mistakes).pairs
+    mistakes = [PredictionRow(50 * i + j, "", f"{i}", (f"{(i + 1) % 100}", 0.5)) for i in range(100) for j in range(10)]
+    pairs = count_predictions(Classes(classes), lambda: mistakes).pairs
     assert {len(pair.shown) for pair in pairs} == {0, MAX_IMAGES_PER_PAIR}
     assert sum(len(pair.shown) for pair in pairs) == MAX_IMAGES_IN_PAIRS
 
@@ -77,6 +79,6 @@ def test_the_heat_map_tells_right_from_wrong_and_is_clear_where_nothing_is() -> 
 def test_the_most_confident_of_many_are_shown() -> None:
     probabilities = np.random.default_rng(0).permutation(500) / 500
     found = outcome(*(("cat", "dog", p) for p in probabilities), *(("cat", "cat", 1.0) for _ in range(50)))
-    assert [each.probability for each in found.pairs[0].shown] == sorted(probabilities)[: -MAX_IMAGES_PER_PAIR - 1 : -1]
-    assert [each.probability for each in found.confident] == sorted(probabilities)[: -MAX_MISTAKES - 1 : -1]
+    assert [each.badness for each in found.pairs[0].shown] == sorted(probabilities)[: -MAX_IMAGES_PER_PAIR - 1 : -1]
+    assert [each.badness for each in found.confident] == sorted(probabilities)[: -MAX_MISTAKES - 1 : -1]
     assert (found.wrong, found.pairs[0].images) == (500, 500)

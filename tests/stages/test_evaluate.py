@@ -21,6 +21,7 @@ from headstart.models.backbone import BUNDLED, create_backbone, features_of
 from headstart.models.head import read_head
 from headstart.probe.outputs import read_baseline
 from headstart.stages import evaluate, features, probe
+from headstart.targets.classes import Classes
 from helpers.images import CLASSES, INPUT, params, write_finetune, write_prepared, write_probe
 
 
@@ -124,13 +125,16 @@ def test_the_figures_that_can_be_trusted_are_those_of_the_logits(project: torch.
             features[split] = features_of(project, Normalize(INPUT)(pixels)).numpy()
             logits[split] = project(Normalize(INPUT)(pixels)).numpy()
     labels = {split: read_values(split) for split in ("validation", "test")}
-    found = calibration(logits, labels)
+    target = Classes(CLASSES)
+    found = calibration(logits, labels, target, target.fit(logits["validation"], labels["validation"]))
     assert trust["calibration"]["finetune"]["temperature"] == pytest.approx(found["temperature"], rel=1e-3)
     assert trust["calibration"]["finetune"]["after"]["nll"] == pytest.approx(found["after"]["nll"], abs=1e-4)
     knn = {str(split): read_baseline("knn", split) for split in SPLITS[1:]}
-    assert trust["calibration"]["knn"] == calibration(knn, labels)
+    assert trust["calibration"]["knn"] == calibration(
+        knn, labels, target, target.fit(knn["validation"], labels["validation"])
+    )
 
-    for entry, expected in zip(trust["conformal"], conformal(logits, labels, list(CLASSES)), strict=True):
+    for entry, expected in zip(trust["conformal"], conformal(logits, labels, target), strict=True):
         assert entry["threshold"] == pytest.approx(expected["threshold"], abs=1e-5)
         assert entry["coverage"] == expected["coverage"]
     exported, reference = read_ood_reference("finetune")
@@ -149,10 +153,11 @@ def test_an_export_of_the_probe_will_say_how_sure_the_probe_is() -> None:
     head, split_labels = read_head(), {split: read_values(split) for split in ("validation", "test")}
     features: dict[str, Any] = {split: read_features(prepared.rows(split)) for split in SPLITS}
     logits = {split: head.logits(features[split]) for split in split_labels}
+    target = Classes(CLASSES)
     exported, reference = read_ood_reference("probe")
     np.testing.assert_array_equal(reference, features["train"])
-    assert exported["temperature"] == calibration(logits, split_labels)["temperature"]
-    expected = conformal(logits, split_labels, list(CLASSES))
+    assert exported == exported | target.fit(logits["validation"], split_labels["validation"])
+    expected = conformal(logits, split_labels, target)
     assert [each["threshold"] for each in exported["conformal"]] == [each["threshold"] for each in expected]
     distance = {split: distances(features[split], reference) for split in split_labels}
     assert exported["out_of_distribution"]["thresholds"] == ood_thresholds(distance, 12)["thresholds"]
@@ -216,7 +221,7 @@ def test_the_mirror_is_offered_where_it_helps_on_validation(
         inputs = Normalize(INPUT)(evaluation_pixels(prepared, prepared.rows(split)))
         with torch.no_grad():
             mean[split] = (project(inputs).softmax(1) + project(inputs.flip(3)).softmax(1)) / 2
-    ((averaged, plain, labels, groups),) = asked
+    ((averaged, plain, labels, groups, _),) = asked
     torch.testing.assert_close(torch.from_numpy(np.exp(averaged)), mean["validation"], rtol=1e-3, atol=1e-5)
     assert (averaged.shape, labels.tolist(), groups) == (plain.shape, read_values("validation").tolist(), None)
     assert ("finetune_tta" in report["models"]) == helps

@@ -1,8 +1,8 @@
-"""Figures on redrawn test sets: a bootstrap stratified by class, which draws whole groups where there are groups.
+"""Figures on redrawn test sets: a bootstrap stratified by class or the like, which draws groups whole if there are any.
 
 Drawing groups and not images keeps images of one patient, place or burst together, as they would be in another test
-set (Davison & Hinkley 1997, sections 3.2 and 3.8). The figures are functions of sums over the images, so many test sets
-cost one sparse matrix product. All models are evaluated on the same draws, so that their differences are paired.
+set (Davison & Hinkley 1997, sections 3.2 and 3.8). Most figures are functions of sums over the images, so many test
+sets cost one matrix product. All models are evaluated on the same draws, so that their differences are paired.
 
 Redrawing millions one by one would be dear, and change nothing that is seen: sums over many draws are normal, and what
 counts is their variance. So beyond ``MAX_UNITS`` several of a stratum, at random, are drawn together: the variance
@@ -12,14 +12,13 @@ the ends of an interval from 1,000 draws have an error of about 4 % of its half.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
-from headstart.targets.class_figures import figures
-from headstart.targets.target import Figures
+from headstart.targets.target import Figures, Strata, Tally
 
 REPLICATES = 1000
 LEVEL = 0.95
@@ -69,11 +68,20 @@ class Units:
             yield times
 
 
+def strata_of(strata: Strata, images: int) -> NDArray[np.int64]:
+    """Return the stratum of each of so many images, int64 (n,): -1 of none; all equal where an image is in several."""
+    of_image = np.full(images, -1)
+    if len(np.unique(strata.images)) == len(strata.images):
+        of_image[strata.images] = strata.groups
+    return of_image
+
+
 def assign_units(labels: NDArray[np.int64], groups: Groups | None) -> Units:
     """Assign images to units: each to its own, or that of its group, of which many are joined.
 
-    A stratum is a class, and groups that hold several classes are one stratum together. ``labels`` are int64 (n,),
-    ``groups`` n names or numbers, equal for images of one group, or None where each image is on its own.
+    A stratum is a class, or what ``strata_of`` returns; groups that hold several are one stratum together.
+    ``labels`` are int64 (n,), ``groups`` n names or numbers, equal for images of one group, or None where each image is
+    on its own.
     """
     if groups is None:
         return Units(*_joined(np.arange(len(labels)), labels), None)
@@ -104,14 +112,30 @@ def _joined(unit: NDArray[np.int64], stratum: NDArray[np.int64]) -> tuple[NDArra
     return joined[unit], np.repeat(strata, left)
 
 
-def replicate_figures(sums: csr_array, units: Units, top_k: int) -> Figures:
-    """Compute a model's figures on the redrawn test sets, the same for each model, from its sums by unit."""
-    return figures(np.concatenate([(sums.T @ times.T).T for times in units.draws()]), top_k)
+def replicate_figures(tally: Tally, units: Units) -> Figures:
+    """Compute a model's figures on the redrawn test sets, the same for each model, from its tally by unit."""
+    drawn = [tally.figures(times) for times in units.draws()]
+    return {name: np.concatenate([figures[name] for figures in drawn]) for name in drawn[0]}
+
+
+def replicate_means(each: NDArray[Any], units: Units) -> NDArray[np.float64]:
+    """Return the mean of a number of each image, (n,), on the redrawn test sets; NaN is of no image."""
+    there = ~np.isnan(each)
+    sums, counts = (
+        np.bincount(units.of_image, weights, len(units.stratum)) for weights in (np.where(there, each, 0), there)
+    )
+    drawn = [(times @ sums, times @ counts) for times in units.draws()]
+    total, count = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    return np.asarray(np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0))
 
 
 def interval(replicates: NDArray[np.float64]) -> list[float] | None:
-    """Return the percentile interval at ``LEVEL``; None where all replicates are equal, which shows no spread."""
-    if np.ptp(replicates) == 0:
+    """Return the percentile interval at ``LEVEL``; None where all replicates are equal, which shows no spread.
+
+    NaN, of a test set on which the figure is not defined, does not count.
+    """
+    replicates = replicates[~np.isnan(replicates)]
+    if not len(replicates) or np.ptp(replicates) == 0:
         return None
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail])

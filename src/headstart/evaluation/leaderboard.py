@@ -15,63 +15,63 @@ from headstart.evaluation.bootstrap import (
     replicate_figures,
 )
 from headstart.evaluation.significance import compare, correct_p_values, verdict
-from headstart.targets.class_figures import classification_figures, mean_auroc, sum_by_unit
-from headstart.targets.likelihood import correct_predictions
-from headstart.targets.target import Figures
+from headstart.targets.classes import Classes
+from headstart.targets.kinds import describe, described
+from headstart.targets.target import Figures, Target, Values, best_first, rounded
 
 if TYPE_CHECKING:  # it imports torch, which printing the leaderboard does not need
     from collections.abc import Mapping
 
     from headstart.evaluation.predictions import ModelPredictions
 
-LEADERBOARD_COLUMNS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "nll": "NLL",
-    "ece": "ECE",
-}
+LEADERBOARD_COLUMNS = {name: measure.title for name, measure in Classes.measures.items()}
+NOT_DEFINED = "\N{EN DASH}"
 
 
 def compute_leaderboard(
     models: "Mapping[str, ModelPredictions]",
-    labels: NDArray[np.int64],
-    classes: list[str],
+    values: Values,
+    target: Target,
+    fitted: "Mapping[str, Mapping[str, Any]]",
     units: Units,
-    top_k: int,
 ) -> dict[str, Any]:
     """Compute the content of ``reports/evaluate.json`` from the predictions for the test images.
 
-    The model ``finetune`` is compared with each other one.
+    ``values`` are those of the test images, ``fitted`` has what each model's target fitted on validation. The model
+    ``finetune`` is compared with each other one.
     """
-    grouped, fractions = units.groups is not None, ("accuracy", f"top_{top_k}_accuracy")
-    figures, replicates, correct = dict[str, Any](), dict[str, Figures](), dict[str, NDArray[np.bool_]]()
+    grouped, everything = units.groups is not None, np.ones((1, len(units.stratum)), np.float32)
+    figures, replicates, scores = dict[str, Any](), dict[str, Figures](), dict[str, NDArray[Any]]()
     for name, model in models.items():
-        logits = model.logits["test"]
-        sums = sum_by_unit(logits, labels, top_k, units.of_image, len(units.stratum))
-        replicates[name] = replicate_figures(sums, units, top_k)
-        correct[name] = correct_predictions(logits, labels)
+        arguments = model.outputs["test"], values
+        tally = model.target.tally(*arguments, units.of_image, fitted[name])
+        replicates[name] = replicate_figures(tally, units)
+        scores[name] = model.target.scores(*arguments, fitted[name])
         figures[name] = {
-            **classification_figures(sums.sum(axis=0), mean_auroc(logits, labels), classes, top_k),
+            **{key: rounded(each[0]) for key, each in tally.figures(everything).items()},
+            **tally.fixed,
+            "per_class": tally.per_part(),
             "fit_seconds": model.fit_seconds,
             "seconds": model.seconds,
             "intervals": {
-                key: fraction_interval(each, units.independent()) if key in fractions else interval(each)
+                key: fraction_interval(each, units.independent()) if key in tally.fractions else interval(each)
                 for key, each in replicates[name].items()
             },
         }
     others = [name for name in models if name != "finetune"]
     comparisons = correct_p_values(
-        [compare(("finetune", name), correct, figures, replicates, grouped=grouped) for name in others]
+        [compare(("finetune", name), target, scores, figures, replicates, grouped=grouped) for name in others]
     )
     # The rival is chosen on validation: the best of several on test would owe some of its lead to luck there.
+    primary, measure = next(iter(target.measures.items()))
     rivals = [i for i, name in enumerate(others) if not models[name].remark]
-    rival = max(rivals, key=lambda i: models[others[i]].val_accuracy)
+    rival = max(rivals, key=lambda i: measure.sign * models[others[i]].val_figure)
     remarks = [model.remark for model in models.values() if model.remark]
     return {
-        "pictures": len(labels),
-        "classes": classes,
-        "verdict": " ".join([verdict(comparisons[rival], figures, len(labels)), *remarks]),
+        "pictures": len(values),
+        "classes": [*target.names],
+        **describe(target),
+        "verdict": " ".join([verdict(comparisons[rival], figures, len(values), primary, measure), *remarks]),
         "models": figures,
         "comparisons": comparisons,
         "bootstrap": {"replicates": REPLICATES, "level": LEVEL, "units": "groups" if grouped else "pictures"},
@@ -79,15 +79,21 @@ def compute_leaderboard(
 
 
 def format_leaderboard(report: dict[str, Any]) -> str:
-    """Format the content of ``reports/evaluate.json`` as an aligned table, the most accurate model first.
+    """Format the content of ``reports/evaluate.json`` as an aligned table, the best model first.
 
-    Beside the accuracy stands its interval; the last column is the time in seconds that training took, with the choice
-    of the settings.
+    Beside the measure that decides stands its interval; the last column is the time in seconds that training took, with
+    the choice of the settings.
     """
-    first, *others = LEADERBOARD_COLUMNS.values()
-    table = [["model", first, "95 % interval", *others, "fitted in"]]
-    for name, figures in sorted(report["models"].items(), key=lambda model: -model[1]["accuracy"]):
-        accuracy, *cells = (f"{figures[key]:.4f}" for key in LEADERBOARD_COLUMNS)
-        low, high = figures["intervals"]["accuracy"]
-        table.append([name, accuracy, f"{low:.3f}-{high:.3f}", *cells, f"{figures['fit_seconds']:.1f} s"])
+    measures = described(report, report["classes"]).measures
+    (primary, deciding), *others = measures.items()
+    table = [["model", deciding.title, "95 % interval", *(measure.title for _, measure in others), "fitted in"]]
+
+    def cell(figure: float | None) -> str:
+        return NOT_DEFINED if figure is None else f"{figure:.4f}"
+
+    for name, figures in best_first(report["models"], primary, deciding.sign):
+        ends = figures["intervals"][primary]
+        interval_cell = f"{ends[0]:.3f}{'-' if ends[0] >= 0 else ' to '}{ends[1]:.3f}" if ends else NOT_DEFINED
+        first, *cells = (cell(figures[key]) for key in measures)
+        table.append([name, first, interval_cell, *cells, f"{figures['fit_seconds']:.1f} s"])
     return text_table(table)

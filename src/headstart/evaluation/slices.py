@@ -1,28 +1,27 @@
-"""Where a classifier is worst: its accuracy by the values of the metadata columns that the source brings."""
+"""Where a model is worst: its mean score by the values of the metadata columns that the source brings."""
 
 from array import array
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.manifest import MANIFEST_COLUMNS
-from headstart.evaluation.bootstrap import Units, fraction_interval
+from headstart.evaluation.bootstrap import Units, fraction_interval, interval
 
 MAX_VALUES = 30
 """A column with more values is cut into quarters where they are numbers, and left out where they are not."""
-SLICE_COLUMNS = ("column", "value", "pictures", "accuracy", "low", "high")
 
 
 class Slice(NamedTuple):
-    """Accuracy on the images with one value of a column, and its interval."""
+    """The mean score of the images with one value of a column, and its interval."""
 
     column: str
     value: str
     images: int
-    accuracy: float
+    score: float
     low: float
     high: float
 
@@ -79,10 +78,18 @@ def read_metadata(rows: Iterable[Mapping[str, str]]) -> dict[str, MetadataColumn
     return columns
 
 
-def compute_slices(columns: Mapping[str, MetadataColumn], correct: NDArray[np.bool_], units: Units) -> list[Slice]:
-    """Return a classifier's accuracy by slice, in ascending order of the interval's upper end.
+def slice_columns(scored: str) -> tuple[str, ...]:
+    """Return the columns of the table of slices, of a measure's name."""
+    return ("column", "value", "pictures", scored, "low", "high")
 
-    ``correct``, bool (n,), says which images are classified correctly; the columns and ``units`` are of the same.
+
+def compute_slices(
+    columns: Mapping[str, MetadataColumn], scores: NDArray[Any], units: Units, sign: int = 1
+) -> list[Slice]:
+    """Return a model's mean score by slice, the surely worst first: in ascending order of the interval's upper end.
+
+    ``scores``, bool or float64 (n,), are those of the images; the columns and ``units`` are of the same. With the sign
+    -1 less is better, and the order is the descending one of the lower end.
     """
     entries = []
     for column, texts in columns.items():
@@ -91,13 +98,17 @@ def compute_slices(columns: Mapping[str, MetadataColumn], correct: NDArray[np.bo
             continue
         shape = len(units.stratum), len(names)
         of_any = places >= 0
-        entry, hit = units.of_image[of_any] * len(names) + places[of_any], correct[of_any]
-        by_unit = [np.bincount(each, minlength=shape[0] * shape[1]) for each in (entry[hit], entry)]
-        unit_hits, unit_counts = (each.reshape(shape).astype(np.float32) for each in by_unit)
-        drawn = [(times @ unit_hits, times @ unit_counts) for times in units.draws()]
-        hits, counts = (np.concatenate(each) for each in zip(*drawn, strict=True))
+        entry = units.of_image[of_any] * len(names) + places[of_any]
+        by_unit = [np.bincount(entry, each, shape[0] * shape[1]) for each in (scores[of_any], None)]
+        unit_sums, unit_counts = (each.reshape(shape).astype(np.float32) for each in by_unit)
+        drawn = [(times @ unit_sums, times @ unit_counts) for times in units.draws()]
+        sums, counts = (np.concatenate(each) for each in zip(*drawn, strict=True))
         for i, value in enumerate(names):
             mask, some = places == i, counts[:, i] > 0
-            low, high = fraction_interval(hits[some, i] / counts[some, i], units.independent(mask))
-            entries.append(Slice(column, value, int(mask.sum()), round(float(correct[mask].mean()), 6), low, high))
-    return sorted(entries, key=lambda each: (each.high, each.accuracy))
+            replicates, mean = sums[some, i] / counts[some, i], round(float(scores[mask].mean()), 6)
+            if scores.dtype == bool:
+                low, high = fraction_interval(replicates, units.independent(mask))
+            else:
+                low, high = interval(replicates) or [mean, mean]
+            entries.append(Slice(column, value, int(mask.sum()), mean, low, high))
+    return sorted(entries, key=lambda each: (sign * (each.high if sign > 0 else each.low), sign * each.score))

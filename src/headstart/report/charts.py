@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from numpy.typing import NDArray
 
-from headstart.report.formatting import compact, figure, percent, small_percent, strength
-from headstart.report.inputs import ReportRow
+from headstart.report.formatting import compact, figure, measured, percent, small_percent, strength
+from headstart.report.inputs import REFINED, ReportRow
 from headstart.report.svg import INK, ChartStyle, chart, style
+from headstart.targets.target import Measure, Target
 
 # Columns of the ledger, and their names in the legend.
 SIZES = {"norm": "‖W‖", "distance": "‖W − W₀‖"}
@@ -16,10 +19,11 @@ MOVEMENTS = {"data_movement": "by the data", "shrink": "by the penalty"}
 OPEN_MARKERS: ChartStyle = {"linestyle": ":", "markerfacecolor": "none"}
 
 
-def draw_charts(contents: dict[str, Any]) -> dict[str, Any]:
+def draw_charts(contents: dict[str, Any], target: Target, points: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
     """Draw the charts from the content of the report's files, by the names that the templates know them by.
 
-    Groups of biases and normalisation weights, whose names end in ``_free``, are left out: they have no penalty.
+    ``points`` are those of ``Confusion``. Groups of biases and normalisation weights, whose names end in ``_free``, are
+    left out: they have no penalty.
     """
     finetuning, history, trust = contents["finetune"], contents["finetune_history"], contents["evaluate_trust"]
     groups = [group for group in finetuning["groups"] if not group["group"].endswith("_free")]
@@ -34,25 +38,53 @@ def draw_charts(contents: dict[str, Any]) -> dict[str, Any]:
         set_to = {group["group"]: group["l2"] for group in groups}
         title = "λ equivalent to stopping here, log scale"
         ledger.append(chart("stop", "epoch", title, _early_stop, lines, set_to, finetuning))
-    path_title, calibration = "probe: validation cross-entropy", trust["calibration"]
+    words, calibration, conformal = target.words, trust["calibration"], trust["conformal"]
+    primary, measure = next(iter(target.measures.items()))
+    sizes_title = f"{words.nouns} in the set, at most"
+    titles = [f"{name} [{unit}]" if unit else name for name, unit in zip(target.names, target.units, strict=True)]
     return {
         "learning": [
-            chart("loss", "epoch", "cross-entropy", _loss, history, finetuning),
-            chart("accuracy", "epoch", "validation accuracy", _accuracy, history, finetuning),
-            chart("probe", "log₁₀ λ of the probe", path_title, _probe, contents["probe_l2_path"]),
+            chart("loss", "epoch", words.loss, _loss, history, finetuning, words.loss),
+            chart("accuracy", "epoch", f"validation {measure.title}", _accuracy, history, finetuning, primary, measure),
+            chart(
+                "probe", "log₁₀ λ of the probe", f"probe: validation {words.loss}", _probe, contents["probe_l2_path"]
+            ),
         ],
         "ledger": ledger,
         "reliability": [
-            chart(f"calibration-{name}", "mean confidence", f"{name}: accuracy", _reliability, name, calibration[name])
+            chart(
+                f"calibration-{name}",
+                "mean confidence",
+                f"{name}: {words.reached}",
+                _reliability,
+                name,
+                calibration[name],
+                words.reached,
+            )
             for name in ("finetune", "probe")
+            if "after" in calibration[name]
         ],
-        "sizes": chart("sizes", "classes in the set, at most", "fraction of test images", _sizes, trust["conformal"]),
+        "sizes": [chart("sizes", sizes_title, "fraction of test images", _sizes, conformal, words.noun)]
+        if all("sizes" in entry for entry in conformal)
+        else [],
+        "numbers": [
+            each
+            for i, (title, of_number) in enumerate(zip(titles, points, strict=False))
+            for each in (
+                chart(f"number-{i}", f"true {title}", f"predicted {title}", _points, of_number),
+                chart(f"tenths-{i}", f"tenths of {title}", "MAE", _tenths, calibration, target.names[i]),
+            )
+        ],
     }
 
 
-def _loss(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow) -> str:
+def _loss(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow, title: str) -> str:
     train = [(row["epoch"], row["train_loss"]) for row in history if row["train_loss"] is not None]
-    validation, refined = ([(row["epoch"], row[name]) for row in history] for name in ("val_loss", "val_refined_loss"))
+    columns = {"val_loss": "Validation", REFINED: "After the best temperature"}
+    columns = {name: described for name, described in columns.items() if name in history[0]}
+    validation, refined = (
+        [(row["epoch"], row[name]) for row in history if name in row] for name in ("val_loss", REFINED)
+    )
     values = [value for _, value in train + validation + refined]
     lines = {"validation": validation, "training": train, "validation, refined": refined}
     for i, (name, line) in enumerate(lines.items()):
@@ -60,21 +92,21 @@ def _loss(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow) -> st
             axes.plot(*zip(*line, strict=True), label=name, **style(i))
     if min(values) > 0 and max(values) > 10 * min(values):
         _log(axes, compact)
-        axes.set_title("cross-entropy, log scale", loc="left")
+        axes.set_title(f"{title}, log scale", loc="left")
     _epochs(axes, finetuning)
     trained = f" Training: {figure(train[0][1])} in epoch 1, {figure(train[-1][1])} in the last." if train else ""
-    courses = (
-        f"{name}: {_course(history, column, finetuning, figure)}."
-        for name, column in (("Validation", "val_loss"), ("After the best temperature", "val_refined_loss"))
-    )
+    courses = (f"{name}: {_course(history, column, finetuning, figure)}." for column, name in columns.items())
     return f"Loss by epoch. {' '.join(courses)}{trained}"
 
 
-def _accuracy(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow) -> str:
-    axes.plot([row["epoch"] for row in history], [row["val_accuracy"] for row in history], **style(0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+def _accuracy(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow, primary: str, measure: Measure) -> str:
+    column = f"val_{primary}"
+    axes.plot([row["epoch"] for row in history], [row[column] for row in history], **style(0))
+    if measure.as_percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     _epochs(axes, finetuning)
-    return f"Validation accuracy by epoch: {_course(history, 'val_accuracy', finetuning, percent)}."
+    course = _course(history, column, finetuning, lambda value: measured(value, measure))
+    return f"Validation {measure.title} by epoch: {course}."
 
 
 def _probe(axes: Axes, path: Sequence[ReportRow]) -> str:
@@ -156,7 +188,7 @@ def _early_stop(axes: Axes, lines: dict[str, list[ReportRow]], set_to: dict[str,
     return f"The λ that an early stop resembles, by epoch: {'; '.join(described)}."
 
 
-def _reliability(axes: Axes, name: str, calibration: ReportRow) -> str:
+def _reliability(axes: Axes, name: str, calibration: ReportRow, reached: str) -> str:
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
     for i, when in enumerate(("before", "after")):
         bins = calibration[when]["bins"]
@@ -168,14 +200,15 @@ def _reliability(axes: Axes, name: str, calibration: ReportRow) -> str:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
+    what = "are correct" if reached == "accuracy" else f"is the {reached}"
     described = "; ".join(
-        f"at confidence {percent(b['confidence'], 0)}, {percent(b['accuracy'], 0)} of {b['pictures']} are correct"
+        f"at confidence {percent(b['confidence'], 0)}, {percent(b['accuracy'], 0)} of {b['pictures']} {what}"
         for b in calibration["after"]["bins"]
     )
     return f"Reliability of {name} after temperature scaling: {described}."
 
 
-def _sizes(axes: Axes, conformal: Sequence[ReportRow]) -> str:
+def _sizes(axes: Axes, conformal: Sequence[ReportRow], noun: str) -> str:
     """Draw the fraction of sets that have at most as many classes."""
     described = []
     for i, entry in enumerate(conformal):
@@ -184,7 +217,33 @@ def _sizes(axes: Axes, conformal: Sequence[ReportRow]) -> str:
         fractions = [sum(n for size, n in counts.items() if size <= most) / total for most in sizes]
         name = f"{entry['method']} {percent(entry['level'], 0)}"
         axes.step(sizes, fractions, where="post", label=name, **{**style(i), "marker": ""})
-        described.append(f"{name} has {percent(counts.get(1, 0) / total)} with one class, at most {max(counts)}")
+        described.append(f"{name} has {percent(counts.get(1, 0) / total)} with one {noun}, at most {max(counts)}")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     return f"Sizes of the prediction sets: {'; '.join(described)}."
+
+
+def _points(axes: Axes, points: NDArray[np.float64]) -> str:
+    """Draw predicted numbers against true ones, and where they would be right."""
+    ends = [points.min(), points.max()]
+    axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle=":")
+    axes.scatter(*points.T, s=6, alpha=0.5, linewidths=0, color=style(0)["color"])
+    extremes = points[points[:, 0].argsort()][[0, -1]]
+    lowest, highest = (f"of {compact(truth)}, {compact(said)} was said" for truth, said in extremes)
+    return (
+        f"Predicted against true numbers of {len(points)} images: of the lowest, {lowest}; of the highest, {highest}."
+    )
+
+
+def _tenths(axes: Axes, calibration: ReportRow, name: str) -> str:
+    """Draw the mean absolute error of both models in each tenth of the true numbers."""
+    described = []
+    for i, model in enumerate(("finetune", "probe")):
+        parts = [part for part in calibration[model]["parts"] if part["number"] == name]
+        axes.plot(range(len(parts)), [part["mae"] for part in parts], label=model, **style(i))
+        errors = ", ".join(f"{part['class']}: {compact(part['mae'])}" for part in parts)
+        described.append(f"of {model} {errors}")
+    labels = [part["class"].removeprefix(f"{name} ") for part in parts]
+    axes.set_xticks(range(len(parts)), labels, rotation=45, horizontalalignment="right", fontsize=7)
+    axes.set_ylim(bottom=0)
+    return f"Mean absolute error by tenths of the true number: {'; '.join(described)}."

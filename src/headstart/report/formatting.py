@@ -5,6 +5,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from headstart.targets.target import Measure
+
 NO_BREAK = "\N{NO-BREAK SPACE}"
 NOTHING = "\N{EN DASH}"
 
@@ -17,6 +19,36 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 def percent_range(fractions: tuple[float, float]) -> str:
     """Format the ends of an interval of fractions."""
     return f"{100 * fractions[0]:.1f} to {percent(fractions[1])}"
+
+
+def measured(value: float | None, measure: Measure) -> str:
+    """Format a figure as its measure wants it: as a percentage, with three decimals, or in a unit."""
+    if value is None or measure.as_percent:
+        return percent(value)
+    if not measure.unit:
+        return figure(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else compact(value)
+
+
+def measured_range(ends: tuple[float, float] | None, measure: Measure) -> str:
+    """Format the ends of an interval as their measure wants it, or a dash for None."""
+    if ends is None:
+        return NOTHING
+    return percent_range(ends) if measure.as_percent else " to ".join(measured(end, measure) for end in ends)
+
+
+def change(difference: float | None, measure: Measure) -> str:
+    """Format a difference with its sign: in percentage points, with three decimals, or three digits in a unit."""
+    if difference is None:
+        return NOTHING
+    if measure.as_percent:
+        return points(difference)
+    return f"{difference:+.3g}".replace("-", "−") if measure.unit else signed(difference)
+
+
+def capital(text: str) -> str:
+    """Return a text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def points(difference: float) -> str:

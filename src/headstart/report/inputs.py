@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import existing, read_json
+from headstart.targets.target import Target
 
 ReportRow = dict[str, Any]
 
@@ -45,36 +46,30 @@ TABLE_COLUMNS: dict[Path, Columns] = {
     },
     paths.FEATURE_LABEL_ERRORS: LABEL_ERROR_COLUMNS,
     paths.L2_PATH: {"log10_l2": float, "val_loss": float},
-    paths.HISTORY: {
-        "epoch": int, "train_loss": optional_float, "val_loss": float, "val_refined_loss": float,
-        "val_accuracy": float,
-    },
+    paths.HISTORY: {"epoch": int, "train_loss": optional_float, "val_loss": float},
     paths.LEDGER: {
         "epoch": int, "group": str, "norm": float, "distance": float, "shrink": float, "total_shrink": float,
         "data_movement": float, "equivalent_l2": optional_float,
     },
     paths.TEST_LABEL_ERRORS: LABEL_ERROR_COLUMNS,
-    paths.SLICES: {
-        "column": str, "value": str, "pictures": int, "accuracy": float, "low": float, "high": float,
-    },
+    paths.SLICES: {"column": str, "value": str, "pictures": int, "low": float, "high": float},
 }  # fmt: skip
-PREDICTION_COLUMNS: Columns = {
-    "id": partial(int, base=16), "source": str, "label": str, "finetune": str, "finetune_probability": float,
-}  # fmt: skip
+PREDICTION_COLUMNS: Columns = {"id": partial(int, base=16), "source": str, "label": str}
+REFINED = "val_refined_loss"
+"""A column that histories may lack: of classes, the loss after the best temperature."""
 
 
 class PredictionRow(NamedTuple):
-    """The fine-tuned model's prediction for a test image; ``id`` as in ``PreparedDataset.ids``."""
+    """What the fine-tuned model said of a test image; ``id`` as in ``PreparedDataset.ids``, ``said`` by the target."""
 
     id: int
     source: str
     label: str
-    predicted: str
-    probability: float
+    said: tuple[Any, ...]
 
 
-def read_inputs() -> dict[str, Any]:
-    """Read all files but the predictions.
+def read_inputs(target: Target) -> dict[str, Any]:
+    """Read all files but the predictions, of models of a target.
 
     Returns:
         The content of each file by its name below ``reports``: evaluate.json as ``evaluate``, a dict;
@@ -85,7 +80,12 @@ def read_inputs() -> dict[str, Any]:
         UserError: one of them is missing, damaged, or lacks what the page shows.
     """
     contents: dict[Path, Any] = {path: _read_keys(path, keys) for path, keys in JSON_KEYS.items()}
-    contents |= {path: list(_read_rows(path, columns)) for path, columns in TABLE_COLUMNS.items()}
+    score, figure = {target.scored: float}, {f"val_{next(iter(target.measures))}": float}
+    of_target: dict[Path, Columns] = {paths.SLICES: score, paths.HISTORY: figure}
+    contents |= {
+        path: list(_read_rows(path, columns | of_target.get(path, {}), {REFINED: optional_float}))
+        for path, columns in TABLE_COLUMNS.items()
+    }
     kept = contents[paths.report_of("finetune")]["best_epoch"]
     if kept not in {row["epoch"] for row in contents[paths.HISTORY]}:
         raise damaged_file_error(paths.HISTORY, f"it has no epoch {kept}")
@@ -96,9 +96,11 @@ def read_inputs() -> dict[str, Any]:
     } | {"tune": _read_tuning(contents[paths.RUN_INFO]["params"]["finetune"])}
 
 
-def read_predictions() -> Iterator[PredictionRow]:
+def read_predictions(target: Target) -> Iterator[PredictionRow]:
     """Stream the fine-tuned model's predictions of the test images; raises UserError."""
-    return (PredictionRow(*row.values()) for row in _read_rows(paths.PREDICTIONS, PREDICTION_COLUMNS))
+    said = {f"finetune{suffix}": read for suffix, read in target.suffixes.items()}
+    for row in _read_rows(paths.PREDICTIONS, PREDICTION_COLUMNS | said):
+        yield PredictionRow(row["id"], row["source"], row["label"], tuple(row[name] for name in said))
 
 
 def damaged_file_error(path: Path, problem: str) -> UserError:
@@ -128,12 +130,14 @@ def _read_keys(path: Path, keys: tuple[str, ...]) -> ReportRow:
         raise damaged_file_error(path, str(error)) from error
 
 
-def _read_rows(path: Path, columns: Columns) -> Iterator[ReportRow]:
+def _read_rows(path: Path, columns: Columns, optional: Columns | None = None) -> Iterator[ReportRow]:
     with existing(path).open(newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
         try:
             if missing := [name for name in columns if name not in (lines.fieldnames or ())]:
                 raise damaged_file_error(path, f"it has no column {missing[0]!r}")
+            further = {name: read for name, read in (optional or {}).items() if name in (lines.fieldnames or ())}
+            columns = columns | further
             for line in lines:
                 yield {name: read(line[name]) for name, read in columns.items()}
         except (ValueError, TypeError, csv.Error) as error:

@@ -25,8 +25,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 
-from scipy.special import softmax
-
 from headstart.config.schema import Params
 from headstart.core import paths
 from headstart.core.blocks import row_blocks
@@ -35,7 +33,7 @@ from headstart.data.dataset import PreparedDataset, read_groups, read_values
 from headstart.data.manifest import manifest_rows
 from headstart.data_checks.tables import write_label_errors
 from headstart.distributed.connect import connect
-from headstart.evaluation.bootstrap import assign_units
+from headstart.evaluation.bootstrap import assign_units, strata_of
 from headstart.evaluation.leaderboard import compute_leaderboard, format_leaderboard
 from headstart.evaluation.predictions import (
     ModelPredictions,
@@ -43,11 +41,11 @@ from headstart.evaluation.predictions import (
     probe_predictions,
     write_predictions,
 )
-from headstart.evaluation.slices import SLICE_COLUMNS, compute_slices, read_metadata
+from headstart.evaluation.slices import compute_slices, read_metadata, slice_columns
 from headstart.evaluation.trust import write_trust
 from headstart.report.page import write_html_report
 from headstart.stages.program import main
-from headstart.targets.likelihood import correct_predictions, fit_temperature
+from headstart.targets.target import Target
 from headstart.tracking.evaluation import track_evaluation
 from headstart.tracking.provenance import provenance
 
@@ -83,38 +81,43 @@ logger = logging.getLogger(__name__)
 def run(params: Params) -> None:
     """Run every model on the same images, then write all that follows from their predictions."""
     process_group, prepared = connect(params.run), PreparedDataset.open()
+    target = prepared.target.ranked_within(params.evaluate.top_k)
     with temporary_folder(paths.EVALUATED) if not process_group.rank else nullcontext(paths.EVALUATED) as folder:
         finetune = finetune_predictions(prepared, params, process_group, folder)
         if not process_group.rank:
-            _write(params, prepared, {**probe_predictions(prepared, folder), **finetune})
+            _write(params, prepared, target, {**probe_predictions(prepared, target, folder), **finetune})
 
 
-def _write(params: Params, prepared: PreparedDataset, models: dict[str, ModelPredictions]) -> None:
+def _write(params: Params, prepared: PreparedDataset, target: Target, models: dict[str, ModelPredictions]) -> None:
     """Write what follows from the models' predictions: figures, tables, what an export needs, and the report."""
-    labels = {"validation": read_values("validation"), "test": read_values("test")}
-    classes, test_labels = prepared.classes, labels["test"]
-    units = assign_units(test_labels, read_groups("test"))
+    values = {"validation": read_values("validation"), "test": read_values("test")}
+    test_values = values["test"]
+    units = assign_units(strata_of(target.strata(test_values), len(test_values)), read_groups("test"))
+    fitted = {
+        name: model.target.fit(model.outputs["validation"], values["validation"]) for name, model in models.items()
+    }
 
-    write_predictions(classes, test_labels, models, _test_images())
-    write_trust(models, labels, classes)
-    correct = correct_predictions(models["finetune"].logits["test"], test_labels)
-    write_table(paths.SLICES, SLICE_COLUMNS, compute_slices(read_metadata(_test_images()), correct, units))
+    write_predictions(target, values, models, fitted, _test_images())
+    write_trust(models, values, fitted, units)
+    finetune, sign = models["finetune"], target.measures[target.scored].sign
+    scores = finetune.target.scores(finetune.outputs["test"], test_values, fitted["finetune"])
+    slices = compute_slices(read_metadata(_test_images()), scores, units, sign)
+    write_table(paths.SLICES, slice_columns(target.scored), slices)
     # The probe never saw the test images, so labels that it contradicts with confidence may be wrong.
-    probe = models["probe"].logits
-    temperature = fit_temperature(probe["validation"], labels["validation"])
-    probabilities = (softmax(probe["test"][rows] / temperature, axis=1) for rows in row_blocks(probe["test"].shape))
-    label_errors = prepared.target.find_errors(test_labels, probabilities)
-    write_label_errors(paths.TEST_LABEL_ERRORS, prepared, prepared.rows("test"), label_errors)
+    probe = models["probe"].outputs["test"]
+    expected = (target.expected(probe[rows], fitted["probe"]) for rows in row_blocks(probe.shape))
+    errors = target.find_errors(test_values, expected)
+    write_label_errors(paths.TEST_LABEL_ERRORS, prepared, prepared.rows("test"), errors)
     weights = read_json(paths.FEATURES_INFO).get("weights")
     hashes = {"data_sha256": prepared.sha256, "weights_sha256": weights}
     write_json(paths.RUN_INFO, {"params": params.record(), **provenance(), **hashes})
 
-    report = compute_leaderboard(models, test_labels, classes, units, params.evaluate.top_k)
+    report = compute_leaderboard(models, test_values, target, fitted, units)
     write_report("evaluate", report)
     track_evaluation(params.run, prepared, prepared.rows("test"), report)
     page = write_html_report(prepared)
-    size = len(test_labels), len(classes)
-    logger.info("evaluate: %d test images of %d classes\n%s", *size, format_leaderboard(report))
+    size = len(test_values), len(target.names), target.words.nouns
+    logger.info("evaluate: %d test images of %d %s\n%s", *size, format_leaderboard(report))
     logger.info("%s\n\nthe report: %s", report["verdict"], page)
 
 

@@ -58,6 +58,12 @@ def sigmoid(outputs: Array) -> Array:
     return xp.where(outputs >= 0, 1 / (1 + small), small / (1 + small))
 
 
+def mean_logits(outputs: Array, others: Array) -> Array:
+    """Return the logits of the mean of two probabilities, NumPy's arrays all."""
+    present, absent = (np.logaddexp(-softplus(sign * outputs), -softplus(sign * others)) for sign in (-1, 1))
+    return present - absent
+
+
 def known(values: Array) -> tuple[Array, Array]:
     """Return values with 0 for what is unknown (NaN), and 1 where a value is known, of the values' type."""
     xp = namespace(values)

@@ -13,14 +13,8 @@ from scipy.sparse import csr_array
 from scipy.special import log_softmax, softmax
 
 from headstart.core.blocks import Matrix, row_blocks
-from headstart.targets.target import Figures
-
-ECE_BINS = 15
-
-
-def confidence_bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return each probability's bin of ``ECE_BINS`` equally wide ones; each holds its lower end, the last both ends."""
-    return np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+from headstart.targets.reliability import ECE_BINS, confidence_bins
+from headstart.targets.target import Figures, rounded
 
 
 def contributions(logits: NDArray[np.floating], labels: NDArray[np.int64], top_k: int) -> csr_array:
@@ -78,21 +72,15 @@ def figures(sums: NDArray[np.float64], top_k: int) -> Figures:
 
 
 def sum_by_unit(
-    logits: Matrix,
-    labels: NDArray[np.int64],
-    top_k: int,
-    units: NDArray[np.int64],
-    count: int,
-    *,
-    temperature: float = 1.0,
+    logits: Matrix, labels: NDArray[np.int64], top_k: int, units: NDArray[np.int64], count: int
 ) -> csr_array:
-    """Return the ``contributions`` of images, from their logits / temperature, summed by unit: float64 (count, …).
+    """Return the ``contributions`` of images summed by unit: float64 (count, …).
 
     ``units``, int64 (n,), are below ``count``.
     """
     sums = csr_array((count, 4 + 3 * logits.shape[1] + ECE_BINS))
     for rows in row_blocks(logits.shape):
-        each = contributions(logits[rows].astype(np.float64) / temperature, labels[rows], top_k)
+        each = contributions(logits[rows], labels[rows], top_k)
         member = units[rows], np.arange(each.shape[0])
         sums = sums + csr_array((np.ones(each.shape[0]), member), shape=(count, each.shape[0])) @ each
     return sums
@@ -126,39 +114,27 @@ def mean_auroc(logits: Matrix, labels: NDArray[np.int64]) -> float | None:
     return float(np.mean([(twice_ordered[i] - int(counts[i]) ** 2) / (2 * pairs[i]) for i in occurring]))
 
 
-def classification_figures(
-    sums: NDArray[np.float64], auroc: float | None, classes: Sequence[str], top_k: int
-) -> dict[str, Any]:
-    """Compute a classifier's figures, plain JSON values, from its ``contributions`` summed, and its ``mean_auroc``.
+def per_class(sums: NDArray[np.float64], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Compute the figures of each class from ``contributions`` summed.
 
     Returns:
-        The ``figures``; ``auroc``; ``per_class``, one dict for each class with ``class``, ``precision``, ``recall``,
-        ``f1`` and ``support`` (a list, which ``dvc metrics show`` leaves out). A class that does not occur has no
-        recall and no F1: they are None, as is the precision of a class that is never predicted.
+        One dict for each class with ``class``, ``precision``, ``recall``, ``f1`` and ``support``, plain JSON values. A
+        class that does not occur has no recall and no F1: they are None, as is the precision of a class that is never
+        predicted.
     """
-    return {
-        **{name: _rounded(value[0]) for name, value in figures(sums[None], top_k).items()},
-        "auroc": None if auroc is None else _rounded(auroc),
-        "per_class": [
-            {
-                "class": name,
-                "precision": _rounded(hits / predicted) if predicted else None,
-                "recall": _rounded(hits / support) if support else None,
-                "f1": _rounded(2 * hits / (support + predicted)) if support else None,
-                "support": int(support),
-            }
-            for name, support, predicted, hits in zip(
-                classes, *(each[0] for each in _class_sums(sums[None])), strict=True
-            )
-        ],
-    }
+    return [
+        {
+            "class": name,
+            "precision": rounded(hits / predicted) if predicted else None,
+            "recall": rounded(hits / support) if support else None,
+            "f1": rounded(2 * hits / (support + predicted)) if support else None,
+            "support": int(support),
+        }
+        for name, support, predicted, hits in zip(classes, *(each[0] for each in _class_sums(sums[None])), strict=True)
+    ]
 
 
 def _class_sums(sums: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """Return how many images are labelled with each class, predicted as it, and both: (test sets, classes) each."""
     classes = (sums.shape[1] - 4 - ECE_BINS) // 3
     return [sums[:, 4 + i * classes :][:, :classes] for i in range(3)]
-
-
-def _rounded(figure: float | np.floating) -> float:
-    return round(float(figure), 6)

@@ -1,7 +1,7 @@
 """Classes: one of several, learned by the cross-entropy of softmax."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -14,17 +14,23 @@ from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, constants, log_softmax, namespace
 from headstart.targets.cells import CellError
 from headstart.targets.conformal import LEVELS, checked_entry, entry, threshold
+from headstart.targets.reliability import ECE_BINS, Reliability
 from headstart.targets.target import (
     MAX_RATIO,
     PLAIN,
     Answer,
+    Covered,
     Figures,
     LabelError,
     Link,
     LossKind,
     LossOptions,
     Measure,
+    Mistake,
     Strata,
+    Words,
+    percentage,
+    rounded,
 )
 from headstart.targets.temperature import checked_temperature
 
@@ -77,12 +83,96 @@ class Classes:
     link: ClassVar[Link] = "softmax"
     error_figures: ClassVar[tuple[str, ...]] = ("label_probability", "suggested_probability")
     measures: ClassVar[Mapping[str, Measure]] = {
-        "accuracy": Measure("accuracy", higher_is_better=True),
-        "balanced_accuracy": Measure("balanced accuracy", higher_is_better=True),
-        "macro_f1": Measure("macro F1", higher_is_better=True),
-        "nll": Measure("NLL", higher_is_better=False),
-        "ece": Measure("ECE", higher_is_better=False),
+        "accuracy": Measure("accuracy", higher_is_better=True, as_percent=True),
+        "balanced_accuracy": Measure(
+            "balanced accuracy",
+            higher_is_better=True,
+            as_percent=True,
+            about="the mean over classes of the recall; rare classes count as much as common ones.",
+        ),
+        "macro_f1": Measure(
+            "macro F1",
+            higher_is_better=True,
+            about="the mean over classes of F1, which is high only where both precision and recall are.",
+        ),
+        "nll": Measure(
+            "NLL",
+            higher_is_better=False,
+            about="mean −log of the probability of the correct class, in nats; one confident mistake costs much.",
+        ),
+        "ece": Measure(
+            "ECE",
+            higher_is_better=False,
+            about=f"difference between confidence and accuracy, averaged over {ECE_BINS} equally wide bins of "
+            f"confidence. "
+            "For all three lower is better.",
+        ),
     }
+    compared: ClassVar[Sequence[str]] = ("accuracy", "nll")
+    scored: ClassVar[str] = "accuracy"
+    discrete: ClassVar[bool] = True
+    beside: ClassVar[Sequence[str]] = ()
+    suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_probability": float}
+    words: ClassVar[Words] = Words(
+        noun="class",
+        nouns="classes",
+        loss="cross-entropy",
+        short_loss="NLL",
+        second="Loss (NLL)",
+        reached="accuracy",
+        instead="Instead of one class, conformal prediction gives a set that contains the correct class with a "
+        "promised "
+        "probability.",
+        covered="Contain the correct class",
+        size="Classes in a set, mean",
+        methods={
+            "LAC": "takes every class whose probability is high enough, which gives the smallest sets, some of them "
+            "empty.",
+            "APS": "adds the most likely classes until their probabilities sum up to enough: larger sets for hard "
+            "images, never an empty one. With too few validation images for a promise, every set has all classes.",
+        },
+        breakdown=("Class by class", "Class"),
+        parts={"precision": "Precision", "recall": "Recall", "f1": "F1"},
+        bar="",
+        of_probe="f1",
+        images=("support", "Test images"),
+        notes={
+            "Precision": "the fraction of the images predicted as this class that are labelled with it.",
+            "Recall": "the fraction of the images labelled with this class that are predicted as it.",
+            "F1": "their harmonic mean. A dash: not defined, since the class was never predicted or has no test image.",
+        },
+        worst="most confident mistakes",
+        gallery="The percentage is the probability of the wrong prediction.",
+        flawless="every test image is classified correctly",
+        temperature="Temperature scaling divides the logits by one number before the softmax, which changes a model's "
+        "confidence and none of its predictions.",
+    )
+
+    def measure(self, name: str) -> Measure:
+        """Return one of the measures, or the top-k accuracy, the Brier score, the AUROC."""
+        if name.startswith("top_"):
+            k = name.removeprefix("top_").removesuffix("_accuracy")
+            about = "Top-k: the correct class is among the k most likely."
+            return Measure(f"top-{k}", higher_is_better=True, as_percent=True, about=about)
+        others = {
+            "brier": Measure(
+                "Brier",
+                higher_is_better=False,
+                about="mean squared distance between probabilities and labels, 0 to 2.",
+            ),
+            "auroc": Measure(
+                "AUROC",
+                higher_is_better=True,
+                about="the probability that an image of a class scores higher for it than an image of another class; "
+                "mean "
+                "over classes.",
+            ),
+        }
+        return {**self.measures, **others}[name]
+
+    def ranked_within(self, top_k: int) -> "Classes":
+        """Return the classes with another ``top_k``."""
+        return replace(self, top_k=top_k)
 
     @property
     def units(self) -> Sequence[str]:
@@ -113,6 +203,8 @@ class Classes:
     def strata(self, values: NDArray[np.int64]) -> Strata:
         """Return the images of each class."""
         return Strata(self.names, np.arange(len(values)), values)
+
+    breakdown = strata
 
     def trained(self, values: NDArray[np.int64]) -> "Classes":  # noqa: ARG002  (``Strata`` has what is wrong with them)
         """Return itself."""
@@ -245,6 +337,35 @@ class Classes:
 
         return figures(sums[None], self.top_k)
 
+    def probabilities(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.floating[Any]]:
+        """Return each class's calibrated probability, (n, classes)."""
+        from scipy.special import softmax as scipy_softmax  # noqa: PLC0415  (predict does without)
+
+        return np.asarray(scipy_softmax(outputs / fitted["temperature"], axis=1))
+
+    def scores(
+        self,
+        outputs: Matrix,
+        values: NDArray[np.int64],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+    ) -> NDArray[np.bool_]:
+        """Return whether the likeliest class is the image's."""
+        return np.concatenate([outputs[rows].argmax(1) == values[rows] for rows in row_blocks(outputs.shape)])
+
+    def refined_losses(
+        self, outputs: Matrix, values: NDArray[np.int64], fitted: Mapping[str, Any]
+    ) -> NDArray[np.float64]:
+        """Return the cross-entropy after the temperature."""
+        blocks = ((outputs[rows].astype(np.float64), values[rows]) for rows in row_blocks(outputs.shape))
+        return np.concatenate([self.losses(block / fitted["temperature"], each) for block, each in blocks])
+
+    def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logarithms of the mean of the probabilities."""
+        from scipy.special import logsumexp  # noqa: PLC0415  (predict does without)
+
+        pair = np.stack([log_softmax(outputs), log_softmax(others)])
+        return np.asarray(logsumexp(pair, axis=0) - np.float32(np.log(2)), np.float32)
+
     def conformal(self, outputs: Matrix, values: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Fit the thresholds of prediction sets by both ``METHODS``."""
         levels = []
@@ -261,17 +382,55 @@ class Classes:
         limit = level["threshold"]
         return np.asarray(nonconformity(outputs, level["method"]) <= (np.inf if limit is None else limit))
 
-    def coverage(
+    def covered(self, outputs: Matrix, values: NDArray[np.int64], levels: Sequence[Mapping[str, Any]]) -> list[Covered]:
+        """Return whether each level's sets hold the class, and how many classes they have."""
+        found = [Covered(np.empty(len(values), bool), np.empty(len(values), np.int64)) for _ in levels]
+        for rows in row_blocks(outputs.shape):
+            scores = {method: nonconformity(outputs[rows], method) for method in {each["method"] for each in levels}}
+            for level, (share, size) in zip(levels, found, strict=True):
+                limit = level["threshold"]
+                sets = scores[level["method"]] <= (np.inf if limit is None else limit)
+                share[rows], size[rows] = sets[np.arange(len(sets)), values[rows]], sets.sum(axis=1)
+        return found
+
+    def reliability(self, outputs: Matrix, values: NDArray[np.int64], fitted: Mapping[str, Any]) -> dict[str, Any]:
+        """Compare the likeliest class's probability with the accuracy, before and after the temperature."""
+        found = {}
+        for when, temperature in (("before", 1.0), ("after", fitted["temperature"])):
+            bins = Reliability()
+            for rows in row_blocks(outputs.shape):
+                log_probabilities = log_softmax(outputs[rows].astype(np.float64) / temperature)
+                hits = log_probabilities.argmax(1) == values[rows]
+                losses = -log_probabilities[np.arange(len(hits)), values[rows]]
+                bins.add(np.exp(log_probabilities.max(1)), hits, losses)
+            found[when] = bins.figures()
+        return found
+
+    def shown(self, text: str) -> str:
+        """Return the name of the class."""
+        return text
+
+    def cells(
         self,
         outputs: NDArray[Any],
-        values: NDArray[np.int64],
-        level: Mapping[str, Any],
-        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
-    ) -> dict[str, Any]:
-        """Measure the fraction of sets that hold the class, and their mean size."""
-        sets = self.region(outputs, level)
-        covered = sets[np.arange(len(values)), values]
-        return {"covered": float(covered.mean()), "of": len(values), "size": float(sets.sum(axis=1).mean())}
+        fitted: Mapping[str, Any],  # noqa: ARG002  (probabilities are of the model as it is)
+        level: Mapping[str, Any] | None,  # noqa: ARG002  (the sets are not in the table)
+    ) -> list[list[str]]:
+        """Return the likeliest classes and their probabilities, not calibrated."""
+        probabilities = self.probabilities(outputs, {"temperature": 1})
+        return [
+            [self.names[i] for i in probabilities.argmax(1)],
+            [f"{each:.6f}" for each in probabilities.max(1)],
+        ]
+
+    def pairs(self, label: str, said: Sequence[Any]) -> list[tuple[str, str]]:
+        """Return the class and the predicted one."""
+        return [(label, said[0])]
+
+    def mistake(self, label: str, said: Sequence[Any]) -> Mistake | None:
+        """Return another class than the image's, the more probable the worse."""
+        predicted, probability = said
+        return None if predicted == label else Mistake(probability, label, predicted, percentage(probability))
 
     @classmethod
     def checked(cls, names: Sequence[str], spec: JsonValue) -> "Classes":  # noqa: ARG003  (the names say it all)
@@ -324,7 +483,9 @@ class ClassTally:
 
     def __init__(self, sums: Any, auroc: float | None, target: Classes) -> None:
         """Keep ``sum_by_unit``'s, a sparse float64 (units, …), and ``mean_auroc``."""
-        self._sums, self._auroc, self._target = sums, auroc, target
+        self._sums, self._target = sums, target
+        self.fixed = {"auroc": None if auroc is None else rounded(auroc)}
+        self.fractions = ("accuracy", f"top_{target.top_k}_accuracy")
 
     def figures(self, times: NDArray[np.float32]) -> Figures:
         """Return the figures of test sets in which units occur ``times``, float32 (test sets, units)."""
@@ -334,11 +495,9 @@ class ClassTally:
 
     def per_part(self) -> list[dict[str, Any]]:
         """Return each class's figures on the test set as it is."""
-        from headstart.targets.class_figures import classification_figures  # noqa: PLC0415  (SciPy)
+        from headstart.targets.class_figures import per_class  # noqa: PLC0415  (SciPy)
 
-        sums = self._sums.sum(axis=0)
-        rows: list[dict[str, Any]] = classification_figures(sums, self._auroc, self._target.names, 1)["per_class"]
-        return rows
+        return per_class(self._sums.sum(axis=0), self._target.names)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """Grades: classes in an order, learned by the logits of being above each of them."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -14,20 +14,26 @@ from headstart.core.errors import UserError
 from headstart.core.json_value import JsonValue
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
-from headstart.targets.arrays import Array, cast, constants, namespace, sigmoid, softplus
+from headstart.targets.arrays import Array, cast, constants, mean_logits, namespace, sigmoid, softplus
 from headstart.targets.cells import NUMBER, CellError
 from headstart.targets.conformal import LEVELS, checked_entry, entry, threshold
+from headstart.targets.reliability import Reliability
 from headstart.targets.target import (
     MAX_RATIO,
     PLAIN,
     Answer,
+    Covered,
     Figures,
     LabelError,
     Link,
     LossKind,
     LossOptions,
     Measure,
+    Mistake,
     Strata,
+    Words,
+    percentage,
+    rounded,
 )
 from headstart.targets.temperature import best_temperatures, checked_temperature
 
@@ -94,13 +100,76 @@ class Grades:
     link: ClassVar[Link] = "logistic"
     error_figures: ClassVar[tuple[str, ...]] = ("label_probability", "suggested_probability")
     measures: ClassVar[Mapping[str, Measure]] = {
-        "kappa": Measure("quadratic kappa", higher_is_better=True),
-        "mae": Measure("MAE [grades]", higher_is_better=False),
-        "accuracy": Measure("accuracy", higher_is_better=True),
-        "within_one": Measure("within one grade", higher_is_better=True),
-        "macro_f1": Measure("macro F1", higher_is_better=True),
-        "log_loss": Measure("log loss", higher_is_better=False),
+        "kappa": Measure(
+            "quadratic kappa",
+            higher_is_better=True,
+            about="1 less the squared distances in grades over those of chance with the same frequencies; 0 is chance.",
+        ),
+        "mae": Measure(
+            "MAE [grades]", higher_is_better=False, unit="grades", about="the mean distance of the predicted grade."
+        ),
+        "accuracy": Measure(
+            "accuracy", higher_is_better=True, as_percent=True, about="the fraction with exactly their grade."
+        ),
+        "within_one": Measure(
+            "within one grade", higher_is_better=True, as_percent=True, about="the fraction at most one grade off."
+        ),
+        "macro_f1": Measure("macro F1", higher_is_better=True, about="the mean over the grades that occur of F1."),
+        "log_loss": Measure(
+            "log loss",
+            higher_is_better=False,
+            about="the sum over the grades but the last of −log of the probability of being above it, or not, as is "
+            "true.",
+        ),
     }
+    compared: ClassVar[Sequence[str]] = ("kappa", "log_loss")
+    scored: ClassVar[str] = "accuracy"
+    discrete: ClassVar[bool] = True
+    beside: ClassVar[Sequence[str]] = ()
+    suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_probability": float}
+    words: ClassVar[Words] = Words(
+        noun="grade",
+        nouns="grades",
+        loss="cross-entropy, sum over the thresholds",
+        short_loss="log loss",
+        second="Log loss",
+        reached="accuracy",
+        instead="Instead of one grade, conformal prediction gives a set of neighbouring grades that contains the "
+        "correct "
+        "one with a promised probability.",
+        covered="Contain the correct grade",
+        size="Grades in a set, mean",
+        methods={
+            "OAPS": "begins with the predicted grade and adds the likelier one of its neighbours until the "
+            "probabilities "
+            "sum up to enough. With too few validation images for a promise, every set has all grades."
+        },
+        breakdown=("Grade by grade", "Grade"),
+        parts={"precision": "Precision", "recall": "Recall", "mae": "MAE [grades]"},
+        bar="",
+        of_probe="mae",
+        images=("support", "Test images"),
+        notes={
+            "Precision": "the fraction of the images predicted as this grade that have it.",
+            "Recall": "the fraction of the images of this grade that are predicted as it.",
+            "MAE": "their mean distance. A dash: not defined, since the grade was never predicted or has no test "
+            "image.",
+        },
+        worst="worst mistakes",
+        gallery="Those furthest off, then those of which the model was most sure.",
+        flawless="every test image has exactly its grade",
+        temperature="Temperature scaling divides the logits by one number, which changes a model's confidence and "
+        "none of "
+        "its predictions.",
+    )
+
+    def measure(self, name: str) -> Measure:
+        """Return one of the measures."""
+        return self.measures[name]
+
+    def ranked_within(self, top_k: int) -> "Grades":  # noqa: ARG002  (of classes)
+        """Return itself."""
+        return self
 
     @property
     def units(self) -> Sequence[str]:
@@ -131,6 +200,8 @@ class Grades:
     def strata(self, values: NDArray[np.int64]) -> Strata:
         """Return the images of each grade."""
         return Strata(self.names, np.arange(len(values)), values, "grade")
+
+    breakdown = strata
 
     def trained(self, values: NDArray[np.int64]) -> "Grades":  # noqa: ARG002  (``Strata`` has what is wrong with them)
         """Return itself."""
@@ -193,7 +264,7 @@ class Grades:
         def loss(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
             return np.asarray(self.losses(scaled, values).mean(keepdims=True))
 
-        return {"temperature": float(best_temperatures(outputs, loss, 1)[0])}
+        return {"temperature": float(best_temperatures(outputs[:], loss, 1)[0])}
 
     def probabilities(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
         """Return each grade's calibrated probability, float64 (n, grades)."""
@@ -253,8 +324,27 @@ class Grades:
         self, outputs: NDArray[Any], values: NDArray[np.int64], units: NDArray[np.int64], fitted: Mapping[str, Any]
     ) -> "GradeTally":
         """Return what the figures are computed from."""
-        losses = self.losses(outputs.astype(np.float64) / fitted["temperature"], values)
-        return GradeTally(self.predicted(outputs), values, losses, units, len(self.names))
+        losses = self.refined_losses(outputs, values, fitted)
+        return GradeTally(self.predicted(outputs[:]), values, losses, units, self.names)
+
+    def scores(
+        self,
+        outputs: Matrix,
+        values: NDArray[np.int64],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (a temperature changes no grade)
+    ) -> NDArray[np.bool_]:
+        """Return whether the grade is the image's."""
+        return np.asarray(self.predicted(outputs[:]) == values)
+
+    def refined_losses(
+        self, outputs: Matrix, values: NDArray[np.int64], fitted: Mapping[str, Any]
+    ) -> NDArray[np.float64]:
+        """Return the loss after the temperature."""
+        return np.asarray(self.losses(outputs[:].astype(np.float64) / fitted["temperature"], values))
+
+    def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits of the mean of the probabilities of being above each grade but the last."""
+        return mean_logits(outputs, others)
 
     def _scores(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
         """Return each grade's nonconformity score, float64 (n, grades); the sets of any limit are contiguous.
@@ -278,7 +368,7 @@ class Grades:
 
     def conformal(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Fit the thresholds of contiguous sets of grades."""
-        own = self._scores(outputs)[np.arange(len(values)), values]
+        own = self._scores(outputs[:])[np.arange(len(values)), values]
         return [entry("OAPS", level, threshold(own, level)) for level in LEVELS]
 
     def region(self, outputs: NDArray[Any], level: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -286,17 +376,45 @@ class Grades:
         limit = level["threshold"]
         return np.asarray(self._scores(outputs) <= (np.inf if limit is None else limit))
 
-    def coverage(
+    def covered(self, outputs: Matrix, values: NDArray[np.int64], levels: Sequence[Mapping[str, Any]]) -> list[Covered]:
+        """Return whether each level's sets hold the grade, and how many grades they have."""
+        sets = [self.region(outputs[:], level) for level in levels]
+        return [Covered(each[np.arange(len(values)), values], each.sum(axis=1)) for each in sets]
+
+    def reliability(self, outputs: Matrix, values: NDArray[np.int64], fitted: Mapping[str, Any]) -> dict[str, Any]:
+        """Compare the predicted grade's probability with the accuracy, before and after the temperature."""
+        predicted, rows, found = self.predicted(outputs[:]), np.arange(len(values)), {}
+        for when, temperature in (("before", 1.0), ("after", fitted["temperature"])):
+            probabilities = self.probabilities(outputs[:], {"temperature": temperature})
+            losses = -np.log(np.maximum(probabilities[rows, values], 1e-12))
+            confidence = probabilities[rows, predicted]
+            found[when] = Reliability().add(confidence, predicted == values, losses).figures()
+        return found
+
+    def shown(self, text: str) -> str:
+        """Return the grade."""
+        return text
+
+    def cells(
         self,
         outputs: NDArray[Any],
-        values: NDArray[np.int64],
-        level: Mapping[str, Any],
-        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
-    ) -> dict[str, Any]:
-        """Measure the fraction of sets that hold the grade, and their mean size."""
-        sets = self.region(outputs, level)
-        covered = sets[np.arange(len(values)), values]
-        return {"covered": float(covered.mean()), "of": len(values), "size": float(sets.sum(axis=1).mean())}
+        fitted: Mapping[str, Any],
+        level: Mapping[str, Any] | None,  # noqa: ARG002  (the sets are not in the table)
+    ) -> list[list[str]]:
+        """Return the grades and their calibrated probabilities."""
+        answers = self.answers(outputs, fitted, None)
+        return [[str(each.value) for each in answers], [f"{each.probability:.6f}" for each in answers]]
+
+    def pairs(self, label: str, said: Sequence[Any]) -> list[tuple[str, str]]:
+        """Return the grade and the predicted one."""
+        return [(label, said[0])]
+
+    def mistake(self, label: str, said: Sequence[Any]) -> Mistake | None:
+        """Return another grade than the image's: the further off, then the more probable, the worse."""
+        predicted, probability = said
+        distance = abs(self._number[predicted] - self._number[label]) if {predicted, label} <= set(self.names) else 0
+        off = f"{distance} grade{'s' if distance > 1 else ''} off, {percentage(probability)}"
+        return None if predicted == label else Mistake(distance + probability / 2, label, predicted, off)
 
     @classmethod
     def checked(cls, names: Sequence[str], spec: JsonValue) -> "Grades":  # noqa: ARG003  (the names say it all)
@@ -349,16 +467,20 @@ class Grades:
 class GradeTally:
     """The figures of grades, all of them functions of sums over the images."""
 
+    fractions: ClassVar[Sequence[str]] = ("accuracy", "within_one")
+    fixed: ClassVar[Mapping[str, float | None]] = {}
+
     def __init__(
         self,
         predicted: NDArray[np.int64],
         values: NDArray[np.int64],
         losses: NDArray[np.float64],
         units: NDArray[np.int64],
-        grades: int,
+        names: Sequence[str],
     ) -> None:
         """Count by unit the pairs of grade and prediction, and sum the losses; all are (n,)."""
-        self._grades, shape = grades, (int(units.max(initial=-1)) + 1, grades**2 + 1)
+        self._names, self._grades = names, (grades := len(names))
+        shape = int(units.max(initial=-1)) + 1, grades**2 + 1
         self._sums = np.zeros(shape)
         np.add.at(self._sums, (units, values * grades + predicted), 1)
         self._sums[:, -1] = np.bincount(units, losses, minlength=shape[0])
@@ -389,17 +511,18 @@ class GradeTally:
             "log_loss": losses / total,
         }
 
-    def per_part(self) -> list[dict[str, float | int | None]]:
+    def per_part(self) -> list[dict[str, Any]]:
         """Return each grade's figures on the test set as it is."""
         (confusion,), _ = self._confusion(np.ones((1, len(self._sums)), np.float32))
         actual, said, hits = confusion.sum(axis=1), confusion.sum(axis=0), np.diagonal(confusion)
         errors = (confusion * np.abs(np.subtract.outer(np.arange(self._grades), np.arange(self._grades)))).sum(axis=1)
         return [
             {
+                "class": name,
                 "support": int(actual[i]),
-                "precision": round(float(hits[i] / said[i]), 6) if said[i] else None,
-                "recall": round(float(hits[i] / actual[i]), 6) if actual[i] else None,
-                "mae": round(float(errors[i] / actual[i]), 6) if actual[i] else None,
+                "precision": rounded(hits[i] / said[i]) if said[i] else None,
+                "recall": rounded(hits[i] / actual[i]) if actual[i] else None,
+                "mae": rounded(errors[i] / actual[i]) if actual[i] else None,
             }
-            for i in range(self._grades)
+            for i, name in enumerate(self._names)
         ]

@@ -18,6 +18,18 @@ def make_target(kind: str, names: Sequence[str], spec: Mapping[str, Any]) -> Tar
     return target
 
 
+def describe(target: Target) -> dict[str, Any]:
+    """Return what a JSON file has of a target, for ``described``; of classes nothing, as in files of before targets."""
+    about = {"kind": target.kind, "spec": target.spec()}
+    return {} if target.kind == Classes.kind else {"target": about}
+
+
+def described(about: Mapping[str, Any], names: Sequence[str]) -> Target:
+    """Return the target that ``describe`` described in a JSON file."""
+    kind, spec = (about["target"][key] for key in ("kind", "spec")) if "target" in about else (Classes.kind, {})
+    return make_target(kind, names, spec)
+
+
 def make_reader(
     kind: str, columns: Sequence[str], *, separator: str, grades: Sequence[str] | None, fold: bool
 ) -> Reader:

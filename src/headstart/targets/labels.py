@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -15,21 +15,26 @@ from headstart.core.errors import UserError
 from headstart.core.json_value import JsonValue
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
-from headstart.targets.arrays import Array, cast, known, namespace, sigmoid, softplus
+from headstart.targets.arrays import Array, cast, known, mean_logits, namespace, sigmoid, softplus
 from headstart.targets.cells import CellError, read_flag
 from headstart.targets.conformal import LEVELS, checked_entry, entry
 from headstart.targets.ranking import Ranking
+from headstart.targets.reliability import Reliability
 from headstart.targets.target import (
     MAX_RATIO,
     PLAIN,
     Answer,
+    Covered,
     Figures,
     LabelError,
     Link,
     LossKind,
     LossOptions,
     Measure,
+    Mistake,
     Strata,
+    Words,
+    rounded,
 )
 from headstart.targets.temperature import best_temperatures, checked_temperature
 
@@ -42,6 +47,10 @@ MOST_WEIGHT = 100.0
 
 
 SEPARATORS = ";|,/"
+NONE = "(none)"
+"""What is said instead of a label that is missed, and true of an image without labels."""
+UNKNOWN = "?"
+"""Before the name of a label of which it is unknown whether an image has it, in the table of predictions."""
 
 
 class LabelsReader:
@@ -128,13 +137,89 @@ class Labels:
     link: ClassVar[Link] = "logistic"
     error_figures: ClassVar[tuple[str, ...]] = ("label_probability", "suggested_probability")
     measures: ClassVar[Mapping[str, Measure]] = {
-        "mean_ap": Measure("mean AP", higher_is_better=True),
-        "macro_f1": Measure("macro F1", higher_is_better=True),
-        "micro_f1": Measure("micro F1", higher_is_better=True),
-        "auroc": Measure("AUROC", higher_is_better=True),
-        "subset_accuracy": Measure("subset accuracy", higher_is_better=True),
-        "log_loss": Measure("log loss", higher_is_better=False),
+        "mean_ap": Measure(
+            "mean AP",
+            higher_is_better=True,
+            about="the average precision of each label, which is high where the images with the label come before the "
+            "others; the mean over the labels that some test images have and others lack.",
+        ),
+        "macro_f1": Measure(
+            "macro F1",
+            higher_is_better=True,
+            about="the mean over the labels of F1, with thresholds that were chosen on validation.",
+        ),
+        "micro_f1": Measure("micro F1", higher_is_better=True, about="the F1 of all labels of all images together."),
+        "auroc": Measure(
+            "AUROC",
+            higher_is_better=True,
+            about="the probability that an image with the label scores higher than one without; the mean over the "
+            "labels.",
+        ),
+        "subset_accuracy": Measure(
+            "subset accuracy",
+            higher_is_better=True,
+            as_percent=True,
+            about="the fraction of the images that were given exactly their labels.",
+        ),
+        "log_loss": Measure(
+            "log loss",
+            higher_is_better=False,
+            about="mean −log of the probability of what is true, over all known labels.",
+        ),
     }
+    compared: ClassVar[Sequence[str]] = ("mean_ap", "log_loss")
+    scored: ClassVar[str] = "subset_accuracy"
+    discrete: ClassVar[bool] = True
+    beside: ClassVar[Sequence[str]] = (NONE,)
+    suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_probability": str}
+    words: ClassVar[Words] = Words(
+        noun="label",
+        nouns="labels",
+        loss="binary cross-entropy, sum over the labels",
+        short_loss="log loss",
+        second="Log loss",
+        reached="fraction with the label",
+        instead="Instead of the labels above their thresholds, conformal risk control gives a set that misses no "
+        "more of "
+        "an image's labels, on average, than promised.",
+        covered="Labels found",
+        size="Labels in a set, mean",
+        methods={
+            "CRC": "takes every label whose probability is at least one threshold, the highest that keeps the promise. "
+            "With too few validation images for a promise, every set has all labels."
+        },
+        breakdown=("Label by label", "Images with"),
+        parts={
+            "average_precision": "Average precision",
+            "auroc": "AUROC",
+            "precision": "Precision",
+            "recall": "Recall",
+            "f1": "F1",
+            "log_loss": "Log loss",
+        },
+        bar="average_precision",
+        of_probe="average_precision",
+        images=("support", "Test images with it"),
+        notes={
+            "Precision": "the fraction of the images that are given the label which have it.",
+            "Recall": "the fraction of the images with the label that are given it.",
+            "F1": "their harmonic mean. A dash: not defined, since no test image has the label, or none was given it.",
+        },
+        worst="worst mistakes",
+        gallery="Those with the most labels that were missed, though they are there, or invented, though they are not.",
+        flawless="every test image is given exactly its labels",
+        temperature="Temperature scaling divides each label's logit by one number, which changes a model's "
+        "confidence and "
+        "no order of the images.",
+    )
+
+    def measure(self, name: str) -> Measure:
+        """Return one of the measures."""
+        return self.measures[name]
+
+    def ranked_within(self, top_k: int) -> "Labels":  # noqa: ARG002  (of classes)
+        """Return itself."""
+        return self
 
     @property
     def units(self) -> Sequence[str]:
@@ -172,6 +257,8 @@ class Labels:
         """Return which images have each label."""
         images, labels = np.nonzero(values == 1)
         return Strata(self.names, images, labels, "label")
+
+    breakdown = strata
 
     def trained(self, values: NDArray[np.float32]) -> "Labels":
         """Return itself; raises UserError for a label that all training images have, or none, or that is unknown."""
@@ -260,6 +347,7 @@ class Labels:
 
     def fit(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> dict[str, Any]:
         """Fit each label's temperature, and the probability from which on it is given: that with the highest F1."""
+        outputs = outputs[:]
         temperatures = best_temperatures(outputs, lambda scaled: self._each_loss(scaled, values), self.outputs)
         probabilities = sigmoid(outputs.astype(np.float64) / temperatures)
         thresholds = [
@@ -322,8 +410,24 @@ class Labels:
         self, outputs: NDArray[Any], values: NDArray[np.float32], units: NDArray[np.int64], fitted: Mapping[str, Any]
     ) -> "LabelTally":
         """Return what the figures are computed from."""
-        probabilities = self.probabilities(outputs, fitted)
-        return LabelTally(probabilities, values, units, np.asarray(fitted["thresholds"]))
+        probabilities = self.probabilities(outputs[:], fitted)
+        return LabelTally(probabilities, values, units, np.asarray(fitted["thresholds"]), self.names)
+
+    def scores(self, outputs: Matrix, values: NDArray[np.float32], fitted: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """Return whether an image is given exactly its labels, of those that are known."""
+        given = self.probabilities(outputs[:], fitted) >= np.asarray(fitted["thresholds"])
+        return np.asarray(((given == (values == 1)) | np.isnan(values)).all(axis=1))
+
+    def refined_losses(
+        self, outputs: Matrix, values: NDArray[np.float32], fitted: Mapping[str, Any]
+    ) -> NDArray[np.float64]:
+        """Return the loss after the temperatures."""
+        scaled = outputs[:].astype(np.float64) / np.asarray(fitted["temperatures"])
+        return np.asarray(self.losses(scaled, values.astype(np.float64)))
+
+    def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits of the mean of the probabilities."""
+        return mean_logits(outputs, others)
 
     def conformal(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> list[dict[str, Any]]:
         """Control the fraction of an image's labels that are missed, on average: conformal risk control.
@@ -333,7 +437,7 @@ class Labels:
         """
         present = known(values)[0] > 0
         having = present.any(axis=1)
-        probabilities, present = sigmoid(outputs[having].astype(np.float64)), present[having]
+        probabilities, present = sigmoid(outputs[:][having].astype(np.float64)), present[having]
         weight = (present / np.maximum(present.sum(axis=1, keepdims=True), 1))[present]
         order = np.argsort(probabilities[present], kind="stable")
         missed = np.cumsum(weight[order])  # n R of a t just above each
@@ -351,18 +455,93 @@ class Labels:
         probabilities = sigmoid(outputs.astype(np.float64))
         return np.asarray(np.ones(outputs.shape, bool) if limit is None else probabilities >= limit)
 
-    def coverage(
+    def covered(
+        self, outputs: Matrix, values: NDArray[np.float32], levels: Sequence[Mapping[str, Any]]
+    ) -> list[Covered]:
+        """Return the share of each image's labels that are in its set, and how many labels that has."""
+        present = known(values)[0] > 0
+        sets = [self.region(outputs[:], level) for level in levels]
+        count = present.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            return [Covered((present & each).sum(axis=1) / count, each.sum(axis=1)) for each in sets]
+
+    def reliability(self, outputs: Matrix, values: NDArray[np.float32], fitted: Mapping[str, Any]) -> dict[str, Any]:
+        """Compare probabilities with how often the labels are there, of all and ``per_class`` of each label."""
+        is_known, logits = ~np.isnan(values), outputs[:]
+        plain = {"temperatures": [1.0] * self.outputs}
+        found: dict[str, Any] = {}
+        rows: list[dict[str, Any]] = [
+            {"class": name, "temperature": temperature, "threshold": threshold}
+            for name, temperature, threshold in zip(
+                self.names, fitted["temperatures"], fitted["thresholds"], strict=True
+            )
+        ]
+        for when, used in (("before", plain), ("after", fitted)):
+            probabilities = self.probabilities(logits, used)
+            of_truth = np.where(values == 1, probabilities, 1 - probabilities)
+            losses = -np.log(np.maximum(of_truth, 1e-12))
+
+            def of(some: NDArray[np.bool_] | tuple[NDArray[np.bool_], int], arrays: Any) -> dict[str, Any]:
+                return Reliability().add(*(each[some] for each in arrays)).figures()
+
+            arrays = probabilities, values == 1, losses
+            found[when] = of(is_known, arrays)
+            for i, row in enumerate(rows):
+                of_label = of((is_known[:, i], i), arrays)
+                row |= {f"nll_{when}": of_label["nll"], f"ece_{when}": of_label["ece"]}
+        return found | {"per_class": rows}
+
+    @cached_property
+    def _separator(self) -> str:
+        """What is between labels in the table of predictions: in none of their names."""
+        return next((each for each in SEPARATORS if not any(each in name for name in self.names)), "\n")
+
+    def shown(self, text: str) -> str:
+        """Return the labels that are there, and the unknown ones after a question mark."""
+        row = json.loads(text)
+        return self._separator.join(name if value else f"{UNKNOWN}{name}" for name, value in row.items())
+
+    def cells(
         self,
         outputs: NDArray[Any],
-        values: NDArray[np.float32],
-        level: Mapping[str, Any],
-        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
-    ) -> dict[str, Any]:
-        """Measure the mean fraction of labels found, over the images with a label, and the mean size of the sets."""
-        present, sets = known(values)[0] > 0, self.region(outputs, level)
-        having = present.any(axis=1)
-        found = (present & sets)[having].sum(axis=1) / present[having].sum(axis=1)
-        return {"covered": float(found.mean()), "of": int(having.sum()), "size": float(sets.sum(axis=1).mean())}
+        fitted: Mapping[str, Any],
+        level: Mapping[str, Any] | None,  # noqa: ARG002  (the sets are not in the table)
+    ) -> list[list[str]]:
+        """Return the labels that are given, the likeliest first, and their calibrated probabilities."""
+        answers, names, probabilities = self.answers(outputs, fitted, None), list[str](), list[str]()
+        for answer in answers:
+            of_given = [(name, f"{p:.4f}") for name, p in answer.parts if name in answer.value]
+            names.append(self._separator.join(name for name, _ in of_given))
+            probabilities.append(self._separator.join(p for _, p in of_given))
+        return [names, probabilities]
+
+    def _compare(self, label: str, said: Sequence[Any]) -> tuple[list[str], list[str], list[str]]:
+        """Return the labels of an image, those of them that are missed, and those that are invented."""
+        cells = label.split(self._separator) if label else []
+        there = [cell for cell in cells if not cell.startswith(UNKNOWN)]
+        unknown = [cell.removeprefix(UNKNOWN) for cell in cells if cell.startswith(UNKNOWN)]
+        given = said[0].split(self._separator) if said[0] else []
+        missed = [name for name in there if name not in given]
+        return there, missed, [name for name in given if name not in there and name not in unknown]
+
+    def pairs(self, label: str, said: Sequence[Any]) -> list[tuple[str, str]]:
+        """Return each label of an image with itself or, if it is missed, with ``NONE``, then with invented ones."""
+        there, missed, invented = self._compare(label, said)
+        if not there:
+            return [(NONE, name) for name in invented or (NONE,)]
+        return [(name, NONE if name in missed else name) for name in there] + [
+            (name, other) for name in there for other in invented
+        ]
+
+    def mistake(self, label: str, said: Sequence[Any]) -> Mistake | None:
+        """Return missed and invented labels, the more the worse."""
+        there, missed, invented = self._compare(label, said)
+        wrong = {"missed": missed, "invented": invented}
+        note = "; ".join(f"{what} {', '.join(names)}" for what, names in wrong.items() if names)
+        given = [name for name in there if name not in missed] + invented
+        if not note:
+            return None
+        return Mistake(len(missed) + len(invented), ", ".join(there) or NONE, ", ".join(given) or NONE, note)
 
     @classmethod
     def checked(cls, names: Sequence[str], spec: JsonValue) -> "Labels":  # noqa: ARG003  (the names say it all)
@@ -436,14 +615,19 @@ def _best_f1_threshold(probabilities: NDArray[np.float64], present: NDArray[np.f
 class LabelTally:
     """The figures of several labels; those that rank images are computed anew for each test set."""
 
+    fractions: ClassVar[Sequence[str]] = ("subset_accuracy",)
+    fixed: ClassVar[Mapping[str, float | None]] = {}
+
     def __init__(
         self,
         probabilities: NDArray[np.float64],
         values: NDArray[np.float32],
         units: NDArray[np.int64],
         thresholds: NDArray[np.float64],
+        names: Sequence[str],
     ) -> None:
-        """Sum up calibrated probabilities (n, labels) and values, the units (n,), and the thresholds (labels,)."""
+        """Sum up calibrated probabilities and values, both (n, labels), the units (n,); the others are (labels,)."""
+        self._names = names
         present, is_known = known(values.astype(np.float64))
         given = (probabilities >= thresholds) * is_known
         clipped = np.clip(probabilities, 1e-12, 1 - 1e-12)
@@ -485,23 +669,24 @@ class LabelTally:
             "log_loss": losses.sum(1) / is_known.sum(1),
         }
 
-    def per_part(self) -> list[dict[str, float | int | None]]:
+    def per_part(self) -> list[dict[str, Any]]:
         """Return each label's figures on the test set as it is."""
         times = np.ones((1, len(self._sums)), np.float32)
         hits, given, present, is_known, losses, _ = (each[0] for each in self._parts(times))
-        rows: list[dict[str, float | int | None]] = []
-        for i, ranking in enumerate(self._ranks):
+        rows: list[dict[str, Any]] = []
+        for i, (name, ranking) in enumerate(zip(self._names, self._ranks, strict=True)):
             precision, area = (float(each[0]) for each in ranking.figures(times))
             rows.append(
                 {
+                    "class": name,
                     "support": int(present[i]),
                     "known": int(is_known[i]),
-                    "average_precision": None if np.isnan(precision) else round(precision, 6),
-                    "auroc": None if np.isnan(area) else round(area, 6),
-                    "precision": round(float(hits[i] / given[i]), 6) if given[i] else None,
-                    "recall": round(float(hits[i] / present[i]), 6) if present[i] else None,
-                    "f1": round(float(2 * hits[i] / (given[i] + present[i])), 6) if present[i] else None,
-                    "log_loss": round(float(losses[i] / is_known[i]), 6) if is_known[i] else None,
+                    "average_precision": rounded(precision),
+                    "auroc": rounded(area),
+                    "precision": rounded(hits[i] / given[i]) if given[i] else None,
+                    "recall": rounded(hits[i] / present[i]) if present[i] else None,
+                    "f1": rounded(2 * hits[i] / (given[i] + present[i])) if present[i] else None,
+                    "log_loss": rounded(losses[i] / is_known[i]) if is_known[i] else None,
                 }
             )
         return rows

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -20,16 +20,22 @@ from headstart.targets.ranking import RankCorrelation
 from headstart.targets.target import (
     PLAIN,
     Answer,
+    Covered,
     Figures,
     LabelError,
     Link,
     LossKind,
     LossOptions,
     Measure,
+    Mistake,
     PredictedNumber,
     Strata,
+    Words,
+    rounded,
 )
 
+SEPARATOR = ";"
+"""Between several numbers in the table of predictions."""
 QUANTILES = (0.05, 0.5, 0.95)
 """What the quantile loss learns: the middle one is the answer, the outer ones its interval."""
 CLOSE = 0.05
@@ -46,6 +52,8 @@ STAND_INS = (-99, -999, -9999, 999, 9999, 99999)
 """What tables often have for unknown numbers."""
 QUARTERS = 4
 """Parts of equally many images, by the first number, of which every split gets some."""
+QUARTERS, DECILES = 4, 10
+"""Parts of equally many images: those of the first number, of which every split gets some, and those that are shown."""
 
 
 logger = logging.getLogger(__name__)
@@ -103,16 +111,71 @@ class Numbers:
     link: ClassVar[Link] = "identity"
     error_figures: ClassVar[tuple[str, ...]] = ("deviation",)
 
+    compared: ClassVar[Sequence[str]] = ("mae", "rmse")
+    scored: ClassVar[str] = "mae"
+    discrete: ClassVar[bool] = False
+    beside: ClassVar[Sequence[str]] = ()
+    suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_low": str, "_high": str}
+    words: ClassVar[Words] = Words(
+        noun="number",
+        nouns="numbers",
+        loss="squared error of standardised numbers",
+        short_loss="loss",
+        second="RMSE",
+        reached="",
+        instead="Instead of one number, conformal prediction gives an interval that contains the true one with a "
+        "promised "
+        "probability.",
+        covered="Contain the number",
+        size="Width, mean",
+        methods={
+            "split": "takes what is said plus and minus a width, the same for every image, from the errors on "
+            "validation. "
+            "With too few validation images for a promise, every interval is infinite.",
+            "CQR": "widens or narrows the interval between the outer quantiles that the model gives, which is wider "
+            "for "
+            "hard images. With too few validation images for a promise, every interval is infinite.",
+        },
+        breakdown=("Tenth by tenth of the true value", "True value"),
+        parts={"mae": "MAE", "rmse": "RMSE", "r2": "R²", "spearman": "Spearman"},
+        bar="",
+        of_probe="mae",
+        images=("known", "Test images"),
+        notes={
+            "MAE and RMSE": "here in the number's own unit. A dash: not defined, since all test images have the same."
+        },
+        worst="largest errors",
+        gallery="In standard deviations of the training images, if there are several numbers.",
+        flawless="every test image has exactly its numbers",
+        temperature="",
+    )
+
     @property
     def measures(self) -> Mapping[str, Measure]:
         """Of several numbers, which may differ in their units, errors are in standard deviations."""
-        unit = (self.units[0] and f" [{self.units[0]}]") if len(self.names) == 1 else " [sd]"
+        unit = self.units[0] if len(self.names) == 1 else "sd"
+        shown, several = unit and f" [{unit}]", len(self.names) > 1
+        scale = ", in standard deviations of the training images; the mean over the numbers" if several else ""
+        mean = "; the mean over the numbers" if several else ""
+
+        def error(name: str, about: str) -> Measure:
+            return Measure(f"{name}{shown}", higher_is_better=False, unit=unit, about=f"{about}{scale}.")
+
+        r2 = f"1 less the squared errors over those of the test images' mean{mean}."
         return {
-            "mae": Measure(f"MAE{unit}", higher_is_better=False),
-            "rmse": Measure(f"RMSE{unit}", higher_is_better=False),
-            "r2": Measure("R²", higher_is_better=True),
-            "spearman": Measure("Spearman", higher_is_better=True),
+            "mae": error("MAE", "the mean absolute error"),
+            "rmse": error("RMSE", "the root of the mean squared error"),
+            "r2": Measure("R²", higher_is_better=True, about=r2),
+            "spearman": Measure("Spearman", higher_is_better=True, about=f"the correlation of the ranks{mean}."),
         }
+
+    def measure(self, name: str) -> Measure:
+        """Return one of the measures."""
+        return self.measures[name]
+
+    def ranked_within(self, top_k: int) -> "Numbers":  # noqa: ARG002  (of classes)
+        """Return itself."""
+        return self
 
     @property
     def outputs(self) -> int:
@@ -143,6 +206,17 @@ class Numbers:
         groups = np.clip(np.searchsorted(ends, first[images], side="right") - 1, 0, max(0, len(ends) - 2))
         shown = [f"{low:g} to {high:g}" for low, high in pairwise(ends)] or [f"{ends[0]:g}"]
         return Strata(shown, images, groups, "quarter of the numbers")
+        return _parts(values[:, int((~np.isnan(values)).sum(axis=0).argmax())], QUARTERS)
+
+    def breakdown(self, values: NDArray[np.float32]) -> Strata:
+        """Return the tenths of each number."""
+        names, images, groups = list[str](), [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for name, column in zip(self.names, values.T, strict=True):
+            of_number = _parts(column, DECILES)
+            groups.append(of_number.groups + len(names))
+            images.append(of_number.images)
+            names += [f"{name} {each}" if len(self.names) > 1 else each for each in of_number.names]
+        return Strata(names, np.concatenate(images), np.concatenate(groups))
 
     def trained(self, values: NDArray[np.float32]) -> "Numbers":
         """Return the numbers with mean and scale; raises UserError for one that is constant, or known nowhere."""
@@ -235,7 +309,7 @@ class Numbers:
 
     def points(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
         """Return what the model says of each number, in its unit, float64 (n, numbers)."""
-        return self._in_units(outputs)[:, :, len(self.quantiles) // 2]
+        return self._in_units(outputs[:])[:, :, len(self.quantiles) // 2]
 
     def _in_units(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
         """Return the outputs in the numbers' units, (n, numbers, quantiles or 1); quantiles never cross."""
@@ -293,7 +367,30 @@ class Numbers:
     ) -> "NumberTally":
         """Return what the figures are computed from."""
         divisor = np.ones(1) if len(self.names) == 1 else np.array(self.scale)
-        return NumberTally(self.points(outputs), values.astype(np.float64), units, divisor)
+        return NumberTally(self.points(outputs), values.astype(np.float64), units, divisor, self.names)
+
+    def scores(
+        self,
+        outputs: Matrix,
+        values: NDArray[np.float32],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+    ) -> NDArray[np.float64]:
+        """Return the absolute error, of several numbers the mean in standard deviations."""
+        scale = np.ones(1) if len(self.names) == 1 else np.array(self.scale)
+        return np.asarray(np.nanmean(np.abs(self.points(outputs) - values) / scale, axis=1))
+
+    def refined_losses(
+        self,
+        outputs: Matrix,
+        values: NDArray[np.float32],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+    ) -> NDArray[np.float64]:
+        """Return the loss."""
+        return np.asarray(self.losses(outputs[:].astype(np.float64), values.astype(np.float64)))
+
+    def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the mean of the outputs."""
+        return (outputs + others) / 2
 
     def _scores(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return how far each number is outside what the model says, float64 (n, numbers), NaN if unknown.
@@ -306,7 +403,7 @@ class Numbers:
 
     def conformal(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> list[dict[str, Any]]:
         """Fit by how much each number's interval is wider than what the model says; ``threshold`` has one for each."""
-        scores = self._scores(outputs, values)
+        scores = self._scores(outputs[:], values)
         of_number = [column[~np.isnan(column)] for column in scores.T]
         (method,) = self._methods
         return [entry(method, level, [threshold(each, level) for each in of_number]) for level in LEVELS]
@@ -318,22 +415,72 @@ class Numbers:
         low, high = said[:, :, 0] - wider, said[:, :, -1] + wider
         return np.stack([np.minimum(low, high), np.maximum(low, high)], axis=2)
 
-    def coverage(
+    def covered(
+        self, outputs: Matrix, values: NDArray[np.float32], levels: Sequence[Mapping[str, Any]]
+    ) -> list[Covered]:
+        """Return the share of each image's known numbers that are within their intervals, and the mean width of these.
+
+        Of several numbers the width is in standard deviations.
+        """
+        is_known, scale = ~np.isnan(values), np.array(self.scale) if len(self.names) > 1 else 1
+        found = []
+        for level in levels:
+            low, high = np.moveaxis(self.region(outputs[:], level), 2, 0)
+            inside = (values >= low) & (values <= high)
+            found.append(Covered(inside.sum(axis=1) / is_known.sum(axis=1), ((high - low) / scale).mean(axis=1)))
+        return found
+
+    def reliability(
         self,
-        outputs: NDArray[Any],
+        outputs: Matrix,
         values: NDArray[np.float32],
-        level: Mapping[str, Any],
         fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
     ) -> dict[str, Any]:
-        """Measure the fraction of known numbers within their intervals, and the mean width of these."""
-        intervals, is_known = self.region(outputs, level), ~np.isnan(values)
-        inside = (values >= intervals[:, :, 0]) & (values <= intervals[:, :, 1])
-        width = (intervals[:, :, 1] - intervals[:, :, 0]) / (np.array(self.scale) if len(self.names) > 1 else 1)
-        return {
-            "covered": float(inside[is_known].mean()),
-            "of": int(is_known.sum()),
-            "size": float(width.mean()) if np.isfinite(width).all() else None,
-        }
+        """Measure the mean absolute error and the mean error, in the number's unit, in each tenth of each number."""
+        errors, rows, begin = self.points(outputs) - values, list[dict[str, Any]](), 0
+        groups = self.breakdown(values)
+        for i, column in enumerate(values.T):
+            count = len(_parts(column, DECILES).names)
+            for place in range(begin, begin + count):
+                of_part = errors[groups.images[groups.groups == place], i]
+                figures = {"mae": rounded(np.abs(of_part).mean()), "bias": rounded(of_part.mean())}
+                rows.append({"class": groups.names[place], "number": self.names[i], "pictures": len(of_part)} | figures)
+            begin += count
+        return {"parts": rows}
+
+    def shown(self, text: str) -> str:
+        """Return the numbers, nothing where one is unknown."""
+        numbers = json.loads(text)
+        return SEPARATOR.join(_number(each) for each in (numbers if isinstance(numbers, list) else [numbers]))
+
+    def cells(
+        self,
+        outputs: NDArray[Any],
+        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+        level: Mapping[str, Any] | None,
+    ) -> list[list[str]]:
+        """Return the numbers and the ends of their intervals, nothing where one is infinite."""
+        columns = [self.points(outputs)]
+        ends = np.full((len(outputs), len(self.names), 2), np.inf) if level is None else self.region(outputs, level)
+        columns += [*np.moveaxis(ends, 2, 0)]
+        return [[SEPARATOR.join(map(_number, row)) for row in column.tolist()] for column in columns]
+
+    def pairs(self, label: str, said: Sequence[Any]) -> list[tuple[str, str]]:
+        """Return each number, empty where it is unknown, and what was said."""
+        return list(zip(label.split(SEPARATOR), said[0].split(SEPARATOR), strict=True))
+
+    def mistake(self, label: str, said: Sequence[Any]) -> Mistake | None:
+        """Return by how much the numbers are off; the worst is the furthest off, in standard deviations."""
+        off = [
+            (float(answer) - float(truth), scale, unit)
+            for (truth, answer), scale, unit in zip(self.pairs(label, said), self.scale, self.units, strict=True)
+            if truth
+        ]
+        if not any(error for error, _, _ in off):
+            return None
+        note = ", ".join(f"{error:+.3g} {unit}".strip() for error, _, unit in off)
+        worst = max(abs(error) / scale for error, scale, _ in off)
+        return Mistake(worst, label.replace(SEPARATOR, ", "), said[0].replace(SEPARATOR, ", "), f"off by {note}")
 
     @property
     def _methods(self) -> tuple[str]:
@@ -408,8 +555,26 @@ def _best_known(values: NDArray[np.float32]) -> int:
     return int((~np.isnan(values)).sum(axis=0).argmax())
 
 
+def _number(number: float | None) -> str:
+    return "" if number is None or not np.isfinite(number) else f"{number:.6g}"
+
+
+def _parts(numbers: NDArray[np.float32], count: int) -> Strata:
+    """Return the images of each of at most ``count`` equally large parts of numbers (n,); NaN is in none."""
+    images = np.flatnonzero(~np.isnan(numbers))
+    if not len(images):
+        return Strata([], images, images)
+    ends = np.unique(np.quantile(numbers[images], np.linspace(0, 1, count + 1)))
+    groups = np.clip(np.searchsorted(ends, numbers[images], side="right") - 1, 0, max(0, len(ends) - 2))
+    shown = [f"{low:g} to {high:g}" for low, high in pairwise(ends)] or [f"{ends[0]:g}"]
+    return Strata(shown, images, groups)
+
+
 class NumberTally:
     """The figures of numbers."""
+
+    fractions: ClassVar[Sequence[str]] = ()
+    fixed: ClassVar[Mapping[str, float | None]] = {}
 
     def __init__(
         self,
@@ -417,8 +582,10 @@ class NumberTally:
         values: NDArray[np.float64],
         units: NDArray[np.int64],
         divisor: NDArray[np.float64],
+        names: Sequence[str],
     ) -> None:
         """Sum up points and values (n, numbers), the units (n,), and what errors are divided by, (numbers,) or (1,)."""
+        self._names = names
         numbers, is_known = known(values)
         self._centre = numbers.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)  # squares lose fewer digits around it
         errors, around = (points - numbers) * is_known, (numbers - self._centre) * is_known
@@ -447,12 +614,12 @@ class NumberTally:
         errors = {name: (each[name] / self._divisor).mean(axis=1) for name in ("mae", "rmse")}
         return errors | {name: each[name].mean(axis=1) for name in ("r2", "spearman")}
 
-    def per_part(self) -> list[dict[str, float | int | None]]:
+    def per_part(self) -> list[dict[str, Any]]:
         """Return each number's figures, in its unit, on the test set as it is."""
         each = self._each(np.ones((1, len(self._sums)), np.float32))
         known_images = self._sums[:, : len(self._ranks)].sum(axis=0)
         return [
-            {"known": int(known_images[i])}
-            | {name: None if np.isnan(figure[0, i]) else round(float(figure[0, i]), 6) for name, figure in each.items()}
-            for i in range(len(self._ranks))
+            {"class": name, "known": int(known_images[i])}
+            | {measure: rounded(figure[0, i]) for measure, figure in each.items()}
+            for i, name in enumerate(self._names)
         ]

@@ -51,17 +51,141 @@ PLAIN = LossOptions()
 
 
 class Measure(NamedTuple):
-    """A figure of a model: how tables call it, and whether more is better."""
+    """A figure of a model, as tables and sentences have it.
+
+    Attributes:
+        title: as tables call it, with its unit in brackets.
+        higher_is_better: whether more is better.
+        unit: of the figure, if it has one.
+        as_percent: whether it is shown as a percentage.
+        about: what it is, for a note below a table; after a colon if it goes by another name there.
+    """
 
     title: str
     higher_is_better: bool
+    unit: str = ""
+    as_percent: bool = False
+    about: str = ""
+
+    @property
+    def name(self) -> str:
+        """The title without the unit."""
+        return self.title.removesuffix(f" [{self.unit}]")
+
+    @property
+    def sign(self) -> int:
+        """1 if more is better, else -1."""
+        return 1 if self.higher_is_better else -1
+
+
+class Words(NamedTuple):
+    """How the report speaks of a target.
+
+    Attributes:
+        noun: what a name of ``Target.names`` is of, in the singular.
+        nouns: the same in the plural.
+        loss: what the loss is called.
+        short_loss: the same in a sentence.
+        second: the heading of the second of the measures that are compared.
+        reached: what calibrated probabilities are equal to.
+        instead: what conformal prediction gives instead of a plain answer, a sentence.
+        covered: the heading of the share that the conformal levels promise.
+        size: the heading of the mean size of what they give.
+        methods: what each conformal method does, the end of a sentence.
+        breakdown: the heading of the figures of each group of ``Target.breakdown``, and of its names.
+        parts: the headings of the figures that ``Tally.per_part`` has, by their keys.
+        bar: which of them is drawn as a bar, empty for none.
+        of_probe: which of them the table also has of the probe.
+        images: which counts images, and its heading.
+        notes: terms of that table, and what they are.
+        worst: the mistakes that are shown first, with what is said of their pictures: ``gallery``.
+        flawless: what is so where there is no mistake.
+        temperature: what scaling by temperatures does, a sentence.
+    """
+
+    noun: str
+    nouns: str
+    loss: str
+    short_loss: str
+    second: str
+    reached: str
+    instead: str
+    covered: str
+    size: str
+    methods: Mapping[str, str]
+    breakdown: tuple[str, str]
+    parts: Mapping[str, str]
+    bar: str
+    of_probe: str
+    images: tuple[str, str]
+    notes: Mapping[str, str]
+    worst: str
+    gallery: str
+    flawless: str
+    temperature: str
+
+
+class Covered(NamedTuple):
+    """What a conformal level gives of images.
+
+    Attributes:
+        share: of what is true that is in the image's set or intervals, (n,): bool, or float with NaN where there is
+            nothing to be found.
+        size: of the set, int64 (n,), or the width of the intervals, float64 (n,).
+    """
+
+    share: NDArray[Any]
+    size: NDArray[Any]
+
+
+class Mistake(NamedTuple):
+    """An answer that is wrong, in words; ``badness`` orders mistakes, the worst has the highest."""
+
+    badness: float
+    label: str
+    predicted: str
+    note: str
+
+
+def rounded(figure: float | np.floating[Any]) -> float | None:
+    """Return a figure as JSON has it; null where it is not defined."""
+    return round(float(figure), 6) if np.isfinite(figure) else None
+
+
+def percentage(fraction: float) -> str:
+    """Return a fraction as a percentage in words."""
+    return f"{100 * fraction:.1f}\N{NO-BREAK SPACE}%"
+
+
+def best_first(models: dict[str, dict[str, Any]], name: str, sign: int) -> list[tuple[str, dict[str, Any]]]:
+    """Return the models, with their figures, in descending order of a figure, or ascending if the sign is -1."""
+
+    def order(model: tuple[str, dict[str, Any]]) -> float:
+        figure = model[1][name]
+        return np.inf if figure is None else -sign * figure
+
+    return sorted(models.items(), key=order)
 
 
 class Tally(Protocol):
-    """What images add to a model's figures, kept so that test sets can be redrawn from them."""
+    """What images add to a model's figures, kept so that test sets can be redrawn from them.
+
+    Attributes:
+        fractions: the figures that are fractions of the images.
+        fixed: further figures, of the test set as it is, which are not redrawn.
+    """
+
+    @property
+    def fractions(self) -> Sequence[str]: ...  # noqa: D102  (above)
+
+    @property
+    def fixed(self) -> Mapping[str, float | None]: ...  # noqa: D102  (above)
 
     def figures(self, times: NDArray[np.float32]) -> Figures:
         """Return the figures of test sets in which units occur ``times``, float32 (test sets, units)."""
+
+    def per_part(self) -> list[dict[str, Any]]:
+        """Return the figures of each of the target's names on the test set as it is, in their order; plain values."""
 
 
 class Reader(Protocol):
@@ -145,6 +269,7 @@ class Target(Protocol):
     def has_classes(self) -> bool:
         """Whether there are classes, labels or grades: then a loss can be weighted, adjusted and smoothed."""
 
+    @property
     def link(self) -> Link:
         """What gives the outputs of the mean ``responses``, and with it the plain loss, whose canonical link it is.
 
@@ -163,6 +288,32 @@ class Target(Protocol):
     def measures(self) -> Mapping[str, Measure]:
         """What is computed of a model; the first one decides which model is better."""
 
+    @property
+    def compared(self) -> Sequence[str]:
+        """The measures of which models' differences are shown, the one that decides first."""
+
+    @property
+    def scored(self) -> str:
+        """The measure that is the mean of the images' ``scores``."""
+
+    @property
+    def discrete(self) -> bool:
+        """Whether answers are made of names, so that they can be confused; else they are numbers."""
+
+    @property
+    def beside(self) -> Sequence[str]:
+        """What ``pairs`` has beside the names."""
+
+    @property
+    def words(self) -> Words:
+        """How the report speaks of it."""
+
+    def measure(self, name: str) -> Measure:
+        """Return one of the measures, or of what ``tally`` has beside them."""
+
+    def ranked_within(self, top_k: int) -> "Target":
+        """Return the target with which an image counts that is among so many of the likeliest, where that counts."""
+
     def spec(self) -> dict[str, Any]:
         """Return what ``make_target`` makes it from, beside its names; plain JSON values."""
 
@@ -174,6 +325,9 @@ class Target(Protocol):
 
     def strata(self, values: Values) -> Strata:
         """Return what each split needs images of."""
+
+    def breakdown(self, values: Values) -> Strata:
+        """Return groups of images that figures are also computed of."""
 
     def trained(self, values: Values) -> "Target":
         """Return the target for these values of the training images; raises UserError if they can't be learned."""
@@ -248,15 +402,49 @@ class Target(Protocol):
     ) -> Tally:
         """Return what the ``measures`` are computed from; ``units``, int64 (n,), numbers the unit of each image."""
 
+    def scores(self, outputs: Matrix, values: Values, fitted: Mapping[str, Any]) -> NDArray[Any]:
+        """Return each image's score, (n,): bool where there is a right and a wrong, else float64."""
+
+    def refined_losses(self, outputs: Matrix, values: Values, fitted: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Return each image's plain loss after the temperatures, (n,)."""
+
+    def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the outputs whose answer is the mean of two answers, (n, outputs) all."""
+
     # How sure a model is.
 
     def conformal(self, outputs: NDArray[Any], values: Values) -> list[dict[str, Any]]:
         """Fit thresholds on validation: ``method``, ``level`` and ``threshold`` of each, plain JSON values."""
 
-    def coverage(
-        self, outputs: NDArray[Any], values: Values, level: Mapping[str, Any], fitted: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Measure what a conformal level promises: ``covered`` and ``of`` (counts, or a mean) and ``size``."""
+    def covered(self, outputs: Matrix, values: Values, levels: Sequence[Mapping[str, Any]]) -> list[Covered]:
+        """Return what each conformal level gives of images."""
+
+    def reliability(self, outputs: Matrix, values: Values, fitted: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure how far answers can be believed, plain JSON values.
+
+        Of probabilities it is ``before`` and ``after`` the temperatures, each as ``Reliability.figures``; of numbers
+        ``parts``, how far they are off in each part of ``breakdown``.
+        """
+
+    # Answers as tables have them. ``said`` has a cell for each of the columns that ``suffixes`` names.
+
+    @property
+    def suffixes(self) -> Mapping[str, Callable[[str], Any]]:
+        """The columns of a model's answers, by what follows its name, and what reads their cells."""
+
+    def shown(self, text: str) -> str:
+        """Return a text of the manifest as the table of predictions has it: a ``label``."""
+
+    def cells(
+        self, outputs: NDArray[Any], fitted: Mapping[str, Any], level: Mapping[str, Any] | None
+    ) -> list[list[str]]:
+        """Return the columns of a model's answers."""
+
+    def pairs(self, label: str, said: Sequence[Any]) -> list[tuple[str, str]]:
+        """Return what is true of an image, each with what was said instead, or of it."""
+
+    def mistake(self, label: str, said: Sequence[Any]) -> Mistake | None:
+        """Return what is wrong with an answer, None if nothing is."""
 
     # What an exported model says. Raises of ``checked…`` are UserErrors that name the file and the key.
 

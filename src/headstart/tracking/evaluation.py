@@ -1,10 +1,11 @@
-"""The results of evaluate in the wandb run of the fine-tuning: figures, tables, the most confident mistakes.
+"""The results of evaluate in the wandb run of the fine-tuning: figures, tables, the worst mistakes.
 
 All of it goes into the run's summary and nothing into its history, so a second evaluate replaces what the first logged.
 """
 
 import heapq
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image
 
 from headstart.config.schema import RunConfig
 from headstart.core.io import table_rows
-from headstart.core.paths import PREDICTIONS
+from headstart.core.paths import CONFUSION, PREDICTIONS
 from headstart.data.dataset import PreparedDataset
+from headstart.targets.target import Mistake, best_first
 from headstart.tracking.wandb_run import resume_run
 
 MAX_MISTAKES = 64
@@ -25,7 +27,7 @@ THUMBNAIL_SIZE = 128
 def track_evaluation(
     run: RunConfig, prepared: PreparedDataset, rows: NDArray[np.int64], report: dict[str, Any]
 ) -> None:
-    """Add the leaderboard, the confusion matrix and the most confident mistakes to the run.
+    """Add the leaderboard, what is confused, or said of numbers, and the worst mistakes to the run.
 
     ``rows`` are those of the test split in the order of predictions.csv, ``report`` is as in reports/evaluate.json.
     """
@@ -34,17 +36,17 @@ def track_evaluation(
             return
         from wandb import Table  # noqa: PLC0415
 
-        models = report["models"]
+        models, (primary, measure) = report["models"], next(iter(prepared.target.measures.items()))
         names = [name for name, value in models["finetune"].items() if isinstance(value, float)]
         leaderboard = [
-            [model, *(figures[name] for name in names), *figures["intervals"]["accuracy"]]
-            for model, figures in sorted(models.items(), key=lambda item: -item[1]["accuracy"])
+            [model, *(figures[name] for name in names), *(figures["intervals"][primary] or [None, None])]
+            for model, figures in best_first(models, primary, measure.sign)
         ]
-        counts = Counter((row["label"], row["finetune"]) for row in table_rows(PREDICTIONS))
+        counts = Counter((row["actual"], row["predicted"]) for row in table_rows(CONFUSION["finetune"]))
         confusion = [[*pair, count] for pair, count in sorted(counts.items())]
         summary = {
             "verdict": report["verdict"],
-            "leaderboard": Table(columns=["model", *names, "accuracy_low", "accuracy_high"], data=leaderboard),
+            "leaderboard": Table(columns=["model", *names, f"{primary}_low", f"{primary}_high"], data=leaderboard),
             "confusion": Table(columns=["actual", "predicted", "pictures"], data=confusion),
             "mistakes": _mistakes_table(prepared, rows),
         }
@@ -56,15 +58,17 @@ def track_evaluation(
 def _mistakes_table(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Any:
     import wandb  # noqa: PLC0415
 
-    wrong = (
-        (row, each)
-        for row, each in zip(rows, table_rows(PREDICTIONS), strict=True)
-        if each["finetune"] != each["label"]
-    )
-    table = wandb.Table(columns=["picture", "source", "label", "predicted", "probability"])
-    for row, each in heapq.nlargest(MAX_MISTAKES, wrong, key=lambda mistake: float(mistake[1]["finetune_probability"])):
-        image = Image.fromarray(prepared.pixels(int(row)))
+    target = prepared.target
+
+    def wrong() -> Iterator[tuple[int, str, Mistake]]:
+        for row, each in zip(rows.tolist(), table_rows(PREDICTIONS), strict=True):
+            said = [read(each[f"finetune{suffix}"]) for suffix, read in target.suffixes.items()]
+            if mistake := target.mistake(each["label"], said):
+                yield row, each["source"], mistake
+
+    table = wandb.Table(columns=["picture", "source", "label", "predicted", "badness", "note"])
+    for row, source, mistake in heapq.nlargest(MAX_MISTAKES, wrong(), key=lambda each: each[2].badness):
+        image = Image.fromarray(prepared.pixels(row))
         image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-        probability = float(each["finetune_probability"])
-        table.add_data(wandb.Image(image), each["source"], each["label"], each["finetune"], probability)
+        table.add_data(wandb.Image(image), source, mistake.label, mistake.predicted, mistake.badness, mistake.note)
     return table
