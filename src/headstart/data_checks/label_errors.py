@@ -41,7 +41,7 @@ BLOCK_VALUES = 2**24
 
 def first_groups(target: Target, values: Values) -> NDArray[np.int64]:
     """Return the first group that each image is in by ``Target.strata``, int64 (n,): of classes, the class."""
-    names, images, groups = target.strata(values)
+    names, images, groups, _ = target.strata(values)
     first = np.full(len(values), len(names))
     first[images[::-1]] = groups[::-1]
     return first

@@ -281,7 +281,7 @@ class Grades:
     def score(self, outputs: Matrix, values: NDArray[np.int64]) -> float:
         """Return the quadratic kappa."""
         units = np.zeros(len(values), np.int64)
-        tally = GradeTally(self.predicted(outputs[:]), values, np.zeros(len(values)), units, len(self.names))
+        tally = GradeTally(self.predicted(outputs[:]), values, np.zeros(len(values)), units, self.names)
         return float(tally.figures(np.ones((1, 1), np.float32))["kappa"][0])
 
     def right(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -443,6 +443,8 @@ class Numbers:
             count = len(_parts(column, DECILES).names)
             for place in range(begin, begin + count):
                 of_part = errors[groups.images[groups.groups == place], i]
+                if not len(of_part):  # equal numbers may leave a part empty
+                    continue
                 figures = {"mae": rounded(np.abs(of_part).mean()), "bias": rounded(of_part.mean())}
                 rows.append({"class": groups.names[place], "number": self.names[i], "pictures": len(of_part)} | figures)
             begin += count
