@@ -35,8 +35,7 @@ JSON_KEYS = {
 }  # fmt: skip
 Columns = dict[str, Callable[[str], Any]]
 LABEL_ERROR_COLUMNS: Columns = {
-    "row": int, "source": str, "split": str, "label": str, "suggested": str, "label_probability": float,
-    "suggested_probability": float,
+    "row": int, "source": str, "split": str, "label": str, "suggested": str,
 }  # fmt: skip
 TABLE_COLUMNS: dict[Path, Columns] = {
     paths.ODD_IMAGES: {"row": int, "source": str, "split": str, "problem": str, "value": str},
@@ -81,7 +80,9 @@ def read_inputs(target: Target) -> dict[str, Any]:
     """
     contents: dict[Path, Any] = {path: _read_keys(path, keys) for path, keys in JSON_KEYS.items()}
     score, figure = {target.scored: float}, {f"val_{next(iter(target.measures))}": float}
+    errors: Columns = dict.fromkeys(target.error_figures, float)
     of_target: dict[Path, Columns] = {paths.SLICES: score, paths.HISTORY: figure}
+    of_target |= dict.fromkeys((paths.FEATURE_LABEL_ERRORS, paths.TEST_LABEL_ERRORS), errors)
     contents |= {
         path: list(_read_rows(path, columns | of_target.get(path, {}), {REFINED: optional_float}))
         for path, columns in TABLE_COLUMNS.items()
