@@ -67,7 +67,7 @@ def _binary(outputs: Array, targets: Array) -> Array:
 
 def _by_binary(outputs: Array, targets: Array) -> Array:
     there, known = _known(outputs, targets)
-    return (_sigmoid(outputs) - there) * known
+    return np.asarray((_sigmoid(outputs) - there) * known)
 
 
 def _huber(outputs: Array, targets: Array) -> Array:
