@@ -13,7 +13,8 @@ often ours looked at all features (products with the Hessian, values with gradie
 (loss + λ‖W‖², in float64), their relative difference (ours - theirs), and the seconds; a star marks where scikit-learn
 warned that it had not converged. --gap then solves each λ to 1e-12 and prints how far above its minimum ours was,
 relative to it. With --ridge there are numbers instead of classes: squared errors, in closed form with generalised
-cross-validation, a λ's seconds of which the first has the decomposition. The peak is the whole process's memory, the features included; on a GPU the GPU's.
+cross-validation; the first λ's seconds have the decomposition. The peak is the whole process's memory, the features
+included; on a GPU the GPU's.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: with --only-ours")
     args = parser.parse_args()
     dtype = np.float32 if args.only_ours else np.float64
-    features, labels, target = invented(args.pictures, args.width, args.classes, dtype, args.device, args.ridge)
+    features, labels, target = invented(args.pictures, args.width, args.classes, dtype, args.device, numbers=args.ridge)
     l2s = sorted(args.l2, reverse=True)
     theirs = None
     if not args.only_ours:
@@ -74,14 +75,14 @@ def main() -> None:
     solver = LinearSolver(counted, target)
     for l2, weight, bias in solver.path(args.l2, tolerance=args.tolerance):
         seconds = time.perf_counter() - began
-        value = objective(target, weight, bias, features, labels, l2)
+        value = objective(target, (weight, bias), features, labels, l2)
         values.append(value)
         line = f"λ {l2:.0e}  ours {value:.10f}  {seconds:7.2f} s  {looks.total():4} looks"
         looks.clear()
         totals[0] += seconds
         if theirs:
             their_weight, their_bias, their_seconds, iterations, mark = next(theirs)
-            their_value = objective(target, their_weight, their_bias, features, labels, l2)
+            their_value = objective(target, (their_weight, their_bias), features, labels, l2)
             line += f"  scikit-learn {their_value:.10f}  {their_seconds:7.2f} s  {iterations:5} iterations{mark:1}"
             line += f"  difference {value / their_value - 1:+.1e}"
             totals[1] += their_seconds
@@ -99,13 +100,13 @@ def main() -> None:
         figures |= {"scikit_learn_seconds": round(totals[1], 1), "ratio": round(totals[1] / totals[0], 1)}
     if args.gap:
         fine = solver.path(args.l2, tolerance=1e-12)
-        lowest = [objective(target, weight, bias, features, labels, l2) for l2, weight, bias in fine]
+        lowest = [objective(target, (weight, bias), features, labels, l2) for l2, weight, bias in fine]
         figures["largest_gap"] = max(value / low - 1 for value, low in zip(values, lowest, strict=True))
     print(json.dumps(figures | {"peak_mb": peak_mb(args.device)}))
 
 
 def invented(
-    count: int, width: int, classes: int, dtype: DTypeLike, device: str, numbers: bool
+    count: int, width: int, classes: int, dtype: DTypeLike, device: str, *, numbers: bool
 ) -> tuple[Any, Any, Target]:
     """Draw features as after a ReLU, whose spectrum falls by a power law, and what a noisy linear teacher says."""
     generator = np.random.default_rng(0)
@@ -164,16 +165,16 @@ def scikit_learns(
 
 
 def objective(
-    target: Target, weight: NDArray[np.float64], bias: NDArray[np.float64], features: Any, labels: Any, l2: float
+    target: Target, head: tuple[NDArray[np.float64], NDArray[np.float64]], features: Any, labels: Any, l2: float
 ) -> float:
     """Return loss + λ‖W‖², computed in float64 for some images at a time."""
     xp, total = array_namespace(features), 0.0
     like = {"dtype": xp.float64, "device": device_of(features)}
-    transposed, offset = xp.asarray(weight, **like).T, xp.asarray(bias, **like)
+    weight, bias = (xp.asarray(each, **like) for each in head)
     for start in range(0, len(labels), BLOCK):
-        outputs = xp.astype(features[start : start + BLOCK], xp.float64) @ transposed + offset
+        outputs = xp.astype(features[start : start + BLOCK], xp.float64) @ weight.T + bias
         total += float(xp.sum(target.losses(outputs, labels[start : start + BLOCK])))
-    return total / len(labels) + l2 * float((weight**2).sum())
+    return total / len(labels) + l2 * float(xp.sum(weight**2))
 
 
 def peak_mb(device: str) -> int:

@@ -534,8 +534,9 @@ def early_stopping(steps: int) -> None:
     reads:   data/prepared (labels of train and validation), data/features
     writes:  reports/study/early_stopping.svg, .csv and .json
 
-    A softmax head on the cached features is trained by full-batch gradient descent from zero, without a penalty, at
-    the largest step size τ that is certain to lower the loss. For log-spaced numbers of steps t, the λ of the nearest
+    The linear head on the cached features is trained by full-batch gradient descent from zero, without a penalty, at
+    the largest step size τ that is certain to lower the loss. Of numbers the loss is squared and the theory exact:
+    .json then says how far the weights are from the formula's. For log-spaced numbers of steps t, the λ of the nearest
     weights on the probe's path is compared with 1/(2τt), the theory's value. docs/mathematics.md explains it.
     """
     from headstart.theory import early_stopping

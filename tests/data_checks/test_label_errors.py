@@ -142,7 +142,11 @@ def test_swapped_labels_of_several_are_found_one_by_one() -> None:
     features = generator.normal(size=(1000, 8)).astype(np.float32)
     values = (8 * features[:, :3] + generator.normal(size=(1000, 3)) > [-4, 0, 8]).astype(np.float32)
     values[generator.random(values.shape) < 0.1] = np.nan
-    swapped = [(i, j) for i, j in zip(range(0, 1000, 40), np.arange(25) % 3, strict=True) if not np.isnan(values[i, j])]
+    swapped = [
+        (i, j)
+        for i, j in zip(range(0, 1000, 40), (np.arange(25) % 3).tolist(), strict=True)
+        if not np.isnan(values[i, j])
+    ]
     for i, j in swapped:
         values[i, j] = 1 - values[i, j]
     found = errors_of(Labels("abc"), features, values)

@@ -193,8 +193,8 @@ def drawn_of(kind: str, count: int, seed: int, unknown: float = 0.0) -> Labelled
     noisy = features[:, :3] + generator.normal(scale=0.5, size=(count, 3))
     if kind == "grade":
         return LabelledFeatures(features, np.searchsorted([-1.0, 0.0, 1.0], noisy[:, 0]))
-    values = noisy > [-0.5, 0, 1] if kind == "labels" else noisy[:, :2] * [1, 5] + [0, 10]
-    values = values.astype(np.float32)
+    of_kind = noisy > [-0.5, 0, 1] if kind == "labels" else noisy[:, :2] * [1, 5] + [0, 10]
+    values = of_kind.astype(np.float32)
     values[generator.random(values.shape) < unknown] = np.nan
     return LabelledFeatures(features, values)
 
@@ -252,4 +252,6 @@ def test_ridge_of_numbers_is_the_probe_and_skipped() -> None:
     assert reason_to_skip("ridge", OTHERS["number"]) == "it is the probe's own head: least squares and the same penalty"
     assert [name for name in HEADS if reason_to_skip(name, OTHERS["labels"])] == []
     many = Labels([str(i) for i in range(51)])
+    assert reason_to_leave_out("ridge", 100_000, 2048, 30, 0) is None
+    assert str(reason_to_leave_out("ridge", 100_000, 2048, 30, 30)).startswith("it would take long")
     assert reason_to_skip("boosting", many) == "51 outputs: its time grows with them, and beyond 50 it is skipped"

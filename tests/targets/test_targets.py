@@ -209,6 +209,7 @@ def test_residual_quantiles_are_those_of_numbers_alone(case: tuple[Target, np.nd
         assert found is None
         return
     residuals = (values - [50, -2]) / [10, 0.3] - outputs
+    assert found is not None
     np.testing.assert_allclose(found, np.nanquantile(residuals, QUANTILES, axis=0).T, rtol=1e-5)
     values[:, 0] = np.nan
     assert target.residual_quantiles(outputs, values)[0] == [0.0] * 3  # type: ignore[index]

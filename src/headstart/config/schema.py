@@ -179,16 +179,18 @@ class ProbeConfig(ConfigSection):
     l2: Annotated[list[Positive], Field(min_length=1)] = Field(
         default=[1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6]
     )
-    """The path of λ in CE + λ‖W‖²; the λ with the lowest validation loss is chosen. Ridge's is chosen from it too."""
+    """The path of λ in loss + λ‖W‖², of classes the cross-entropy; the λ with the lowest validation loss is chosen.
+    Ridge's is chosen from it too."""
     heads: Auto | list[Literal["ridge", "knn", "tree", "forest", "boosting"]] = "auto"
     """Further models of the leaderboard, any of ridge, knn, tree, forest and boosting, each tuned on validation; [] for
     the linear head alone, which is always there. auto: all of them, boosting only up to 10 million images x features x
-    classes (14 million took 29 s). With many classes tree, forest (above 100) and boosting (above 50) are skipped."""
+    classes (14 million took 29 s). With many classes or labels tree, forest (above 100) and boosting (above 50) are
+    skipped; of numbers ridge is the linear head itself."""
     class_map: dict[str, list[int | str] | Literal["rest"]] | None = None
     """Adds the row zero_shot, fitted to nothing, to the leaderboard: for each of your classes a list of the classes
     that the backbone was pretrained on, whose probabilities are summed, by index or name (ImageNet's n02123045, a
     description or one of its synonyms; data/features/classifier.json lists them). One class may be `rest`: all that
-    the others leave. null, or for example {cat: [tabby, Egyptian cat, 283], other: rest}."""
+    the others leave. null, or for example {cat: [tabby, Egyptian cat, 283], other: rest}. For prepare.target class."""
 
     @field_validator("class_map", mode="before")
     @classmethod

@@ -66,10 +66,11 @@ def run(params: Params) -> None:
     zero_shot = None if probe.class_map is None else zero_shot_classifier(probe.class_map, target)
     validation = LabelledFeatures(read_features(prepared.rows("validation")), read_values("validation"))
     names, skipped = list[str](), dict[str, str]()
+    unknown = int(np.isnan(read_values("train")).any(axis=0).sum())
     for name in HEADS if probe.heads == "auto" else probe.heads:
         reason = reason_to_skip(name, target)
         if probe.heads == "auto" and reason is None:
-            reason = reason_to_leave_out(name, len(rows), width, target.outputs)
+            reason = reason_to_leave_out(name, len(rows), width, target.outputs, unknown)
         if reason is None:
             names.append(name)
         else:

@@ -67,7 +67,7 @@ def _binary(outputs: Array, targets: Array) -> Array:
 
 def _by_binary(outputs: Array, targets: Array) -> Array:
     there, known = _known(outputs, targets)
-    return (_sigmoid(outputs) - there) * known
+    return np.asarray((_sigmoid(outputs) - there) * known)
 
 
 def _huber(outputs: Array, targets: Array) -> Array:
@@ -102,7 +102,7 @@ def pinball(levels: Sequence[float]) -> OutputLoss:
 
 def tied(by_weight: Array) -> Array:
     """Return the gradient by a weight whose columns stay equal, (inputs, outputs): the nearest with equal columns."""
-    return by_weight.mean(axis=1, keepdims=True) + np.zeros_like(by_weight)
+    return np.tile(by_weight.mean(axis=1, keepdims=True), by_weight.shape[1])
 
 
 def loss(
