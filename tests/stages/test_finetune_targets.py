@@ -25,7 +25,7 @@ from headstart.targets.number import QUANTILES
 from headstart.targets.target import Values
 from headstart.training.module import FineTuner
 from headstart.tuning.halving import Try
-from helpers.images import params, write_prepared
+from helpers.images import params, write_prepared, write_zero_head
 
 SMALL = {
     "backbone.name": "test_resnet",
@@ -60,9 +60,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def lay_out(kind: str) -> PreparedDataset:
     """Write images of a target, and the probe's head of zeros."""
     prepared = write_prepared({"train": 35, "validation": 22, "test": 4}, kind=kind)
-    outputs = prepared.target.outputs
-    write_heads([Head(np.zeros((outputs, 96), np.float32), np.zeros(outputs, np.float32), 1e-3)], 0)
-    write_json(HEADS_INFO, read_json(HEADS_INFO) | RESIDUALS)
+    write_zero_head(prepared)
     return prepared
 
 
