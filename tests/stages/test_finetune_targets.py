@@ -192,7 +192,12 @@ def test_rare_classes_gain_by_each_correction_in_proportion(caplog: pytest.LogCa
     """The first step of the bias, from zero, is the gradient's: weights and sampling make the classes' sums equal."""
     prepared = lay_out("labels")
     values = read_values("train")
-    base = {"finetune.epochs": 1, "finetune.batch_size": 35, "finetune.augment.hflip": 0.0, "finetune.warmup_epochs": 0}
+    base: dict[str, Any] = {
+        "finetune.epochs": 1,
+        "finetune.batch_size": 35,
+        "finetune.augment.hflip": 0.0,
+        "finetune.warmup_epochs": 0,
+    }
     base |= {"finetune.momentum": 0.0, "finetune.nesterov": False, "finetune.recipe": "full"}
     rate = 0.02
     plain = run(base)["fc.bias"].numpy() / rate
@@ -201,7 +206,7 @@ def test_rare_classes_gain_by_each_correction_in_proportion(caplog: pytest.LogCa
     weighted = run({**base, "finetune.class_weights": "balanced"})["fc.bias"].numpy() / rate
     np.testing.assert_allclose(weighted, 0, atol=1e-5)
     adjusted = run({**base, "finetune.logit_adjustment": 1.0})["fc.bias"].numpy() / rate
-    priors = 1 / (1 + np.exp(-prepared.target.log_priors(values)))
+    priors = 1 / (1 + np.exp(-np.asarray(prepared.target.log_priors(values))))
     np.testing.assert_allclose(adjusted, np.where(known, np.nan_to_num(values) - priors, 0).sum(0) / 35, atol=1e-5)
     assert "more than once" not in caplog.text
     run({**base, "finetune.class_weights": "balanced", "finetune.sampling": "sqrt"})

@@ -38,8 +38,7 @@ def test_one_figure_chooses_and_another_is_estimated() -> None:
 def test_a_measure_of_all_images_is_estimated_as_a_mean_of_them_is() -> None:
     """The accuracy, which is both: the strata differ, so the draws do."""
     generator = np.random.default_rng(0)
-    outputs = [np.eye(4, dtype=np.float32)[LABELS] + generator.normal(0, 0.8, (200, 4)) for _ in range(10)]
-    outputs = [each.astype(np.float32) for each in outputs]
+    outputs = [(np.eye(4)[LABELS] + generator.normal(0, 0.8, (200, 4))).astype(np.float32) for _ in range(10)]
     errors = np.array([each.argmax(1) != LABELS for each in outputs], np.float32)
     monitor = Monitor("val_accuracy", higher_is_better=True)
     found = corrected_measure(outputs, LABELS, Classes([*"abcd"]), monitor)
