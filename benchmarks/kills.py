@@ -2,6 +2,8 @@
 
     python -m benchmarks.kills --kills 100 --ranks 1 --seed 10
     python -m benchmarks.kills --kills 100 --ranks 4 --seed 11
+    python -m benchmarks.kills --kills 20 --ranks 2 --target number --set 'finetune.loss="quantile"' \
+        --set 'finetune.sampling="balanced"'
 
 Each training gets some kills: SIGINT, SIGUSR1 or SIGTERM, to all ranks or to one, once or twice, or SIGKILL to one,
 after which the others are ended as srun's --kill-on-bad-exit and torchrun do. Steps take 5 to 200 ms, and saves and
@@ -27,21 +29,20 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.ranks import as_rank, free_port
 from headstart.core import paths
 from headstart.core.io import read_table
 from headstart.core.paths import FINETUNE
-from headstart.models.head import Head, write_heads
 from headstart.stages import finetune
+from headstart.targets.kinds import KINDS
 from headstart.training import checkpoint
 from headstart.training.checkpoint import load_checkpoint
 from headstart.training.module import FineTuner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from helpers.images import params, write_prepared
+from helpers.images import params, write_prepared, write_zero_head
 
 FORK = get_context("fork")
 SECONDS_TO_TERMINATE = 2
@@ -240,12 +241,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", choices=KINDS, default="class")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="another setting")
     args = parser.parse_args()
     SETTINGS.update({key: json.loads(value) for key, _, value in (each.partition("=") for each in args.set)})
     os.chdir(tempfile.mkdtemp(prefix="kills-"))
-    write_prepared({"train": 67, "validation": 21, "test": 4})
-    write_heads([Head(np.zeros((4, 96), np.float32), np.zeros(4, np.float32), 1e-3)], 0)
+    write_zero_head(write_prepared({"train": 67, "validation": 21, "test": 4}, kind=args.target))
     began = time.monotonic()
     codes = wait(start(args.ranks, "whole", 0.0), 300)
     assert set(codes) == {0}, Path.cwd()

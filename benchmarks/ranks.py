@@ -2,11 +2,12 @@
 
     python -m benchmarks.ranks
 
-67 training and 21 validation images of scikit-learn's digits, in batches of 10: sizes that nothing divides. The
-bundled backbone starts with the probe's head, with λ = 0.1, BatchNorm frozen, in float32, for one epoch, unless a row
-says otherwise; a process has one thread. Each figure is the largest difference, after the last epoch for weights and
-statistics, relative to the largest of the tensor, and in any epoch for the others, relative to themselves. Ranks are
-forked from one process that has imported everything, with torchrun's variables.
+67 training and 21 validation images of scikit-learn's digits, in batches of 10: sizes that nothing divides. The bundled
+backbone starts with the probe's head, with λ = 0.1, BatchNorm frozen, in float32, for one epoch, unless a row says
+otherwise; a process has one thread. Then each target, with each loss and sampling. Each figure is the largest
+difference, after the last epoch for weights and statistics, relative to the largest of the tensor, and in any epoch for
+the others, relative to themselves. Ranks are forked from one process that has imported everything, with torchrun's
+variables.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +32,11 @@ from torch.multiprocessing.spawn import start_processes
 from headstart.config.loader import parse_params
 from headstart.config.schema import Params
 from headstart.stages import features, finetune, prepare, probe
+from headstart.targets.kinds import KINDS
 from headstart.training.module import FineTuner
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.images import write_prepared, write_zero_head
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 IMAGES = {"train": 67, "val": 21, "test": 13}
@@ -54,7 +60,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "SGD, `batch_norm: train`": {"finetune.batch_norm": "train"},
     "SGD, `drop_rate: 0.2`": {"backbone.drop_rate": 0.2},
 }
-COLUMNS = ("weights", "train_loss", "val_loss", "val_accuracy", "ledger")
+COLUMNS = ("weights", "train_loss", "val_loss", "val_measures", "ledger")
+LOSSES = (*((kind, "auto") for kind in KINDS), ("class", "focal"), ("labels", "asymmetric"), ("number", "quantile"))
+SMALL: dict[str, Any] = {
+    "backbone.name": "test_resnet",
+    "backbone.pretrained": False,
+    "finetune.lr": {"backbone": 0.01, "head": 0.01},
+    "finetune.augment.mixup": 0.4,
+}
+"""For the images of noise that the tests have of each target, from a head of zeros."""
 
 
 class Stop(NamedTuple):
@@ -84,25 +98,41 @@ STOPPED: dict[str, tuple[int, Sequence[Part]]] = {
 
 
 def main() -> None:
-    """Print both tables."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", action="store_true", help="print the table of all targets alone")
+    only_targets = parser.parse_args().targets
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")  # of forks, of what rank 0 alone saves
     with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
-        write_digits(Path("pictures"))
-        launch(1, before_finetuning)
-        print_header("2 / 4 processes against 1")
-        alone: dict[str, dict[str, Any]] = {}
-        for name, changes in SETTINGS.items():
-            alone[name], *others = (trained(changes, [(world, None)]) for world in (1, 2, 4))
-            print_row(name, [differences(alone[name], other) for other in others])
-        # A bound that never binds puts the penalty into the loss, and leaves the gradients alone.
-        in_loss = [trained({"finetune.clip": 1e6}, [(world, None)]) for world in (2, 4)]
-        name = "SGD, the penalty in the loss against 1 process with it in the optimiser"
-        print_row(name, [differences(alone["SGD"], each) for each in in_loss])
-        print_header("stopped against not stopped: SGD, three epochs")
-        for name, (world, parts) in STOPPED.items():
-            print_row(name, [differences(trained(THREE, [(world, None)]), trained(THREE, parts))])
+        if not only_targets:
+            print_digits()
+        print_header("2 / 4 processes against 1, by target")
+        for kind, loss in LOSSES:
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+                write_zero_head(write_prepared({"train": 67, "validation": 21, "test": 4}, kind=kind))
+                for sampling in ("none", "balanced", "sqrt"):
+                    changes = {**SMALL, "finetune.loss": loss, "finetune.sampling": sampling}
+                    alone, *others = (trained(changes, [(world, None)]) for world in (1, 2, 4))
+                    print_row(f"{kind}, {loss}, {sampling}", [differences(alone, other) for other in others])
+
+
+def print_digits() -> None:
+    """Print the tables of the digits."""
+    write_digits(Path("pictures"))
+    launch(1, before_finetuning)
+    print_header("2 / 4 processes against 1")
+    alone: dict[str, dict[str, Any]] = {}
+    for name, changes in SETTINGS.items():
+        alone[name], *others = (trained(changes, [(world, None)]) for world in (1, 2, 4))
+        print_row(name, [differences(alone[name], other) for other in others])
+    # A bound that never binds puts the penalty into the loss, and leaves the gradients alone.
+    in_loss = [trained({"finetune.clip": 1e6}, [(world, None)]) for world in (2, 4)]
+    name = "SGD, the penalty in the loss against 1 process with it in the optimiser"
+    print_row(name, [differences(alone["SGD"], each) for each in in_loss])
+    print_header("stopped against not stopped: SGD, three epochs")
+    for name, (world, parts) in STOPPED.items():
+        print_row(name, [differences(trained(THREE, [(world, None)]), trained(THREE, parts))])
 
 
 def write_digits(folder: Path) -> None:
@@ -211,9 +241,11 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, fl
     """Return the largest difference of each of ``COLUMNS``."""
     weights = expected["state_dict"]
     largest = {"weights": max(_of_tensors(value, found["state_dict"][name]) for name, value in weights.items())}
-    for name in COLUMNS[1:4]:
+    losses = "val_loss", "val_refined_loss"
+    measures = [name for name in expected["history"][0] if name.startswith("val_") and name not in losses]
+    for column, names in zip(COLUMNS[1:4], (COLUMNS[1:2], COLUMNS[2:3], measures), strict=True):
         pairs = zip(expected["history"], found["history"], strict=True)
-        largest[name] = max(_of_numbers(a[name], b[name]) for a, b in pairs)
+        largest[column] = max(_of_numbers(a[name], b[name]) for a, b in pairs for name in names)
     pairs = zip(expected["ledger"], found["ledger"], strict=True)
     largest["ledger"] = max(
         _of_numbers(row[name], other[name]) for row, other in pairs for name in row if isinstance(row[name], float)

@@ -23,8 +23,8 @@ from torch import nn
 from headstart.config.loader import parse_params
 from headstart.config.schema import Params
 from headstart.core.blocks import write_rows
-from headstart.core.io import atomic_write, write_json, write_report
-from headstart.core.paths import BASELINES, FINETUNE, PREPARED
+from headstart.core.io import atomic_write, read_json, write_json, write_report
+from headstart.core.paths import BASELINES, FINETUNE, HEADS_INFO, PREPARED
 from headstart.data.dataset import SPLITS, VALUES, PreparedDataset
 from headstart.data.image_info import info_of
 from headstart.data.manifest import manifest_rows, write_manifest
@@ -210,6 +210,13 @@ def write_probe(prepared: PreparedDataset, model: nn.Module) -> None:
     evidence = {"images": 0, "reason": "nothing was tried", "changes": {}}
     report = {"val_accuracy": 0.75, "fit_seconds": 1.5, "heads": {"knn": figures}, "augmentation": evidence}
     write_report("probe", report)
+
+
+def write_zero_head(prepared: PreparedDataset) -> None:
+    """Write models/probe for test_resnet: a head of zeros, with quantiles of its residuals."""
+    outputs = prepared.target.outputs
+    write_heads([Head(np.zeros((outputs, 96), np.float32), np.zeros(outputs, np.float32), 1e-3)], 0)
+    write_json(HEADS_INFO, read_json(HEADS_INFO) | {"residual_quantiles": [[-1.5, 0.1, 1.5]] * outputs})
 
 
 def sources(prepared: PreparedDataset) -> list[str]:

@@ -25,7 +25,7 @@ from headstart.targets.number import QUANTILES
 from headstart.targets.target import Values
 from headstart.training.module import FineTuner
 from headstart.tuning.halving import Try
-from helpers.images import params, write_prepared
+from helpers.images import params, write_prepared, write_zero_head
 
 SMALL = {
     "backbone.name": "test_resnet",
@@ -60,9 +60,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def lay_out(kind: str) -> PreparedDataset:
     """Write images of a target, and the probe's head of zeros."""
     prepared = write_prepared({"train": 35, "validation": 22, "test": 4}, kind=kind)
-    outputs = prepared.target.outputs
-    write_heads([Head(np.zeros((outputs, 96), np.float32), np.zeros(outputs, np.float32), 1e-3)], 0)
-    write_json(HEADS_INFO, read_json(HEADS_INFO) | RESIDUALS)
+    write_zero_head(prepared)
     return prepared
 
 
@@ -194,7 +192,12 @@ def test_rare_classes_gain_by_each_correction_in_proportion(caplog: pytest.LogCa
     """The first step of the bias, from zero, is the gradient's: weights and sampling make the classes' sums equal."""
     prepared = lay_out("labels")
     values = read_values("train")
-    base = {"finetune.epochs": 1, "finetune.batch_size": 35, "finetune.augment.hflip": 0.0, "finetune.warmup_epochs": 0}
+    base: dict[str, Any] = {
+        "finetune.epochs": 1,
+        "finetune.batch_size": 35,
+        "finetune.augment.hflip": 0.0,
+        "finetune.warmup_epochs": 0,
+    }
     base |= {"finetune.momentum": 0.0, "finetune.nesterov": False, "finetune.recipe": "full"}
     rate = 0.02
     plain = run(base)["fc.bias"].numpy() / rate
@@ -203,7 +206,7 @@ def test_rare_classes_gain_by_each_correction_in_proportion(caplog: pytest.LogCa
     weighted = run({**base, "finetune.class_weights": "balanced"})["fc.bias"].numpy() / rate
     np.testing.assert_allclose(weighted, 0, atol=1e-5)
     adjusted = run({**base, "finetune.logit_adjustment": 1.0})["fc.bias"].numpy() / rate
-    priors = 1 / (1 + np.exp(-prepared.target.log_priors(values)))
+    priors = 1 / (1 + np.exp(-np.asarray(prepared.target.log_priors(values))))
     np.testing.assert_allclose(adjusted, np.where(known, np.nan_to_num(values) - priors, 0).sum(0) / 35, atol=1e-5)
     assert "more than once" not in caplog.text
     run({**base, "finetune.class_weights": "balanced", "finetune.sampling": "sqrt"})

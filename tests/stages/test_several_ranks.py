@@ -25,11 +25,10 @@ from headstart.core.io import read_json, read_table, write_json
 from headstart.core.paths import FEATURES, FINETUNE, REPORTS
 from headstart.core.run_state import read_stopped
 from headstart.data.dataset import PreparedDataset
-from headstart.models.head import Head, write_heads
 from headstart.probe.outputs import baseline_file
 from headstart.stages import evaluate, features, finetune, prepare, probe
 from headstart.training.refinement import TEMPERATURES
-from helpers.images import CLASSES, params, write_finetune, write_prepared, write_probe
+from helpers.images import CLASSES, params, write_finetune, write_prepared, write_probe, write_zero_head
 from helpers.reported import write_reported
 
 ROUNDING = 2e-6
@@ -145,11 +144,7 @@ def test_two_processes_train_every_target_as_one_does() -> None:
     for kind, own in TARGETS.items():
         Path(kind).mkdir()
         with contextlib.chdir(kind):
-            target = write_prepared({"train": 67, "validation": 21, "test": TESTED}, kind=kind).target
-            head = np.zeros((target.outputs, 96), np.float32), np.zeros(target.outputs, np.float32)
-            write_heads([Head(*head, 1e-3)], 0)
-            residuals = {"residual_quantiles": [[-1.5, 0.0, 1.5]]}
-            write_json(paths.HEADS_INFO, read_json(paths.HEADS_INFO) | residuals)
+            write_zero_head(write_prepared({"train": 67, "validation": 21, "test": TESTED}, kind=kind))
             run(finetune, {**changes, **own})
             expected[kind] = weights(), figures()
             YAML().dump(params({**SMALL, **changes, **own, "run.cache": "two"}).model_dump(), Path("params.yaml"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,10 @@ LOSSES: dict[str, list[LossOptions]] = {
 }
 
 
+def _losses(target: Target, values: np.ndarray, options: LossOptions, outputs: np.ndarray) -> np.ndarray:
+    return np.asarray(target.losses(outputs, values, options))
+
+
 @pytest.mark.parametrize("at", ["anywhere", "zero"])
 @pytest.mark.parametrize("kind", LOSSES)
 def test_torch_has_the_gradients_of_every_loss(kind: str, at: str) -> None:
@@ -108,11 +113,11 @@ def test_torch_has_the_gradients_of_every_loss(kind: str, at: str) -> None:
     outputs = _generator(7).normal(size=(IMAGES, target.outputs)) * (at == "anywhere")
     for options in (LossOptions(), *LOSSES[kind]):
         there = torch.tensor(outputs, requires_grad=True)
-        arrays = {name: getattr(options, name) for name in ("weights", "shift")}
-        own = replace(options, **{name: None if each is None else torch.tensor(each) for name, each in arrays.items()})
+        weights, shift = (None if each is None else torch.tensor(each) for each in (options.weights, options.shift))
+        own = replace(options, weights=weights, shift=shift)
         target.losses(there, torch.tensor(values), own).sum().backward()
         assert there.grad is not None
-        expected = _difference(lambda moved, options=options: target.losses(moved, values, options), outputs)
+        expected = _difference(partial(_losses, target, values, options), outputs)
         np.testing.assert_allclose(there.grad, expected, atol=1e-6, err_msg=str(options))
 
 

@@ -35,7 +35,8 @@ AUTO = {
 VERDICTS = {"hflip": {"kept": True, "reason": "a"}, "vflip": {"kept": False, "reason": "b"}}
 EVIDENCE = {"reason": None, "changes": VERDICTS}
 TARGET = Classes([*"abcd"])
-MANY, FEW = ({"target": TARGET, "train_images": images, "train_bytes": 1} for images in (1000, 100))
+MANY: dict[str, Any] = {"target": TARGET, "train_images": 1000, "train_bytes": 1}
+FEW = MANY | {"train_images": 100}
 
 
 def section(changes: dict[str, Any] | None = None) -> FinetuneConfig:

@@ -38,11 +38,11 @@ def test_one_figure_chooses_and_another_is_estimated() -> None:
 def test_a_measure_of_all_images_is_estimated_as_a_mean_of_them_is() -> None:
     """The accuracy, which is both: the strata differ, so the draws do."""
     generator = np.random.default_rng(0)
-    outputs = [np.eye(4, dtype=np.float32)[LABELS] + generator.normal(0, 0.8, (200, 4)) for _ in range(10)]
-    outputs = [each.astype(np.float32) for each in outputs]
+    outputs = [(np.eye(4)[LABELS] + generator.normal(0, 0.8, (200, 4))).astype(np.float32) for _ in range(10)]
     errors = np.array([each.argmax(1) != LABELS for each in outputs], np.float32)
     monitor = Monitor("val_accuracy", higher_is_better=True)
     found = corrected_measure(outputs, LABELS, Classes([*"abcd"]), monitor)
+    assert found is not None
     assert found.value == pytest.approx(1 - corrected(errors, errors, LABELS).value, abs=0.01)
     assert found.value < 1 - errors.mean(axis=1).min()
 
@@ -57,5 +57,12 @@ def test_among_equals_the_best_ranking_is_lucky_too(figure: str) -> None:
     precisions = [float(one.figures(np.ones((1, 150), np.float32))["mean_ap"][0]) for one in each]
     groups = [str(i // 2) for i in range(150)]
     estimate = corrected_measure(outputs, values, target, Monitor(figure, figure != "val_loss"), groups)
+    assert estimate is not None
     assert estimate.value == pytest.approx(np.mean(precisions), abs=0.02)
     assert estimate.value < max(precisions)
+
+
+def test_what_no_image_defines_is_not_estimated() -> None:
+    target, values = Labels([*"ab"]), np.zeros((20, 2), np.float32)
+    outputs = [np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)]
+    assert corrected_measure(outputs, values, target, Monitor("val_loss", higher_is_better=False)) is None

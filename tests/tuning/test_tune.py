@@ -30,7 +30,7 @@ from headstart.tuning.observer import Observer
 from headstart.tuning.space import with_changes
 from headstart.tuning.state import SearchFolder
 from helpers.command import headstart
-from helpers.images import params, write_prepared
+from helpers.images import params, write_prepared, write_zero_head
 
 SMALL = {
     "backbone.name": "test_resnet",
@@ -180,12 +180,12 @@ def test_every_target_is_searched_by_what_is_monitored(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuning, "repro", repro)
-    target = write_prepared({"train": 20, "validation": 13, "test": 4}, kind=kind).target
-    write_heads([Head(np.zeros((target.outputs, 96), np.float32), np.zeros(target.outputs, np.float32), 1e-3)], 0)
+    prepared = write_prepared({"train": 20, "validation": 13, "test": 4}, kind=kind)
+    write_zero_head(prepared)
     write_params(**{"finetune.early_stopping.monitor": monitor, "finetune.epochs": 2})
     tuning.tune(LONG, [], most=3)
     report, tries = read_json(paths.TUNING_REPORT), folder().tries()
-    known = known_figures(target)
+    known = known_figures(prepared.target)
     deciding = Monitor(report["monitor"], known[report["monitor"]].higher_is_better)
     assert report["monitor"] == ("val_loss" if monitor == "auto" else monitor)
     costs = [deciding.cost(each.best(deciding)) for each in tries if each.over]

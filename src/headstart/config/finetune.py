@@ -45,8 +45,8 @@ class L2Config(ConfigSection):
 
     kind: Literal["l2", "l2_sp", "decoupled", "none"] = "l2"
     """The regulariser:
-    - `l2`: CE + Σ λ ‖W‖², gradient 2λW: in the optimiser where that is exactly the same, otherwise in the loss
-    - `l2_sp`: CE + Σ λ ‖W − W₀‖² with the pretrained weights W₀; `l2` for the head, which is new. A λ below the
+    - `l2`: loss + Σ λ ‖W‖², gradient 2λW: in the optimiser where that is exactly the same, otherwise in the loss
+    - `l2_sp`: loss + Σ λ ‖W − W₀‖² with the pretrained weights W₀; `l2` for the head, which is new. A λ below the
       ledger's equivalent_l2 does little
     - `decoupled`: W ← (1 − lr · decay) W at each step, as in AdamW and SGDW; needs `finetune.decay`, every λ null
     - `none`: no regulariser; the λ are not read

@@ -145,7 +145,13 @@ def _train(
     seconds = round(time.perf_counter() - began, 2)
     report |= {"stopped_early": len(history) - 1 < plan.finetune.epochs, "seconds": seconds}
     chosen = [choice._asdict() for choice in plan.choices]
-    about = {"precision": plan.finetune.precision, "chosen": chosen, "groups": groups, "ledger": last_rows}
+    about = {
+        "monitor": plan.monitor.name,
+        "precision": plan.finetune.precision,
+        "chosen": chosen,
+        "groups": groups,
+        "ledger": last_rows,
+    }
     write_report("finetune", report | about)
     if tracker:
         tracker.finish({f"finetune/{name}": value for name, value in report.items()})

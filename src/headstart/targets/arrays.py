@@ -36,26 +36,26 @@ def constants(numbers: Any, like: Array) -> Array:
 
 def log_softmax(outputs: Array) -> Array:
     """Return the logarithms of the probabilities of classes, (n, classes) both."""
-    xp = namespace(outputs)
-    if xp is not np:
-        return xp.log_softmax(outputs, 1)  # torch's own, beside the standard: to the bit what its cross-entropy has
-    shifted = outputs - xp.max(outputs, axis=1, keepdims=True)
-    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True))
+    if not isinstance(outputs, np.ndarray):
+        return namespace(outputs).log_softmax(outputs, 1)  # torch's own: to the bit what its cross-entropy has
+    shifted = outputs - outputs.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def softplus(outputs: Array) -> Array:
     """Return log(1 + exp(x)), of any size of x."""
-    xp = namespace(outputs)
-    return xp.logaddexp(outputs, xp.zeros_like(outputs))  # in torch of the right gradient at 0 too
+    if not isinstance(outputs, np.ndarray):
+        xp = namespace(outputs)
+        return xp.logaddexp(outputs, xp.zeros_like(outputs))  # of the right gradient at 0 too
+    return np.clip(outputs, 0, None) + np.log1p(np.exp(-np.abs(outputs)))
 
 
 def sigmoid(outputs: Array) -> Array:
     """Return 1 / (1 + exp(-x)), of any size of x."""
-    xp = namespace(outputs)
-    if xp is not np:
-        return xp.sigmoid(outputs)  # torch's own, beside the standard: of the right gradient at 0 too
-    small = xp.exp(-xp.abs(outputs))
-    return xp.where(outputs >= 0, 1 / (1 + small), small / (1 + small))
+    if not isinstance(outputs, np.ndarray):
+        return namespace(outputs).sigmoid(outputs)  # torch's own, beside the standard: of the right gradient at 0 too
+    small = np.exp(-np.abs(outputs))
+    return np.where(outputs >= 0, 1 / (1 + small), small / (1 + small))
 
 
 def mean_logits(outputs: Array, others: Array) -> Array:

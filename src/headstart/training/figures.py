@@ -59,6 +59,11 @@ def defined(figures: Mapping[str, Any], names: Mapping[str, Measure]) -> History
     return {name: figure if math.isfinite(figure := float(figures[name])) else None for name in names}
 
 
+def shown(figure: float | None) -> str:
+    """Return a figure as it is logged."""
+    return "undefined" if figure is None else f"{figure:.4f}"
+
+
 class SummedMeasures(Metric):
     """The measures of a target that are functions of sums, by their names in history.csv."""
 

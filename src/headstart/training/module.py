@@ -58,6 +58,7 @@ class FineTuner(LightningModule):
         self.history = TrainingHistory(plan, start=self._start, anchors=self._anchors)
         # Without their checks, each of which would wait for the device.
         self.val_loss = MeanMetric(nan_strategy="disable")
+        self.val_measures: Metric
         if isinstance(plan.target, Summable):
             self.val_refined_loss = RefinedLoss()
             self.val_accuracy = MulticlassAccuracy(plan.target.outputs, average="micro", validate_args=False)
@@ -164,9 +165,11 @@ class FineTuner(LightningModule):
 
     def on_fit_start(self) -> None:
         """Move the tensors that are no parameters to the device of the weights."""
-        arrays = {name: getattr(self._options, name) for name in ("weights", "shift")}
-        there = {name: torch.as_tensor(each, device=self.device) for name, each in arrays.items() if each is not None}
-        self._options = replace(self._options, **there)
+        weights, shift = (
+            None if each is None else torch.as_tensor(each, device=self.device)
+            for each in (self._options.weights, self._options.shift)
+        )
+        self._options = replace(self._options, weights=weights, shift=shift)
         # In place: the ledger has the same dicts.
         self._start.update({name: value.to(self.device) for name, value in self._start.items()})
         self._anchors.update({name: self._start[name] for name in self._anchors})

@@ -28,7 +28,7 @@ from headstart.models.head import read_head
 from headstart.targets.target import Measure, Summable, Target
 from headstart.training.augment_choice import read_evidence
 from headstart.training.datamodule import global_batch_size
-from headstart.training.figures import SUMMED, HistoryRow, Monitor, measured_figures
+from headstart.training.figures import SUMMED, HistoryRow, Monitor, measured_figures, shown
 from headstart.training.losses import warmup_cosine
 from headstart.training.regularization.param_groups import (
     Group,
@@ -110,8 +110,7 @@ class TrainingPlan:
         """Return the losses of a row, the target's first measure and what is monitored, in words."""
         losses = (name for name in self.figures if name in SUMMED[:2])
         names = dict.fromkeys([*losses, f"val_{self.first_measure}", self.monitor.name])
-        shown = ("undefined" if row[name] is None else f"{row[name]:.4f}" for name in names)
-        return ", ".join(f"{self.figures[name].title} {each}" for name, each in zip(names, shown, strict=True))
+        return ", ".join(f"{self.figures[name].title} {shown(row[name])}" for name in names)
 
     def end_of_phase(self, phase: int) -> int:
         """Return the number of epochs after which a phase is over."""
@@ -232,8 +231,8 @@ def describe(plan: TrainingPlan) -> list[dict[str, str | int | float | None]]:
     finetune, kind, rows = plan.finetune, plan.finetune.l2.kind, []
     for choice in plan.choices:
         logger.info("%s", choice)
-    twice = {"sampling": "none", "class_weights": "none", "logit_adjustment": 0}
-    if len(used := [f"finetune.{key}" for key, off in twice.items() if getattr(finetune, key) != off]) > 1:
+    corrections = {"sampling": "none", "class_weights": "none", "logit_adjustment": 0}
+    if len(used := [f"finetune.{key}" for key, off in corrections.items() if getattr(finetune, key) != off]) > 1:
         logger.warning("%s: each makes up for what is rare, together they do it more than once", " and ".join(used))
     for group, row in zip(plan.groups, groups_table(plan.groups), strict=True):
         shrink = expected_shrink(group, kind, finetune.optimizer, plan.lr_factors(group), finetune.momentum)

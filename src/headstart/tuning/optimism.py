@@ -57,8 +57,10 @@ def corrected_measure(
     target: Target,
     monitor: Monitor,
     groups: Groups | None = None,
-) -> Corrected:
+) -> Corrected | None:
     """Estimate what the configuration with the best monitored figure has of the first measure on new images.
+
+    Return None where that is undefined, as a measure of labels that no image has.
 
     ``outputs``, (n, outputs) each, are the configurations'; ``values`` the images'. Thresholds and temperatures are
     those that were fitted to all images.
@@ -76,4 +78,4 @@ def corrected_measure(
         measured.append(new[chosen, np.arange(len(drawn))])
     each = np.concatenate(measured)
     each = each[~np.isnan(each)]
-    return Corrected(float(each.mean()), interval(each))
+    return Corrected(float(each.mean()), interval(each)) if len(each) else None

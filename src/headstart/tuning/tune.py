@@ -28,6 +28,7 @@ from headstart.slurm.repro import repro
 from headstart.slurm.supervisor import FORWARDED
 from headstart.stages import finetune
 from headstart.training.checkpoint import RunDir, load_checkpoint, run_key
+from headstart.training.figures import shown
 from headstart.training.phases import TrainingPlan
 from headstart.training.regularization.param_groups import NO_DECAY_SUFFIX
 from headstart.tuning.experiments import save_experiments
@@ -220,8 +221,8 @@ class _Search:
         logger.info("\n".join(["tune: try %d is the best of %d", *changes]), winner.number, len(tries))
         name = self._space.plan.first_measure
         logger.info(
-            "tune: its %s on validation is %.4f; what was chosen in this way has about %.4f on new images",
-            *(figures[f"val_{name}"].title, report[f"val_{name}"], cost[f"corrected_{name}"]["value"]),
+            "tune: its %s on validation is %s; what was chosen in this way has about %s on new images",
+            *(figures[f"val_{name}"].title, *map(shown, (best[f"val_{name}"], cost[f"corrected_{name}"]["value"]))),
         )
         logger.info("tune: %s, and %s", paths.TUNING_TABLE, saved)
 
@@ -230,8 +231,9 @@ class _Search:
         if not (plan := self._space.plan).is_additive:
             outputs = [each for one in tries if not one.failed for each in self._folder.scores(one)]
             values, groups = read_values("validation"), read_groups("validation")
-            value = corrected_measure(outputs, values, plan.target, self._monitor, groups)
-            return {f"corrected_{plan.first_measure}": value._asdict()}
+            estimate = corrected_measure(outputs, values, plan.target, self._monitor, groups)
+            none = {"value": None, "interval": None}
+            return {f"corrected_{plan.first_measure}": estimate._asdict() if estimate else none}
         scores = np.concatenate([self._folder.scores(each) for each in tries if not each.failed])
         by_name = dict(zip(SCORES, scores.swapaxes(0, 1), strict=True))
         costs = by_name[{"val_loss": "loss", "val_accuracy": "error"}.get(self._monitor.name, "calibrated_loss")]
