@@ -24,6 +24,7 @@ from headstart.inference.predictor import Predictor
 from headstart.inference.scores import distances
 from headstart.models.backbone import WithFeatures
 from helpers.bundles import CALIBRATION, CLASSES, INPUT, copy_bundle, small_model
+from helpers.hostile_bundles import GOOD, set_target
 
 
 @pytest.fixture(scope="module")
@@ -253,3 +254,29 @@ def changed(tmp_path: Path, **entries: object) -> Path:
     write_json(folder / paths.MODEL_CONFIG, config | {"headstart": config["headstart"] | entries})
     bundle.write_manifest(folder)
     return folder
+
+
+def test_several_numbers_have_their_units_and_intervals(tmp_path: Path) -> None:
+    """As if the outputs were four numbers; of the third validation was too small for an interval."""
+    folder = copy_bundle(tmp_path / "export")
+    set_target(folder, GOOD["number"])
+    bundle.write_manifest(folder)
+    found, (logits,) = Predictor(folder)(noise_image(2)), expected([noise_image(2)])[0]
+    spec, (level,) = GOOD["number"]["target"]["spec"], GOOD["number"]["conformal"]
+    assert found.numbers is not None
+    for i, number in enumerate(found.numbers):
+        assert (number.name, number.unit) == (CLASSES[i], spec["units"][i])
+        assert number.value == pytest.approx(logits[i] * spec["scale"][i] + spec["mean"][i], abs=1e-3)
+        wider = level["threshold"][i]
+        assert number.interval is not None
+        assert number.interval == (
+            [None, None] if wider is None else pytest.approx([number.value - wider, number.value + wider])
+        )
+    assert (found.value, found.unit, found.interval) == (found.numbers[0].value, "kg", found.numbers[0].interval)
+    assert (found.label, found.probability, found.top, found.prediction_set, found.labels) == (
+        None,
+        None,
+        [],
+        None,
+        None,
+    )

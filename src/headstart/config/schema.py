@@ -218,7 +218,7 @@ class RoundedConfig(ConfigSection):
     """How far the outputs of a format that rounds the weights may be from the trained model's."""
 
     agreement: UpToOne
-    """Lowest fraction of images with the same top class."""
+    """Lowest fraction of images with the same top class or grade, or of labels or numbers that are the same."""
     nll: Positive
     """Largest change of the validation loss."""
 
