@@ -227,7 +227,7 @@ def _points(axes: Axes, points: NDArray[np.float64]) -> str:
     """Draw predicted numbers against true ones, and where they would be right."""
     ends = [points.min(), points.max()]
     axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle=":")
-    axes.scatter(*points.T, s=6, alpha=0.5, linewidths=0, color=style(0)["color"])
+    axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.5, linewidths=0, color=style(0)["color"])
     extremes = points[points[:, 0].argsort()][[0, -1]]
     lowest, highest = (f"of {compact(truth)}, {compact(said)} was said" for truth, said in extremes)
     return (

@@ -80,8 +80,10 @@ def read_inputs(target: Target) -> dict[str, Any]:
         UserError: one of them is missing, damaged, or lacks what the page shows.
     """
     contents: dict[Path, Any] = {path: _read_keys(path, keys) for path, keys in JSON_KEYS.items()}
-    score, figure = {target.scored: float}, {f"val_{next(iter(target.measures))}": float}
-    of_target: dict[Path, Columns] = {paths.SLICES: score, paths.HISTORY: figure}
+    of_target: dict[Path, Columns] = {
+        paths.SLICES: {target.scored: float},
+        paths.HISTORY: {f"val_{next(iter(target.measures))}": float},
+    }
     contents |= {
         path: list(_read_rows(path, columns | of_target.get(path, {}), {REFINED: optional_float}))
         for path, columns in TABLE_COLUMNS.items()

@@ -97,6 +97,7 @@ class Classes:
     compared: ClassVar[Sequence[str]] = ("accuracy", "nll")
     scored: ClassVar[str] = "accuracy"
     discrete: ClassVar[bool] = True
+    ordered: ClassVar[bool] = False
     beside: ClassVar[Sequence[str]] = ()
     suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_probability": float}
     words: ClassVar[Words] = Words(
@@ -268,9 +269,9 @@ class Classes:
 
     def probabilities(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.floating[Any]]:
         """Return each class's calibrated probability, (n, classes)."""
-        from scipy.special import softmax as scipy_softmax  # noqa: PLC0415  (predict does without)
+        from headstart.targets.likelihood import probabilities  # noqa: PLC0415  (SciPy)
 
-        return np.asarray(scipy_softmax(outputs / fitted["temperature"], axis=1))
+        return probabilities(outputs, fitted["temperature"])
 
     def scores(
         self,
@@ -290,10 +291,9 @@ class Classes:
 
     def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logarithms of the mean of the probabilities."""
-        from scipy.special import logsumexp  # noqa: PLC0415  (predict does without)
+        from headstart.targets.likelihood import mean_log_probabilities  # noqa: PLC0415  (SciPy)
 
-        pair = np.stack([log_softmax(outputs), log_softmax(others)])
-        return np.asarray(logsumexp(pair, axis=0) - np.float32(np.log(2)), np.float32)
+        return mean_log_probabilities(outputs, others)
 
     def conformal(self, outputs: Matrix, values: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Fit the thresholds of prediction sets by both ``METHODS``."""

@@ -113,6 +113,7 @@ class Grades:
     compared: ClassVar[Sequence[str]] = ("kappa", "log_loss")
     scored: ClassVar[str] = "accuracy"
     discrete: ClassVar[bool] = True
+    ordered: ClassVar[bool] = True
     beside: ClassVar[Sequence[str]] = ()
     suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_probability": float}
     words: ClassVar[Words] = Words(
@@ -243,7 +244,7 @@ class Grades:
         """Return one over the count of the image's grade."""
         return np.asarray(1 / np.bincount(values, minlength=len(self.names))[values], np.float64)
 
-    def fit(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> dict[str, Any]:
+    def fit(self, outputs: Matrix, values: NDArray[np.int64]) -> dict[str, Any]:
         """Fit one temperature for all logits."""
 
         def loss(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -264,7 +265,7 @@ class Grades:
         return np.asarray((np.minimum.accumulate(outputs, axis=1) > 0).sum(axis=1), np.int64)
 
     def tally(
-        self, outputs: NDArray[Any], values: NDArray[np.int64], units: NDArray[np.int64], fitted: Mapping[str, Any]
+        self, outputs: Matrix, values: NDArray[np.int64], units: NDArray[np.int64], fitted: Mapping[str, Any]
     ) -> "GradeTally":
         """Return what the figures are computed from."""
         losses = self.refined_losses(outputs, values, fitted)
@@ -287,7 +288,7 @@ class Grades:
 
     def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of the mean of the probabilities of being above each grade but the last."""
-        return mean_logits(outputs, others)
+        return np.asarray(mean_logits(outputs, others), np.float32)
 
     def _scores(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
         """Return each grade's nonconformity score, float64 (n, grades); the sets of any limit are contiguous.
@@ -309,7 +310,7 @@ class Grades:
             mass += probabilities[rows, entered]
         return scores
 
-    def conformal(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> list[dict[str, Any]]:
+    def conformal(self, outputs: Matrix, values: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Fit the thresholds of contiguous sets of grades."""
         own = self._scores(outputs[:])[np.arange(len(values)), values]
         return [entry("OAPS", level, threshold(own, level)) for level in LEVELS]

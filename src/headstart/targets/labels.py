@@ -156,6 +156,7 @@ class Labels:
     compared: ClassVar[Sequence[str]] = ("mean_ap", "log_loss")
     scored: ClassVar[str] = "subset_accuracy"
     discrete: ClassVar[bool] = True
+    ordered: ClassVar[bool] = False
     beside: ClassVar[Sequence[str]] = (NONE,)
     suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_probability": str}
     words: ClassVar[Words] = Words(
@@ -322,7 +323,7 @@ class Labels:
         rarest[empty] = 1 / max(1, int(empty.sum()))
         return np.asarray(rarest, np.float64)
 
-    def fit(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> dict[str, Any]:
+    def fit(self, outputs: Matrix, values: NDArray[np.float32]) -> dict[str, Any]:
         """Fit each label's temperature, and the probability from which on it is given: that with the highest F1."""
         outputs = outputs[:]
         temperatures = best_temperatures(outputs, lambda scaled: self._each_loss(scaled, values), self.outputs)
@@ -345,7 +346,7 @@ class Labels:
         return np.asarray(sigmoid(outputs.astype(np.float64) / np.asarray(fitted["temperatures"])))
 
     def tally(
-        self, outputs: NDArray[Any], values: NDArray[np.float32], units: NDArray[np.int64], fitted: Mapping[str, Any]
+        self, outputs: Matrix, values: NDArray[np.float32], units: NDArray[np.int64], fitted: Mapping[str, Any]
     ) -> "LabelTally":
         """Return what the figures are computed from."""
         probabilities = self.probabilities(outputs[:], fitted)
@@ -365,9 +366,9 @@ class Labels:
 
     def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of the mean of the probabilities."""
-        return mean_logits(outputs, others)
+        return np.asarray(mean_logits(outputs, others), np.float32)
 
-    def conformal(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> list[dict[str, Any]]:
+    def conformal(self, outputs: Matrix, values: NDArray[np.float32]) -> list[dict[str, Any]]:
         """Control the fraction of an image's labels that are missed, on average: conformal risk control.
 
         Angelopoulos et al. 2022, arXiv 2208.02814: of all sets {p ≥ t} the smallest is taken whose risk R, on n images

@@ -88,6 +88,7 @@ class Numbers:
     compared: ClassVar[Sequence[str]] = ("mae", "rmse")
     scored: ClassVar[str] = "mae"
     discrete: ClassVar[bool] = False
+    ordered: ClassVar[bool] = True
     beside: ClassVar[Sequence[str]] = ()
     suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_low": str, "_high": str}
     words: ClassVar[Words] = Words(
@@ -256,11 +257,11 @@ class Numbers:
         bins = np.where(np.isnan(first), BINS, np.clip((inside * BINS).astype(np.int64), 0, BINS - 1))
         return np.asarray(1 / np.bincount(bins, minlength=BINS + 1)[bins], np.float64)
 
-    def fit(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> dict[str, Any]:  # noqa: ARG002
+    def fit(self, outputs: Matrix, values: NDArray[np.float32]) -> dict[str, Any]:  # noqa: ARG002
         """Return nothing: what a model says of a number is calibrated by its intervals."""
         return {}
 
-    def points(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
+    def points(self, outputs: Matrix) -> NDArray[np.float64]:
         """Return what the model says of each number, in its unit, float64 (n, numbers)."""
         return self._in_units(outputs[:])[:, :, len(self.quantiles) // 2]
 
@@ -271,7 +272,7 @@ class Numbers:
 
     def tally(
         self,
-        outputs: NDArray[Any],
+        outputs: Matrix,
         values: NDArray[np.float32],
         units: NDArray[np.int64],
         fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
@@ -301,7 +302,7 @@ class Numbers:
 
     def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the mean of the outputs."""
-        return (outputs + others) / 2
+        return np.asarray((outputs + others) / 2, np.float32)
 
     def _scores(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return how far each number is outside what the model says, float64 (n, numbers), NaN if unknown.
@@ -312,7 +313,7 @@ class Numbers:
         said = self._in_units(outputs)
         return np.asarray(np.maximum(said[:, :, 0] - values, values - said[:, :, -1]))
 
-    def conformal(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> list[dict[str, Any]]:
+    def conformal(self, outputs: Matrix, values: NDArray[np.float32]) -> list[dict[str, Any]]:
         """Fit by how much each number's interval is wider than what the model says; ``threshold`` has one for each."""
         scores = self._scores(outputs[:], values)
         of_number = [column[~np.isnan(column)] for column in scores.T]
@@ -391,7 +392,8 @@ class Numbers:
             return None
         note = ", ".join(f"{error:+.3g} {unit}".strip() for error, _, unit in off)
         worst = max(abs(error) / scale for error, scale, _ in off)
-        return Mistake(worst, label.replace(SEPARATOR, ", "), said[0].replace(SEPARATOR, ", "), f"off by {note}")
+        answer = ", ".join(f"{float(each):.4g}" for each in said[0].split(SEPARATOR))
+        return Mistake(worst, label.replace(SEPARATOR, ", "), answer, f"off by {note}")
 
     def answers(
         self,

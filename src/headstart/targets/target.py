@@ -265,6 +265,10 @@ class Target(Protocol):
         """Whether answers are made of names, so that they can be confused; else they are numbers."""
 
     @property
+    def ordered(self) -> bool:
+        """Whether the names are in an order that means something."""
+
+    @property
     def beside(self) -> Sequence[str]:
         """What ``pairs`` has beside the names."""
 
@@ -326,16 +330,17 @@ class Target(Protocol):
 
     # Figures. ``fitted`` is what ``fit`` returned of validation.
 
-    def fit(self, outputs: NDArray[Any], values: Values) -> dict[str, Any]:
+    def fit(self, outputs: Matrix, values: Values) -> dict[str, Any]:
         """Fit temperatures and thresholds on validation; plain JSON values."""
 
-    def tally(
-        self, outputs: NDArray[Any], values: Values, units: NDArray[np.int64], fitted: Mapping[str, Any]
-    ) -> Tally:
+    def tally(self, outputs: Matrix, values: Values, units: NDArray[np.int64], fitted: Mapping[str, Any]) -> Tally:
         """Return what the ``measures`` are computed from; ``units``, int64 (n,), numbers the unit of each image."""
 
     def scores(self, outputs: Matrix, values: Values, fitted: Mapping[str, Any]) -> NDArray[Any]:
         """Return each image's score, (n,): bool where there is a right and a wrong, else float64."""
+
+    def probabilities(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[Any]:
+        """Return each name's calibrated probability, (n, names); numbers have none."""
 
     def refined_losses(self, outputs: Matrix, values: Values, fitted: Mapping[str, Any]) -> NDArray[np.float64]:
         """Return each image's plain loss after the temperatures, (n,)."""
@@ -345,7 +350,7 @@ class Target(Protocol):
 
     # How sure a model is.
 
-    def conformal(self, outputs: NDArray[Any], values: Values) -> list[dict[str, Any]]:
+    def conformal(self, outputs: Matrix, values: Values) -> list[dict[str, Any]]:
         """Fit thresholds on validation: ``method``, ``level`` and ``threshold`` of each, plain JSON values."""
 
     def covered(self, outputs: Matrix, values: Values, levels: Sequence[Mapping[str, Any]]) -> list[Covered]:
