@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +121,18 @@ def test_the_same_files_give_the_same_bytes_and_damaged_ones_an_error(
     paths.PREDICTIONS.write_text(table, encoding="utf-8")
 
 
+def _note(said: list[Any], problem: Any) -> None:
+    said.append(problem)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 def test_they_open_in_a_browser(pages: dict[str, Path]) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for kind, folder in pages.items():
             page, said = browser.new_page(viewport={"width": 360, "height": 800}), list[Any]()
-            for event in ("console", "pageerror"):
-                page.add_listener(event, said.append)
+            page.on("console", partial(_note, said))
+            page.on("pageerror", partial(_note, said))
             page.goto((folder / paths.HTML_REPORT).as_uri())
             page.evaluate("document.querySelectorAll('details').forEach(it => it.open = true)")
             assert said == [], kind
