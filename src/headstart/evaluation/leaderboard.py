@@ -50,7 +50,7 @@ def compute_leaderboard(
         figures[name] = {
             **{key: rounded(each[0]) for key, each in tally.figures(everything).items()},
             **tally.fixed,
-            "per_class": tally.per_part(),
+            "per_class": [{"class": part, **row} for part, row in zip(target.names, tally.per_part(), strict=True)],
             "fit_seconds": model.fit_seconds,
             "seconds": model.seconds,
             "intervals": {

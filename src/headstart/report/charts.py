@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from numpy.typing import NDArray
 
 from headstart.report.formatting import compact, figure, measured, percent, small_percent, strength
-from headstart.report.inputs import REFINED, ReportRow
+from headstart.report.inputs import ReportRow
 from headstart.report.svg import INK, ChartStyle, chart, style
 from headstart.targets.target import Measure, Target
 
@@ -80,10 +80,11 @@ def draw_charts(contents: dict[str, Any], target: Target, points: Sequence[NDArr
 
 def _loss(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow, title: str) -> str:
     train = [(row["epoch"], row["train_loss"]) for row in history if row["train_loss"] is not None]
-    columns = {"val_loss": "Validation", REFINED: "After the best temperature"}
+    refined_loss = "val_refined_loss"
+    columns = {"val_loss": "Validation", refined_loss: "After the best temperature"}
     columns = {name: described for name, described in columns.items() if name in history[0]}
     validation, refined = (
-        [(row["epoch"], row[name]) for row in history if name in row] for name in ("val_loss", REFINED)
+        [(row["epoch"], row[name]) for row in history if name in row] for name in ("val_loss", refined_loss)
     )
     values = [value for _, value in train + validation + refined]
     lines = {"validation": validation, "training": train, "validation, refined": refined}

@@ -269,7 +269,7 @@ class Grades:
     ) -> "GradeTally":
         """Return what the figures are computed from."""
         losses = self.refined_losses(outputs, values, fitted)
-        return GradeTally(self.predicted(outputs[:]), values, losses, units, self.names)
+        return GradeTally(self.predicted(outputs[:]), values, losses, units, len(self.names))
 
     def scores(
         self,
@@ -388,11 +388,10 @@ class GradeTally:
         values: NDArray[np.int64],
         losses: NDArray[np.float64],
         units: NDArray[np.int64],
-        names: Sequence[str],
+        grades: int,
     ) -> None:
         """Count by unit the pairs of grade and prediction, and sum the losses; all are (n,)."""
-        self._names, self._grades = names, (grades := len(names))
-        shape = int(units.max(initial=-1)) + 1, grades**2 + 1
+        self._grades, shape = grades, (int(units.max(initial=-1)) + 1, grades**2 + 1)
         self._sums = np.zeros(shape)
         np.add.at(self._sums, (units, values * grades + predicted), 1)
         self._sums[:, -1] = np.bincount(units, losses, minlength=shape[0])
@@ -430,11 +429,10 @@ class GradeTally:
         errors = (confusion * np.abs(np.subtract.outer(np.arange(self._grades), np.arange(self._grades)))).sum(axis=1)
         return [
             {
-                "class": name,
                 "support": int(actual[i]),
                 "precision": rounded(hits[i] / said[i]) if said[i] else None,
                 "recall": rounded(hits[i] / actual[i]) if actual[i] else None,
                 "mae": rounded(errors[i] / actual[i]) if actual[i] else None,
             }
-            for i, name in enumerate(self._names)
+            for i in range(self._grades)
         ]

@@ -350,7 +350,7 @@ class Labels:
     ) -> "LabelTally":
         """Return what the figures are computed from."""
         probabilities = self.probabilities(outputs[:], fitted)
-        return LabelTally(probabilities, values, units, np.asarray(fitted["thresholds"]), self.names)
+        return LabelTally(probabilities, values, units, np.asarray(fitted["thresholds"]))
 
     def scores(self, outputs: Matrix, values: NDArray[np.float32], fitted: Mapping[str, Any]) -> NDArray[np.bool_]:
         """Return whether an image is given exactly its labels, of those that are known."""
@@ -524,10 +524,8 @@ class LabelTally:
         values: NDArray[np.float32],
         units: NDArray[np.int64],
         thresholds: NDArray[np.float64],
-        names: Sequence[str],
     ) -> None:
-        """Sum up calibrated probabilities and values, both (n, labels), the units (n,); the others are (labels,)."""
-        self._names = names
+        """Sum up calibrated probabilities (n, labels) and values, the units (n,), and the thresholds (labels,)."""
         present, is_known = known(values.astype(np.float64))
         given = (probabilities >= thresholds) * is_known
         clipped = np.clip(probabilities, 1e-12, 1 - 1e-12)
@@ -574,11 +572,10 @@ class LabelTally:
         times = np.ones((1, len(self._sums)), np.float32)
         hits, given, present, is_known, losses, _ = (each[0] for each in self._parts(times))
         rows: list[dict[str, Any]] = []
-        for i, (name, ranking) in enumerate(zip(self._names, self._ranks, strict=True)):
+        for i, ranking in enumerate(self._ranks):
             precision, area = (float(each[0]) for each in ranking.figures(times))
             rows.append(
                 {
-                    "class": name,
                     "support": int(present[i]),
                     "known": int(is_known[i]),
                     "average_precision": rounded(precision),

@@ -279,7 +279,7 @@ class Numbers:
     ) -> "NumberTally":
         """Return what the figures are computed from."""
         divisor = np.ones(1) if len(self.names) == 1 else np.array(self.scale)
-        return NumberTally(self.points(outputs), values.astype(np.float64), units, divisor, self.names)
+        return NumberTally(self.points(outputs), values.astype(np.float64), units, divisor)
 
     def scores(
         self,
@@ -424,7 +424,8 @@ def _parts(numbers: NDArray[np.float32], count: int) -> Strata:
     ends = np.unique(np.quantile(numbers[images], np.linspace(0, 1, count + 1)))
     groups = np.clip(np.searchsorted(ends, numbers[images], side="right") - 1, 0, max(0, len(ends) - 2))
     shown = [f"{low:g} to {high:g}" for low, high in pairwise(ends)] or [f"{ends[0]:g}"]
-    return Strata(shown, images, groups)
+    there, groups = np.unique(groups, return_inverse=True)  # between two ends there may be no number
+    return Strata([shown[i] for i in there], images, groups)
 
 
 class NumberTally:
@@ -439,10 +440,8 @@ class NumberTally:
         values: NDArray[np.float64],
         units: NDArray[np.int64],
         divisor: NDArray[np.float64],
-        names: Sequence[str],
     ) -> None:
         """Sum up points and values (n, numbers), the units (n,), and what errors are divided by, (numbers,) or (1,)."""
-        self._names = names
         numbers, is_known = known(values)
         self._centre = numbers.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)  # squares lose fewer digits around it
         errors, around = (points - numbers) * is_known, (numbers - self._centre) * is_known
@@ -476,7 +475,6 @@ class NumberTally:
         each = self._each(np.ones((1, len(self._sums)), np.float32))
         known_images = self._sums[:, : len(self._ranks)].sum(axis=0)
         return [
-            {"class": name, "known": int(known_images[i])}
-            | {measure: rounded(figure[0, i]) for measure, figure in each.items()}
-            for i, name in enumerate(self._names)
+            {"known": int(known_images[i])} | {measure: rounded(figure[0, i]) for measure, figure in each.items()}
+            for i in range(len(self._ranks))
         ]

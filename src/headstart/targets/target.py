@@ -181,7 +181,7 @@ class Tally(Protocol):
         """Return the figures of test sets in which units occur ``times``, float32 (test sets, units)."""
 
     def per_part(self) -> list[dict[str, Any]]:
-        """Return the figures of each of the target's names on the test set as it is, in their order; plain values."""
+        """Return the figures of each of the target's names on the test set as it is, in their order; JSON values."""
 
 
 class Reader(Protocol):
