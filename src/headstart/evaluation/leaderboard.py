@@ -65,7 +65,8 @@ def compute_leaderboard(
     # The rival is chosen on validation: the best of several on test would owe some of its lead to luck there.
     primary, measure = next(iter(target.measures.items()))
     rivals = [i for i, name in enumerate(others) if not models[name].remark]
-    rival = max(rivals, key=lambda i: measure.sign * models[others[i]].val_figure)
+    on_validation = {i: models[others[i]].val_figure for i in rivals}
+    rival = max(rivals, key=lambda i: measure.sign * on_validation[i] if np.isfinite(on_validation[i]) else -np.inf)
     remarks = [model.remark for model in models.values() if model.remark]
     return {
         "pictures": len(values),

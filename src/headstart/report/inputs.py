@@ -81,7 +81,7 @@ def read_inputs(target: Target) -> dict[str, Any]:
     contents: dict[Path, Any] = {path: _read_keys(path, keys) for path, keys in JSON_KEYS.items()}
     of_target: dict[Path, Columns] = {
         paths.SLICES: {target.scored: float},
-        paths.HISTORY: {f"val_{next(iter(target.measures))}": float},
+        paths.HISTORY: {f"val_{next(iter(target.measures))}": optional_float},
     }
     contents |= {
         path: list(_read_rows(path, columns | of_target.get(path, {}), OPTIONAL_COLUMNS))
