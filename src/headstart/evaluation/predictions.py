@@ -168,8 +168,8 @@ def finetune_predictions(
             return {}
         remark = (
             "finetune_tta sees each image in the mirror too, for twice the time of inference: on validation its "
-            f"{target.words.short_loss} is {lower:.4f} lower ({100 * LEVEL:.0f} % interval {low:.4f} to {high:.4f}, "
-            "each after its temperature)."
+            f"{target.words.short_loss} is {lower:.4f} lower ({100 * LEVEL:.0f} % interval {low:.4f} to {high:.4f}"
+            f"{', each after its temperature' if target.words.temperature else ''})."
         )
         # It is no rival, so how good it is on validation does not count.
         costs = np.nan, fit_seconds, round(seconds, 3)

@@ -90,8 +90,7 @@ class Classes:
             "ECE",
             higher_is_better=False,
             about=f"difference between confidence and accuracy, averaged over {ECE_BINS} equally wide bins of "
-            f"confidence. "
-            "For all three lower is better.",
+            "confidence. For all three lower is better.",
         ),
     }
     compared: ClassVar[Sequence[str]] = ("accuracy", "nll")
@@ -108,8 +107,7 @@ class Classes:
         second="Loss (NLL)",
         reached="accuracy",
         instead="Instead of one class, conformal prediction gives a set that contains the correct class with a "
-        "promised "
-        "probability.",
+        "promised probability.",
         covered="Contain the correct class",
         size="Classes in a set, mean",
         methods={
@@ -151,8 +149,7 @@ class Classes:
                 "AUROC",
                 higher_is_better=True,
                 about="the probability that an image of a class scores higher for it than an image of another class; "
-                "mean "
-                "over classes.",
+                "mean over classes.",
             ),
         }
         return {**self.measures, **others}[name]

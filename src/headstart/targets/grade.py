@@ -119,19 +119,17 @@ class Grades:
     words: ClassVar[Words] = Words(
         noun="grade",
         nouns="grades",
-        loss="cross-entropy, sum over the thresholds",
+        loss="cross-entropy of thresholds",
         short_loss="log loss",
         second="Log loss",
         reached="accuracy",
         instead="Instead of one grade, conformal prediction gives a set of neighbouring grades that contains the "
-        "correct "
-        "one with a promised probability.",
+        "correct one with a promised probability.",
         covered="Contain the correct grade",
         size="Grades in a set, mean",
         methods={
             "OAPS": "begins with the predicted grade and adds the likelier one of its neighbours until the "
-            "probabilities "
-            "sum up to enough. With too few validation images for a promise, every set has all grades."
+            "probabilities sum up to enough. With too few validation images for a promise, every set has all grades."
         },
         breakdown=("Grade by grade", "Grade"),
         parts={"precision": "Precision", "recall": "Recall", "mae": "MAE [grades]"},
@@ -148,8 +146,7 @@ class Grades:
         gallery="Those furthest off, then those of which the model was most sure.",
         flawless="every test image has exactly its grade",
         temperature="Temperature scaling divides the logits by one number, which changes a model's confidence and "
-        "none of "
-        "its predictions.",
+        "none of its predictions.",
     )
 
     def measure(self, name: str) -> Measure:

@@ -162,13 +162,12 @@ class Labels:
     words: ClassVar[Words] = Words(
         noun="label",
         nouns="labels",
-        loss="binary cross-entropy, sum over the labels",
+        loss="binary cross-entropy",
         short_loss="log loss",
         second="Log loss",
         reached="fraction with the label",
         instead="Instead of the labels above their thresholds, conformal risk control gives a set that misses no "
-        "more of "
-        "an image's labels, on average, than promised.",
+        "more of an image's labels, on average, than promised.",
         covered="Labels found",
         size="Labels in a set, mean",
         methods={
@@ -196,8 +195,7 @@ class Labels:
         gallery="Those with the most labels that were missed, though they are there, or invented, though they are not.",
         flawless="every test image is given exactly its labels",
         temperature="Temperature scaling divides each label's logit by one number, which changes a model's "
-        "confidence and "
-        "no order of the images.",
+        "confidence and no order of the images.",
     )
 
     def measure(self, name: str) -> Measure:

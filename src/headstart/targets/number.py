@@ -94,22 +94,19 @@ class Numbers:
     words: ClassVar[Words] = Words(
         noun="number",
         nouns="numbers",
-        loss="squared error of standardised numbers",
+        loss="loss, standardised",
         short_loss="loss",
         second="RMSE",
         reached="",
         instead="Instead of one number, conformal prediction gives an interval that contains the true one with a "
-        "promised "
-        "probability.",
+        "promised probability.",
         covered="Contain the number",
         size="Width, mean",
         methods={
             "split": "takes what is said plus and minus a width, the same for every image, from the errors on "
-            "validation. "
-            "With too few validation images for a promise, every interval is infinite.",
+            "validation. With too few validation images for a promise, every interval is infinite.",
             "CQR": "widens or narrows the interval between the outer quantiles that the model gives, which is wider "
-            "for "
-            "hard images. With too few validation images for a promise, every interval is infinite.",
+            "for hard images. With too few validation images for a promise, every interval is infinite.",
         },
         breakdown=("Tenth by tenth of the true value", "True value"),
         parts={"mae": "MAE", "rmse": "RMSE", "r2": "R²", "spearman": "Spearman"},
