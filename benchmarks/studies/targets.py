@@ -148,7 +148,8 @@ def measure_sets(work: Path, seeds: Sequence[int], table: Sequence[str] | None) 
 
 def report(project: Path, seeds: Sequence[int], kind: str, source: str, columns: Sequence[str]) -> None:
     """Run one set, and print its table."""
-    changes = {"prepare": {"source": source, "target": kind, "target_columns": [*columns], "path": "data/raw"}}
+    settings = {"source": source, "target": kind, "target_columns": [*columns], "path": "data/raw"}
+    changes: dict[str, dict[str, Any]] = {"prepare": settings}
     reports = run(project, seeds, changes)
     about = reports[0].get("target", {"kind": kind, "spec": {}})
     measures = [*make_target(kind, reports[0]["classes"], about.get("spec", {})).measures]
@@ -176,8 +177,8 @@ def measure_tail(work: Path, seeds: Sequence[int]) -> None:
                 images[i].save(raw / split / str(label) / f"{i}.png")
     lines = [["remedy", "balanced accuracy", "NLL", "ECE"]]
     for name, settings in REMEDIES.items():
-        changes = {"prepare": {"source": "imagefolder", "path": "data/raw"}, "probe": {"heads": []}}
-        reports = run(work / "tail", seeds, changes | {"finetune": settings})
+        source = {"source": "imagefolder", "path": "data/raw"}
+        reports = run(work / "tail", seeds, {"prepare": source, "probe": {"heads": []}, "finetune": settings})
         lines.append([name, *row_of(name, "finetune", reports, ["balanced_accuracy", "nll", "ece"])[2:]])
         print("  ".join(lines[-1]), flush=True)
     print(text_table(lines))

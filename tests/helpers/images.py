@@ -186,29 +186,31 @@ def write_finetune(classes: tuple[str, ...] = CLASSES, target: Target | None = N
     model_config = {"label_names": [*target.names], "pretrained_cfg": INPUT, **about}
     with atomic_write(FINETUNE) as folder:
         save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
-    write_report("finetune", {"training_seconds": 6.25, "processes": 2, "val_accuracy": 0.5})
+    write_report("finetune", {"training_seconds": 6.25, "processes": 2, f"val_{next(iter(target.measures))}": 0.5})
     return model.eval()
 
 
 def write_probe(prepared: PreparedDataset, model: nn.Module) -> None:
     """Write the outputs of features and probe: the model's features, its head slightly changed, a random baseline."""
-    head = model.get_classifier()  # type: ignore[operator]
+    head, outputs = model.get_classifier(), prepared.target.outputs  # type: ignore[operator]
     with torch.inference_mode():
         features = features_of(model, torch.randn(len(prepared.ids), 3, 32, 32)).numpy()
-        weight, bias = head.weight.numpy() + 0.1, head.bias.numpy()
+        weight, bias = head.weight.numpy()[:outputs] + 0.1, head.bias.numpy()[:outputs]
     write_features(features.__getitem__, features.shape, "float32", {})
     write_heads([Head(weight, bias, 1e-3)], 0)
     outside_train = np.setdiff1d(np.arange(len(prepared.ids)), prepared.rows("train"))
-    scores = np.random.default_rng(0).normal(size=(len(outside_train), len(prepared.classes)))
-    outputs = np.asarray(log_softmax(scores, axis=1), np.float32)
+    scores = np.random.default_rng(0).normal(size=(len(outside_train), outputs))
+    if prepared.target.kind == "class":
+        scores = log_softmax(scores, axis=1)
     with atomic_write(BASELINES) as folder:
         folder.mkdir()
         for split in OUTSIDE_TRAIN:
             rows = np.searchsorted(outside_train, prepared.rows(split))
-            write_rows(folder / baseline_file("knn", split), [outputs[rows]], (len(rows), len(prepared.classes)))
-    figures = {"val_accuracy": 0.25, "fit_seconds": 2.5, "predict_seconds": 0.25}
+            write_rows(folder / baseline_file("knn", split), [scores[rows].astype(np.float32)], (len(rows), outputs))
+    primary = f"val_{next(iter(prepared.target.measures))}"
+    figures = {primary: 0.25, "fit_seconds": 2.5, "predict_seconds": 0.25}
     evidence = {"images": 0, "reason": "nothing was tried", "changes": {}}
-    report = {"val_accuracy": 0.75, "fit_seconds": 1.5, "heads": {"knn": figures}, "augmentation": evidence}
+    report = {primary: 0.75, "fit_seconds": 1.5, "heads": {"knn": figures}, "augmentation": evidence}
     write_report("probe", report)
 
 

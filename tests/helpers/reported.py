@@ -6,7 +6,7 @@ import numpy as np
 
 from headstart.core.io import read_json, write_json, write_report, write_table
 from headstart.core.paths import REPORTS, report_of
-from headstart.data.dataset import SPLITS, PreparedDataset
+from headstart.data.dataset import SPLITS, PreparedDataset, read_values
 from headstart.data.manifest import manifest_rows
 from helpers.images import write_prepared
 
@@ -31,7 +31,7 @@ def write_reported(classes: tuple[str, ...], images: int, prepared: PreparedData
     generator = np.random.default_rng(0)
     manifest = [{**row, "row": row_number} for row_number, row in enumerate(manifest_rows())]
     test = [row for row in manifest if row["split"] == "test"]
-    _write_stages(prepared, manifest)
+    write_stages(prepared)
     _write_predictions(generator, classes, test)
     _write_evaluation(classes, test)
     _write_trust(generator, classes, test)
@@ -39,12 +39,17 @@ def write_reported(classes: tuple[str, ...], images: int, prepared: PreparedData
     return prepared
 
 
-def _write_stages(prepared: PreparedDataset, manifest: list[dict[str, Any]]) -> None:
-    per_class = {name: dict.fromkeys(SPLITS, 0) for name in prepared.classes}
-    for row in manifest:
-        per_class[row["label"]][row["split"]] += 1
-    splits = {split: sum(counts[split] for counts in per_class.values()) for split in SPLITS}
-    report = {"pictures": len(manifest), "splits": splits, "per_class": per_class, "class_imbalance": 1.5}
+def write_stages(prepared: PreparedDataset) -> None:
+    """What the stages before evaluate report of any target's training, but the tables of the data checks."""
+    target, values = prepared.target, np.concatenate([read_values(split) for split in SPLITS])
+    splits = {str(split): len(prepared.rows(split)) for split in SPLITS}
+    of_image, strata = np.repeat(list(SPLITS), list(splits.values())), target.strata(values)
+    per_class = {
+        name: {str(split): int((of_image[strata.images[strata.groups == i]] == split).sum()) for split in SPLITS}
+        for i, name in enumerate(strata.names)
+    }
+    primary = next(iter(target.measures))
+    report = {"pictures": len(values), "splits": splits, "per_class": per_class, "class_imbalance": 1.5}
     write_report(
         "prepare",
         report
@@ -63,21 +68,25 @@ def _write_stages(prepared: PreparedDataset, manifest: list[dict[str, Any]]) -> 
         "check_seconds": {"duplicates": 1.2, "labels": 90},
     }
     write_report("features", found)
-    verdict = {"accuracy": 0.8, "changed_accuracy": 0.79, "loss": 0.5, "rise": -0.01, "interval": [-0.02, 0.003]}
+    verdict = {primary: 0.8, f"changed_{primary}": 0.79, "loss": 0.5, "rise": -0.01, "interval": [-0.02, 0.003]}
     changes = {"hflip": {"kept": True, "reason": "with the changed image's answer the loss is -2.0%", **verdict}}
     known = read_json(report_of("probe")) if report_of("probe").exists() else {}
     write_report("probe", known | {"augmentation": {"images": 256, "reason": None, "changes": changes}})
     write_table(REPORTS / "probe" / "l2_path.csv", ("log10_l2", "val_loss"), [(-x, (x - 2) ** 2 / 9) for x in range(6)])
     losses = ((i, 3 / i, 0.2 + (i - BEST) ** 2 / 20) for i in range(1, LAST + 1))
-    history = [(0, "", 1.2, 0.5, 0.5), *((i, train, loss, 0.9 * loss, 0.8) for i, train, loss in losses)]
-    figures = ("epoch", "train_loss", "val_loss", "val_refined_loss", "val_accuracy")
-    write_table(REPORTS / "finetune" / "history.csv", figures, history)
-    columns = ("norm", "distance", "penalty_share", "shrink", "total_shrink", "data_movement", "equivalent_l2")
+    history: list[tuple[Any, ...]] = [
+        (0, "", 1.2, 0.5, 0.5),
+        *((i, train, loss, 0.8, 0.9 * loss) for i, train, loss in losses),
+    ]
+    figures = ("epoch", "train_loss", "val_loss", f"val_{primary}", "val_refined_loss")
+    columns = slice(None if target.kind == "class" else -1)
+    write_table(REPORTS / "finetune" / "history.csv", figures[columns], [row[columns] for row in history])
+    measured = ("norm", "distance", "penalty_share", "shrink", "total_shrink", "data_movement", "equivalent_l2")
     ledger = [
         {
             "epoch": epoch,
             "group": name,
-            **dict(zip(columns, (9.0, epoch / 3, 0.2, penalised, epoch * penalised, 0.03, 0.5 / epoch), strict=True)),
+            **dict(zip(measured, (9.0, epoch / 3, 0.2, penalised, epoch * penalised, 0.03, 0.5 / epoch), strict=True)),
         }
         for epoch in range(1, LAST + 1)
         for name in GROUPS

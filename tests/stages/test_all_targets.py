@@ -1,6 +1,7 @@
 """Every target through every stage and predict, from a table of images whose brightness tells what is learned."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "export.pictures": 16,
     "run.cache": "cache",
 }
-CELLS = {
+CELLS: dict[str, tuple[list[str], Callable[[int, int], list[Any]]]] = {
     "labels": (["dark", "bright", "even"], lambda level, i: [int(level < 60), int(level >= 100), int(i % 2)]),
     "number": (["level [lux]"], lambda level, _: [level / 2]),
     "grade": (["label"], lambda level, _: [level // 50]),

@@ -95,3 +95,34 @@ def test_figures_tables_and_lineage_arrive(project: WandbServer, tracking: str) 
     assert project.artifacts["model:v0"]["runName"] == run_id
     assert set(project.artifacts["model:v0"]["files"]) == {path.name for path in paths.EXPORT.iterdir()}
     assert PreparedDataset.open().classes[0] in project.artifacts["dataset:v0"]["metadata"]
+
+
+@pytest.mark.parametrize("kind", ["labels", "number"])
+def test_tables_of_any_target_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "write_html_report", lambda _: paths.HTML_REPORT)
+    prepared = write_prepared({"train": 12, "validation": 30, "test": 40}, kind=kind)
+    write_probe(prepared, write_finetune(target=prepared.target))
+    with wandb_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        settings = params({"run.tracking": "online", "evaluate.batch_size": 8})
+        tracker = Tracker(settings.run, Path("record.json"), {})
+        tracker.finish({"finetune/val_loss": 0.5})
+        write_json(TRACKED_RUN, {"id": tracker.id})
+        evaluate.run(settings.declared(evaluate.PARAMS))
+        wandb.teardown()
+        run = server.runs[tracker.id]
+    report = read_json(paths.report_of("evaluate"))
+    primary = next(iter(prepared.target.measures))
+    assert run.summary["verdict"] == report["verdict"]
+    for name, figures in report["models"].items():
+        assert run.summary[f"test/{name}/{primary}"] == figures[primary]
+    assert run.summary["leaderboard"]["nrows"] == len(report["models"])
+    assert run.summary["confusion"]["nrows"] == len(
+        {tuple(row.values()) for row in read_table(paths.CONFUSION["finetune"])}
+    )
+    rows = read_table(paths.PREDICTIONS)
+    said = [[row[f"finetune{suffix}"] for suffix in prepared.target.suffixes] for row in rows]
+    wrong = sum(prepared.target.mistake(row["label"], each) is not None for row, each in zip(rows, said, strict=True))
+    assert run.summary["mistakes"]["nrows"] == wrong > 0

@@ -50,7 +50,7 @@ def compute_leaderboard(
         figures[name] = {
             **{key: rounded(each[0]) for key, each in tally.figures(everything).items()},
             **tally.fixed,
-            "per_class": tally.per_part(),
+            "per_class": [{"class": part, **row} for part, row in zip(target.names, tally.per_part(), strict=True)],
             "fit_seconds": model.fit_seconds,
             "seconds": model.seconds,
             "intervals": {
@@ -65,7 +65,8 @@ def compute_leaderboard(
     # The rival is chosen on validation: the best of several on test would owe some of its lead to luck there.
     primary, measure = next(iter(target.measures.items()))
     rivals = [i for i, name in enumerate(others) if not models[name].remark]
-    rival = max(rivals, key=lambda i: measure.sign * models[others[i]].val_figure)
+    on_validation = {i: models[others[i]].val_figure for i in rivals}
+    rival = max(rivals, key=lambda i: measure.sign * on_validation[i] if np.isfinite(on_validation[i]) else -np.inf)
     remarks = [model.remark for model in models.values() if model.remark]
     return {
         "pictures": len(values),

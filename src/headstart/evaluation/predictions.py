@@ -47,7 +47,7 @@ class ModelPredictions:
 
     Attributes:
         outputs: float32 (n, outputs) by split; of classes logits, or log-probabilities.
-        val_figure: the measure that decides, on validation.
+        val_figure: the measure that decides, on validation; NaN where it is not defined.
         fit_seconds: of its training and the choice of its settings, summed over the processes that trained.
         seconds: of its own inference on test; features of the frozen backbone are not counted.
         ood_distances: each image's distance to the reference images, float32 (n,) by split; empty for a model that
@@ -72,7 +72,6 @@ def probe_predictions(prepared: PreparedDataset, target: Target, folder: Path) -
     """Apply the probe's head to the cached features, and read the baselines' outputs; its own go into a folder."""
     probe, head = read_json(paths.report_of("probe")), read_head()
     reference = read_features(_reference_rows(prepared))
-    val_figure = f"val_{next(iter(target.measures))}"
     outputs, ood_distances, seconds = dict[str, Matrix](), dict[str, NDArray[np.float32]](), 0.0
 
     def infer(rows: NDArray[np.int64]) -> Outputs:
@@ -89,11 +88,11 @@ def probe_predictions(prepared: PreparedDataset, target: Target, folder: Path) -
         seconds, rows = 0.0, prepared.rows(split)
         path, shape = folder / f"probe-{split}.npy", (len(rows), target.outputs)
         outputs[split], ood_distances[split] = _store(path, infer(rows), shape)
-    costs = probe[val_figure], probe["fit_seconds"], round(seconds, 3)
+    costs = _val_figure(probe, target), probe["fit_seconds"], round(seconds, 3)
     models = {"probe": ModelPredictions(outputs, *costs, ood_distances, reference, target=target)}
     for name, figures in probe["heads"].items():
         of_head = {str(split): read_baseline(name, split) for split in EVALUATED}
-        costs = figures[val_figure], figures["fit_seconds"], figures["predict_seconds"]
+        costs = _val_figure(figures, target), figures["fit_seconds"], figures["predict_seconds"]
         models[name] = ModelPredictions(of_head, *costs, target=target)
     return models
 
@@ -143,7 +142,7 @@ def finetune_predictions(
         seconds = time.perf_counter() - began
     report = read_json(paths.report_of("finetune"))
     fit_seconds = round(report["training_seconds"] * report["processes"], 2)
-    costs = report[f"val_{next(iter(target.measures))}"], fit_seconds, round(seconds, 3)
+    costs = _val_figure(report, target), fit_seconds, round(seconds, 3)
     models = {"finetune": ModelPredictions(outputs, *costs, ood_distances, reference, target=target)}
 
     def with_mirrored(split: Split) -> Matrix:
@@ -169,8 +168,8 @@ def finetune_predictions(
             return {}
         remark = (
             "finetune_tta sees each image in the mirror too, for twice the time of inference: on validation its "
-            f"{target.words.short_loss} is {lower:.4f} lower ({100 * LEVEL:.0f} % interval {low:.4f} to {high:.4f}, "
-            "each after its temperature)."
+            f"{target.words.short_loss} is {lower:.4f} lower ({100 * LEVEL:.0f} % interval {low:.4f} to {high:.4f}"
+            f"{', each after its temperature' if target.words.temperature else ''})."
         )
         # It is no rival, so how good it is on validation does not count.
         costs = np.nan, fit_seconds, round(seconds, 3)
@@ -188,6 +187,12 @@ def _store(path: Path, outputs: Outputs, shape: tuple[int, int]) -> tuple[Rows, 
             yield block
 
     return write_rows(path, blocks(), shape), np.concatenate(ood_distances)
+
+
+def _val_figure(report: Mapping[str, Any], target: Target) -> float:
+    """Return the measure that decides, on validation, from a model's report; NaN where it is not defined."""
+    figure = report[f"val_{next(iter(target.measures))}"]
+    return np.nan if figure is None else float(figure)
 
 
 def _reference_rows(prepared: PreparedDataset) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from numpy.typing import NDArray
 
 from headstart.report.formatting import compact, figure, measured, percent, small_percent, strength
-from headstart.report.inputs import REFINED, ReportRow
+from headstart.report.inputs import ReportRow
 from headstart.report.svg import INK, ChartStyle, chart, style
 from headstart.targets.target import Measure, Target
 
@@ -80,10 +80,11 @@ def draw_charts(contents: dict[str, Any], target: Target, points: Sequence[NDArr
 
 def _loss(axes: Axes, history: Sequence[ReportRow], finetuning: ReportRow, title: str) -> str:
     train = [(row["epoch"], row["train_loss"]) for row in history if row["train_loss"] is not None]
-    columns = {"val_loss": "Validation", REFINED: "After the best temperature"}
+    refined_loss = "val_refined_loss"
+    columns = {"val_loss": "Validation", refined_loss: "After the best temperature"}
     columns = {name: described for name, described in columns.items() if name in history[0]}
     validation, refined = (
-        [(row["epoch"], row[name]) for row in history if name in row] for name in ("val_loss", REFINED)
+        [(row["epoch"], row[name]) for row in history if name in row] for name in ("val_loss", refined_loss)
     )
     values = [value for _, value in train + validation + refined]
     lines = {"validation": validation, "training": train, "validation, refined": refined}
@@ -227,7 +228,7 @@ def _points(axes: Axes, points: NDArray[np.float64]) -> str:
     """Draw predicted numbers against true ones, and where they would be right."""
     ends = [points.min(), points.max()]
     axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle=":")
-    axes.scatter(*points.T, s=6, alpha=0.5, linewidths=0, color=style(0)["color"])
+    axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.5, linewidths=0, color=style(0)["color"])
     extremes = points[points[:, 0].argsort()][[0, -1]]
     lowest, highest = (f"of {compact(truth)}, {compact(said)} was said" for truth, said in extremes)
     return (

@@ -136,7 +136,9 @@ def count_predictions(target: Target, read: Callable[[], Iterable[PredictionRow]
     ranked, classes = counts.ranked(), counts.classes
     shown: dict[tuple[str, str], list[ShownMistake]] = {(classes[i], classes[j]): [] for i, j in ranked}
     for pairs, mistake in map(counts.judge, read() if shown else ()):
-        for images in (shown[pair] for pair in pairs if mistake and pair in shown):
+        if mistake is None:
+            continue
+        for images in (shown[pair] for pair in pairs if pair in shown):
             images.append(mistake)
             if len(images) > 2 * MAX_IMAGES_PER_PAIR:
                 images[:] = heapq.nsmallest(MAX_IMAGES_PER_PAIR, images, key=_least_bad_last)

@@ -34,9 +34,11 @@ JSON_KEYS = {
                             "weights_sha256"),
 }  # fmt: skip
 Columns = dict[str, Callable[[str], Any]]
-LABEL_ERROR_COLUMNS: Columns = {
-    "row": int, "source": str, "split": str, "label": str, "suggested": str,
+LABEL_ERROR_COLUMNS: Columns = {"row": int, "source": str, "split": str, "label": str, "suggested": str}
+OPTIONAL_COLUMNS: Columns = {
+    "val_refined_loss": optional_float, "label_probability": float, "suggested_probability": float, "deviation": float,
 }  # fmt: skip
+"""What tables have of some targets: the loss after the best temperature; how sure a label error is."""
 TABLE_COLUMNS: dict[Path, Columns] = {
     paths.ODD_IMAGES: {"row": int, "source": str, "split": str, "problem": str, "value": str},
     paths.DUPLICATES: {
@@ -54,8 +56,6 @@ TABLE_COLUMNS: dict[Path, Columns] = {
     paths.SLICES: {"column": str, "value": str, "pictures": int, "low": float, "high": float},
 }  # fmt: skip
 PREDICTION_COLUMNS: Columns = {"id": partial(int, base=16), "source": str, "label": str}
-REFINED = "val_refined_loss"
-"""A column that histories may lack: of classes, the loss after the best temperature."""
 
 
 class PredictionRow(NamedTuple):
@@ -79,12 +79,12 @@ def read_inputs(target: Target) -> dict[str, Any]:
         UserError: one of them is missing, damaged, or lacks what the page shows.
     """
     contents: dict[Path, Any] = {path: _read_keys(path, keys) for path, keys in JSON_KEYS.items()}
-    score, figure = {target.scored: float}, {f"val_{next(iter(target.measures))}": float}
-    errors: Columns = dict.fromkeys(target.error_figures, float)
-    of_target: dict[Path, Columns] = {paths.SLICES: score, paths.HISTORY: figure}
-    of_target |= dict.fromkeys((paths.FEATURE_LABEL_ERRORS, paths.TEST_LABEL_ERRORS), errors)
+    of_target: dict[Path, Columns] = {
+        paths.SLICES: {target.scored: float},
+        paths.HISTORY: {f"val_{next(iter(target.measures))}": optional_float},
+    }
     contents |= {
-        path: list(_read_rows(path, columns | of_target.get(path, {}), {REFINED: optional_float}))
+        path: list(_read_rows(path, columns | of_target.get(path, {}), OPTIONAL_COLUMNS))
         for path, columns in TABLE_COLUMNS.items()
     }
     kept = contents[paths.report_of("finetune")]["best_epoch"]

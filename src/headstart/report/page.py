@@ -127,7 +127,7 @@ def _scale(intervals: list[list[float] | None], sign: int) -> list[float]:
 def _mistake_variables(prepared: PreparedDataset, confusion: Confusion) -> dict[str, Any]:
     """Return the variables of mistakes.html: the matrix of few classes is a table, that of many an image.
 
-    In the image classes that are confused are next to each other, but grades and the like keep their order.
+    In the image names that are confused are next to each other, unless their order means something.
     """
     shown = {each.id for each in (*confusion.confident, *(each for pair in confusion.pairs for each in pair.shown))}
     places = np.flatnonzero(np.isin(prepared.ids, np.fromiter(shown, np.uint64)))
@@ -135,6 +135,7 @@ def _mistake_variables(prepared: PreparedDataset, confusion: Confusion) -> dict[
     if missing := shown - set(rows):
         raise damaged_file_error(PREDICTIONS, f"data/prepared has no image {min(missing):016x}")
     few = len(confusion.classes) <= MAX_CLASSES_IN_TABLE
+    counts = confusion.counts if few or prepared.target.ordered else cluster_classes(confusion.counts)
     return {
         "wrong": confusion.wrong,
         "confident": confusion.confident,
@@ -142,8 +143,8 @@ def _mistake_variables(prepared: PreparedDataset, confusion: Confusion) -> dict[
         "confused_with": most_frequent_mistakes(confusion),
         "rows": rows,
         "names": confusion.classes,
-        "matrix": confusion.counts.tolist() if few else None,
-        "heat": None if few else data_uri(heat_map(cluster_classes(confusion.counts)), "PNG"),
+        "matrix": counts.tolist() if few else None,
+        "heat": None if few else data_uri(heat_map(counts), "PNG"),
     }
 
 

@@ -116,7 +116,8 @@ def _write(params: Params, prepared: PreparedDataset, target: Target, models: di
     write_report("evaluate", report)
     track_evaluation(params.run, prepared, prepared.rows("test"), report)
     page = write_html_report(prepared)
-    size = len(test_values), len(target.names), target.words.nouns
+    words = target.words
+    size = len(test_values), len(target.names), words.noun if len(target.names) == 1 else words.nouns
     logger.info("evaluate: %d test images of %d %s\n%s", *size, format_leaderboard(report))
     logger.info("%s\n\nthe report: %s", report["verdict"], page)
 

@@ -104,13 +104,13 @@ class Classes:
             "ECE",
             higher_is_better=False,
             about=f"difference between confidence and accuracy, averaged over {ECE_BINS} equally wide bins of "
-            f"confidence. "
-            "For all three lower is better.",
+            "confidence. For all three lower is better.",
         ),
     }
     compared: ClassVar[Sequence[str]] = ("accuracy", "nll")
     scored: ClassVar[str] = "accuracy"
     discrete: ClassVar[bool] = True
+    ordered: ClassVar[bool] = False
     beside: ClassVar[Sequence[str]] = ()
     suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_probability": float}
     words: ClassVar[Words] = Words(
@@ -121,8 +121,7 @@ class Classes:
         second="Loss (NLL)",
         reached="accuracy",
         instead="Instead of one class, conformal prediction gives a set that contains the correct class with a "
-        "promised "
-        "probability.",
+        "promised probability.",
         covered="Contain the correct class",
         size="Classes in a set, mean",
         methods={
@@ -164,8 +163,7 @@ class Classes:
                 "AUROC",
                 higher_is_better=True,
                 about="the probability that an image of a class scores higher for it than an image of another class; "
-                "mean "
-                "over classes.",
+                "mean over classes.",
             ),
         }
         return {**self.measures, **others}[name]
@@ -339,9 +337,9 @@ class Classes:
 
     def probabilities(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.floating[Any]]:
         """Return each class's calibrated probability, (n, classes)."""
-        from scipy.special import softmax as scipy_softmax  # noqa: PLC0415  (predict does without)
+        from headstart.targets.likelihood import probabilities  # noqa: PLC0415  (SciPy)
 
-        return np.asarray(scipy_softmax(outputs / fitted["temperature"], axis=1))
+        return probabilities(outputs, fitted["temperature"])
 
     def scores(
         self,
@@ -361,10 +359,9 @@ class Classes:
 
     def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logarithms of the mean of the probabilities."""
-        from scipy.special import logsumexp  # noqa: PLC0415  (predict does without)
+        from headstart.targets.likelihood import mean_log_probabilities  # noqa: PLC0415  (SciPy)
 
-        pair = np.stack([log_softmax(outputs), log_softmax(others)])
-        return np.asarray(logsumexp(pair, axis=0) - np.float32(np.log(2)), np.float32)
+        return mean_log_probabilities(outputs, others)
 
     def conformal(self, outputs: Matrix, values: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Fit the thresholds of prediction sets by both ``METHODS``."""

@@ -125,24 +125,23 @@ class Grades:
     compared: ClassVar[Sequence[str]] = ("kappa", "log_loss")
     scored: ClassVar[str] = "accuracy"
     discrete: ClassVar[bool] = True
+    ordered: ClassVar[bool] = True
     beside: ClassVar[Sequence[str]] = ()
     suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_probability": float}
     words: ClassVar[Words] = Words(
         noun="grade",
         nouns="grades",
-        loss="cross-entropy, sum over the thresholds",
+        loss="cross-entropy of thresholds",
         short_loss="log loss",
         second="Log loss",
         reached="accuracy",
         instead="Instead of one grade, conformal prediction gives a set of neighbouring grades that contains the "
-        "correct "
-        "one with a promised probability.",
+        "correct one with a promised probability.",
         covered="Contain the correct grade",
         size="Grades in a set, mean",
         methods={
             "OAPS": "begins with the predicted grade and adds the likelier one of its neighbours until the "
-            "probabilities "
-            "sum up to enough. With too few validation images for a promise, every set has all grades."
+            "probabilities sum up to enough. With too few validation images for a promise, every set has all grades."
         },
         breakdown=("Grade by grade", "Grade"),
         parts={"precision": "Precision", "recall": "Recall", "mae": "MAE [grades]"},
@@ -159,8 +158,7 @@ class Grades:
         gallery="Those furthest off, then those of which the model was most sure.",
         flawless="every test image has exactly its grade",
         temperature="Temperature scaling divides the logits by one number, which changes a model's confidence and "
-        "none of "
-        "its predictions.",
+        "none of its predictions.",
     )
 
     def measure(self, name: str) -> Measure:
@@ -258,7 +256,7 @@ class Grades:
         """Return one over the count of the image's grade."""
         return np.asarray(1 / np.bincount(values, minlength=len(self.names))[values], np.float64)
 
-    def fit(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> dict[str, Any]:
+    def fit(self, outputs: Matrix, values: NDArray[np.int64]) -> dict[str, Any]:
         """Fit one temperature for all logits."""
 
         def loss(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -281,7 +279,7 @@ class Grades:
     def score(self, outputs: Matrix, values: NDArray[np.int64]) -> float:
         """Return the quadratic kappa."""
         units = np.zeros(len(values), np.int64)
-        tally = GradeTally(self.predicted(outputs[:]), values, np.zeros(len(values)), units, self.names)
+        tally = GradeTally(self.predicted(outputs[:]), values, np.zeros(len(values)), units, len(self.names))
         return float(tally.figures(np.ones((1, 1), np.float32))["kappa"][0])
 
     def right(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -321,11 +319,11 @@ class Grades:
         return [error for *_, error in sorted(errors, key=lambda each: each[:2])]
 
     def tally(
-        self, outputs: NDArray[Any], values: NDArray[np.int64], units: NDArray[np.int64], fitted: Mapping[str, Any]
+        self, outputs: Matrix, values: NDArray[np.int64], units: NDArray[np.int64], fitted: Mapping[str, Any]
     ) -> "GradeTally":
         """Return what the figures are computed from."""
         losses = self.refined_losses(outputs, values, fitted)
-        return GradeTally(self.predicted(outputs[:]), values, losses, units, self.names)
+        return GradeTally(self.predicted(outputs[:]), values, losses, units, len(self.names))
 
     def scores(
         self,
@@ -344,7 +342,7 @@ class Grades:
 
     def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of the mean of the probabilities of being above each grade but the last."""
-        return mean_logits(outputs, others)
+        return np.asarray(mean_logits(outputs, others), np.float32)
 
     def _scores(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
         """Return each grade's nonconformity score, float64 (n, grades); the sets of any limit are contiguous.
@@ -366,7 +364,7 @@ class Grades:
             mass += probabilities[rows, entered]
         return scores
 
-    def conformal(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> list[dict[str, Any]]:
+    def conformal(self, outputs: Matrix, values: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Fit the thresholds of contiguous sets of grades."""
         own = self._scores(outputs[:])[np.arange(len(values)), values]
         return [entry("OAPS", level, threshold(own, level)) for level in LEVELS]
@@ -476,11 +474,10 @@ class GradeTally:
         values: NDArray[np.int64],
         losses: NDArray[np.float64],
         units: NDArray[np.int64],
-        names: Sequence[str],
+        grades: int,
     ) -> None:
         """Count by unit the pairs of grade and prediction, and sum the losses; all are (n,)."""
-        self._names, self._grades = names, (grades := len(names))
-        shape = int(units.max(initial=-1)) + 1, grades**2 + 1
+        self._grades, shape = grades, (int(units.max(initial=-1)) + 1, grades**2 + 1)
         self._sums = np.zeros(shape)
         np.add.at(self._sums, (units, values * grades + predicted), 1)
         self._sums[:, -1] = np.bincount(units, losses, minlength=shape[0])
@@ -518,11 +515,10 @@ class GradeTally:
         errors = (confusion * np.abs(np.subtract.outer(np.arange(self._grades), np.arange(self._grades)))).sum(axis=1)
         return [
             {
-                "class": name,
                 "support": int(actual[i]),
                 "precision": rounded(hits[i] / said[i]) if said[i] else None,
                 "recall": rounded(hits[i] / actual[i]) if actual[i] else None,
                 "mae": rounded(errors[i] / actual[i]) if actual[i] else None,
             }
-            for i, name in enumerate(self._names)
+            for i in range(self._grades)
         ]

@@ -170,18 +170,18 @@ class Labels:
     compared: ClassVar[Sequence[str]] = ("mean_ap", "log_loss")
     scored: ClassVar[str] = "subset_accuracy"
     discrete: ClassVar[bool] = True
+    ordered: ClassVar[bool] = False
     beside: ClassVar[Sequence[str]] = (NONE,)
     suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_probability": str}
     words: ClassVar[Words] = Words(
         noun="label",
         nouns="labels",
-        loss="binary cross-entropy, sum over the labels",
+        loss="binary cross-entropy",
         short_loss="log loss",
         second="Log loss",
         reached="fraction with the label",
         instead="Instead of the labels above their thresholds, conformal risk control gives a set that misses no "
-        "more of "
-        "an image's labels, on average, than promised.",
+        "more of an image's labels, on average, than promised.",
         covered="Labels found",
         size="Labels in a set, mean",
         methods={
@@ -209,8 +209,7 @@ class Labels:
         gallery="Those with the most labels that were missed, though they are there, or invented, though they are not.",
         flawless="every test image is given exactly its labels",
         temperature="Temperature scaling divides each label's logit by one number, which changes a model's "
-        "confidence and "
-        "no order of the images.",
+        "confidence and no order of the images.",
     )
 
     def measure(self, name: str) -> Measure:
@@ -345,7 +344,7 @@ class Labels:
         rarest[empty] = 1 / max(1, int(empty.sum()))
         return np.asarray(rarest, np.float64)
 
-    def fit(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> dict[str, Any]:
+    def fit(self, outputs: Matrix, values: NDArray[np.float32]) -> dict[str, Any]:
         """Fit each label's temperature, and the probability from which on it is given: that with the highest F1."""
         outputs = outputs[:]
         temperatures = best_temperatures(outputs, lambda scaled: self._each_loss(scaled, values), self.outputs)
@@ -407,11 +406,11 @@ class Labels:
         return [error for _, error in sorted(errors, key=lambda each: each[0])]
 
     def tally(
-        self, outputs: NDArray[Any], values: NDArray[np.float32], units: NDArray[np.int64], fitted: Mapping[str, Any]
+        self, outputs: Matrix, values: NDArray[np.float32], units: NDArray[np.int64], fitted: Mapping[str, Any]
     ) -> "LabelTally":
         """Return what the figures are computed from."""
         probabilities = self.probabilities(outputs[:], fitted)
-        return LabelTally(probabilities, values, units, np.asarray(fitted["thresholds"]), self.names)
+        return LabelTally(probabilities, values, units, np.asarray(fitted["thresholds"]))
 
     def scores(self, outputs: Matrix, values: NDArray[np.float32], fitted: Mapping[str, Any]) -> NDArray[np.bool_]:
         """Return whether an image is given exactly its labels, of those that are known."""
@@ -427,9 +426,9 @@ class Labels:
 
     def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of the mean of the probabilities."""
-        return mean_logits(outputs, others)
+        return np.asarray(mean_logits(outputs, others), np.float32)
 
-    def conformal(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> list[dict[str, Any]]:
+    def conformal(self, outputs: Matrix, values: NDArray[np.float32]) -> list[dict[str, Any]]:
         """Control the fraction of an image's labels that are missed, on average: conformal risk control.
 
         Angelopoulos et al. 2022, arXiv 2208.02814: of all sets {p ≥ t} the smallest is taken whose risk R, on n images
@@ -624,10 +623,8 @@ class LabelTally:
         values: NDArray[np.float32],
         units: NDArray[np.int64],
         thresholds: NDArray[np.float64],
-        names: Sequence[str],
     ) -> None:
-        """Sum up calibrated probabilities and values, both (n, labels), the units (n,); the others are (labels,)."""
-        self._names = names
+        """Sum up calibrated probabilities (n, labels) and values, the units (n,), and the thresholds (labels,)."""
         present, is_known = known(values.astype(np.float64))
         given = (probabilities >= thresholds) * is_known
         clipped = np.clip(probabilities, 1e-12, 1 - 1e-12)
@@ -674,11 +671,10 @@ class LabelTally:
         times = np.ones((1, len(self._sums)), np.float32)
         hits, given, present, is_known, losses, _ = (each[0] for each in self._parts(times))
         rows: list[dict[str, Any]] = []
-        for i, (name, ranking) in enumerate(zip(self._names, self._ranks, strict=True)):
+        for i, ranking in enumerate(self._ranks):
             precision, area = (float(each[0]) for each in ranking.figures(times))
             rows.append(
                 {
-                    "class": name,
                     "support": int(present[i]),
                     "known": int(is_known[i]),
                     "average_precision": rounded(precision),

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp, softmax
 
 from headstart.core.blocks import Matrix, row_blocks
 
@@ -13,6 +13,17 @@ TEMPERATURE_RANGE = (0.05, 20.0)
 def correct_predictions(logits: Matrix, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return for each image whether the likeliest class is its label, bool (n,)."""
     return np.concatenate([logits[rows].argmax(1) == labels[rows] for rows in row_blocks(logits.shape)])
+
+
+def probabilities(logits: NDArray[np.floating], temperature: float) -> NDArray[np.floating]:
+    """Return softmax(logits / temperature), (n, classes), in the precision of the logits."""
+    return np.asarray(softmax(logits / temperature, axis=1))
+
+
+def mean_log_probabilities(logits: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the logarithms of the means of the probabilities of two models, float32 (n, classes)."""
+    pair = log_softmax(np.stack([logits, others]), axis=2)
+    return np.asarray(logsumexp(pair, axis=0) - np.float32(np.log(2)), np.float32)
 
 
 def negative_log_likelihood(logits: Matrix, labels: NDArray[np.int64], inverse_temperature: float = 1.0) -> float:

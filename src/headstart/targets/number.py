@@ -113,27 +113,25 @@ class Numbers:
     compared: ClassVar[Sequence[str]] = ("mae", "rmse")
     scored: ClassVar[str] = "mae"
     discrete: ClassVar[bool] = False
+    ordered: ClassVar[bool] = True
     beside: ClassVar[Sequence[str]] = ()
     suffixes: ClassVar[Mapping[str, Callable[[str], Any]]] = {"": str, "_low": str, "_high": str}
     words: ClassVar[Words] = Words(
         noun="number",
         nouns="numbers",
-        loss="squared error of standardised numbers",
+        loss="loss, standardised",
         short_loss="loss",
         second="RMSE",
         reached="",
         instead="Instead of one number, conformal prediction gives an interval that contains the true one with a "
-        "promised "
-        "probability.",
+        "promised probability.",
         covered="Contain the number",
         size="Width, mean",
         methods={
             "split": "takes what is said plus and minus a width, the same for every image, from the errors on "
-            "validation. "
-            "With too few validation images for a promise, every interval is infinite.",
+            "validation. With too few validation images for a promise, every interval is infinite.",
             "CQR": "widens or narrows the interval between the outer quantiles that the model gives, which is wider "
-            "for "
-            "hard images. With too few validation images for a promise, every interval is infinite.",
+            "for hard images. With too few validation images for a promise, every interval is infinite.",
         },
         breakdown=("Tenth by tenth of the true value", "True value"),
         parts={"mae": "MAE", "rmse": "RMSE", "r2": "R²", "spearman": "Spearman"},
@@ -302,11 +300,11 @@ class Numbers:
         bins = np.where(np.isnan(first), BINS, np.clip((inside * BINS).astype(np.int64), 0, BINS - 1))
         return np.asarray(1 / np.bincount(bins, minlength=BINS + 1)[bins], np.float64)
 
-    def fit(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> dict[str, Any]:  # noqa: ARG002
+    def fit(self, outputs: Matrix, values: NDArray[np.float32]) -> dict[str, Any]:  # noqa: ARG002
         """Return nothing: what a model says of a number is calibrated by its intervals."""
         return {}
 
-    def points(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
+    def points(self, outputs: Matrix) -> NDArray[np.float64]:
         """Return what the model says of each number, in its unit, float64 (n, numbers)."""
         return self._in_units(outputs[:])[:, :, len(self.quantiles) // 2]
 
@@ -359,14 +357,14 @@ class Numbers:
 
     def tally(
         self,
-        outputs: NDArray[Any],
+        outputs: Matrix,
         values: NDArray[np.float32],
         units: NDArray[np.int64],
         fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
     ) -> "NumberTally":
         """Return what the figures are computed from."""
         divisor = np.ones(1) if len(self.names) == 1 else np.array(self.scale)
-        return NumberTally(self.points(outputs), values.astype(np.float64), units, divisor, self.names)
+        return NumberTally(self.points(outputs), values.astype(np.float64), units, divisor)
 
     def scores(
         self,
@@ -389,7 +387,7 @@ class Numbers:
 
     def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the mean of the outputs."""
-        return (outputs + others) / 2
+        return np.asarray((outputs + others) / 2, np.float32)
 
     def _scores(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return how far each number is outside what the model says, float64 (n, numbers), NaN if unknown.
@@ -400,7 +398,7 @@ class Numbers:
         said = self._in_units(outputs)
         return np.asarray(np.maximum(said[:, :, 0] - values, values - said[:, :, -1]))
 
-    def conformal(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> list[dict[str, Any]]:
+    def conformal(self, outputs: Matrix, values: NDArray[np.float32]) -> list[dict[str, Any]]:
         """Fit by how much each number's interval is wider than what the model says; ``threshold`` has one for each."""
         scores = self._scores(outputs[:], values)
         of_number = [column[~np.isnan(column)] for column in scores.T]
@@ -481,7 +479,8 @@ class Numbers:
             return None
         note = ", ".join(f"{error:+.3g} {unit}".strip() for error, _, unit in off)
         worst = max(abs(error) / scale for error, scale, _ in off)
-        return Mistake(worst, label.replace(SEPARATOR, ", "), said[0].replace(SEPARATOR, ", "), f"off by {note}")
+        answer = ", ".join(f"{float(each):.4g}" for each in said[0].split(SEPARATOR))
+        return Mistake(worst, label.replace(SEPARATOR, ", "), answer, f"off by {note}")
 
     @property
     def _methods(self) -> tuple[str]:
@@ -568,7 +567,8 @@ def _parts(numbers: NDArray[np.float32], count: int) -> Strata:
     ends = np.unique(np.quantile(numbers[images], np.linspace(0, 1, count + 1)))
     groups = np.clip(np.searchsorted(ends, numbers[images], side="right") - 1, 0, max(0, len(ends) - 2))
     shown = [f"{low:g} to {high:g}" for low, high in pairwise(ends)] or [f"{ends[0]:g}"]
-    return Strata(shown, images, groups)
+    there, groups = np.unique(groups, return_inverse=True)  # between two ends there may be no number
+    return Strata([shown[i] for i in there], images, groups)
 
 
 class NumberTally:
@@ -583,10 +583,8 @@ class NumberTally:
         values: NDArray[np.float64],
         units: NDArray[np.int64],
         divisor: NDArray[np.float64],
-        names: Sequence[str],
     ) -> None:
         """Sum up points and values (n, numbers), the units (n,), and what errors are divided by, (numbers,) or (1,)."""
-        self._names = names
         numbers, is_known = known(values)
         self._centre = numbers.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)  # squares lose fewer digits around it
         errors, around = (points - numbers) * is_known, (numbers - self._centre) * is_known
@@ -620,7 +618,6 @@ class NumberTally:
         each = self._each(np.ones((1, len(self._sums)), np.float32))
         known_images = self._sums[:, : len(self._ranks)].sum(axis=0)
         return [
-            {"class": name, "known": int(known_images[i])}
-            | {measure: rounded(figure[0, i]) for measure, figure in each.items()}
-            for i, name in enumerate(self._names)
+            {"known": int(known_images[i])} | {measure: rounded(figure[0, i]) for measure, figure in each.items()}
+            for i in range(len(self._ranks))
         ]

@@ -185,7 +185,7 @@ class Tally(Protocol):
         """Return the figures of test sets in which units occur ``times``, float32 (test sets, units)."""
 
     def per_part(self) -> list[dict[str, Any]]:
-        """Return the figures of each of the target's names on the test set as it is, in their order; plain values."""
+        """Return the figures of each of the target's names on the test set as it is, in their order; JSON values."""
 
 
 class Reader(Protocol):
@@ -301,6 +301,10 @@ class Target(Protocol):
         """Whether answers are made of names, so that they can be confused; else they are numbers."""
 
     @property
+    def ordered(self) -> bool:
+        """Whether the names are in an order that means something."""
+
+    @property
     def beside(self) -> Sequence[str]:
         """What ``pairs`` has beside the names."""
 
@@ -371,7 +375,7 @@ class Target(Protocol):
 
     # Figures. ``fitted`` is what ``fit`` returned of validation.
 
-    def fit(self, outputs: NDArray[Any], values: Values) -> dict[str, Any]:
+    def fit(self, outputs: Matrix, values: Values) -> dict[str, Any]:
         """Fit temperatures and thresholds on validation; plain JSON values."""
 
     def score(self, outputs: Matrix, values: Values) -> float:
@@ -397,9 +401,7 @@ class Target(Protocol):
         from these images.
         """
 
-    def tally(
-        self, outputs: NDArray[Any], values: Values, units: NDArray[np.int64], fitted: Mapping[str, Any]
-    ) -> Tally:
+    def tally(self, outputs: Matrix, values: Values, units: NDArray[np.int64], fitted: Mapping[str, Any]) -> Tally:
         """Return what the ``measures`` are computed from; ``units``, int64 (n,), numbers the unit of each image."""
 
     def scores(self, outputs: Matrix, values: Values, fitted: Mapping[str, Any]) -> NDArray[Any]:
@@ -413,7 +415,7 @@ class Target(Protocol):
 
     # How sure a model is.
 
-    def conformal(self, outputs: NDArray[Any], values: Values) -> list[dict[str, Any]]:
+    def conformal(self, outputs: Matrix, values: Values) -> list[dict[str, Any]]:
         """Fit thresholds on validation: ``method``, ``level`` and ``threshold`` of each, plain JSON values."""
 
     def covered(self, outputs: Matrix, values: Values, levels: Sequence[Mapping[str, Any]]) -> list[Covered]:
