@@ -10,8 +10,8 @@ outputs, so that they are compared by its loss, of classes by log-probabilities 
   the probability of each label or of being above each grade, which Laplace's rule keeps from 0 and 1 and whose logit is
   the output, or the number itself. (On 0 and 1 the squared error is half of Gini's impurity.) What is unknown is left
   out: where a label or number is unknown of some images, each has a regressor of its own, as boosting always has. A
-  forest tries √width features at a split, as for classes; with a third of 184 its squared error on digits as numbers was
-  0.162 instead of 0.189, in three times the time.
+  forest tries √width features at a split, as for classes; with a third of 184 its squared error on digits as numbers
+  was 0.162 instead of 0.189, in three times the time.
 - Ridge's scores are not logits. With one-hot targets and Gaussian noise of variance σ² in each of them, the probability
   of class k given the scores s is proportional to ``exp(-‖e_k - s‖² / 2σ²)``, which is ``softmax(s / σ²)``. So they are
   divided by σ², the mean squared residual on validation, and by the temperature that fits best after that. Where
