@@ -136,6 +136,16 @@ def test_generalised_cross_validation_is_its_formula(unknown: float) -> None:
         assert solver.gcv == pytest.approx(expected, rel=1e-9)
 
 
+def test_of_numbers_that_are_fitted_exactly_the_estimate_is_that_of_no_weights() -> None:
+    """Fewer images than features, of such a size that rounding leaves neither residuals nor freedom."""
+    features = 1e8 * _features()[:6]
+    target, values = numbers(0.0)
+    solver = LinearSolver(RowSums(features, values[:6], target), target)
+    for _ in solver.path(PATH):
+        assert solver.loss < 1e-12
+        assert solver.gcv == pytest.approx(target.responses(values[:6], features).var(axis=0).sum())
+
+
 def test_generalised_cross_validation_chooses_a_good_l2() -> None:
     """Of noise that many features could learn by heart: near the best on new images, and neither end of the path."""
     generator = np.random.default_rng(0)

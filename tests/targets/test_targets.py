@@ -197,6 +197,12 @@ def test_the_score_is_the_tallys_first_figure(case: tuple[Target, np.ndarray, np
     assert figures["val_loss"] == pytest.approx(target.losses(outputs, values).mean())
 
 
+def test_a_score_that_is_undefined_is_0() -> None:
+    """Reports hold no NaN."""
+    assert Labels(["a", "b"]).score(np.zeros((3, 2)), np.array([[1, np.nan]] * 3, np.float32)) == 0
+    assert Grades(["a", "b"]).score(np.ones((3, 1)), np.ones(3, np.int64)) == 0
+
+
 def test_answers_are_right_or_wrong_about_each_group(case: tuple[Target, np.ndarray, np.ndarray]) -> None:
     target, values, _ = case
     images = target.strata(values).images

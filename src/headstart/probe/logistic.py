@@ -53,6 +53,9 @@ MAX_HALVINGS = 40
 MIN_CURVATURE = 1e-12
 MIN_VARIANCE = 1e-6
 """Of a feature weighted by p(1 - p), relative to its mean square: less is float32's rounding."""
+LEAST_FREEDOM = 1e-6
+"""Share of the images that a head must not fit by itself for generalised cross-validation: with less, residuals are
+rounding, and the estimate is that of the head without weights."""
 BLOCK_VALUES = 2**24
 """Values of the features, or of the logits, that are float64 at once."""
 
@@ -303,9 +306,10 @@ class LinearSolver:
                 head[part.outputs, :-1], head[part.outputs, -1] = weight, part.means - weight @ part.mean
                 explained = xp.sum(part.covariances**2 * (shrunk + l2 / share) / shrunk**2, axis=1)
                 residual = share * float(xp.sum(xp.clip(part.spreads - explained, 0, None)))
-                freedom = 1 + float(xp.sum(part.variances / shrunk))
+                left = 1 - (1 + float(xp.sum(part.variances / shrunk))) / part.images
                 self.loss += residual
-                self.gcv += residual / (1 - freedom / part.images) ** 2
+                constant = share * float(xp.sum(part.spreads))
+                self.gcv += residual / left**2 if left > LEAST_FREEDOM else constant
             yield l2, *_numpy(head[:, :-1], head[:, -1])
 
     def _decompose(self) -> Iterator[_Squares]:

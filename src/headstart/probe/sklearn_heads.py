@@ -164,7 +164,7 @@ def _discriminant(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the slope and the offset that make logits of each output's scores, (outputs,); both inputs (n, outputs).
 
-    An output of which validation has no image with or none without keeps its order, with the slope of one residual.
+    Where validation has no image with it, or none without, the means are taken to be 0 and 1.
     """
     present, is_known = known(responses)
     absent = is_known - present

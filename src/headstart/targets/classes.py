@@ -235,7 +235,9 @@ class Classes:
         odds = xp.exp(shifted)
         totals = xp.sum(odds, axis=1, keepdims=True)
         state = odds / totals
-        return (xp.log(totals) - picked)[:, 0], state - self.responses(values, outputs), state
+        gradient = 1 * state
+        gradient[xp.arange(len(values)), values] -= 1
+        return (xp.log(totals) - picked)[:, 0], gradient, state
 
     def curvatures(self, state: Array) -> Array:
         """Return p(1 - p)."""

@@ -277,10 +277,10 @@ class Grades:
         return np.asarray((np.minimum.accumulate(outputs, axis=1) > 0).sum(axis=1), np.int64)
 
     def score(self, outputs: Matrix, values: NDArray[np.int64]) -> float:
-        """Return the quadratic kappa."""
+        """Return the quadratic kappa, 0 where all images have one grade and are given it."""
         units = np.zeros(len(values), np.int64)
         tally = GradeTally(self.predicted(outputs[:]), values, np.zeros(len(values)), units, len(self.names))
-        return float(tally.figures(np.ones((1, 1), np.float32))["kappa"][0])
+        return float(np.nan_to_num(tally.figures(np.ones((1, 1), np.float32))["kappa"][0]))
 
     def right(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether the median grade is the image's."""

@@ -367,7 +367,7 @@ class Labels:
         return np.asarray(sigmoid(outputs.astype(np.float64) / np.asarray(fitted["temperatures"])))
 
     def score(self, outputs: Matrix, values: NDArray[np.float32]) -> float:
-        """Return the mean over the labels, each with and without it, of the average precision."""
+        """Return the mean average precision of the labels that some images have and some have not, 0 without any."""
         precisions = []
         for column, scores in zip(values.T, np.asarray(outputs[:], np.float64).T, strict=True):
             of_label = ~np.isnan(column)
@@ -375,7 +375,7 @@ class Labels:
             if present.any() and not present.all():
                 ranking = Ranking(scores[of_label], present, np.zeros(len(present), np.int64))
                 precisions.append(ranking.figures(np.ones((1, 1), np.float32))[0][0])
-        return float(np.mean(precisions)) if precisions else float("nan")
+        return float(np.mean(precisions)) if precisions else 0.0
 
     def right(self, outputs: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Return whether each label that is there is likelier than not."""
