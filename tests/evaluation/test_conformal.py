@@ -5,9 +5,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from headstart.evaluation.bootstrap import assign_units
 from headstart.evaluation.trust import conformal
 from headstart.targets.classes import METHODS, Classes, nonconformity
 from headstart.targets.conformal import LEVELS
+from headstart.targets.number import Numbers
 
 FIVE = Classes(list("abcde"))
 
@@ -60,3 +62,30 @@ def test_too_few_images_for_a_level_mean_all_classes() -> None:
     found = conformal({"validation": logits, "test": logits}, {"validation": labels, "test": labels}, FIVE)
     at_95 = [each for each in found if each["level"] == 0.95]
     assert [(each["threshold"], each["coverage"], each["mean_size"]) for each in at_95] == [(None, 1, 5), (None, 1, 5)]
+
+
+def test_each_number_is_measured_in_its_own_tenths() -> None:
+    """The second number is off by far more than it was on validation, and unknown of every other image."""
+    target = Numbers(["age", "depth"], ["years", "m"], [0.0, 0.0], [1.0, 2.0])
+    generator = np.random.default_rng(0)
+    outputs = {split: generator.normal(size=(200, 2)) for split in ("validation", "test")}
+    noise = {split: generator.normal(0, 0.2, (200, 2)) for split in outputs}
+    noise["test"][:, 1] += 3
+    values = {s: np.asarray((each + noise[s]) * target.scale, np.float32) for s, each in outputs.items()}
+    values["test"][::2, 1] = np.nan
+    units = assign_units(np.zeros(200, np.int64), None)
+    for entry in conformal(outputs, values, target, units):
+        of_number = {
+            name: [row for row in entry["per_class"] if row["class"].startswith(name)] for name in target.names
+        }
+        assert [sum(row["pictures"] for row in rows) for rows in of_number.values()] == [200, 100]
+        age, depth = (
+            sum(row["coverage"] * row["pictures"] for row in rows) / sum(row["pictures"] for row in rows)
+            for rows in of_number.values()
+        )
+        assert age > 0.8
+        assert depth < 0.05
+        low, high = entry["coverage_interval"]
+        assert low < entry["coverage"] < high
+        assert entry["coverage"] == pytest.approx((100 * age + 100 * (age + depth) / 2) / 200, abs=0.02)
+        assert "sizes" not in entry

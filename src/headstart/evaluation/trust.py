@@ -9,7 +9,7 @@ the wanted probability, on average over all images and not for each class. Choos
 weakens this a little; the coverage that results is measured on test.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,41 +87,46 @@ def conformal(
     return [level | _measure(each, groups, units) for level, each in zip(levels, measured, strict=True)]
 
 
-def _measure(covered: Covered, groups: Strata, units: Units | None) -> dict[str, Any]:
+def _measure(covered: Covered, groups: Sequence[Strata], units: Units | None) -> dict[str, Any]:
     """Return the figures of one level."""
-    share, size = covered
-    of_any = ~np.isnan(share)
-    found, n = float(share[of_any].sum()), int(of_any.sum())
-    if np.isin(share[of_any], (0, 1)).all():
+    shares, sizes = (each.reshape(len(each), -1) for each in covered)
+    there = ~np.isnan(shares)
+    known = there.sum(axis=1)
+    share = np.divide(np.where(there, shares, 0).sum(axis=1), known, out=np.full(len(known), np.nan), where=known > 0)
+    found, n = float(np.nansum(share)), int((known > 0).sum())
+    if np.isin(share[known > 0], (0, 1)).all():
         ends: list[float] | None = exact_interval(round(found), n) if n else None
     else:
         ends = None if units is None else interval(replicate_means(share, units))
     figures: dict[str, Any] = {
         "coverage": round(found / n, 6) if n else None,
         "coverage_interval": ends,
-        "mean_size": _mean_size(size),
+        "mean_size": _mean(float(sizes.sum()), sizes.size),
     }
-    if np.issubdtype(size.dtype, np.integer):
-        by_size = np.bincount(size)
-        sizes = {str(each): int(by_size[each]) for each in np.flatnonzero(by_size).tolist()}
-        figures |= {"empty": round(float(by_size[0] / len(size)), 6), "sizes": sizes}
-    count = len(groups.names)
-    images = np.bincount(groups.groups, minlength=count)
-    held, summed = (np.bincount(groups.groups, each[groups.images], count) for each in (share, size))
+    if np.issubdtype(sizes.dtype, np.integer):
+        by_size = np.bincount(sizes[:, 0])
+        of_size = {str(each): int(by_size[each]) for each in np.flatnonzero(by_size).tolist()}
+        figures |= {"empty": round(float(by_size[0] / len(sizes)), 6), "sizes": of_size}
     figures["per_class"] = [
+        row for strata, *columns in zip(groups, shares.T, sizes.T, strict=True) for row in _of_groups(strata, *columns)
+    ]
+    return figures
+
+
+def _of_groups(strata: Strata, share: NDArray[Any], size: NDArray[Any]) -> list[dict[str, Any]]:
+    """Return the coverage and the mean size of each group of images, from those of each image, (n,) both."""
+    count = len(strata.names)
+    images = np.bincount(strata.groups, minlength=count)
+    held, summed = (np.bincount(strata.groups, each[strata.images], count) for each in (share, size))
+    return [
         {
             "class": name,
             "pictures": int(images[i]),
             "coverage": round(float(held[i] / images[i]), 6) if images[i] else None,
             "mean_size": _mean(float(summed[i]), int(images[i])) if images[i] else None,
         }
-        for i, name in enumerate(groups.names)
+        for i, name in enumerate(strata.names)
     ]
-    return figures
-
-
-def _mean_size(size: NDArray[Any]) -> float | None:
-    return _mean(float(size.sum()), len(size))
 
 
 def _mean(total: float, count: int) -> float | None:

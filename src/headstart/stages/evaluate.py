@@ -8,7 +8,7 @@ reads:   data/prepared (images and labels of validation and test), data/features
 writes:  reports/evaluate.json (the leaderboard with intervals, comparisons and a verdict),
          reports/evaluate/predictions.csv (every test image), reports/evaluate/confusion_probe.csv,
          reports/evaluate/confusion_finetune.csv, reports/evaluate/trust.json (calibration, prediction sets,
-         out-of-distribution thresholds), reports/evaluate/slices.csv (accuracy by the source's metadata columns),
+         out-of-distribution thresholds), reports/evaluate/slices.csv (the mean score by the source's metadata columns),
          reports/evaluate/suspicious_labels.csv, reports/evaluate/run.json (params and versions of this run),
          models/reference (of probe and fine-tuned model, for an export: temperature, thresholds, and features of
          training images to measure out-of-distribution distances to), and the HTML report of all of it,

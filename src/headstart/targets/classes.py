@@ -202,7 +202,9 @@ class Classes:
         """Return the images of each class."""
         return Strata(self.names, np.arange(len(values)), values)
 
-    breakdown = strata
+    def breakdown(self, values: NDArray[np.int64]) -> list[Strata]:
+        """Return the images of each class."""
+        return [self.strata(values)]
 
     def trained(self, values: NDArray[np.int64]) -> "Classes":  # noqa: ARG002  (``Strata`` has what is wrong with them)
         """Return itself."""

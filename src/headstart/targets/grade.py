@@ -199,7 +199,9 @@ class Grades:
         """Return the images of each grade."""
         return Strata(self.names, np.arange(len(values)), values, "grade")
 
-    breakdown = strata
+    def breakdown(self, values: NDArray[np.int64]) -> list[Strata]:
+        """Return the images of each grade."""
+        return [self.strata(values)]
 
     def trained(self, values: NDArray[np.int64]) -> "Grades":  # noqa: ARG002  (``Strata`` has what is wrong with them)
         """Return itself."""

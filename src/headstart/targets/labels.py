@@ -257,7 +257,9 @@ class Labels:
         images, labels = np.nonzero(values == 1)
         return Strata(self.names, images, labels, "label")
 
-    breakdown = strata
+    def breakdown(self, values: NDArray[np.float32]) -> list[Strata]:
+        """Return the images of each label."""
+        return [self.strata(values)]
 
     def trained(self, values: NDArray[np.float32]) -> "Labels":
         """Return itself; raises UserError for a label that all training images have, or none, or that is unknown."""

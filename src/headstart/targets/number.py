@@ -197,23 +197,16 @@ class Numbers:
 
     def strata(self, values: NDArray[np.float32]) -> Strata:
         """Return the quarters of the first number that is known of most images."""
-        first = values[:, _best_known(values)]
-        images = np.flatnonzero(~np.isnan(first))
-        ends = np.unique(np.quantile(first[images], np.linspace(0, 1, QUARTERS + 1)))
-        groups = np.clip(np.searchsorted(ends, first[images], side="right") - 1, 0, max(0, len(ends) - 2))
-        shown = [f"{low:g} to {high:g}" for low, high in pairwise(ends)] or [f"{ends[0]:g}"]
-        return Strata(shown, images, groups, "quarter of the numbers")
-        return _parts(values[:, int((~np.isnan(values)).sum(axis=0).argmax())], QUARTERS)
+        return _parts(values[:, _best_known(values)], QUARTERS)._replace(noun="quarter of the numbers")
 
-    def breakdown(self, values: NDArray[np.float32]) -> Strata:
+    def breakdown(self, values: NDArray[np.float32]) -> list[Strata]:
         """Return the tenths of each number."""
-        names, images, groups = list[str](), [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        found = []
         for name, column in zip(self.names, values.T, strict=True):
-            of_number = _parts(column, DECILES)
-            groups.append(of_number.groups + len(names))
-            images.append(of_number.images)
-            names += [f"{name} {each}" if len(self.names) > 1 else each for each in of_number.names]
-        return Strata(names, np.concatenate(images), np.concatenate(groups))
+            tenths = _parts(column, DECILES)
+            names = [f"{name} {each}" for each in tenths.names] if len(self.names) > 1 else tenths.names
+            found.append(tenths._replace(names=names))
+        return found
 
     def trained(self, values: NDArray[np.float32]) -> "Numbers":
         """Return the numbers with mean and scale; raises UserError for one that is constant, or known nowhere."""
@@ -415,16 +408,15 @@ class Numbers:
     def covered(
         self, outputs: Matrix, values: NDArray[np.float32], levels: Sequence[Mapping[str, Any]]
     ) -> list[Covered]:
-        """Return the share of each image's known numbers that are within their intervals, and the mean width of these.
+        """Return whether each known number is within its interval, and the width of this.
 
         Of several numbers the width is in standard deviations.
         """
-        is_known, scale = ~np.isnan(values), np.array(self.scale) if len(self.names) > 1 else 1
-        found = []
+        scale, found = np.array(self.scale) if len(self.names) > 1 else 1, []
         for level in levels:
             low, high = np.moveaxis(self.region(outputs[:], level), 2, 0)
-            inside = (values >= low) & (values <= high)
-            found.append(Covered(inside.sum(axis=1) / is_known.sum(axis=1), ((high - low) / scale).mean(axis=1)))
+            inside = np.where(np.isnan(values), np.nan, (values >= low) & (values <= high))
+            found.append(Covered(inside, (high - low) / scale))
         return found
 
     def reliability(
@@ -434,17 +426,12 @@ class Numbers:
         fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
     ) -> dict[str, Any]:
         """Measure the mean absolute error and the mean error, in the number's unit, in each tenth of each number."""
-        errors, rows, begin = self.points(outputs) - values, list[dict[str, Any]](), 0
-        groups = self.breakdown(values)
-        for i, column in enumerate(values.T):
-            count = len(_parts(column, DECILES).names)
-            for place in range(begin, begin + count):
-                of_part = errors[groups.images[groups.groups == place], i]
-                if not len(of_part):  # equal numbers may leave a part empty
-                    continue
+        errors, rows = self.points(outputs) - values, list[dict[str, Any]]()
+        for number, column, tenths in zip(self.names, errors.T, self.breakdown(values), strict=True):
+            for i, name in enumerate(tenths.names):
+                of_part = column[tenths.images[tenths.groups == i]]
                 figures = {"mae": rounded(np.abs(of_part).mean()), "bias": rounded(of_part.mean())}
-                rows.append({"class": groups.names[place], "number": self.names[i], "pictures": len(of_part)} | figures)
-            begin += count
+                rows.append({"class": name, "number": number, "pictures": len(of_part)} | figures)
         return {"parts": rows}
 
     def shown(self, text: str) -> str:

@@ -129,9 +129,9 @@ class Covered(NamedTuple):
     """What a conformal level gives of images.
 
     Attributes:
-        share: of what is true that is in the image's set or intervals, (n,): bool, or float with NaN where there is
-            nothing to be found.
-        size: of the set, int64 (n,), or the width of the intervals, float64 (n,).
+        share: of what is true that is in the image's set, (n,), or in each of its intervals, (n, numbers): bool, or
+            float with NaN where there is nothing to be found.
+        size: of the set, int64 (n,), or the widths of the intervals, float64 (n, numbers).
     """
 
     share: NDArray[Any]
@@ -330,8 +330,8 @@ class Target(Protocol):
     def strata(self, values: Values) -> Strata:
         """Return what each split needs images of."""
 
-    def breakdown(self, values: Values) -> Strata:
-        """Return groups of images that figures are also computed of."""
+    def breakdown(self, values: Values) -> list[Strata]:
+        """Return groups of images that figures are also computed of, those of each number by themselves."""
 
     def trained(self, values: Values) -> "Target":
         """Return the target for these values of the training images; raises UserError if they can't be learned."""
