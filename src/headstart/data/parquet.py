@@ -43,7 +43,8 @@ class ParquetFiles(ArchiveSource):
         super().__init__(archives, split_folders)
         with self._open(self._names[0]) as file:
             targets = self._choose_columns(self._names[0], file.schema_arrow, dict(columns), target_columns)
-        self.reader = make_reader(targets)
+            self.reader = make_reader(targets)
+            self._check_targets(self._names[0], file.schema_arrow)
 
     def _items(self, name: str, split: Split | None) -> Iterator[SourceItem]:
         """Yield a file's images; raises UserError if it is damaged, or has other columns than the first."""
@@ -124,9 +125,13 @@ class ParquetFiles(ArchiveSource):
             if what in columns and not _is_plain(schema.field(columns[what]).type):
                 kind = schema.field(columns[what]).type
                 raise UserError(f"prepare.columns: {columns[what]} of {name} can't be the {what}: it holds {kind}")
-        for column in targets:
-            if _is_bytes(schema.field(column).type):
-                raise UserError(f"prepare.columns: {column} of {name} can't be the label: it holds bytes")
+
+    def _check_targets(self, name: str, schema: Any) -> None:
+        """Raise UserError where a column can't have the target."""
+        for column in self.reader.columns:
+            kind = schema.field(column).type
+            if _is_bytes(kind) or (self.reader.is_name and not _is_plain(kind)):
+                raise UserError(f"prepare.columns: {column} of {name} can't be the label: it holds {kind}")
 
     def _item(self, source: str, values: dict[str, Any], given: Any) -> SourceItem:
         cells = [self._named(source, column, values[column]) for column in self.reader.columns]

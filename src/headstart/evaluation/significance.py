@@ -122,7 +122,7 @@ def verdict(
     else:
         has, other_has = (_with_unit(models[each][name], measure) for each in (model, against))
         figures = (
-            f"{model} has {measure.name} {has} and {against} {other_has}, better by {difference:+.2g} "
+            f"{model} has {measure.name} {has} and {against} {other_has}, a gain of {difference:+.2g} "
             f"({level} {low:+.2g} to {high:+.2g}), {costs}"
         )
         variance = images * ((high - low) / 2 / _quantile()) ** 2
