@@ -11,10 +11,13 @@ from headstart import choose_backbone
 from headstart.choose_backbone import Candidate
 from headstart.config.completion import complete_params
 from headstart.config.loader import load_params
+from headstart.targets.classes import Classes
+from headstart.targets.number import Numbers
 from helpers.command import headstart
 from helpers.images import ROOT, SMALL_PROJECT, draw_brightness_classes
 
 LABELS = np.arange(400) % 3
+TARGET = Classes(["a", "b", "c"])
 
 
 @pytest.fixture
@@ -76,21 +79,34 @@ def candidate(name: str, margin: float, rate: float, *, wrong: int = 0) -> Candi
 def test_the_cheapest_that_is_not_clearly_worse_is_chosen() -> None:
     best, near = candidate("best", 4.0, 10.0, wrong=20), candidate("near", 4.0, 30.0, wrong=21)
     poor = candidate("poor", 4.0, 90.0, wrong=80)
-    chosen, table = choose_backbone.rank([poor, near, best], LABELS, None, best=False)
+    chosen, table = choose_backbone.rank([poor, near, best], LABELS, None, TARGET, best=False)
     assert chosen == "near"
     assert [line.split()[0] for line in table.splitlines()[1:4]] == ["best", "near", "poor"]
-    assert choose_backbone.rank([poor, near, best], LABELS, None, best=True)[0] == "best"
+    assert choose_backbone.rank([poor, near, best], LABELS, None, TARGET, best=True)[0] == "best"
 
 
 def test_how_sure_a_probe_is_does_not_count() -> None:
     """Ten times the logits are the same probe after its temperature."""
     sober = candidate("sober", 4.0, 1.0, wrong=20)
-    loud = sober._replace(name="loud", logits=10 * sober.logits, training_rate=2.0)
-    assert choose_backbone.rank([sober, loud], LABELS, None, best=False)[0] == "loud"
+    loud = sober._replace(name="loud", outputs=10 * sober.outputs, training_rate=2.0)
+    assert choose_backbone.rank([sober, loud], LABELS, None, TARGET, best=False)[0] == "loud"
 
 
 def test_where_no_step_could_be_timed_the_best_is_chosen_and_no_speed_claimed() -> None:
     best, near = candidate("best", 4.0, 0.0, wrong=20), candidate("near", 4.0, 0.0, wrong=21)
-    chosen, table = choose_backbone.rank([near, best], LABELS, None, best=False)
+    chosen, table = choose_backbone.rank([near, best], LABELS, None, TARGET, best=False)
     assert (chosen, table.splitlines()[-1]) == ("best", "best: the best probe")
     assert table.count("too slow") == 2
+
+
+def test_numbers_are_ranked_by_their_own_loss() -> None:
+    values = np.random.default_rng(0).normal(50, 10, (300, 1)).astype(np.float32)
+    target = Numbers(["age"], ["years"], [50.0], [10.0])
+    noise = np.random.default_rng(1).normal(size=(300, 1))
+    near, far = (
+        Candidate(name, 64, np.asarray((values - 50) / 10 + spread * noise, np.float32), 100.0, 10.0)
+        for name, spread in (("near", 0.1), ("far", 0.5))
+    )
+    chosen, table = choose_backbone.rank([far, near], values, None, target, best=False)
+    assert chosen == "near"
+    assert "MAE [years]" in table.splitlines()[0]

@@ -32,8 +32,7 @@ from headstart.models.head import Head
 from headstart.probe.logistic import linear_path
 from headstart.stages import features, prepare
 from headstart.stages.program import keep_memory
-from headstart.targets.classes import Classes
-from headstart.targets.likelihood import fit_temperature, negative_log_likelihood
+from headstart.targets.target import Target, Values, mean_loss
 from headstart.training.autotune import TooSlowError, affordable_size, seconds_a_step
 
 IMAGES_A_STEP = 8
@@ -46,14 +45,14 @@ class Candidate(NamedTuple):
     Attributes:
         name: as in ``backbone.name``.
         side: of its input, in pixels.
-        logits: of its probe for the validation images, float32 (n, classes).
+        outputs: of its probe for the validation images, float32 (n, outputs).
         features_rate: images a second whose features were computed, None where all were in the cache.
         training_rate: images a second by which all of it is trained, forward and backward; 0 where two take seconds.
     """
 
     name: str
     side: int
-    logits: NDArray[np.float32]
+    outputs: NDArray[np.float32]
     features_rate: float | None
     training_rate: float
 
@@ -62,7 +61,7 @@ def choose_backbone(file: Path, names: Sequence[str], sample: int, *, best: bool
     """Rank candidates on about ``sample`` images, write one into a ``params.yaml``, and yield what to tell the user.
 
     It is the one that trains fastest among those whose probe is not clearly worse than the best one, by a paired
-    bootstrap of the negative log-likelihood after temperature; with ``best``, the best one.
+    bootstrap of the loss after temperature; with ``best``, the best one.
 
     Args:
         file: the ``params.yaml``.
@@ -91,8 +90,8 @@ def choose_backbone(file: Path, names: Sequence[str], sample: int, *, best: bool
         if not found:
             raise UserError("choose-backbone: none of them can be used: `headstart backbones` lists what is here")
         with chdir(folder):
-            labels, groups = read_values("validation"), read_groups("validation")
-        winner, table = rank(found, labels, groups, best=best)
+            values, groups, target = read_values("validation"), read_groups("validation"), PreparedDataset.open().target
+        winner, table = rank(found, values, groups, target, best=best)
         yield table
         changes: dict[str, Any] = {"name": winner}
         if winner != params.backbone.name:  # args are of one backbone
@@ -119,13 +118,13 @@ def _measure(params: Params, sample: int) -> Candidate:
     """Compute a candidate's features, fit its probe and time its training, in the working directory."""
     prepare.prepare_images(params, ProcessGroup(), sample)
     features.run(params)
-    prepared, labels = PreparedDataset.open(), read_values("validation")
-    inputs = read_features(prepared.rows("validation"))
-    path = linear_path(read_features(prepared.rows("train")), read_values("train"), prepared.target, params.probe.l2)
+    prepared, values = PreparedDataset.open(), read_values("validation")
+    inputs, target = read_features(prepared.rows("validation")), prepared.target
+    path = linear_path(read_features(prepared.rows("train")), read_values("train"), target, params.probe.l2)
     heads = (Head(weight.astype(np.float32), bias.astype(np.float32), l2).logits(inputs) for l2, weight, bias in path)
-    logits = min(heads, key=lambda each: negative_log_likelihood(each, labels))
+    outputs = min(heads, key=lambda each: mean_loss(target, each, values))
 
-    model, device = channels_last(backbone_for(params.backbone, len(prepared.classes))), device_of(params.run)
+    model, device = channels_last(backbone_for(params.backbone, target.outputs)), device_of(params.run)
     bf16 = (device.type == "cuda",)
     try:
         images = affordable_size(copy.deepcopy(model), prepared.input, device, IMAGES_A_STEP, bf16)
@@ -133,31 +132,34 @@ def _measure(params: Params, sample: int) -> Candidate:
     except TooSlowError:
         images, seconds = 0, 1.0
     rate = read_json(report_of("features"))["images_per_second"]
-    return Candidate(params.backbone.name, prepared.input["input_size"][-1], logits, rate, images / seconds)
+    return Candidate(params.backbone.name, prepared.input["input_size"][-1], outputs, rate, images / seconds)
 
 
-def rank(found: list[Candidate], labels: NDArray[np.int64], groups: Groups | None, *, best: bool) -> tuple[str, str]:
+def rank(
+    found: list[Candidate], values: Values, groups: Groups | None, target: Target, *, best: bool
+) -> tuple[str, str]:
     """Return the chosen one's name, and the table with a sentence on the choice."""
-    nll = {
-        each.name: negative_log_likelihood(each.logits / fit_temperature(each.logits, labels), labels) for each in found
+    losses = {
+        each.name: float(target.refined_losses(each.outputs, values, target.fit(each.outputs, values)).mean())
+        for each in found
     }
-    found = sorted(found, key=lambda each: nll[each.name])
+    found = sorted(found, key=lambda each: losses[each.name])
     leader, eligible = found[0], []
-    target = Classes([""] * leader.logits.shape[1])
-    heading = ("name", "pixels", "accuracy", "NLL", "NLL above the first's", "features/s", "trained/s")
-    table = [heading]
+    (_, measure), loss = next(iter(target.measures.items())), target.words.short_loss
+    table = [("name", "pixels", measure.title, loss, f"{loss} above the first's", "features/s", "trained/s")]
     for each in found:
-        difference, (low, high) = nll_difference(leader.logits, each.logits, labels, groups, target)
+        difference, (low, high) = nll_difference(leader.outputs, each.outputs, values, groups, target)
         if low <= 0:
             eligible.append(each)
-        accuracy = float((each.logits.argmax(1) == labels).mean())
+        score = target.score(each.outputs, values)
+        shown = f"{score:.1%}" if measure.as_percent else f"{score:.3g}"
         above = "" if each is leader else f"{difference:.3f} ({low:.3f} to {high:.3f})"
         rate = "cached" if each.features_rate is None else f"{each.features_rate:.0f}"
         trained = f"{each.training_rate:.1f}" if each.training_rate else "too slow"
-        table.append((each.name, str(each.side), f"{accuracy:.1%}", f"{nll[each.name]:.3f}", above, rate, trained))
+        table.append((each.name, str(each.side), shown, f"{losses[each.name]:.3f}", above, rate, trained))
     chosen = leader if best else max(eligible, key=lambda each: each.training_rate)
     why = "the fastest to train whose probe is not clearly worse than the first's"
     if best or not chosen.training_rate:
         why = "the best probe"
-    about = f"probes on {len(labels)} validation images of a sample; NLL after temperature, with 95 % intervals"
+    about = f"probes on {len(values)} validation images of a sample; {loss} after temperature, with 95 % intervals"
     return chosen.name, f"{text_table(table)}\n{about}\n{chosen.name}: {why}"
