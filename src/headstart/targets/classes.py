@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,8 +13,10 @@ from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, constants, log_softmax, namespace
 from headstart.targets.cells import CellError
 from headstart.targets.conformal import LEVELS, checked_entry, entry, threshold
+from headstart.targets.named import Named
 from headstart.targets.reliability import ECE_BINS, Reliability
 from headstart.targets.target import (
+    FOCUS,
     MAX_RATIO,
     PLAIN,
     Answer,
@@ -27,7 +28,6 @@ from headstart.targets.target import (
     LossOptions,
     Measure,
     Mistake,
-    Strata,
     Words,
     percentage,
     rounded,
@@ -35,8 +35,6 @@ from headstart.targets.target import (
 from headstart.targets.temperature import checked_temperature
 
 METHODS = ("LAC", "APS")
-FOCUS = 2.0
-"""The exponent γ of the focal loss (Lin et al. 2017)."""
 
 
 class ClassesReader:
@@ -63,7 +61,7 @@ class ClassesReader:
 
 
 @dataclass(frozen=True)
-class Classes:
+class Classes(Named):
     """One of several classes; ``values`` are int64 (n,), from 0 in the order of the names.
 
     ``top_k``: within so many of the likeliest classes an image counts for the top-k accuracy.
@@ -173,46 +171,9 @@ class Classes:
         return replace(self, top_k=top_k)
 
     @property
-    def units(self) -> Sequence[str]:
-        """Classes have no units."""
-        return [""] * len(self.names)
-
-    @property
     def outputs(self) -> int:
         """A logit for each class."""
         return len(self.names)
-
-    def spec(self) -> dict[str, Any]:
-        """Return nothing: the names say it all."""
-        return {}
-
-    @cached_property
-    def _number(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.names)}
-
-    def encode(self, text: str) -> int:
-        """Return the number of a class, from 0."""
-        return self._number[text]
-
-    def values(self, texts: Iterable[str], count: int) -> NDArray[np.int64]:
-        """Return the values of images, int64 (n,)."""
-        return np.fromiter(map(self.encode, texts), np.int64, count)
-
-    def strata(self, values: NDArray[np.int64]) -> Strata:
-        """Return the images of each class."""
-        return Strata(self.names, np.arange(len(values)), values)
-
-    def breakdown(self, values: NDArray[np.int64]) -> list[Strata]:
-        """Return the images of each class."""
-        return [self.strata(values)]
-
-    def trained(self, values: NDArray[np.int64]) -> "Classes":  # noqa: ARG002  (``Strata`` has what is wrong with them)
-        """Return itself."""
-        return self
-
-    def with_loss(self, kind: LossKind) -> "Classes":  # noqa: ARG002  (all losses have the same outputs)
-        """Return itself."""
-        return self
 
     def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
         """Return the cross-entropy, with label smoothing (Szegedy et al. 2016), weights, or focused on hard images."""
@@ -260,19 +221,10 @@ class Classes:
         """Return the logarithm of each class's frequency."""
         return np.asarray(self.log_priors(values), np.float64)
 
-    def loss_weights(self, values: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return ``n / (classes · n_class)``, as scikit-learn's ``balanced``: the mean over the images is 1."""
-        counts = np.bincount(values, minlength=len(self.names))
-        return np.asarray(len(values) / (len(self.names) * np.maximum(counts, 1)), np.float32)
-
     def log_priors(self, values: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the logarithm of each class's frequency."""
         counts = np.bincount(values, minlength=len(self.names))
         return np.asarray(np.log(np.maximum(counts, 0.5) / len(values)), np.float32)
-
-    def rarities(self, values: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return one over the count of the image's class."""
-        return np.asarray(1 / np.bincount(values, minlength=len(self.names))[values], np.float64)
 
     def fit(self, outputs: Matrix, values: NDArray[np.int64]) -> dict[str, Any]:
         """Fit the temperature (Guo et al. 2017)."""

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, constants, mean_logits, namespace, sigmoid, softplus
 from headstart.targets.cells import NUMBER, CellError
 from headstart.targets.conformal import LEVELS, checked_entry, entry, threshold
+from headstart.targets.named import Named
 from headstart.targets.reliability import Reliability
 from headstart.targets.target import (
     MAX_RATIO,
@@ -78,7 +78,7 @@ class GradesReader:
 
 
 @dataclass(frozen=True)
-class Grades:
+class Grades(Named):
     """Ordered classes; ``values`` are int64 (n,), from 0.
 
     The head computes for each grade but the last the logit of being above it. Its rows of weights are equal, only the
@@ -161,55 +161,14 @@ class Grades:
         "none of its predictions.",
     )
 
-    def measure(self, name: str) -> Measure:
-        """Return one of the measures."""
-        return self.measures[name]
-
-    def ranked_within(self, top_k: int) -> "Grades":  # noqa: ARG002  (of classes)
-        """Return itself."""
-        return self
-
-    @property
-    def units(self) -> Sequence[str]:
-        """Grades have no units."""
-        return [""] * len(self.names)
-
     @property
     def outputs(self) -> int:
         """A logit for each grade but the last."""
         return len(self.names) - 1
 
-    def spec(self) -> dict[str, Any]:
-        """Return nothing: the names say it all."""
-        return {}
-
-    @cached_property
-    def _number(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.names)}
-
-    def encode(self, text: str) -> int:
-        """Return the number of a grade, from 0."""
-        return self._number[text]
-
-    def values(self, texts: Iterable[str], count: int) -> NDArray[np.int64]:
-        """Return the values of images, int64 (n,)."""
-        return np.fromiter(map(self.encode, texts), np.int64, count)
-
     def strata(self, values: NDArray[np.int64]) -> Strata:
         """Return the images of each grade."""
         return Strata(self.names, np.arange(len(values)), values, "grade")
-
-    def breakdown(self, values: NDArray[np.int64]) -> list[Strata]:
-        """Return the images of each grade."""
-        return [self.strata(values)]
-
-    def trained(self, values: NDArray[np.int64]) -> "Grades":  # noqa: ARG002  (``Strata`` has what is wrong with them)
-        """Return itself."""
-        return self
-
-    def with_loss(self, kind: LossKind) -> "Grades":  # noqa: ARG002  (all losses have the same outputs)
-        """Return itself."""
-        return self
 
     def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:
         """Return the sum of the binary cross-entropies of being above each grade but the last."""
@@ -244,19 +203,10 @@ class Grades:
         """Return the logits of the fractions above each grade but the last."""
         return np.asarray(self.log_priors(values), np.float64)
 
-    def loss_weights(self, values: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return ``n / (grades · n_grade)``: the mean over the images is 1."""
-        counts = np.bincount(values, minlength=len(self.names))
-        return np.asarray(len(values) / (len(self.names) * np.maximum(counts, 1)), np.float32)
-
     def log_priors(self, values: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the logits of the fractions above each grade but the last; half an image is added."""
         above = (values[:, None] > np.arange(self.outputs)).sum(axis=0)
         return np.asarray(np.log((above + 0.5) / (len(values) - above + 0.5)), np.float32)
-
-    def rarities(self, values: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return one over the count of the image's grade."""
-        return np.asarray(1 / np.bincount(values, minlength=len(self.names))[values], np.float64)
 
     def fit(self, outputs: Matrix, values: NDArray[np.int64]) -> dict[str, Any]:
         """Fit one temperature for all logits."""

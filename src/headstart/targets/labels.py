@@ -18,9 +18,11 @@ from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, known, mean_logits, namespace, sigmoid, softplus
 from headstart.targets.cells import CellError, read_flag
 from headstart.targets.conformal import LEVELS, checked_entry, entry
+from headstart.targets.named import Named
 from headstart.targets.ranking import Ranking
 from headstart.targets.reliability import Reliability
 from headstart.targets.target import (
+    FOCUS,
     MAX_RATIO,
     PLAIN,
     Answer,
@@ -38,8 +40,6 @@ from headstart.targets.target import (
 )
 from headstart.targets.temperature import best_temperatures, checked_temperature
 
-FOCUS = 2.0
-"""The exponent γ of the focal loss (Lin et al. 2017)."""
 POSITIVE_FOCUS, NEGATIVE_FOCUS, MARGIN = 1.0, 4.0, 0.05
 """Of the asymmetric loss (Ridnik et al. 2021): γ+, γ- and the probability below which an absent label costs nothing."""
 MOST_WEIGHT = 100.0
@@ -118,7 +118,7 @@ class LabelsReader:
 
 
 @dataclass(frozen=True)
-class Labels:
+class Labels(Named):
     """Any number of labels an image; ``values`` are float32 (n, labels): 1 if present, 0 if absent, NaN if unknown.
 
     The loss is Σ over the known labels of the binary cross-entropy, so that each label is a problem of its own.
@@ -212,31 +212,10 @@ class Labels:
         "confidence and no order of the images.",
     )
 
-    def measure(self, name: str) -> Measure:
-        """Return one of the measures."""
-        return self.measures[name]
-
-    def ranked_within(self, top_k: int) -> "Labels":  # noqa: ARG002  (of classes)
-        """Return itself."""
-        return self
-
-    @property
-    def units(self) -> Sequence[str]:
-        """Labels have no units."""
-        return [""] * len(self.names)
-
     @property
     def outputs(self) -> int:
         """A logit for each label."""
         return len(self.names)
-
-    def spec(self) -> dict[str, Any]:
-        """Return nothing: the names say it all."""
-        return {}
-
-    @cached_property
-    def _number(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.names)}
 
     def encode(self, text: str) -> NDArray[np.float32]:
         """Return a row of values from JSON: 1 for labels that are present, null for unknown ones, no others."""
@@ -257,10 +236,6 @@ class Labels:
         images, labels = np.nonzero(values == 1)
         return Strata(self.names, images, labels, "label")
 
-    def breakdown(self, values: NDArray[np.float32]) -> list[Strata]:
-        """Return the images of each label."""
-        return [self.strata(values)]
-
     def trained(self, values: NDArray[np.float32]) -> "Labels":
         """Return itself; raises UserError for a label that all training images have, or none, or that is unknown."""
         present, is_known = known(values)
@@ -273,10 +248,6 @@ class Labels:
             if wrong.any():
                 names = some(repr(name) for name, each in zip(self.names, wrong, strict=True) if each)
                 raise UserError(f"prepare: what {what} can't be learned: {names}; add images, or leave the label out")
-        return self
-
-    def with_loss(self, kind: LossKind) -> "Labels":  # noqa: ARG002  (all losses have the same outputs)
-        """Return itself."""
         return self
 
     def losses(self, outputs: Array, values: Array, options: LossOptions = PLAIN) -> Array:

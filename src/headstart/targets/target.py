@@ -48,6 +48,8 @@ class LossOptions:
 
 
 PLAIN = LossOptions()
+FOCUS = 2.0
+"""The exponent γ of the focal loss (Lin et al. 2017)."""
 
 
 class Measure(NamedTuple):
