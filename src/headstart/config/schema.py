@@ -13,6 +13,9 @@ from headstart.config.section import Auto, BelowOne, ConfigSection, Count, Fract
 
 SOURCES = r"^(digits|imagefolder(:\w+://.+)?|csv:.+|torchvision:\w+|(webdataset|parquet):.+|hf:[\w.-]+/[\w.@%/-]+)$"
 
+BandRanges = Annotated[
+    list[Annotated[list[float], Field(min_length=2, max_length=2)]], Field(min_length=1, max_length=32)
+]
 Section = TypeVar("Section", bound=ConfigSection)
 
 
@@ -76,6 +79,22 @@ class PrepareConfig(ConfigSection):
     """Of `parquet`, `hf` and `webdataset`: what is called otherwise than usual, such as {image: img, label:
     fine_label}: a column, a sample's file by its suffix, or a key of its JSON. null: found by type and name. Labels of
     other targets than classes are named by `target_columns`."""
+    channels: Auto | Literal["rgb"] | Annotated[int, Field(ge=1, le=32)] = "auto"
+    """What is kept of an image, docs/instruments.md:
+    - `rgb`: 8-bit colours, whatever the file holds
+    - a number: so many bands at their own depth, of 8 or 16 bits or as floating-point numbers
+    - `auto`: `rgb` where most images are 8-bit grey or colours, else the bands that most have; what was found is said
+    """
+    range: Auto | Annotated[list[float], Field(min_length=2, max_length=2)] | BandRanges = "auto"
+    """Of images kept at their own depth, the values that become 0 and 1 for the model; what lies beyond them does too.
+    One pair for all bands, such as [-160, 240] (a window of CT in Hounsfield units) or [0, 10000] (reflectances), or a
+    list of a pair for each band; auto: the 0.1 % and 99.9 % percentiles of each band over training images."""
+    planes: Literal["first", "max", "mean", "channels"] | None = None
+    """What becomes of a stack's planes (pages of a TIFF, frames of a DICOM file): the `first` alone, the `max` or
+    `mean` of them, or `channels`: a band for each. null: stacks are refused where images are kept at their depth."""
+    band_files: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)] | None = None
+    """For images whose bands are in several files: a pattern for each band, such as ["*_B02.tif", "*_B03.tif"], whose
+    `*` is the same for all files of an image; of `csv`: the columns with their paths. null: an image is one file."""
     on_bad_image: Literal["error", "skip"] = "error"
     """For files that cannot be read as images: `error` lists them and stops, `skip` lists them in the report."""
     max_pixels: Count = 178_956_970
@@ -94,6 +113,31 @@ class PrepareConfig(ConfigSection):
     - `jpeg`: a sixth of that or less, decoded at each use (quality 95, 4:4:4: off by 1.0 to 1.2 of 255 in RMS)
     - `auto`: `raw` where half of the free disk and half of the memory hold it; an existing store keeps its format
     """
+
+    @property
+    def range_pairs(self) -> list[list[float]]:
+        """The pairs of ``range``, one for all bands or one for each; none for ``auto``."""
+        if self.range == "auto":
+            return []
+        pairs = [each for each in self.range if isinstance(each, list)]
+        return pairs or [[each for each in self.range if not isinstance(each, list)]]
+
+    @model_validator(mode="after")
+    def _bands_agree(self) -> Self:
+        if self.range != "auto":
+            pairs = self.range_pairs
+            for low, high in pairs:
+                if not low < high:
+                    raise ValueError(f"range: [{low}, {high}]: the first must be below the second")
+            bands = self.channels if isinstance(self.channels, int) else len(pairs)
+            if len(pairs) not in (1, bands):
+                raise ValueError(
+                    f"range: {len(pairs)} pairs, but channels: {bands}: write one pair, or one for each band"
+                )
+        given = [key for key in ("range", "planes", "band_files") if getattr(self, key) not in ("auto", None)]
+        if self.channels == "rgb" and given:
+            raise ValueError(f"{given[0]}: is of images that keep their own depth, and channels is rgb")
+        return self
 
     @model_validator(mode="after")
     def _target_and_columns_agree(self) -> Self:
@@ -143,6 +187,10 @@ class BackboneConfig(ConfigSection):
     """Dropout before the classifier, timm's `drop_rate`."""
     drop_path_rate: BelowOne = 0.0
     """Stochastic depth, timm's `drop_path_rate`."""
+    rgb: Annotated[list[Annotated[int, Field(ge=1, le=32)]], Field(min_length=3, max_length=3)] | None = None
+    """Of images with other than three bands: which of them, counted from 1, are red, green and blue, such as [3, 2, 1].
+    They get the first layer's own weights and its mean and standard deviation, all others start at zero. null: timm
+    spreads its weights over all bands (one band: their sum)."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `timm.create_model`."""
     seed: Seed = 0

@@ -35,7 +35,17 @@ from headstart.stages.program import main
 from headstart.targets.target import Target
 from headstart.tracking.lineage import track_model
 
-SOURCE = ("source", "path", "columns", "target", "target_columns", "label_separator", "grades", "label_case")
+SOURCE = (
+    "source",
+    "path",
+    "columns",
+    "target",
+    "target_columns",
+    "label_separator",
+    "grades",
+    "label_case",
+    "band_files",
+)
 PARAMS = ("export", "backbone", *(f"prepare.{key}" for key in SOURCE))
 READS: tuple[str | Path, ...] = (
     paths.PREPARED,

@@ -33,7 +33,8 @@ from headstart.models.head import write_pretrained_head
 from headstart.probe.zero_shot import pretrained_head
 from headstart.stages.program import main
 
-PARAMS = ("backbone.name", "backbone.pretrained", "backbone.image_size", "backbone.args", "backbone.seed", "features")
+BACKBONE = ("name", "pretrained", "image_size", "args", "rgb", "seed")
+PARAMS = (*(f"backbone.{key}" for key in BACKBONE), "features")
 READS = (paths.PREPARED,)
 WRITES = (paths.FEATURES, paths.DUPLICATES, paths.FEATURE_LABEL_ERRORS)
 

@@ -7,7 +7,7 @@ reads:  prepare.path (digits and torchvision: the package, or the cache folder),
         so that only new images are decoded
 writes: data/prepared: the packed images and their index, manifest.csv, dataset.json
         reports/prepare.json, reports/prepare/odd_pictures.csv (tiny and blank ones, and ones whose values are odd)
-params: prepare, backbone.name, backbone.image_size, backbone.args (the other keys of backbone are checked, not used)
+params: prepare, backbone.name, backbone.image_size, backbone.args, backbone.rgb (the other keys are checked, not used)
 """
 
 import logging
@@ -77,7 +77,7 @@ from headstart.models.backbone_check import check_backbone, choose_side
 from headstart.stages.program import main
 from headstart.targets.target import Reader, Target, Values
 
-PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args")
+PARAMS = ("prepare", "backbone.name", "backbone.image_size", "backbone.args", "backbone.rgb")
 READS: tuple[str | Path, ...] = ("${prepare.path}",)
 WRITES: tuple[str | Path, ...] = (paths.PREPARED, paths.ODD_IMAGES)
 
