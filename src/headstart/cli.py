@@ -421,8 +421,9 @@ def resolve(params: Path) -> None:
 
     content, prepared = load_params(params), PreparedDataset.open()
     _, plan = starting_model(content.backbone, content.finetune, **prepared.training_size())
-    of_prepare = read_json(report_of("prepare"))["chosen"] if content.backbone.image_size == "auto" else ()
-    choices = [*(Choice(**choice) for choice in of_prepare), *plan.choices]
+    of_prepare = (Choice(**choice) for choice in read_json(report_of("prepare"))["chosen"])
+    auto = {"backbone.image_size": content.backbone.image_size, "prepare.channels": content.prepare.channels}
+    choices = [*(choice for choice in of_prepare if auto[choice.key] == "auto"), *plan.choices]
     for choice in choices:
         print(choice)
     chosen = overlay_of({choice.key: choice.value for choice in choices})

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from headstart.core.errors import UserError
 from headstart.core.io import read_json
@@ -17,6 +18,7 @@ from headstart.core.paths import PREPARED
 from headstart.core.storage import storage_message
 from headstart.data.manifest import manifest_column, sources_and_splits
 from headstart.data.shards import Shards, checksum, damaged, read_index, shard_path
+from headstart.images.bands import Bands, Pixels
 from headstart.targets.kinds import make_target
 from headstart.targets.target import Target, Values
 
@@ -24,7 +26,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 VALUES = "values.npy"
 """Float32 (n, …), of targets whose values are not one whole number an image, which the index has."""
-SPEC_KEYS = ("input", "train_side", "store", "pillow", "pixels_version")
+SPEC_KEYS = ("input", "train_side", "store", "layout", "pillow", "pixels_version")
 """What determines the stored bytes beside the images and their splits: packed images are reused if it is the same."""
 
 
@@ -37,13 +39,15 @@ class PreparedDataset:
     first reads it. Memory: about 50 bytes an image, most of them the memory-mapped index.
 
     ``target`` is what is learned of the images; ``spec`` is ``data.packing.store_spec``; ``sha256``, hex digits, is a
-    hash of the manifest, and so of the content hash, label and split of every image.
+    hash of the manifest, and so of the content hash, label and split of every image. ``bands`` say what pixels mean;
+    None: they are 8-bit RGB.
     """
 
     folder: Path
     target: Target
     spec: dict[str, Any]
     sha256: str
+    bands: Bands | None = None
 
     @classmethod
     def open(cls, folder: Path = PREPARED) -> "PreparedDataset":
@@ -58,9 +62,10 @@ class PreparedDataset:
         for name, crc32 in dataset["crc32"].items():
             if checksum(folder / name) != crc32:
                 raise damaged(folder / name, "is missing or damaged")
-        spec = {key: dataset[key] for key in SPEC_KEYS}
+        spec = {key: dataset[key] for key in SPEC_KEYS if key in dataset}
+        bands = Bands.of(dataset["bands"]) if "bands" in dataset else None
         target = make_target(dataset["target"]["kind"], dataset["classes"], dataset["target"]["spec"])
-        return cls(folder, target, spec, dataset["sha256"])
+        return cls(folder, target, spec, dataset["sha256"], bands)
 
     @property
     def classes(self) -> list[str]:
@@ -69,9 +74,11 @@ class PreparedDataset:
 
     @property
     def input(self) -> dict[str, Any]:
-        """The backbone's input: ``models.backbone.input_config``."""
+        """The backbone's input: ``models.backbone.input_config``; of images with bands their own, and the ``bands``."""
         config: dict[str, Any] = self.spec["input"]
-        return config
+        if self.bands is None:
+            return config
+        return config | {"mean": [*self.bands.mean], "std": [*self.bands.std], "bands": self.bands.record()}
 
     @cached_property
     def ids(self) -> NDArray[np.uint64]:
@@ -97,8 +104,16 @@ class PreparedDataset:
         with suppress(OSError, ValueError):
             self._shards.prefetch(rows.tolist())
 
-    def pixels(self, row: int) -> NDArray[np.uint8]:
-        """Return one image, uint8 (height, width, 3), read-only; raises UserError if it is damaged."""
+    def image(self, row: int) -> Image.Image:
+        """Return one image as people see it, RGB; raises UserError if it is damaged."""
+        pixels = self.pixels(row)
+        return Image.fromarray(pixels) if self.bands is None else self.bands.show(pixels)
+
+    def pixels(self, row: int) -> Pixels:
+        """Return one image (height, width, bands), uint8 RGB or as ``bands`` say, read-only.
+
+        Raises UserError if it is damaged.
+        """
         try:
             return self._shards.pixels(row)
         except (OSError, ValueError) as error:

@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from headstart.data.shards import ShardEntry
+from headstart.images.arrays import ArrayImage, ArrayInfo, describe_array, read_array
+from headstart.images.bands import PixelLayout, Pixels
 from headstart.images.decode import DEFAULT_LIMITS, ImageLimits, Note, decode, header_size, to_rgb
-from headstart.images.preprocess import INTERPOLATIONS
+from headstart.images.preprocess import INTERPOLATIONS, resize_bands
 
 # An image is reduced until its short side is this long, or up to twice as long, before it is hashed: a bit or two of
 # the 64 differ from the whole image's hash, in a quarter of the time.
@@ -68,11 +70,18 @@ class TrainingResize:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return the image itself if it is small enough."""
-        if self.side is None or min(image.size) <= self.side:
-            return image
-        longer = int(self.side * max(image.size) / min(image.size))
-        size = (self.side, longer) if image.width <= image.height else (longer, self.side)
-        return image.resize(size, INTERPOLATIONS[self.interpolation])
+        size = self._size(*image.size)
+        return image if size == image.size else image.resize(size, INTERPOLATIONS[self.interpolation])
+
+    def of_bands(self, pixels: Pixels) -> Pixels:
+        """Reduce pixels (height, width, bands) likewise."""
+        return resize_bands(pixels, self._size(pixels.shape[1], pixels.shape[0]), self.interpolation)
+
+    def _size(self, width: int, height: int) -> tuple[int, int]:
+        if self.side is None or min(width, height) <= self.side:
+            return width, height
+        longer = int(self.side * max(width, height) / min(width, height))
+        return (self.side, longer) if width <= height else (longer, self.side)
 
 
 def info_of(image: Image.Image) -> ImageInfo:
@@ -92,6 +101,18 @@ def content_sha256(content: bytes | LabelledImage) -> str:
 def to_image(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Return the RGB image of what a source returns; raises BadImageError."""
     return decode(content, limits) if isinstance(content, bytes) else to_rgb(content.image)
+
+
+def to_pixels(content: bytes | LabelledImage, layout: PixelLayout, limits: ImageLimits) -> ArrayImage:
+    """Return the pixels, with a note, of what a source returns; raises BadImageError where they have another layout."""
+    return read_array(content, layout, limits) if isinstance(content, bytes) else ArrayImage(np.asarray(content.image))
+
+
+def describe(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMITS) -> ArrayInfo:
+    """Return size and bands, a file's from its header where that has them; raises BadImageError."""
+    if isinstance(content, bytes):
+        return describe_array(content, limits)
+    return ArrayInfo(*content.image.size, 3, "uint8", 1, plain=True)
 
 
 def size_of(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:

@@ -25,6 +25,8 @@ from headstart.data.parallel import has_semaphores
 from headstart.data.transforms import evaluation_transform
 from headstart.distributed.process_group import ProcessGroup, cores_of_process
 from headstart.distributed.signals import SIGNALS
+from headstart.images.bands import Bands
+from headstart.images.preprocess import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -38,33 +40,45 @@ IN_USE = 3
 
 
 class Normalize(nn.Module):
-    """Turn uint8 pixels (n, height, width, 3) into a model's input, float32 (n, 3, height, width), channels_last."""
+    """Turn pixels (n, height, width, bands) into a model's input, float32 (n, bands, height, width), channels_last.
+
+    They are uint8 RGB, or with bands float32 in the units of the stored pixels.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        """Read ``mean`` and ``std``, for pixels in [0, 1], from timm's data config."""
+        """Read ``mean`` and ``std``, for pixels in [0, 1], and ``bands`` from ``PreparedDataset.input``."""
         super().__init__()
         # Not buffers: weight averaging would average, and so round, them too.
         self.mean, self.std = torch.tensor(config["mean"]), torch.tensor(config["std"])
+        constants = Bands.of(config["bands"]).constants() if "bands" in config else ()
+        self._bands = tuple(torch.from_numpy(each) for each in constants)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Normalize":  # noqa: FBT001, FBT002
         """Move to the module's device and dtype, as buffers would."""
         self.mean, self.std = fn(self.mean), fn(self.std)
+        self._bands = tuple(fn(each) for each in self._bands)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalize whole rows of pixels at once: on a CPU five times as fast as three channels at a time."""
+        if self._bands:
+            low, high, scale, shift = self._bands
+            within = pixels.to(scale.dtype).clamp(low, high)
+            return within.sub_(low).mul_(scale).add_(shift).permute(0, 3, 1, 2)
         factor, summand = (each.repeat(pixels.shape[2]) for each in (1 / (255 * self.std), -self.mean / self.std))
         rows = pixels.flatten(2).to(factor.dtype).mul_(factor).add_(summand)
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def evaluation_pixels(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Tensor:
-    """Read images after evaluation's resize and crop: uint8 (n, height, width, 3).
+    """Read images after evaluation's resize and crop: uint8 (n, height, width, 3), of bands float32 (n, ..., bands).
 
-    Training images are stored larger and are resized here, by torch's kernel: at most one level of 255 away from
+    Training images stored larger and are resized here, by torch's kernel: at most one level of 255 away from
     Pillow's, and eight times as fast. Then all are cropped as timm does.
     """
+    if prepared.bands is not None:
+        return _evaluation_bands(prepared, rows)
     resize, crop = evaluation_transform(prepared.input)
     _, height, width = prepared.input["input_size"]
     pixels = torch.empty(len(rows), height, width, 3, dtype=torch.uint8)
@@ -76,6 +90,18 @@ def evaluation_pixels(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Ten
             np.copyto(target.numpy(), stored)
         else:
             target.copy_(crop(torch.tensor(stored).permute(2, 0, 1)).permute(1, 2, 0))
+    return pixels
+
+
+def _evaluation_bands(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Tensor:
+    preprocessing = Preprocessing.of(prepared.input)
+    channels, height, width = prepared.input["input_size"]
+    pixels = torch.empty(len(rows), height, width, channels)
+    for target, row in zip(pixels.numpy(), rows, strict=True):
+        stored = prepared.pixels(int(row))
+        if prepared.splits[row] == SPLITS.index("train"):
+            stored = preprocessing.resized(stored)
+        np.copyto(target, preprocessing.crop(stored))
     return pixels
 
 

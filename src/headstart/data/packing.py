@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 from zlib import crc32
@@ -24,9 +24,11 @@ from headstart.data.image_info import (
     PackedImage,
     TrainingResize,
     content_sha256,
+    describe,
     info_of,
     size_of,
     to_image,
+    to_pixels,
 )
 from headstart.data.parallel import map_in_order
 from headstart.data.reuse import PackedRow, ReusableRows, packed_path, write_packed
@@ -35,7 +37,10 @@ from headstart.data.source_item import SourceItem
 from headstart.data.splits import NOT_GIVEN, TRAIN, assign_by_hash, group_number
 from headstart.distributed.claims import claim_tasks
 from headstart.distributed.process_group import ProcessGroup, cores_of_process
+from headstart.images.arrays import ArrayInfo
+from headstart.images.bands import PixelLayout, Pixels, preview
 from headstart.images.decode import DEFAULT_LIMITS, NOTE, BadImageError, ImageLimits
+from headstart.images.preprocess import Preprocessing
 
 SHARD_IMAGES = 1024
 FEWEST_SHARD_IMAGES = 64
@@ -52,10 +57,14 @@ PRELOAD = ("headstart.data.packing", "headstart.models.backbone", "headstart.dat
 logger = logging.getLogger(__name__)
 
 
-def store_spec(config: dict[str, Any], train_scale: float | None, store: Store) -> dict[str, Any]:
+def store_spec(
+    config: dict[str, Any], train_scale: float | None, store: Store, layout: PixelLayout | None = None
+) -> dict[str, Any]:
     """Return what determines the stored bytes beside the images and their splits: packed images are reused if equal."""
     side = None if train_scale is None else math.ceil(train_scale * max(config["input_size"][1:]))
     spec = {"input": config, "train_side": side, "store": store}
+    if layout is not None:
+        spec["layout"] = asdict(layout)
     return {**spec, "pillow": PIL.__version__, "pixels_version": PIXELS_VERSION}
 
 
@@ -72,6 +81,18 @@ class Resizes(NamedTuple):
         """
         resized = self.training(image) if for_training else self.evaluation(image)
         return max(image, self.evaluation(image), key=lambda each: each.height) if resized is image else resized
+
+
+class BandResizes(NamedTuple):
+    """Both resizes, of pixels with bands: ``evaluation`` needs no values to resize."""
+
+    training: TrainingResize
+    evaluation: Preprocessing
+
+    def apply(self, pixels: Pixels, *, for_training: bool) -> Pixels:
+        """Resize pixels (height, width, bands) as ``Resizes`` does images."""
+        resized = self.training.of_bands(pixels) if for_training else self.evaluation.resized(pixels)
+        return max(pixels, self.evaluation.resized(pixels), key=len) if resized is pixels else resized
 
 
 @dataclass(frozen=True)
@@ -107,14 +128,16 @@ class Packer:
     """Writes one shard per call; picklable, for other processes.
 
     ``read`` is ``Source.read``. ``fractions`` are those of ``fractions_to_draw``, to predict whether an image will be
-    trained on; empty once the splits are decided. ``workers`` are the processes of each rank, ``auto`` means one for
-    each of its cores.
+    trained on; empty once the splits are decided. ``layout`` is that of images with bands, which ``of_bands`` resizes;
+    None: they are RGB. ``workers`` are the processes of each rank, ``auto`` means one for each of its cores.
     """
 
     folder: Path
     lists: ShardLists
     read: Callable[[str], bytes | LabelledImage]
     resizes: Resizes
+    of_bands: BandResizes
+    layout: PixelLayout | None
     fractions: Mapping[int, float]
     store: Store
     reusable: ReusableRows
@@ -125,7 +148,7 @@ class Packer:
         """Write a shard and the list of its images, bad ones with their problems; return how many images it has."""
         items = self.lists.read(shard)
         with atomic_write(shard_path(self.folder, shard)) as temporary, temporary.open("xb") as file:
-            file.write(shard_header(self.store))
+            file.write(shard_header(self.store, self.layout))
             images = [self._pack(item, shard, file) for item in items]
             packed_path(self.folder, shard).unlink(missing_ok=True)  # first: it describes the old shard
         write_packed(self.folder, shard, images)
@@ -152,13 +175,20 @@ class Packer:
         return PackedImage(item.source, label, sha256, row.info, row.for_training, decoded, entry, note=row.note)
 
     def _decode(self, content: bytes | LabelledImage, *, for_training: bool) -> PackedRow:
-        image = to_image(content, self.limits)
-        note = image.info.get(NOTE)
-        resized = self.resizes.apply(image, for_training=for_training)
-        if max(resized.size) > LONGEST_SIDE:
+        resized: Image.Image | Pixels
+        if self.layout is None:
+            image = to_image(content, self.limits)
+            note = image.info.get(NOTE)
+            resized = self.resizes.apply(image, for_training=for_training)
+            width, height = resized.size
+        else:
+            pixels, note = to_pixels(content, self.layout, self.limits)
+            image = preview(pixels)
+            resized = self.of_bands.apply(pixels, for_training=for_training)
+            height, width, _ = resized.shape
+        if max(width, height) > LONGEST_SIDE:
             raise BadImageError(f"{image.width} x {image.height} pixels: too narrow to be stored: cut it into parts")
-        packed = pack_image(resized, self.store)
-        return PackedRow(packed, for_training, info_of(image), resized.height, resized.width, note)
+        return PackedRow(pack_image(resized, self.store), for_training, info_of(image), height, width, note)
 
 
 def pack_shards(packer: Packer, process_group: ProcessGroup) -> None:
@@ -188,6 +218,17 @@ def sizes_of(
     return sizes
 
 
+def infos_of(
+    sources: Iterable[str], read: Callable[[str], bytes | LabelledImage], limits: ImageLimits = DEFAULT_LIMITS
+) -> list[ArrayInfo]:
+    """Return what images are, in pixels and bands, most without decoding them; bad ones are left out."""
+    infos = []
+    for source in sources:
+        with suppress(BadImageError):
+            infos.append(describe(read(source), limits))
+    return infos
+
+
 @dataclass(frozen=True)
 class SizeEstimate:
     """An estimate of the store's size: the mean bytes of an image's pixels as stored for training and evaluation."""
@@ -200,12 +241,14 @@ class SizeEstimate:
         cls,
         sizes: Iterable[tuple[int, int]],
         resizes: Resizes,
+        layout: PixelLayout | None = None,
     ) -> "SizeEstimate":
         """Estimate from the sizes of a sample of images."""
+        pixel = 3.0 if layout is None else float(layout.channels * np.dtype(layout.dtype).itemsize)
         pixels = [[1.0, 1.0]]
         for size in sizes:
             blank = Image.new("L", size)
-            pixels.append([3.0 * math.prod(resizes.apply(blank, for_training=use).size) for use in (True, False)])
+            pixels.append([pixel * math.prod(resizes.apply(blank, for_training=use).size) for use in (True, False)])
         return cls(*np.mean(pixels[1:] or pixels, axis=0).tolist())
 
     def total(self, given: Mapping[int, int], drawn: float) -> float:

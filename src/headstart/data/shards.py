@@ -19,6 +19,7 @@ from PIL import Image
 
 from headstart.core.blocks import write_header
 from headstart.core.errors import UserError
+from headstart.images.bands import PixelLayout, Pixels
 
 Store = Literal["raw", "jpeg"]
 STORES: tuple[Store, ...] = get_args(Store)
@@ -67,8 +68,8 @@ class Shards:
     def _verified(self) -> NDArray[np.bool_]:
         return np.zeros(len(self.index), bool)
 
-    def pixels(self, row: int) -> NDArray[np.uint8]:
-        """Return an image, uint8 (height, width, 3), read-only; raises ValueError if it is damaged, or OSError."""
+    def pixels(self, row: int) -> Pixels:
+        """Return an image (height, width, bands), read-only; raises ValueError if it is damaged, or OSError."""
         _, offset, size, crc32, shard, _, height, width, _ = self.index[row].item()
         content, store, dtype, channels = self._map(shard)
         stored = np.frombuffer(content, np.uint8, size, offset)
@@ -77,8 +78,11 @@ class Shards:
                 raise ValueError("damaged")
             self._verified[row] = True
         if store == "raw":
-            return stored.view(dtype).reshape(height, width, channels)
-        return np.asarray(Image.open(io.BytesIO(stored.data)))
+            pixels = stored.view(dtype).reshape(height, width, -1)
+        else:
+            pixels = np.asarray(Image.open(io.BytesIO(stored.data))).reshape(height, width, -1)
+        # Of a grey image one channel is stored.
+        return pixels if pixels.shape[2] == channels else np.broadcast_to(pixels, (height, width, channels))
 
     def prefetch(self, rows: Iterable[int]) -> None:
         """Ask the kernel to read the images' bytes into its page cache, these alone and without waiting for them.
@@ -99,9 +103,10 @@ class Shards:
         return self._mapped[shard]
 
 
-def shard_header(store: Store) -> bytes:
-    """Return the first ``SHARD_HEADER`` bytes of a shard of RGB images."""
-    about = json.dumps({"headstart_shard": 1, "store": store, "dtype": "uint8", "channels": 3})
+def shard_header(store: Store, layout: PixelLayout | None = None) -> bytes:
+    """Return the first ``SHARD_HEADER`` bytes of a shard of images of a layout; None: RGB."""
+    depth, channels = ("uint8", 3) if layout is None else (layout.dtype, layout.channels)
+    about = json.dumps({"headstart_shard": 1, "store": store, "dtype": depth, "channels": channels})
     return about.ljust(SHARD_HEADER - 1).encode() + b"\n"
 
 
@@ -148,13 +153,18 @@ def write_array(path: Path, rows: Iterable[Any], dtype: np.dtype[Any], shape: tu
             file.write(np.asarray(row, dtype).tobytes())
 
 
-def pack_image(image: Image.Image, store: Store) -> bytes:
-    """Return the bytes that are stored of an RGB image.
+def pack_image(image: Image.Image | Pixels, store: Store) -> bytes:
+    """Return the bytes that are stored of an RGB image, one channel where it is grey, or of pixels with bands.
 
     A photograph's JPEG of quality 95 without chroma subsampling is 6 (224 px) to 8 times (336 px) smaller than its
     pixels, and its root mean square error is 1.0 to 1.2 of 255. With quality 92 and 4:2:0 it would be 10 to 13 times
     smaller, with an error of 1.4 to 1.6.
     """
+    if not isinstance(image, Image.Image):
+        return np.ascontiguousarray(image).tobytes()
+    red, *others = np.moveaxis(np.asarray(image), 2, 0)
+    if all(np.array_equal(red, other) for other in others):
+        image = image.getchannel(0)
     if store == "raw":
         return image.tobytes()
     file = io.BytesIO()

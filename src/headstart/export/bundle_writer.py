@@ -199,7 +199,8 @@ def check_config(folder: Path, model: nn.Module, prepared: PreparedDataset) -> N
     """
     target = read_target(folder)
     written = {**input_config(model), "label_names": [*target.names], "target": target.kind}
-    for key, value in {**prepared.input, "label_names": prepared.classes, "target": prepared.target.kind}.items():
+    timms = {key: value for key, value in prepared.input.items() if key != "bands"}
+    for key, value in {**timms, "label_names": prepared.classes, "target": prepared.target.kind}.items():
         if written.get(key) != value:
             raise UserError(
                 f"{folder / MODEL_CONFIG}: {key} is {written.get(key)}, but data/prepared has {value}; "

@@ -1,13 +1,12 @@
 """The parity check: an exported format computes what the trained model computes, on real images, or is not written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
@@ -15,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from headstart.config.schema import ExportConfig, RoundedConfig, RunConfig
 from headstart.core.errors import UserError
 from headstart.data.dataset import SPLITS, PreparedDataset, evenly, read_values
-from headstart.data.image_info import content_sha256, to_image
+from headstart.data.image_info import LabelledImage, content_sha256, to_image, to_pixels
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.manifest import manifest_rows, sources_and_splits
 from headstart.data.source_item import Source
@@ -23,6 +22,7 @@ from headstart.data.transforms import evaluation_transform
 from headstart.distributed.process_group import ProcessGroup
 from headstart.export.formats import ModelFunction
 from headstart.features.extract import run_inference
+from headstart.images.bands import Bands
 from headstart.images.decode import UNLIMITED, BadImageError
 from headstart.images.preprocess import Preprocessing
 from headstart.models.backbone import features_of, get_head
@@ -192,20 +192,15 @@ def compare_preprocessing(source: Source, prepared: PreparedDataset, rows: NDArr
         UserError: an image differs by more than ``PIXEL_TOLERANCE``, or its file was changed; the message names it.
     """
     exact = prepared.spec["store"] == "raw" and bool((prepared.splits[rows] != SPLITS.index("train")).all())
-    timms = create_transform(**prepared.input, is_training=False)
-    normalize, predicts = Normalize(prepared.input), Preprocessing.of(prepared.input)
-    resize, crop = evaluation_transform(prepared.input)
-    compared = set(rows.tolist())
+    ways = _ways_of_rgb(prepared) if prepared.bands is None else _ways_of_bands(prepared, prepared.bands)
+    normalize, compared = Normalize(prepared.input), set(rows.tolist())
     largest: dict[str, float] = dict.fromkeys(("ours", "predict", *(["stored"] if exact else [])), 0.0)
     for row, entry in enumerate(manifest_rows(prepared.folder)):
         if row not in compared:
             continue
-        image = _unchanged_image(source, entry)
-        expected = timms(image).numpy()
-        pixels = {"ours": crop(pil_to_tensor(resize(image))).permute(1, 2, 0)[None]}
+        expected, inputs = ways(_unchanged_content(source, entry))
         if exact:
-            pixels["stored"] = evaluation_pixels(prepared, np.array([row]))
-        inputs = {way: normalize(each)[0].numpy() for way, each in pixels.items()} | {"predict": predicts(image)}
+            inputs["stored"] = normalize(evaluation_pixels(prepared, np.array([row])))[0].numpy()
         for way, each in inputs.items():
             difference = float(np.abs(each - expected).max())
             if not difference <= PIXEL_TOLERANCE:
@@ -217,7 +212,40 @@ def compare_preprocessing(source: Source, prepared: PreparedDataset, rows: NDArr
     return {"pictures": len(rows), "stored": None, **largest}
 
 
-def _unchanged_image(source: Source, entry: dict[str, str]) -> Image.Image:
+Ways = Callable[[bytes | LabelledImage], tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]]
+"""From what a source returns to the model's input: as it must come out, and by each way that the project has."""
+
+
+def _ways_of_rgb(prepared: PreparedDataset) -> Ways:
+    timms = create_transform(**prepared.input, is_training=False)
+    normalize, predicts = Normalize(prepared.input), Preprocessing.of(prepared.input)
+    resize, crop = evaluation_transform(prepared.input)
+
+    def ways(content: bytes | LabelledImage) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+        image = to_image(content, UNLIMITED)
+        ours = normalize(crop(pil_to_tensor(resize(image))).permute(1, 2, 0)[None])[0].numpy()
+        return timms(image).numpy(), {"ours": ours, "predict": predicts(image)}
+
+    return ways
+
+
+def _ways_of_bands(prepared: PreparedDataset, bands: Bands) -> Ways:
+    """Compare with the definition, written out in float64: timm has no transform for such images."""
+    predicts, normalize = Preprocessing.of(prepared.input), Normalize(prepared.input)
+    low, high, mean, std = (np.array(each) for each in (bands.low, bands.high, bands.mean, bands.std))
+
+    def ways(content: bytes | LabelledImage) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+        pixels, _ = to_pixels(content, bands.layout, UNLIMITED)
+        cropped = predicts.crop(predicts.resized(pixels))
+        scaled = (np.clip(cropped.astype(np.float64), low, high) - low) / (high - low)
+        expected = ((scaled - mean) / std).transpose(2, 0, 1).astype(np.float32)
+        ours = normalize(torch.from_numpy(cropped.astype(np.float32))[None])[0].numpy()
+        return expected, {"ours": ours, "predict": predicts(pixels)}
+
+    return ways
+
+
+def _unchanged_content(source: Source, entry: dict[str, str]) -> bytes | LabelledImage:
     """Read an image from its source; raises UserError where it is another than the one that was prepared."""
     try:
         content = source.read(entry["source"])
@@ -225,4 +253,4 @@ def _unchanged_image(source: Source, entry: dict[str, str]) -> Image.Image:
         raise UserError(f"export: {entry['source']} can't be read any more: {error}. Run `dvc repro`") from error
     if content_sha256(content) != entry["sha256"]:
         raise UserError(f"export: {entry['source']} was changed since it was prepared: run `dvc repro`")
-    return to_image(content, UNLIMITED)
+    return content

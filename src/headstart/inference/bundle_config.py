@@ -5,9 +5,10 @@ A bundle may come from strangers; what is the target's, the target checks.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from headstart.core.json_value import JsonValue, parse_json
+from headstart.images.bands import DEPTHS, MAX_BANDS, PLANES, Bands, Depth, PixelLayout, Planes
 from headstart.images.preprocess import CROP_MODES, INTERPOLATIONS
 from headstart.targets.classes import Classes
 from headstart.targets.kinds import KINDS
@@ -28,7 +29,7 @@ class BundleConfig:
     model_args: dict[str, Any]  # further arguments of timm.create_model
     target: Target  # of the logits
     descriptions: dict[str, str]  # longer names of some classes
-    input: dict[str, Any]  # timm's data config, with ``input_size`` (3, height, width)
+    input: dict[str, Any]  # timm's data config, ``input_size`` (channels, height, width) in it, and perhaps ``bands``
     features: int  # the width of what the classifier reads
     fitted: dict[str, Any] | None  # what ``Target.fit`` returned of validation; None where nothing was fitted
     conformal: list[dict[str, Any]]  # what ``Target.conformal`` returned
@@ -81,19 +82,42 @@ def _target(label_names: JsonValue, about: JsonValue | None) -> Target:
     return target
 
 
+def _bands(value: JsonValue) -> Bands:
+    layout = value["layout"]
+    channels, planes = layout["channels"].integer(1, MAX_BANDS), layout.get("planes")
+    depth = cast("Depth", layout["dtype"].one_of(*DEPTHS))
+    wanted = cast("Planes", planes.one_of(*PLANES)) if planes else None
+    numbers = {
+        name: tuple(each.number(-1e38, 1e38) for each in value[name].list(channels, channels))
+        for name in ("low", "high", "mean", "std")
+    }
+    for low, high in zip(value["low"].list(channels, channels), value["high"].list(channels, channels), strict=True):
+        high.number(low.value + 1e-30, 1e38)
+    for each in value["std"].list(channels, channels):
+        each.number(1e-6, 1e6)
+    shown = tuple(each.integer(0, channels - 1) for each in value["shown"].list(1, 3))
+    if len(shown) == 2:
+        value["shown"].refuse("must name one band, or three")
+    return Bands(PixelLayout(channels, depth, wanted), **numbers, shown=shown)
+
+
 def _input(value: JsonValue) -> dict[str, Any]:
+    about = value.get("bands")
+    of_bands = {"bands": _bands(about).record()} if about else {}
+    bands = of_bands["bands"]["layout"]["channels"] if about else 3
     channels, height, width = value["input_size"].list(3, 3)
-    size = (channels.integer(3, 3), height.integer(1, MAX_SIDE), width.integer(1, MAX_SIDE))
+    size = (channels.integer(bands, bands), height.integer(1, MAX_SIDE), width.integer(1, MAX_SIDE))
     crop_pct = value["crop_pct"].number(1e-3, 1)
     if math.floor(max(size) / crop_pct) > MAX_SIDE:
         value["crop_pct"].refuse(f"asks for images of more than {MAX_SIDE} pixels a side before the crop")
     return {
         "input_size": size,
         "interpolation": value["interpolation"].one_of(*INTERPOLATIONS),
-        "mean": tuple(each.number(0, 1) for each in value["mean"].list(3, 3)),
-        "std": tuple(each.number(1e-6, 1e6) for each in value["std"].list(3, 3)),
+        "mean": tuple(each.number(0, 1) for each in value["mean"].list(bands, bands)),
+        "std": tuple(each.number(1e-6, 1e6) for each in value["std"].list(bands, bands)),
         "crop_pct": crop_pct,
         "crop_mode": value["crop_mode"].one_of(*CROP_MODES),
+        **of_bands,
     }
 
 

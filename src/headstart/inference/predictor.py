@@ -1,6 +1,7 @@
 """Images to predictions, by a bundle alone: one image, or many on all cores."""
 
 import itertools
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headstart.core.errors import UserError
+from headstart.images.arrays import read_array
 from headstart.images.decode import MAX_ASPECT_RATIO, BadImageError, ImageLimits, decode, to_upright_rgb
 from headstart.images.files import ImageFile, read_file, utf8_name
 from headstart.images.preprocess import Preprocessing
@@ -101,7 +103,7 @@ class Predictor:
         are in memory. Raises UserError where the model can't be run.
         """
         remaining = iter(images)
-        fitting = BATCH_BYTES // (12 * self.preprocessing.height * self.preprocessing.width)
+        fitting = BATCH_BYTES // (4 * math.prod(self.bundle.config.input["input_size"]))
         # The first batch is of one image, so that the first answer comes at once.
         batch_sizes = itertools.chain([1], itertools.repeat(max(1, min(BATCH_SIZE, fitting))))
         pending: deque[Future[list[Prediction]]] = deque()
@@ -122,21 +124,24 @@ class Predictor:
     many = predict_many  # its former name
 
     def prepare(self, image: ImageInput) -> NDArray[np.float32]:
-        """Read an image and return it as the model's input, float32 (3, height, width); raises BadImageError."""
+        """Read an image and return it as the model's input, float32 (bands, height, width); raises BadImageError."""
+        bands = self.preprocessing.bands
         if isinstance(image, ImageFile):
             if image.problem:
                 raise BadImageError(image.problem)
             image = image.path
         try:
             if isinstance(image, Image.Image):
-                return self.preprocessing(to_upright_rgb(image))
+                return self.preprocessing(to_upright_rgb(image))  # TODO bands
             content = image if isinstance(image, bytes) else read_file(Path(image))
+            if bands is not None:
+                return self.preprocessing(read_array(content, bands.layout, self._limits).pixels)
             return self.preprocessing(decode(content, self._limits))
         except MemoryError:
             raise BadImageError("there is not enough memory to decode it") from None
 
     def predict(self, inputs: NDArray[np.float32]) -> list[Prediction]:
-        """Run the model on prepared images, float32 (n, 3, height, width).
+        """Run the model on prepared images, float32 (n, bands, height, width).
 
         Where the outputs are no finite numbers, the prediction has an ``error``; raises UserError where none come.
         """

@@ -170,7 +170,7 @@ class Thumbnails:
             raise UserError(f"{REPORTS} names image {row} and data/prepared has no such row: run `dvc repro`")
         if row in self.made:
             return self.made[row]._replace(uri=None)
-        image = Image.fromarray(self.prepared.pixels(row))
+        image = self.prepared.image(row)
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         self.made[row] = Thumbnail(row, *image.size, data_uri(image, "WEBP", quality=75))
         return self.made[row]

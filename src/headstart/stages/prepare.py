@@ -12,7 +12,7 @@ params: prepare, backbone.name, backbone.image_size, backbone.args, backbone.rgb
 
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -30,16 +30,19 @@ from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import write_json, write_report
 from headstart.core.problems import SHOWN, count_kinds, list_problems
+from headstart.data.band_statistics import Found, measure_bands
 from headstart.data.dataset import SPLITS, VALUES
 from headstart.data.image_info import PackedImage, TrainingResize
 from headstart.data.index import Catalog
 from headstart.data.manifest import write_manifest
 from headstart.data.packing import (
+    BandResizes,
     Packer,
     Resizes,
     ShardLists,
     SizeEstimate,
     choose_store,
+    infos_of,
     pack_shards,
     sizes_of,
     store_spec,
@@ -51,7 +54,7 @@ from headstart.data.reuse import (
     read_packed,
     resumable_store,
 )
-from headstart.data.shards import STORES, checksum, write_array, write_index
+from headstart.data.shards import STORES, Shards, checksum, read_index, write_array, write_index
 from headstart.data.source_item import Source
 from headstart.data.sources import open_source
 from headstart.data.splits import (
@@ -71,7 +74,9 @@ from headstart.data_checks.tables import check_images, class_imbalance
 from headstart.distributed.connect import connect
 from headstart.distributed.heartbeat import watch_heartbeats
 from headstart.distributed.process_group import ProcessGroup
+from headstart.images.arrays import choose_layout
 from headstart.images.decode import ImageLimits
+from headstart.images.preprocess import Preprocessing
 from headstart.models.backbone import LOCAL_DIR, input_config_by_name
 from headstart.models.backbone_check import check_backbone, choose_side
 from headstart.stages.program import main
@@ -143,7 +148,16 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
             raise UserError("prepare: images were changed while they were read: run it again")
         if notes := catalog.notes():
             write_json(folder / NOTES_PATH, {content: note for _, content, note in notes})
-        written = _write_dataset(folder, source, catalog, spec, target=target, values=values, splits=splits)
+        written = _write_dataset(
+            folder,
+            source,
+            catalog,
+            spec,
+            target=target,
+            values=values,
+            splits=splits,
+            bands=partial(_bands, params, spec, packer),
+        )
     figures |= {"store": spec["store"], "train_side": spec["train_side"], "bytes": sum(written)}
     figures["seconds"] = round(time.perf_counter() - began, 1)
     _log_summary(target, counts, figures, bad)
@@ -164,8 +178,12 @@ def _write_dataset(
     target: Target,
     values: Values,
     splits: NDArray[np.int8],
+    bands: Callable[[Shards, NDArray[np.int64]], dict[str, Any]] = lambda *_: {},
 ) -> list[int]:
-    """Write the tables beside the shards; return the shards' sizes in bytes."""
+    """Write the tables beside the shards; return the shards' sizes in bytes.
+
+    ``bands`` returns what is to be noted of the pixels, given the shards and the rows of training images.
+    """
     sha256 = write_manifest(folder, source.metadata_columns, catalog.manifest(splits), len(splits))
     are_numbers = values.dtype == np.int64
     write_index(folder, catalog.index_rows(values if are_numbers else repeat(0, len(values)), splits), len(splits))
@@ -174,9 +192,25 @@ def _write_dataset(
         write_array(folder / VALUES, values, values.dtype, values.shape)
     sizes = [path.stat().st_size for path in sorted(folder.glob("pixels-*.bin"))]
     about = {"classes": [*target.names], "target": {"kind": target.kind, "spec": target.spec()}}
+    about |= bands(Shards(folder, read_index(folder)), np.flatnonzero(splits == TRAIN))
     dataset = {"pictures": len(splits), **about, **spec, "shard_bytes": sizes, "sha256": sha256}
     write_json(folder / "dataset.json", dataset | {"crc32": {name: checksum(folder / name) for name in tables}})
     return sizes
+
+
+def _bands(
+    params: Params, spec: dict[str, Any], packer: Packer, shards: Shards, rows: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Return what is noted of images with bands: what was found, and what their values mean; log it."""
+    if packer.layout is None:
+        return {}
+    ranges, own = params.prepare.range_pairs, (spec["input"]["mean"], spec["input"]["std"])
+    found = Found.of(shards, rows)
+    bands = measure_bands(found, packer.layout, ranges, rgb=params.backbone.rgb, own=own)
+    line, pairs = found.describe(packer.layout), dict.fromkeys(zip(bands.low, bands.high, strict=True))
+    ends = ", ".join(f"{low:g} to {high:g}" for low, high in pairs)
+    logger.info("%s; as 0 to 1 for the model: %s (prepare.range: %s)", line, ends, params.prepare.range)
+    return {"found": line, "bands": bands.record()}
 
 
 def _packed(packer: Packer) -> Iterator[PackedImage]:
@@ -222,27 +256,45 @@ def _plan(
     """Return the store's spec, the packer of all images, and what ``auto`` stood for."""
     prepare, given = params.prepare, catalog.given_counts()
     limits = ImageLimits(prepare.max_pixels, prepare.max_aspect_ratio)
-    sizes = sizes_of(catalog.sample(SAMPLE), source.read, limits)
-    config, choices = _input_config(params.backbone, sizes)
-    spec = store_spec(config, prepare.train_scale, "raw")
-    resizes = Resizes(TrainingResize(spec["train_side"], config["interpolation"]), evaluation_transform(config)[0])
+    sample = catalog.sample(SAMPLE)
+    if prepare.channels == "rgb":
+        layout, sizes = None, sizes_of(sample, source.read, limits)
+    else:
+        infos = infos_of(sample, source.read, limits)
+        sizes = [(info.width, info.height) for info in infos]
+        layout = choose_layout(infos, prepare.channels, prepare.planes)
+    config, choices = _input_config(params.backbone, sizes, 3 if layout is None else layout.channels)
+    if layout is not None:
+        if prepare.store == "jpeg":
+            raise UserError(f"prepare.store: jpeg keeps 8-bit RGB alone, and the images have {layout}: write auto")
+        if prepare.channels == "auto":
+            choices.append(Choice("prepare.channels", layout.channels, f"most images have {layout}"))
+            logger.info("%s", choices[-1])
+    spec = store_spec(config, prepare.train_scale, "raw", layout)
+    training = TrainingResize(spec["train_side"], config["interpolation"])
+    resizes = Resizes(training, evaluation_transform(config)[0])
+    of_bands = BandResizes(training, Preprocessing.of(config))
     fractions = fractions_to_draw(given, **prepare.split.model_dump())
-    estimate = SizeEstimate.of(sizes, resizes)
+    estimate = SizeEstimate.of(sizes, resizes, layout)
     size = estimate.total(given, sum(fractions.values()))
+    wanted = prepare.store if layout is None else "raw"
     reusable = (kind for kind in STORES if has_reusable_store(folder, paths.PREPARED, spec | {"store": kind}))
-    spec["store"] = store = choose_store(prepare.store, size, folder, previous=next(reusable, None))
+    spec["store"] = store = choose_store(wanted, size, folder, previous=next(reusable, None))
     shards = catalog.shards(estimate.shard_images(store, catalog.count()))
     lists = ShardLists.write(folder / "work" / "lists.jsonl", shards)
     rows = index_reusable_rows(folder, paths.PREPARED, spec)
     workers = 0 if source.in_memory else params.run.workers
-    return spec, Packer(folder, lists, source.read, resizes, fractions, store, rows, limits, workers), choices
+    how = (resizes, of_bands, layout, fractions, store)
+    return spec, Packer(folder, lists, source.read, *how, rows, limits, workers), choices
 
 
-def _input_config(backbone: BackboneConfig, sizes: list[tuple[int, int]]) -> tuple[dict[str, Any], list[Choice]]:
+def _input_config(
+    backbone: BackboneConfig, sizes: list[tuple[int, int]], channels: int
+) -> tuple[dict[str, Any], list[Choice]]:
     """Return the backbone's ``input_config`` for images of which a sample has these sizes, and what ``auto`` was."""
     is_auto, shorter_side = backbone.image_size == "auto", int(np.median([min(size) for size in sizes or [(0, 0)]]))
     side = choose_side(backbone.name, backbone.args, shorter_side) if is_auto and sizes else backbone.fixed_size
-    config = input_config_by_name(backbone.name, side, backbone.args)
+    config = input_config_by_name(backbone.name, side, backbone.args, channels=channels, rgb=backbone.rgb)
     _, height, width = config["input_size"]
     if not is_auto or height != width:
         return config, []

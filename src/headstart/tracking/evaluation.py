@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from headstart.config.schema import RunConfig
 from headstart.core.io import table_rows
@@ -68,7 +67,7 @@ def _mistakes_table(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Any:
 
     table = wandb.Table(columns=["picture", "source", "label", "predicted", "badness", "note"])
     for row, source, mistake in heapq.nlargest(MAX_MISTAKES, wrong(), key=lambda each: each[2].badness):
-        image = Image.fromarray(prepared.pixels(row))
+        image = prepared.image(row)
         image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
         table.add_data(wandb.Image(image), source, mistake.label, mistake.predicted, mistake.badness, mistake.note)
     return table
