@@ -62,6 +62,12 @@ def _npy() -> bytes:
     return file.getvalue()
 
 
+def _npz() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, np.zeros(9))
+    return file.getvalue()
+
+
 def _zip() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -75,6 +81,8 @@ UNREADABLE_IMAGES: dict[str, tuple[bytes, str]] = {
     "a.jxl": (b"\xff\x0a" + bytes(range(100)), "JPEG XL"),
     "b.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(50), "JPEG XL"),
     "slice": (bytes(128) + b"DICM\x02\0\0\0UL", "DICOM"),
+    "a.npy": (_npy(), "NumPy array"),
+    "a.npz": (_npz(), "NumPy archive"),
     "a.cr2": (b"II*\0\x10\0\0\0CR\x02\0" + bytes(200), "camera raw (Canon CR2)"),
     "a.cr3": (_box(b"ftyp", b"crx \0\0\0\1crx isom"), "camera raw (Canon CR3)"),
     "a.nef": (tiff(PREVIEW, photometric=2, tags={254: [1], 271: b"NIKON CORPORATION\0"}), "camera raw (NIKON CORP"),
@@ -117,7 +125,6 @@ NO_IMAGES: dict[str, tuple[bytes, str]] = {
     "a.mov": (_box(b"ftyp", b"qt  \0\0\0\0qt  "), "video"),
     "a.nii": (struct.pack("<i", 348).ljust(344, b"\0") + b"n+1\0", "NIfTI"),
     "a.h5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5 or netCDF"),
-    "a.npy": (_npy(), "NumPy array"),
     "a.mat": (b"MATLAB 7.3 MAT-file, Platform: GLNXA64", "MATLAB file"),
     "a.nd2": (b"\xda\xce\xbe\x0a" + bytes(50), "Nikon ND2"),
     "a.icloud": (b"bplist00\xd3\1\2", "iCloud placeholder or other property list"),

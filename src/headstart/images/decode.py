@@ -54,11 +54,15 @@ class ImageLimits:
     max_aspect_ratio: float = MAX_ASPECT_RATIO
     heic: bool = True
 
+    @property
+    def most_pixels(self) -> int:
+        """The most pixels as a number."""
+        return 2 * (Image.MAX_IMAGE_PIXELS or 2**62) if self.max_pixels is None else self.max_pixels
+
     def check(self, width: int, height: int) -> None:
         """Raise BadImageError for an image of more pixels, or a narrower one."""
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 2**62) if self.max_pixels is None else self.max_pixels
-        if width * height > most:
-            raise BadImageError(_too_large(f"{width} x {height} pixels are more than {most}"))
+        if width * height > self.most_pixels:
+            raise BadImageError(too_large(f"{width} x {height} pixels are more than {self.most_pixels}"))
         if max(width, height) > self.max_aspect_ratio * min(width, height):
             raise BadImageError(
                 f"{width} x {height} pixels: longer than {self.max_aspect_ratio:g} times its width: if that is right, "
@@ -122,10 +126,9 @@ def decode(content: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
 
     What should be said of its pixels is in its ``info``, as the ``Note`` of the key ``NOTE``.
     """
-    with _bad_image_errors(content, limits):
-        image = _open(content, limits)
-        # Whether a band has 16 bits, of which Pillow keeps 8 where there are several bands.
-        deep = bool(image.tile) and any(way in str(image.tile[0][3]) for way in (";16", ", 65535"))
+    with bad_image_errors(content, limits):
+        image = open_image(content, limits)
+        deep = is_deep(image)
         image.load()
         note = _note(image, deep=deep)
         ImageOps.exif_transpose(image, in_place=True)
@@ -137,23 +140,24 @@ def decode(content: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:
     """Convert an image that Pillow has opened to RGB, upright by its EXIF orientation; raises BadImageError."""
-    with _bad_image_errors(b"", DEFAULT_LIMITS):
+    with bad_image_errors(b"", DEFAULT_LIMITS):
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
 
 
 def header_size(content: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Return width and height from a file's header, without the EXIF orientation; raises BadImageError."""
-    with _bad_image_errors(content, limits):
-        return _open(content, limits).size
+    with bad_image_errors(content, limits):
+        return open_image(content, limits).size
 
 
-def _too_large(what: str) -> str:
+def too_large(what: str) -> str:
+    """Return the reason of an image that is too large, with what to do."""
     return f"{what}: a decompression bomb, or raise prepare.max_pixels, for predict and serve --max-pixels"
 
 
 @contextmanager
-def _bad_image_errors(content: bytes, limits: ImageLimits) -> Iterator[None]:
+def bad_image_errors(content: bytes, limits: ImageLimits) -> Iterator[None]:
     """Turn Pillow's exceptions into BadImageError with a reason."""
     try:
         with _PILLOW_SETTINGS(limits.max_pixels):
@@ -161,7 +165,7 @@ def _bad_image_errors(content: bytes, limits: ImageLimits) -> Iterator[None]:
     except BadImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise BadImageError(_too_large(str(error).partition(", could be")[0])) from None
+        raise BadImageError(too_large(str(error).partition(", could be")[0])) from None
     except Exception as error:  # noqa: BLE001  (Pillow's decoders raise anything from OSError to IndexError)
         raise BadImageError(_reason(content, error)) from None
 
@@ -184,7 +188,7 @@ def _reason(content: bytes, error: Exception) -> str:
     return f"{name}, but {unreadable}: damaged, or a rare variant" if name else unreadable
 
 
-def _open(content: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
+def open_image(content: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     """Read the header; raises BadImageError if it already rules the image out."""
     if not content:
         raise BadImageError("the file is empty")
@@ -215,10 +219,15 @@ def _open_heic(content: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     return image
 
 
+def is_deep(image: ImageFile.ImageFile) -> bool:
+    """Return whether an opened image's band has 16 bits, of which Pillow keeps 8 where there are several bands."""
+    return bool(image.tile) and any(way in str(image.tile[0][3]) for way in (";16", ", 65535"))
+
+
 def _note(image: Image.Image, *, deep: bool) -> Note | None:
     """Look at an opened image's values; ``deep``: each band had 16 bits. Raises BadImageError for a wrong last band."""
     bands, tags = image.getbands(), getattr(image, "tag_v2", {})
-    if bands[-1] == "A" and not _is_mask(image):
+    if bands[-1] == "A" and not is_mask(image):
         if tags:
             raise BadImageError(
                 "its last band is no transparency, though the file says or implies it (infrared?): save the bands that "
@@ -237,7 +246,7 @@ def _note(image: Image.Image, *, deep: bool) -> Note | None:
     return None
 
 
-def _is_mask(image: Image.Image) -> bool:
+def is_mask(image: Image.Image) -> bool:
     """Whether an image's last band may be transparency: large areas of one value, or smooth, or it hides nothing."""
     band = image.getchannel("A")
     counts, values = band.histogram(), np.asarray(band)

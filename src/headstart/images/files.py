@@ -22,6 +22,7 @@ STREAMS = (":zone.identifier", ":encryptable")
 """Ends of the names of files that copying from Windows makes of what it notes beside a file."""
 # Files with these are images, even where their content is not: it should be one. Others are judged by their content.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"}
+IMAGE_SUFFIXES |= {".dcm", ".dicom", ".npy", ".npz"}
 IMAGE_SUFFIXES |= {".jpe", ".jfif", ".heic", ".heif", ".tga", ".im", ".pcd"}  # the last three have no signature
 LARGEST_FILE = 2**30
 SPECIAL_FILES = {

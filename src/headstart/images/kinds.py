@@ -38,13 +38,25 @@ _TEXT = Kind("text", _REFETCH)
 _ARCHIVE, _AUDIO = Kind("archive", "unpack it"), Kind("audio", _REMOVE)
 _VIDEO = Kind("video", "save its frames as JPEG")
 
+_DEPTH = "prepare.channels: auto, or their number, keeps its bands at their own depth"
+
+DICOM = Kind("DICOM", _DEPTH, is_image=True)
+NUMPY_ARCHIVE = Kind("NumPy archive", _DEPTH, is_image=True)
 HEIC = Kind("HEIC", _CONVERT, is_image=True)
 
 # The place of the signature, the signature, the kind. The first that matches decides.
 _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"\xff\x0a", Kind("JPEG XL", _CONVERT, is_image=True)),
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", Kind("JPEG XL", _CONVERT, is_image=True)),
-    (128, b"DICM", Kind("DICOM", "save its pixels as 8-bit PNG, with the window that doctors use", is_image=True)),
+    (128, b"DICM", DICOM),
+    # Without the preamble: the first element, in either way of writing it.
+    *((0, group + element + vr, DICOM) for group, element, vr in (
+        (b"\x02\0", b"\0\0", b"UL"), (b"\x02\0", b"\0\0", b"\x04\0"), (b"\x02\0", b"\x01\0", b"OB"),
+        (b"\x02\0", b"\x02\0", b"UI"), (b"\x02\0", b"\x10\0", b"UI"), (b"\x08\0", b"\0\0", b"UL"),
+        (b"\x08\0", b"\0\0", b"\x04\0\0\0"), (b"\x08\0", b"\x01\0", b"UL"), (b"\x08\0", b"\x05\0", b"CS"),
+        (b"\x08\0", b"\x05\0", b"\x0a\0\0\0"), (b"\x08\0", b"\x08\0", b"CS"), (b"\x08\0", b"\x16\0", b"UI"),
+        (b"\x08\0", b"\x16\0", b"\x1a\0\0\0"), (b"\x08\0", b"\x18\0", b"UI"),
+    )),
     (8, b"CR\x02", Kind("camera raw (Canon CR2)", _RAW, is_image=True)),
     (0, b"FUJIFILMCCD-RAW", Kind("camera raw (Fujifilm RAF)", _RAW, is_image=True)),
     *((0, start, Kind("camera raw (Olympus ORF)", _RAW, is_image=True)) for start in (b"IIRO", b"IIRS", b"MMOR")),
@@ -76,7 +88,7 @@ _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
     *((0, b"CDF" + bytes([version]), Kind("netCDF", _ARRAY)) for version in (1, 2, 5)),
     (0, b"GRIB", Kind("GRIB", _ARRAY)),
     (0, b"BUFR", Kind("BUFR", _ARRAY)),
-    (0, b"\x93NUMPY", Kind("NumPy array", _ARRAY)),
+    (0, b"\x93NUMPY", Kind("NumPy array", _DEPTH, is_image=True)),
     (0, b"MATLAB ", Kind("MATLAB file", _ARRAY)),
     (344, b"n+1\0", Kind("NIfTI", _ARRAY)),
     (344, b"ni1\0", Kind("NIfTI", _ARRAY)),
@@ -122,6 +134,8 @@ def recognise(content: bytes) -> Kind | None:
     head = content[:HEAD_BYTES]
     if head[4:8] == b"ftyp":
         return _of_media(head)
+    if head.startswith(b"PK\x03\x04") and head[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy"):
+        return NUMPY_ARCHIVE
     for at, signature, kind in _SIGNATURES:
         if head.startswith(signature, at):
             return kind
