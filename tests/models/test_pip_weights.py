@@ -73,7 +73,7 @@ def test_they_pass_the_check_before_the_work(side: int | None) -> None:
 
 @pytest.mark.usefixtures("package")
 def test_a_new_head_and_other_channels(weights: dict[str, Tensor]) -> None:
-    model = build(num_classes=5, args={"in_chans": 1})
+    model = build(num_classes=5, in_chans=1)
     assert get_head(model).out_features == 5
     torch.testing.assert_close(model.state_dict()["conv_stem.weight"], weights["conv_stem.weight"].sum(1, keepdim=True))
 

@@ -6,7 +6,7 @@ The head is timm's own classifier; features are its inputs (of MobileNetV3, 1,02
 import difflib
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from json import JSONDecodeError
@@ -27,6 +27,7 @@ from headstart.core.errors import UserError
 from headstart.core.paths import MODEL_CONFIG
 from headstart.models import pip_weights
 from headstart.models.head import Head
+from headstart.models.stem import channels_of, check_rgb, copy_weights, describe_channels, stem_layers
 
 BUNDLED = "bundled"
 LOCAL_DIR = "local-dir:"  # timm's prefix of a backbone that is a folder
@@ -47,14 +48,50 @@ def create_backbone(
     args: dict[str, Any],
     seed: int = 0,
     num_classes: int | None = None,
+    in_chans: int = 3,
+    rgb: Sequence[int] | None = None,
 ) -> nn.Module:
-    """Create the timm model of ``params.yaml``; with ``num_classes`` it gets a new head of zeros.
+    """Create the timm model of ``params.yaml`` for images of ``in_chans`` bands.
 
-    Without pretrained weights they are initialized from ``seed``; torch's global generator keeps its state.
+    With ``num_classes`` it gets a new head of zeros. Without pretrained weights they are initialized from ``seed``;
+    torch's global generator keeps its state. Weights for other channels are spread over the bands, or those of red,
+    green and blue are taken for the bands of ``rgb``, counted from 1, and 0 for all others; see ``models.stem``.
 
     Raises UserError: no such model, arguments that it does not accept, weights that can't be fetched, a checkpoint that
-    can't be loaded, or a classifier that is not one linear layer.
+    can't be loaded, a first layer that can't be adapted, or a classifier that is not one linear layer.
     """
+    if "in_chans" in args:
+        raise UserError(
+            f"backbone.args.in_chans: {args['in_chans']!r}: remove it, since prepare.channels says what images have"
+        )
+    with torch.random.fork_rng(), _user_errors(name):
+        model = _build(name, pretrained=pretrained, image_size=image_size, args=args, seed=seed)
+        if rgb is not None:
+            check_rgb(rgb, in_chans, channels_of(model))
+        if rgb is not None or in_chans != channels_of(model):
+            has_weights = pretrained or "checkpoint_path" in args
+            empty = {key: value for key, value in args.items() if key != "checkpoint_path"} | {"in_chans": in_chans}
+            try:
+                adapted = _build(name, pretrained=False, image_size=image_size, args=empty, seed=seed)
+                describe_channels(adapted, in_chans, rgb)
+                if has_weights:
+                    copy_weights(model, adapted, rgb)
+            except (*TIMM_ERRORS, TypeError) as error:
+                raise UserError(
+                    f"backbone.name: {name}: its first layer can't be made for images of {in_chans} channels "
+                    f"({reason_of(error)}): choose another model, or other prepare.channels"
+                ) from error
+            model = adapted
+        if num_classes is not None:
+            model.reset_classifier(num_classes)  # type: ignore[operator]
+            head = get_head(model)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+    return model
+
+
+def _build(name: str, *, pretrained: bool, image_size: int | None, args: dict[str, Any], seed: int) -> nn.Module:
+    """Build a model by timm for an image size, for as many channels as its weights, or for ``args["in_chans"]``."""
 
     def create(**size: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -68,17 +105,11 @@ def create_backbone(
             _load_checkpoint(model, checkpoint)
         return model
 
-    with torch.random.fork_rng(), _user_errors(name):
-        model = create()
-        if image_size is not None and hasattr(model, "set_input_size"):
-            model.set_input_size(img_size=image_size)  # type: ignore[operator]
-        elif image_size is not None and _is_fixed_to_another(model, image_size):
-            model = create(img_size=image_size)
-        if num_classes is not None:
-            model.reset_classifier(num_classes)  # type: ignore[operator]
-            head = get_head(model)
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+    model = create()
+    if image_size is not None and hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=image_size)  # type: ignore[operator]
+    elif image_size is not None and _is_fixed_to_another(model, image_size):
+        model = create(img_size=image_size)
     return model
 
 
@@ -171,7 +202,7 @@ def head_name(model: nn.Module) -> str:
 
 
 def features_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Compute the inputs of the head, (batch, width), of images (batch, 3, height, width)."""
+    """Compute the inputs of the head, (batch, width), of images (batch, channels, height, width)."""
     maps = model.forward_features(inputs)  # type: ignore[operator]
     features: Tensor = model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
     return features
@@ -180,19 +211,25 @@ def features_of(model: nn.Module, inputs: Tensor) -> Tensor:
 def input_config(model: nn.Module, image_size: int | None = None) -> dict[str, Any]:
     """Return timm's data config of a model, which determines the evaluation transform, as plain JSON values.
 
-    They are ``input_size`` [3, height, width], ``interpolation``, ``mean``, ``std``, ``crop_pct`` and ``crop_mode``.
+    They are ``input_size`` [channels, height, width], ``interpolation``, ``mean`` and ``std``, which have a number for
+    each channel, ``crop_pct`` and ``crop_mode``.
     """
-    config: dict[str, Any] = resolve_data_config({"img_size": image_size}, model=model)  # type: ignore[no-untyped-call]
+    args = {"img_size": image_size, "in_chans": channels_of(model)}
+    config: dict[str, Any] = resolve_data_config(args, model=model)  # type: ignore[no-untyped-call]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
 
 
-def input_config_by_name(name: str, image_size: int | None, args: dict[str, Any]) -> dict[str, Any]:
+def input_config_by_name(
+    name: str, image_size: int | None, args: dict[str, Any], in_chans: int = 3, rgb: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Return ``input_config`` of the model that ``create_backbone`` would create.
 
-    Neither weights are loaded nor memory allocated; of a hub's model only the config is fetched.
+    Neither weights are loaded nor memory allocated; of a hub's model only the config is fetched. Of images with other
+    channels than the weights ``mean`` and ``std`` are the weights' own only for the bands of ``rgb``; the others have
+    their average, in the place of what only the images tell.
     """
     with torch.device("meta"):
-        model = create_backbone(name, pretrained=False, image_size=None, args=args)
+        model = create_backbone(name, pretrained=False, image_size=None, args=args, in_chans=in_chans, rgb=rgb)
     return input_config(model, image_size)
 
 
@@ -203,8 +240,9 @@ def channels_last(model: nn.Module) -> nn.Module:
     channels_last their backward pass crashes on CPUs without AVX-512 (torch 2.15).
     """
     model = model.to(memory_format=torch.channels_last)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.kernel_size == (1, 1) != module.stride:
+    for name in stem_layers(model):
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) != module.stride:
             module.to(memory_format=torch.contiguous_format)
             module.register_forward_pre_hook(_contiguous)
     return model
@@ -275,8 +313,8 @@ def freeze_(model: nn.Module, *, statistics: bool) -> None:
             module.eval()
 
 
-def backbone_for(backbone: BackboneConfig, classes: int) -> nn.Module:
-    """Create the backbone of ``params.yaml`` with a head of zeros."""
+def backbone_for(backbone: BackboneConfig, classes: int, in_chans: int = 3) -> nn.Module:
+    """Create the backbone of ``params.yaml`` for images of ``in_chans`` bands, with a head of zeros."""
     # Only if they are not 0: not every timm model accepts them.
     rates = {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(backbone, name))}
     return create_backbone(
@@ -286,6 +324,8 @@ def backbone_for(backbone: BackboneConfig, classes: int) -> nn.Module:
         args=backbone.args | rates,
         seed=backbone.seed,
         num_classes=classes,
+        in_chans=in_chans,
+        rgb=backbone.rgb,
     )
 
 
