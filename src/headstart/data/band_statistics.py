@@ -74,9 +74,7 @@ def measure_bands(
         UserError: there are neither one pair nor as many as bands, or no such band.
     """
     if len(ranges) not in (0, 1, layout.channels):
-        raise UserError(
-            f"prepare.range: {len(ranges)} pairs, and the images have {layout}: write one pair, or one each"
-        )
+        raise UserError(f"prepare.range: {len(ranges)} pairs, but the images have {layout}: write one, or one for each")
     if rgb and max(rgb) > layout.channels:
         raise UserError(f"backbone.rgb: {max(rgb)}: the images have {layout}, counted from 1")
     if ranges:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from headstart.data.shards import ShardEntry
-from headstart.images.arrays import ArrayImage, ArrayInfo, describe_array, read_array
+from headstart.images.arrays import ArrayImage, ArrayInfo, describe_array, fitted, read_array
 from headstart.images.bands import PixelLayout, Pixels
 from headstart.images.decode import DEFAULT_LIMITS, ImageLimits, Note, decode, header_size, to_rgb
 from headstart.images.preprocess import INTERPOLATIONS, resize_bands
@@ -105,14 +105,17 @@ def to_image(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMIT
 
 def to_pixels(content: bytes | LabelledImage, layout: PixelLayout, limits: ImageLimits) -> ArrayImage:
     """Return the pixels, with a note, of what a source returns; raises BadImageError where they have another layout."""
-    return read_array(content, layout, limits) if isinstance(content, bytes) else ArrayImage(np.asarray(content.image))
+    if isinstance(content, LabelledImage):
+        return ArrayImage(fitted(np.atleast_3d(np.asarray(content.image)), layout))
+    return read_array(content, layout, limits)
 
 
 def describe(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMITS) -> ArrayInfo:
     """Return size and bands, a file's from its header where that has them; raises BadImageError."""
-    if isinstance(content, bytes):
-        return describe_array(content, limits)
-    return ArrayInfo(*content.image.size, 3, "uint8", 1, plain=True)
+    if isinstance(content, LabelledImage):
+        bands = len(content.image.getbands())
+        return ArrayInfo(*content.image.size, bands, "uint8", 1, plain=True)
+    return describe_array(content, limits)
 
 
 def size_of(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:

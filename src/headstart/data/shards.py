@@ -96,9 +96,10 @@ class Shards:
 
     def _map(self, shard: int) -> MappedShard:
         if shard not in self._mapped:
-            with shard_path(self.folder, shard).open("rb") as file:
+            with shard_path(self.folder, shard).open("rb", buffering=0) as file:
+                # Not from the mapping: a first look there reads up to the disk's whole read-ahead, often megabytes.
+                about = json.loads(file.read(SHARD_HEADER))
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            about = json.loads(content[:SHARD_HEADER])
             self._mapped[shard] = MappedShard(content, about["store"], np.dtype(about["dtype"]), about["channels"])
         return self._mapped[shard]
 

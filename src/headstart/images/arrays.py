@@ -122,7 +122,7 @@ def read_array(content: Content, layout: PixelLayout | None = None, limits: Imag
         kind = np.dtype(_common([depth_of(each.pixels.dtype) for each in parts]))
         pixels = np.concatenate([each.pixels.astype(kind) for each in parts], axis=2)
         image = ArrayImage(pixels, next((each.note for each in parts if each.note), None))
-    pixels = _fitted(image.pixels, layout) if layout else image.pixels
+    pixels = fitted(image.pixels, layout) if layout else image.pixels
     return ArrayImage(np.ascontiguousarray(pixels), image.note)
 
 
@@ -325,7 +325,7 @@ def _filled(values: NDArray[Any], invalid: NDArray[np.bool_] | None) -> NDArray[
     return values
 
 
-def _fitted(pixels: Pixels, layout: PixelLayout) -> Pixels:
+def fitted(pixels: Pixels, layout: PixelLayout) -> Pixels:
     """Return pixels in a set's layout; raises BadImageError where that would change them.
 
     8 bits are never mixed with more: what 255 means would be unknown.

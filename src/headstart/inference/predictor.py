@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headstart.core.errors import UserError
-from headstart.images.arrays import read_array
+from headstart.images.arrays import fitted, read_array
 from headstart.images.decode import MAX_ASPECT_RATIO, BadImageError, ImageLimits, decode, to_upright_rgb
 from headstart.images.files import ImageFile, read_file, utf8_name
 from headstart.images.preprocess import Preprocessing
@@ -132,7 +132,9 @@ class Predictor:
             image = image.path
         try:
             if isinstance(image, Image.Image):
-                return self.preprocessing(to_upright_rgb(image))  # TODO bands
+                if bands is not None:
+                    return self.preprocessing(fitted(np.atleast_3d(np.asarray(image)), bands.layout))
+                return self.preprocessing(to_upright_rgb(image))
             content = image if isinstance(image, bytes) else read_file(Path(image))
             if bands is not None:
                 return self.preprocessing(read_array(content, bands.layout, self._limits).pixels)

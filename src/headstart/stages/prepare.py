@@ -294,7 +294,7 @@ def _input_config(
     """Return the backbone's ``input_config`` for images of which a sample has these sizes, and what ``auto`` was."""
     is_auto, shorter_side = backbone.image_size == "auto", int(np.median([min(size) for size in sizes or [(0, 0)]]))
     side = choose_side(backbone.name, backbone.args, shorter_side) if is_auto and sizes else backbone.fixed_size
-    config = input_config_by_name(backbone.name, side, backbone.args, channels=channels, rgb=backbone.rgb)
+    config = input_config_by_name(backbone.name, side, backbone.args, channels, backbone.rgb)
     _, height, width = config["input_size"]
     if not is_auto or height != width:
         return config, []
