@@ -26,6 +26,10 @@ class LabelledImage(NamedTuple):
     label: str
 
 
+SourceContent = bytes | tuple[bytes, ...] | LabelledImage
+"""What a source returns for an image: the bytes of its file, those of several files with its bands, or itself."""
+
+
 class ImageInfo(NamedTuple):
     """Size and appearance of an image, after its EXIF orientation and before any resize.
 
@@ -90,11 +94,16 @@ def info_of(image: Image.Image) -> ImageInfo:
     return ImageInfo(*image.size, str(imagehash.phash(grey)), round(float(np.asarray(grey).std()), 2))
 
 
-def content_sha256(content: bytes | LabelledImage) -> str:
-    """Hash what a source returns for an image, the file's bytes, or the mode, size and pixels; return hex digits."""
+def content_sha256(content: SourceContent) -> str:
+    """Hash what a source returns for an image, the file's bytes, or the mode, size and pixels; return hex digits.
+
+    Of several files, the hashes of each are hashed in their order.
+    """
     if isinstance(content, LabelledImage):
         image = content.image
-        content = f"{image.mode} {image.size}".encode() + image.tobytes()
+        return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
+    if not isinstance(content, bytes):
+        content = b"".join(hashlib.sha256(each).digest() for each in content)
     return hashlib.sha256(content).hexdigest()
 
 

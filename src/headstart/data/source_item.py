@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from headstart.data.dataset import Split
-from headstart.data.image_info import LabelledImage
 from headstart.targets.target import Reader
 
 
@@ -50,5 +49,5 @@ class Source(Protocol):
     def images(self) -> Iterator[SourceItem]:
         """Yield the images in any order, without reading them; raises UserError."""
 
-    def read(self, source: str) -> bytes | LabelledImage:
-        """Read one image; raises BadImageError."""
+    def read(self, source: str) -> Any:
+        """Read one image, which is a ``SourceContent``; raises BadImageError."""

@@ -28,6 +28,7 @@ from headstart.core.paths import cache_folder
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
 from headstart.data.archives import Archives
+from headstart.data.band_files import BandFiles, join_names, read_each, split_names
 from headstart.data.dataset import SPLITS, Split
 from headstart.data.image_info import LabelledImage
 from headstart.data.manifest import MANIFEST_COLUMNS
@@ -68,7 +69,7 @@ class FileSource(Source):
             raise UserError(f"prepare.path: {root} is not a folder: put your images there, or name another folder")
         self.root, self.reader = root, reader
 
-    def read(self, source: str) -> bytes:
+    def read(self, source: str) -> bytes | tuple[bytes, ...]:
         """Return a file's bytes; raises BadImageError if it is not a regular file. Pipes and devices are not opened."""
         return read_file(self.root / source)
 
@@ -343,9 +344,17 @@ class CsvTable(FileSource):
     """
 
     def __init__(
-        self, root: Path, name: str, make_reader: MakeReader = ClassesReader, target_columns: Sequence[str] = ("label",)
+        self,
+        root: Path,
+        name: str,
+        make_reader: MakeReader = ClassesReader,
+        target_columns: Sequence[str] = ("label",),
+        band_columns: Sequence[str] = (),
     ) -> None:
-        """Read the header; raises UserError if the file or a column is missing."""
+        """Read the header; raises UserError if the file or a column is missing.
+
+        ``band_columns`` have the paths of the files with an image's bands, instead of ``path`` that of its one file.
+        """
         super().__init__(root, make_reader(target_columns))
         self._paths, self._watched = FolderPaths(root), WatchedFiles(root)
         inside = self._paths.inside(name)
@@ -355,13 +364,16 @@ class CsvTable(FileSource):
         header = [name.strip() for name in next(self._file.lines(), (0, []))[1]]
         self.header = [name.casefold() if name.casefold() in TABLE_COLUMNS else name for name in header]
         lower = [name.casefold() for name in header]
-        if named := [name for name in PATH_COLUMNS if name in lower]:
+        named = [name for name in PATH_COLUMNS if name in lower and not band_columns]
+        if named:
             self.header[lower.index(named[0])] = "path"
         if twice := [column for column, count in Counter(filter(None, self.header)).items() if count > 1]:
             raise UserError(f"{self.path}: two columns have one name, {twice[0]}: rename one of them")
         columns = [find_column(column, self.header) for column in target_columns]
+        self._path_columns = [find_column(column, self.header) or "" for column in band_columns] or ["path"]
         missing = [
-            *(() if named else ("path",)),
+            *(() if named or band_columns else ("path",)),
+            *(c for c, found in zip(band_columns, self._path_columns, strict=False) if not found),
             *(c for c, found in zip(target_columns, columns, strict=True) if not found),
         ]
         self.reader = make_reader([column for column in columns if column])
@@ -371,7 +383,7 @@ class CsvTable(FileSource):
                 f"{self.path}: no column {' and no column '.join(missing)} (the columns are {names}): the first line "
                 f"must name the columns, as in {','.join(['path', *target_columns])}"
             )
-        taken = {"path", "split", "group", *self.reader.columns, ""}
+        taken = {*self._path_columns, "split", "group", *self.reader.columns, ""}
         self.metadata_columns = [column for column in self.header if column not in taken]
         clash = [column for column in self.metadata_columns if column in MANIFEST_COLUMNS]
         if clash:
@@ -421,12 +433,11 @@ class CsvTable(FileSource):
             )
 
     def _item(self, row: dict[str, str], where: str) -> SourceItem:
-        for column in ("path", "split", "group", *self.reader.columns):
+        for column in (*self._path_columns, "split", "group", *self.reader.columns):
             if BREAKS.search(row.get(column, "")):
                 raise UserError(f"{where}: a line break or a NUL byte in the {column}: is a quote not closed there?")
-        path, group, problem, label = row["path"], normalize_label(row.get("group", "")), None, None
-        if not path.strip():
-            raise UserError(f"{where}: the path is empty")
+        group, problem, label = normalize_label(row.get("group", "")), None, None
+        sources, missing = self._sources(row, where)
         try:
             label = self.reader.read([row[column] for column in self.reader.columns])
         except CellError as error:
@@ -434,25 +445,47 @@ class CsvTable(FileSource):
         split = split_of(row.get("split", ""))
         if row.get("split", "").strip() and split is None:
             raise UserError(f"{where}: unknown split {row['split']!r}; known: {', '.join(SPLITS)}")
-        source, is_there = self._locate(path)
-        if source is None:
-            advice = "write it relative to that folder, and move the image or prepare.path"
-            raise UserError(f"{where}: {path} is not inside {self.root}, the folder that DVC watches: {advice}")
-        if is_there and not is_url(source) and self._paths.is_folder(source):
-            raise UserError(f"{where}: {path} is a folder: the column path must name files")
-        if not is_url(source):
-            self._watched.check(source)
         metadata = tuple(row[column] for column in self.metadata_columns)
-        problem = problem or (None if is_there else NO_FILE)
-        return SourceItem(source, label, split, group or None, metadata, problem)
+        if missing and not problem:
+            problem = NO_FILE if len(missing) == len(sources) else f"{NO_FILE}: {some(missing)}"
+        name = sources[0] if self._path_columns == ["path"] else join_names(sources)
+        return SourceItem(name, label, split, group or None, metadata, problem)
+
+    def _sources(self, row: dict[str, str], where: str) -> tuple[list[str], list[str]]:
+        """Return the sources of a row's files, and which of them are not there; raises UserError."""
+        sources, missing = list[str](), list[str]()
+        for column in self._path_columns:
+            path = row[column]
+            if not path.strip():
+                raise UserError(f"{where}: the {column} is empty")
+            source, is_there = self._locate(path)
+            if source is None:
+                advice = "write it relative to that folder, and move the image or prepare.path"
+                raise UserError(f"{where}: {path} is not inside {self.root}, the folder that DVC watches: {advice}")
+            if is_there and not is_url(source) and self._paths.is_folder(source):
+                raise UserError(f"{where}: {path} is a folder: the column {column} must name files")
+            if not is_url(source):
+                self._watched.check(source)
+            sources.append(source)
+            if not is_there:
+                missing.append(source)
+        return sources, missing
 
     def _locate(self, path: str) -> tuple[str | None, bool]:
         """Return a row's source, None if it is outside the folder, and whether it is there; of a URL reading tells."""
         return (path.strip(), True) if is_url(path.strip()) else self._paths.locate(path)
 
-    def read(self, source: str) -> bytes:
-        """Return a file's bytes, also behind a URL; raises BadImageError, and UserError for a network that fails."""
-        return read_remote(source) if is_url(source) else super().read(source)
+    def read(self, source: str) -> bytes | tuple[bytes, ...]:
+        """Return a file's bytes, also behind a URL; raises BadImageError, and UserError for a network that fails.
+
+        Of an image with several files, return those of each.
+        """
+        if self._path_columns == ["path"]:
+            return self._read_file(source)
+        return read_each(split_names(source), self._read_file)
+
+    def _read_file(self, source: str) -> bytes:
+        return read_remote(source) if is_url(source) else read_file(self.root / source)
 
     @property
     def lock(self) -> Path:
@@ -461,9 +494,9 @@ class CsvTable(FileSource):
 
     def list_remote(self) -> list[RemoteFile]:
         """Return what lies behind the URLs of the table, none if it has none; raises UserError."""
-        column = self.header.index("path")
-        values = (values[column].strip() for _, values in self._file.lines() if len(values) > column)
-        return list_files(filter(is_url, values))
+        columns = [self.header.index(column) for column in self._path_columns]
+        rows = (values for _, values in self._file.lines() if len(values) > max(columns))
+        return list_files(filter(is_url, (values[column].strip() for values in rows for column in columns)))
 
     def _check_lock(self) -> None:
         if self.lock.exists():
@@ -593,17 +626,19 @@ def open_source(prepare: PrepareConfig, run: RunConfig, split_folders: Mapping[s
     reader = make_reader(target_columns)
     if columns and kind not in {"webdataset", "parquet", "hf"}:
         raise UserError(f"prepare.columns: {kind} has no columns to be named: set null")
+    if prepare.band_files and kind not in {"csv", "imagefolder"}:
+        raise UserError(f"prepare.band_files: the images of {kind} are one file each: set null")
     match kind:
         case "digits":
             return Digits(reader)
         case "torchvision":
             return Torchvision(name, cache_folder(run.cache) / "torchvision", reader)
         case "csv":
-            return CsvTable(path, name, make_reader, target_columns)
-        case "imagefolder" if name:
-            return RemoteImageFolder(path, prepare.source, split_folders, reader)
+            return CsvTable(path, name, make_reader, target_columns, prepare.band_files or ())
         case "imagefolder":
-            return ImageFolder(path, split_folders, reader)
+            remote = partial(RemoteImageFolder, path, prepare.source)
+            folder = (remote if name else partial(ImageFolder, path))(split_folders, reader)
+            return BandFiles(folder, prepare.band_files) if prepare.band_files else folder
     archives, cache = _archives(prepare), cache_folder(run.cache) / "archives"
     of_table: dict[str, Any] = {"columns": columns, "target_columns": prepare.target_columns}
     of_table |= {"make_reader": make_reader, "split_folders": split_folders}
@@ -632,7 +667,8 @@ def lock_source(prepare: PrepareConfig) -> str:
     lock = Path(prepare.path)
     source: Archives | RemoteImageFolder | CsvTable
     if kind == "csv":
-        source = CsvTable(lock, name, partial(reader_for, prepare), prepare.target_columns or ["label"])
+        columns = prepare.target_columns or ["label"]
+        source = CsvTable(lock, name, partial(reader_for, prepare), columns, prepare.band_files or ())
         lock = source.lock
     elif not is_url(name) and kind != "hf":
         raise UserError(f"prepare.source: {prepare.source} has no URL: DVC watches prepare.path itself")

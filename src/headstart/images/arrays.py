@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ImageFile, ImageOps
 
 from headstart.images.bands import DEPTHS, MAX_BANDS, Depth, PixelLayout, Pixels, Planes
+from headstart.images.codestreams import jpeg_2000
 from headstart.images.decode import (
     DEFAULT_LIMITS,
     BadImageError,
@@ -169,7 +170,7 @@ def _open(content: bytes, limits: ImageLimits) -> Stack | ImageFile.ImageFile:
         with damaged():
             return open_tiff(content)
     image = open_image(content, limits)
-    bits = component_bits(content) if image.format == "JPEG2000" else []
+    bits = jpeg_2000(content).bits if image.format == "JPEG2000" else ()
     if is_plain(image) and set(bits) <= {8}:
         return image
     return _open_deep(image, content, bits)
@@ -186,7 +187,7 @@ def is_plain(image: ImageFile.ImageFile) -> bool:
     return True
 
 
-def _open_deep(image: ImageFile.ImageFile, content: bytes, bits: list[int]) -> Stack:
+def _open_deep(image: ImageFile.ImageFile, content: bytes, bits: tuple[int, ...]) -> Stack:
     """Return what Pillow would read with less than its depth, by its format; raises BadImageError for rare ones."""
     orientation = image.getexif().get(ORIENTATION, 1)
     decode: Callable[[], NDArray[Any]]
@@ -202,8 +203,9 @@ def _open_deep(image: ImageFile.ImageFile, content: bytes, bits: list[int]) -> S
             decode = partial(_imagecodecs("PNG of 16 bits").png_decode, content)
         case ("PPM", _) if content[:2] in (b"P5", b"P6"):
             channels, depth, decode = len(image.getbands()), "uint16", partial(_pnm, content)
-        case ("JPEG2000", _) if max(bits) <= 16:
-            channels, depth = len(bits), "uint8" if max(bits) <= 8 else "uint16"
+        case ("JPEG2000", _) if max(map(abs, bits)) <= 16:
+            channels = len(bits)
+            depth = "int16" if min(bits) < 0 else "uint8" if max(bits) <= 8 else "uint16"
             decode = partial(_imagecodecs("JPEG 2000 of more than 8 bits").jpeg2k_decode, content)
         case _:
             raise BadImageError(f"{image.format} with more than 8 bits: save it as TIFF or PNG")
@@ -233,16 +235,6 @@ def _pnm(content: bytes) -> NDArray[np.uint16]:
     if not header:
         raise BadImageError("damaged: its header")
     return np.frombuffer(content, ">u2", offset=header.end()).astype(np.uint16)
-
-
-def component_bits(content: bytes) -> list[int]:
-    """Return the bits of each component of a JPEG 2000 code stream, signed ones negative; none if it has no header."""
-    at = content.find(b"\xff\x4f\xff\x51")
-    if at < 0:
-        return []
-    count = int.from_bytes(content[at + 40 : at + 42])
-    sizes = content[at + 42 : at + 42 + 3 * count : 3]
-    return [-((size & 127) + 1) if size & 128 else size + 1 for size in sizes]
 
 
 def _read(content: bytes, layout: PixelLayout | None, limits: ImageLimits) -> ArrayImage:

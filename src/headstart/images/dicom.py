@@ -1,7 +1,10 @@
 """DICOM, by pydicom: values in their units (Hounsfield, counts), white high. Of patients nothing is kept or said."""
 
+import contextlib
 import io
+import itertools
 import logging
+import zlib
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -10,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.images.bands import Depth
+from headstart.images.codestreams import jpeg, jpeg_2000
 from headstart.images.decode import BadImageError
 from headstart.images.stack import Stack, Values, loaded, only_whole
 
@@ -29,13 +33,20 @@ PIXEL_TAGS = [
 PIXEL_DATA = [
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 ]
+DEFLATED, INFLATED = b"1.2.840.10008.1.2.1.99", 2**28
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
 def _load() -> ModuleType:
     import pydicom  # noqa: PLC0415  (an extra of its own)
-    import pydicom.pixels  # noqa: PLC0415
+    from pydicom.pixels.decoders.base import get_decoder  # noqa: PLC0415
 
+    from headstart.images.dicom_jpeg import SYNTAXES  # noqa: PLC0415  (imports what may be missing)
+
+    for syntax in SYNTAXES:
+        with contextlib.suppress(ValueError):  # it has been added
+            plugin = ("headstart.images.dicom_jpeg", "decode_frame")
+            get_decoder(syntax).add_plugin("imagecodecs", plugin)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it would quote values; what matters is raised
     return pydicom
 
@@ -43,6 +54,7 @@ def _load() -> ModuleType:
 def open_dicom(content: bytes) -> Stack:
     """Read the header; raises BadImageError, and what pydicom raises for damaged files."""
     pydicom = loaded("DICOM", _load)
+    _check_inflated(content)
     header = _read(pydicom, content, PIXEL_TAGS, pixels=False)
     if not header.get("Rows") or not header.get("Columns"):
         raise BadImageError("DICOM without an image, such as a report, a plan or a DICOMDIR: remove it")
@@ -55,7 +67,9 @@ def open_dicom(content: bytes) -> Stack:
     except NotImplementedError:
         is_readable = False
     if not is_readable:
-        raise BadImageError(f"DICOM compressed as {syntax.name}, for which no decoder is there: decompress it")
+        raise BadImageError(
+            f"DICOM compressed as {syntax.name}, which is not read: decompress it (`gdcmconv --raw`, `dcmdjpeg`)"
+        )
     palette = photometric == "PALETTE COLOR"
     frames = int(header.get("NumberOfFrames") or 1)
     depth = _depth(header)
@@ -63,6 +77,8 @@ def open_dicom(content: bytes) -> Stack:
 
     def read(wanted: int) -> Values:
         dataset = _read(pydicom, content, PIXEL_TAGS + PIXEL_DATA, pixels=True)
+        if syntax.is_encapsulated:
+            _check_frames(pydicom, dataset, 1 if wanted == 1 else frames)
         stored = pydicom.pixels.pixel_array(dataset, index=0 if wanted == 1 else None)
         return _values(pydicom, stored.reshape(wanted, height, width, samples), dataset, depth)
 
@@ -81,6 +97,35 @@ def _read(pydicom: ModuleType, content: bytes, tags: list[str], *, pixels: bool)
         name = names.get((bool(implicit), bool(little)), "Explicit VR Big Endian")
         dataset.file_meta.TransferSyntaxUID = next(uid for uid in pydicom.uid.AllTransferSyntaxes if uid.name == name)
     return dataset
+
+
+def _check_inflated(content: bytes) -> None:
+    """Raise BadImageError for a file that is compressed as a whole and becomes larger than ``INFLATED``."""
+    if DEFLATED in content[:4096]:
+        start = 144 + int.from_bytes(content[140:144], "little")  # the length of the first group
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflater.decompress(content[start:], INFLATED)
+        if inflater.unconsumed_tail:
+            raise BadImageError(f"compressed DICOM of more than {INFLATED:,} bytes: a decompression bomb")
+
+
+def _check_frames(pydicom: ModuleType, dataset: "Dataset", count: int) -> None:
+    """Raise BadImageError for frames whose code stream is of another size than the data set says.
+
+    Decoders believe the code stream, and allocate what it says.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    is_jpeg_2000 = syntax in pydicom.uid.JPEG2000TransferSyntaxes or "High-Throughput" in syntax.name
+    if not is_jpeg_2000 and syntax == pydicom.uid.RLELossless:
+        return
+    frames = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
+    for frame in itertools.islice(frames, count):
+        stream = jpeg_2000(frame) if is_jpeg_2000 else jpeg(frame)
+        if (stream.width, stream.height, len(stream.bits)) != (dataset.Columns, dataset.Rows, dataset.SamplesPerPixel):
+            raise BadImageError(
+                f"damaged: a frame of {stream.width} x {stream.height} pixels in {len(stream.bits)} bands, where the "
+                f"header has {dataset.Columns} x {dataset.Rows} in {dataset.SamplesPerPixel}"
+            )
 
 
 def _stored_range(header: "Dataset") -> tuple[int, int]:

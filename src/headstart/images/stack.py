@@ -15,6 +15,7 @@ from headstart.images.decode import BadImageError, ImageLimits, too_large
 
 BYTES_A_PIXEL = 8
 """What a stored image's bands and planes together may take, for each of ``ImageLimits.max_pixels``."""
+MOST_SAID = 200
 FLOAT32_STEPS = 2**16
 """Numbers of 64 bits become float32 where it keeps their range to so many steps at least."""
 
@@ -66,7 +67,8 @@ def damaged() -> Iterator[None]:
     except MemoryError:
         raise BadImageError("damaged, or too large for the memory") from None
     except Exception as error:  # noqa: BLE001  (readers raise anything for damaged files)
-        raise BadImageError(f"damaged: {' '.join(first_line(error).split())}") from None
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise BadImageError(f"damaged: {said[:MOST_SAID]}") from None
 
 
 def needed(name: str, error: ImportError) -> BadImageError:

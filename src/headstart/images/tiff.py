@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.images.codestreams import jpeg_2000
 from headstart.images.decode import BadImageError
 from headstart.images.kinds import tiff_preview
 from headstart.images.stack import Stack, Values, depth_of, loaded
@@ -54,7 +55,7 @@ def open_tiff(content: bytes) -> Stack:
     size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
     def read(wanted: int) -> Values:
-        _check_strips(series, len(content))
+        _check_strips(series, content)
         found = series.asarray(maxworkers=1)
         values = found.reshape(series.shape).transpose(order).reshape(count, height, width, channels)
         values = values[:wanted]
@@ -129,9 +130,15 @@ def _check_page(page: Any) -> None:
         raise BadImageError(f"a TIFF compressed by {name}: save it with LZW, Deflate, Zstandard or uncompressed")
 
 
-def _check_strips(series: Any, size: int) -> None:
-    """Raise BadImageError for strips or tiles beyond the end of the file, or too short for what they should hold."""
-    keyframe = series.keyframe
+def _check_strips(series: Any, content: bytes) -> None:
+    """Raise BadImageError for strips or tiles beyond the end of the file, or that hold more or less than they should.
+
+    Where images of other formats are in them, their decoders believe what these say of their size.
+    """
+    keyframe, size = series.keyframe, len(content)
+    largest = (
+        (keyframe.tilewidth, keyframe.tilelength) if keyframe.is_tiled else (keyframe.imagewidth, keyframe.rowsperstrip)
+    )
     offset = series.dataoffset  # of planes that follow each other without a page for each
     if offset is not None and keyframe.compression == NONE and offset + series.nbytes > size:
         raise BadImageError("damaged: cut, or pixels beyond the end of the file")
@@ -139,6 +146,10 @@ def _check_strips(series: Any, size: int) -> None:
         parts = [part for part in zip(page.dataoffsets, page.databytecounts, strict=False) if all(part)]
         if not page.dataoffsets or any(start + length > size for start, length in parts):
             raise BadImageError("damaged: cut, or pixels beyond the end of the file")
+        for start, length in parts if keyframe.compression in JPEG_2000 else []:
+            stream = jpeg_2000(content[start : start + length])
+            if stream.width > largest[0] or stream.height > largest[1] or len(stream.bits) > keyframe.samplesperpixel:
+                raise BadImageError("damaged: JPEG 2000 larger than the tile that it is in")
         if keyframe.compression == NONE and len(parts) == len(page.dataoffsets):  # GDAL leaves out empty ones
             stored = sum(length for _, length in parts)
             bits = int(keyframe.bitspersample) if isinstance(keyframe.bitspersample, int) else 8
