@@ -127,8 +127,10 @@ def _measure(params: Params, sample: int) -> Candidate:
     model, device = channels_last(backbone_for(params.backbone, target.outputs)), device_of(params.run)
     bf16 = (device.type == "cuda",)
     try:
-        images = affordable_size(copy.deepcopy(model), prepared.input, device, IMAGES_A_STEP, bf16)
-        (seconds,) = seconds_a_step(model, prepared.input, device, images, bf16)
+        images = affordable_size(
+            copy.deepcopy(model), prepared.input, device, IMAGES_A_STEP, bf16, bands=prepared.bands
+        )
+        (seconds,) = seconds_a_step(model, prepared.input, device, images, bf16, bands=prepared.bands)
     except TooSlowError:
         images, seconds = 0, 1.0
     rate = read_json(report_of("features"))["images_per_second"]

@@ -17,6 +17,7 @@ from headstart.core.paths import PREPARED
 from headstart.core.storage import storage_message
 from headstart.data.manifest import manifest_column, sources_and_splits
 from headstart.data.shards import Shards, checksum, damaged, read_index, shard_path
+from headstart.images.bands import Bands, Pixels
 from headstart.targets.kinds import make_target
 from headstart.targets.target import Target, Values
 
@@ -37,13 +38,14 @@ class PreparedDataset:
     first reads it. Memory: about 50 bytes an image, most of them the memory-mapped index.
 
     ``target`` is what is learned of the images; ``spec`` is ``data.packing.store_spec``; ``sha256``, hex digits, is a
-    hash of the manifest, and so of the content hash, label and split of every image.
+    hash of the manifest, and so of the content hash, label and split of every image. ``bands`` is None of 8-bit RGB.
     """
 
     folder: Path
     target: Target
     spec: dict[str, Any]
     sha256: str
+    bands: Bands | None = None
 
     @classmethod
     def open(cls, folder: Path = PREPARED) -> "PreparedDataset":
@@ -60,7 +62,8 @@ class PreparedDataset:
                 raise damaged(folder / name, "is missing or damaged")
         spec = {key: dataset[key] for key in SPEC_KEYS}
         target = make_target(dataset["target"]["kind"], dataset["classes"], dataset["target"]["spec"])
-        return cls(folder, target, spec, dataset["sha256"])
+        bands = Bands.of(dataset["bands"]) if dataset.get("bands") else None
+        return cls(folder, target, spec, dataset["sha256"], bands)
 
     @property
     def classes(self) -> list[str]:
@@ -97,8 +100,8 @@ class PreparedDataset:
         with suppress(OSError, ValueError):
             self._shards.prefetch(rows.tolist())
 
-    def pixels(self, row: int) -> NDArray[np.uint8]:
-        """Return one image, uint8 (height, width, 3), read-only; raises UserError if it is damaged."""
+    def pixels(self, row: int) -> Pixels:
+        """Return one image, (height, width, bands), read-only; raises UserError if it is damaged."""
         try:
             return self._shards.pixels(row)
         except (OSError, ValueError) as error:

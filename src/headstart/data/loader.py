@@ -25,6 +25,7 @@ from headstart.data.parallel import has_semaphores
 from headstart.data.transforms import evaluation_transform
 from headstart.distributed.process_group import ProcessGroup, cores_of_process
 from headstart.distributed.signals import SIGNALS
+from headstart.images.bands import Bands
 
 logger = logging.getLogger(__name__)
 
@@ -38,25 +39,39 @@ IN_USE = 3
 
 
 class Normalize(nn.Module):
-    """Turn uint8 pixels (n, height, width, 3) into a model's input, float32 (n, 3, height, width), channels_last."""
+    """Turn uint8 pixels (n, height, width, 3) into a model's input, float32 (n, 3, height, width), channels_last.
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    With ``bands`` the pixels are float32 (n, height, width, bands) in the bands' units.
+    """
+
+    def __init__(self, config: dict[str, Any], bands: Bands | None = None) -> None:
         """Read ``mean`` and ``std``, for pixels in [0, 1], from timm's data config."""
         super().__init__()
         # Not buffers: weight averaging would average, and so round, them too.
         self.mean, self.std = torch.tensor(config["mean"]), torch.tensor(config["std"])
+        self.of_bands = [torch.from_numpy(each) for each in bands.constants()] if bands else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Normalize":  # noqa: FBT001, FBT002
         """Move to the module's device and dtype, as buffers would."""
         self.mean, self.std = fn(self.mean), fn(self.std)
+        self.of_bands = [fn(each) for each in self.of_bands] if self.of_bands else None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalize whole rows of pixels at once: on a CPU five times as fast as three channels at a time."""
+        if self.of_bands:
+            low, high, factor, summand = self.of_bands
+            return pixels.to(low.dtype).clamp(low, high).sub_(low).mul_(factor).add_(summand).permute(0, 3, 1, 2)
         factor, summand = (each.repeat(pixels.shape[2]) for each in (1 / (255 * self.std), -self.mean / self.std))
         rows = pixels.flatten(2).to(factor.dtype).mul_(factor).add_(summand)
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
+
+
+def blank_pixels(count: int, config: dict[str, Any], bands: Bands | None = None) -> Tensor:
+    """Return a batch of zeros as ``Normalize`` takes them: uint8, with bands float32, (n, height, width, channels)."""
+    channels, height, width = config["input_size"]
+    return torch.zeros(count, height, width, channels, dtype=torch.uint8 if bands is None else torch.float32)
 
 
 def evaluation_pixels(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Tensor:

@@ -172,15 +172,22 @@ def _choose_for_machine(
     world, trains_statistics = process_group.world, plan.trains_statistics(model)
     if world == 1 or process_group.device.type == "cpu":  # several GPUs share their statistics
         check_smallest_part(model, prepared.input, plan, world, trains_statistics=trains_statistics)
-    room = room_for_images(model, prepared.input, plan, process_group)
+    room = room_for_images(model, prepared.input, plan, process_group, bands=prepared.bands)
     precision = process_group.broadcast_from_rank_zero(
         lambda: precision_of_run(
-            model, prepared.input, plan.finetune, params.run, run_dir, most=room.images, steps=plan.steps
+            model,
+            prepared.input,
+            plan.finetune,
+            params.run,
+            run_dir,
+            bands=prepared.bands,
+            most=room.images,
+            steps=plan.steps,
         )
     )
     plan = plan.with_choices(precision=precision)
     if precision == "bf16-mixed":
-        room = room_for_images(model, prepared.input, plan, process_group, bf16=True)
+        room = room_for_images(model, prepared.input, plan, process_group, bands=prepared.bands, bf16=True)
     return plan.with_choices(accumulate=accumulation_on_cpu(room, plan, world, trains_statistics=trains_statistics))
 
 
@@ -193,9 +200,11 @@ def _module(
         # Not Lightning's sync_batchnorm: torch's conversion loses the activations within timm's BatchNormAct2d.
         model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     options = loss_options(finetune, plan.target, read_values("train", prepared.folder))
-    module = FineTuner(model, plan, image_config=prepared.input, options=options)
+    module = FineTuner(model, plan, image_config=prepared.input, bands=prepared.bands, options=options)
     if finetune.compile:
-        process_group.run_on_rank_zero(lambda: check_compiling(model, prepared.input, finetune, run_config, plan.steps))
+        process_group.run_on_rank_zero(
+            lambda: check_compiling(model, prepared.input, finetune, run_config, plan.steps, bands=prepared.bands)
+        )
         model.compile()
     return module
 

@@ -20,8 +20,9 @@ from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError, first_line
 from headstart.core.io import read_json, write_json
 from headstart.core.paths import cache_folder
-from headstart.data.loader import Normalize
+from headstart.data.loader import Normalize, blank_pixels
 from headstart.distributed.process_group import device_of
+from headstart.images.bands import Bands
 from headstart.training.checkpoint import RunDir
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def precision_of_run(
     run: RunConfig,
     run_dir: RunDir,
     *,
+    bands: Bands | None = None,
     most: int = LARGEST_BATCH,
     steps: int = WORTH_MEASURING,
 ) -> Precision:
@@ -96,13 +98,19 @@ def precision_of_run(
         chosen: Precision = "32-true"
     else:
         cache = cache_folder(run.cache) / "precision.json"
-        chosen = _faster_precision(model, config, device_of(run), min(finetune.batch_size, most), cache)
+        chosen = _faster_precision(model, config, device_of(run), min(finetune.batch_size, most), cache, bands=bands)
     write_json(run_dir.precision, {"precision": chosen, "host": socket.gethostname()})
     return chosen
 
 
 def _faster_precision(
-    model: nn.Module, config: dict[str, Any], device: torch.device, batch_size: int, cache: Path
+    model: nn.Module,
+    config: dict[str, Any],
+    device: torch.device,
+    batch_size: int,
+    cache: Path,
+    *,
+    bands: Bands | None,
 ) -> Precision:
     """Measure steps in fp32 and bf16, unless ``cache`` has the figures for this hardware, model and size."""
     size = max(2, min(batch_size, LARGEST_BATCH))
@@ -116,11 +124,11 @@ def _faster_precision(
         ratio, kinds = 0.0, (False, True)
         logger.info("precision: measuring steps in fp32 and bf16, for at most %.0f s", TRIAL_S + ROUNDS_S)
         try:
-            measured_size = affordable_size(copy.deepcopy(model), config, device, size, kinds)
+            measured_size = affordable_size(copy.deepcopy(model), config, device, size, kinds, bands=bands)
         except TooSlowError:
             logger.info("precision: 32-true, since steps are too slow here to measure more")
             return "32-true"
-        plain, bf16 = seconds_a_step(copy.deepcopy(model), config, device, measured_size, kinds)
+        plain, bf16 = seconds_a_step(copy.deepcopy(model), config, device, measured_size, kinds, bands=bands)
         ratio = plain / bf16
         precision = "bf16-mixed" if ratio > CLEARLY else "32-true"
         measured[key] = {"precision": precision, "bf16_speed": round(ratio, 3)}
@@ -145,7 +153,13 @@ def _cpu_lines(*names: str) -> list[str]:
 
 
 def affordable_size(
-    model: nn.Module, config: dict[str, Any], device: torch.device, size: int, bf16: Sequence[bool]
+    model: nn.Module,
+    config: dict[str, Any],
+    device: torch.device,
+    size: int,
+    bf16: Sequence[bool],
+    *,
+    bands: Bands | None = None,
 ) -> int:
     """Return how many images, at most ``size``, ``seconds_a_step`` measures in time on a CPU, by steps of two images.
 
@@ -156,9 +170,9 @@ def affordable_size(
     """
     if device.type != "cpu":
         return size
-    model, normalize = model.train(), Normalize(config)
-    small, (_, height, width) = min(size, 2), config["input_size"]
-    pixels = torch.full((small, height, width, 3), 128, dtype=torch.uint8)
+    model, normalize = model.train(), Normalize(config, bands)
+    small = min(size, 2)
+    pixels = blank_pixels(small, config, bands).fill_(128)
     deadline = time.perf_counter() + TRIAL_S
     step_ends = deadline
 
@@ -179,7 +193,13 @@ def affordable_size(
 
 
 def seconds_a_step(
-    model: nn.Module, config: dict[str, Any], device: torch.device, size: int, bf16: Sequence[bool]
+    model: nn.Module,
+    config: dict[str, Any],
+    device: torch.device,
+    size: int,
+    bf16: Sequence[bool],
+    *,
+    bands: Bands | None = None,
 ) -> list[float]:
     """Time forward and backward passes on grey images: medians of several rounds, after a warm-up.
 
@@ -190,9 +210,8 @@ def seconds_a_step(
     Returns:
         Seconds for each kind.
     """
-    model, normalize = model.to(device).train(), Normalize(config).to(device)
-    _, height, width = config["input_size"]
-    pixels = torch.full((size, height, width, 3), 128, dtype=torch.uint8, device=device)
+    model, normalize = model.to(device).train(), Normalize(config, bands).to(device)
+    pixels = blank_pixels(size, config, bands).fill_(128).to(device)
     rounds: list[list[float]] = []
     try:
         for _ in range(1 + ROUNDS):
@@ -205,7 +224,7 @@ def seconds_a_step(
             raise
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        return seconds_a_step(model, config, device, size // 2, bf16)
+        return seconds_a_step(model, config, device, size // 2, bf16, bands=bands)
     return [statistics.median(each) for each in zip(*rounds[1:], strict=True)]
 
 
@@ -220,7 +239,13 @@ def _seconds(model: nn.Module, normalize: Normalize, pixels: Tensor, *, bf16: bo
 
 
 def check_compiling(
-    model: nn.Module, config: dict[str, Any], finetune: FinetuneConfig, run: RunConfig, steps: int
+    model: nn.Module,
+    config: dict[str, Any],
+    finetune: FinetuneConfig,
+    run: RunConfig,
+    steps: int,
+    *,
+    bands: Bands | None = None,
 ) -> None:
     """Refuse ``finetune.compile`` where it takes longer than it saves in all optimiser steps of the training.
 
@@ -231,15 +256,15 @@ def check_compiling(
     device, bf16 = device_of(run), (finetune.precision == "bf16-mixed",)
     logger.info("compile: measuring a step, then compiling it, which may take minutes")
     try:
-        size = affordable_size(copy.deepcopy(model), config, device, max(2, part), bf16)
+        size = affordable_size(copy.deepcopy(model), config, device, max(2, part), bf16, bands=bands)
     except TooSlowError:
         raise UserError("finetune.compile: a step is too slow here to measure what it saves; set it to false") from None
-    (plain,) = seconds_a_step(copy.deepcopy(model), config, device, size, bf16)
+    (plain,) = seconds_a_step(copy.deepcopy(model), config, device, size, bf16, bands=bands)
     compiled = copy.deepcopy(model)
     compiled.compile()
     began = time.perf_counter()
     try:
-        (fast,) = seconds_a_step(compiled, config, device, size, bf16)
+        (fast,) = seconds_a_step(compiled, config, device, size, bf16, bands=bands)
     except Exception as error:  # a compiler's errors are of any kind
         reason = first_line(error)
         raise UserError(f"finetune.compile: torch.compile fails here ({reason}); set it to false") from error

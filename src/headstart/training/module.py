@@ -8,7 +8,7 @@ batch of a step ``configure_gradient_clipping``, the optimiser and the schedule,
 """
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from headstart.data.loader import Normalize
+from headstart.data.loader import Normalize, blank_pixels
+from headstart.images.bands import Bands
 from headstart.models.backbone import freeze_, get_head
 from headstart.targets.target import PLAIN, LossOptions, Summable
 from headstart.training.datamodule import Batch
@@ -36,7 +37,7 @@ class FineTuner(LightningModule):
     """Trains all parameters of a timm model, or some while the others are frozen in every respect.
 
     ``image_config`` is timm's data config, for the normalisation and the image size (height and width, in pixels);
-    ``options`` are of the training's loss, NumPy's arrays in them.
+    ``bands`` are of the images, and ``options`` of the training's loss, NumPy's arrays in them.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class FineTuner(LightningModule):
         plan: TrainingPlan,
         *,
         image_config: dict[str, Any],
+        bands: Bands | None = None,
         options: LossOptions = PLAIN,
     ) -> None:
         super().__init__()
-        self.model, self.plan, self.normalize = model, plan, Normalize(image_config)
-        _, *self.image_size = image_config["input_size"]
+        self.model, self.plan, self.normalize = model, plan, Normalize(image_config, bands)
+        self.blank_pixels = partial(blank_pixels, config=image_config, bands=bands)
         self._phase = len(plan.phases) - 1
         # No buffers: an average of the weights averages buffers too, and rounds them.
         self._start = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -68,7 +70,7 @@ class FineTuner(LightningModule):
             self.val_measures = MeasuresOfAll(plan.target)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Compute the target's outputs, float (n, outputs), of uint8 pixels (n, height, width, 3)."""
+        """Compute the target's outputs, float (n, outputs), of a batch's pixels (n, height, width, channels)."""
         outputs: Tensor = self.model(self.normalize(pixels))
         return outputs
 
