@@ -36,8 +36,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_chosen_one_is_written_and_what_fails_is_left_out(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose_backbone, "affordable_size", lambda *_: 8)
-    monkeypatch.setattr(choose_backbone, "seconds_a_step", lambda *_: [0.5])
+    monkeypatch.setattr(choose_backbone, "affordable_size", lambda *_, **__: 8)
+    monkeypatch.setattr(choose_backbone, "seconds_a_step", lambda *_, **__: [0.5])
     before = project.read_text(encoding="utf-8")
     answer = headstart("choose-backbone", "no_such_model", "test_vit", "test_convnext", "--best", "--sample", "45")
     assert (answer.exit_code, answer.stderr) == (0, "")

@@ -32,7 +32,7 @@ def invented(plain: float, bf16: float, monkeypatch: pytest.MonkeyPatch) -> list
     """Make steps in fp32 and bf16 take so many seconds; the list grows with every measurement."""
     measured: list[int] = []
 
-    def measure(*_: Any) -> tuple[float, float]:
+    def measure(*_: Any, **__: Any) -> tuple[float, float]:
         measured.append(1)
         return plain, bf16
 
@@ -195,7 +195,7 @@ def test_compiling_is_taken_where_it_pays_and_refused_where_it_fails(
         raise RuntimeError("no C++ compiler\nand much more")
 
     calls = iter([lambda *_: [1.0], lambda *_: [0.5], lambda *_: [1.0], broken])
-    monkeypatch.setattr(autotune, "seconds_a_step", lambda *_: next(calls)())
+    monkeypatch.setattr(autotune, "seconds_a_step", lambda *_, **__: next(calls)())
     check(model, steps=100)
     with pytest.raises(UserError, match=r"fails here \(no C\+\+ compiler\); set it to false"):
         check(model, steps=100)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.core.errors import UserError
+from headstart.data.loader import blank_pixels
 from headstart.distributed import memory
 from headstart.distributed.process_group import ProcessGroup
 from headstart.targets.classes import Classes
@@ -34,9 +35,12 @@ class SmallMemory(nn.Module):
     def __init__(self, most: int, batch_size: int) -> None:
         super().__init__()
         self.most, self.seen, self.plan = most, list[int](), SimpleNamespace(batch_size=batch_size)
-        self.device, self.image_size = torch.device("cpu"), (4, 4)
+        self.device = torch.device("cpu")
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.BatchNorm1d(3, momentum=0.5))
         self.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
+
+    def blank_pixels(self, count: int) -> Tensor:
+        return blank_pixels(count, {"input_size": [3, 4, 4]})
 
     def forward(self, pixels: Tensor) -> Tensor:
         self.seen.append(len(pixels))

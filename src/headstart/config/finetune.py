@@ -99,11 +99,18 @@ class AugmentConfig(ConfigSection):
     quarter_turn: Auto | Probability = "auto"
     """Probability of a turn by 90 degrees, to the left or to the right; only for square inputs. auto: likewise."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
-    """none, randaugment or trivialaugment, with torchvision's settings."""
+    """none, randaugment or trivialaugment, with torchvision's settings; of 8-bit RGB, as is `color_jitter`."""
     color_jitter: Annotated[list[NonNegative], Field(min_length=4, max_length=4)] | None = None
     """ColorJitter: range of brightness, contrast, saturation and hue, such as [0.4, 0.4, 0.4, 0.0]. null: none."""
     erasing: Probability = 0.0
     """Probability that a rectangle is erased."""
+    gain: BelowOne = 0.0
+    """Of images kept at their own depth (`prepare.channels`): largest relative change of a band's values, counted from
+    the low end of its `prepare.range`, drawn for each band, such as 0.1; 0: none."""
+    offset: NonNegative = 0.0
+    """Likewise: largest shift of a band's values either way, as a fraction of its range, such as 0.05; 0: none."""
+    noise: NonNegative = 0.0
+    """Likewise: standard deviation of Gaussian noise, as a fraction of the band's range, such as 0.01; 0: none."""
     mixup: NonNegative = 0.0
     """Mixup's α of the Beta distribution, such as 0.2; 0: none. With cutmix too, each mixes half of the images."""
     cutmix: NonNegative = 0.0
@@ -118,6 +125,22 @@ class AugmentConfig(ConfigSection):
         if self.color_jitter is not None and self.color_jitter[3] > 0.5:
             raise ValueError(f"color_jitter: the hue goes round by at most 0.5, not {self.color_jitter[3]}")
         return self
+
+    def refusal(self, *, banded: bool) -> str | None:
+        """Return the line that refuses a change which images with bands, or 8-bit RGB, can't have; None: there is none.
+
+        torchvision's policies and colour jitter are of 8-bit RGB; gain, offset and noise need a band's range.
+        """
+        off = {"policy": "none", "color_jitter": "null"} if banded else {"gain": "0", "offset": "0", "noise": "0"}
+        asked = next((name for name in off if getattr(self, name) not in ("none", None, 0)), None)
+        if asked is None:
+            return None
+        key = f"finetune.augment.{asked}"
+        if banded:
+            instead = "use gain, offset and noise, or prepare.channels: rgb"
+            return f"{key} is of 8-bit RGB, and these images keep their own depth: set it to {off[asked]}, or {instead}"
+        what = "is of images that keep their own depth (prepare.channels)"
+        return f"{key} {what}, and these are 8-bit RGB: set it to 0; color_jitter changes those"
 
 
 class ResolvedAugmentConfig(AugmentConfig):

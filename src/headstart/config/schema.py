@@ -358,6 +358,14 @@ class Params(ConfigSection):
             raise ValueError("finetune.l2.kind: l2_sp stays near pretrained weights: set backbone.pretrained: true")
         return self
 
+    @model_validator(mode="after")
+    def _augmentation_fits_the_images(self) -> Self:
+        channels = self.prepare.channels  # what `auto` finds, the data module asks
+        refusal = None if channels == "auto" else self.finetune.augment.refusal(banded=channels != "rgb")
+        if refusal:
+            raise ValueError(refusal)
+        return self
+
     def declared(self, keys: Iterable[str]) -> Self:
         """Keep the sections and dotted keys that a stage's ``params`` in ``dvc.yaml`` lists, and ``run``.
 

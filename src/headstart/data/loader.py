@@ -71,10 +71,16 @@ class Normalize(nn.Module):
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
+def blank_pixels(count: int, config: dict[str, Any]) -> Tensor:
+    """Return a batch of zeros as ``Normalize`` takes them: (n, height, width, bands), uint8 RGB or float32."""
+    channels, height, width = config["input_size"]
+    return torch.zeros(count, height, width, channels, dtype=torch.float32 if "bands" in config else torch.uint8)
+
+
 def evaluation_pixels(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Tensor:
     """Read images after evaluation's resize and crop: uint8 (n, height, width, 3), of bands float32 (n, ..., bands).
 
-    Training images stored larger and are resized here, by torch's kernel: at most one level of 255 away from
+    Training images are stored larger and are resized here, RGB by torch's kernel: at most one level of 255 away from
     Pillow's, and eight times as fast. Then all are cropped as timm does.
     """
     if prepared.bands is not None:

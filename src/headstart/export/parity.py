@@ -248,7 +248,7 @@ def _ways_of_bands(prepared: PreparedDataset, bands: Bands) -> Ways:
 def _unchanged_content(source: Source, entry: dict[str, str]) -> bytes | LabelledImage:
     """Read an image from its source; raises UserError where it is another than the one that was prepared."""
     try:
-        content = source.read(entry["source"])
+        content: bytes | LabelledImage = source.read(entry["source"])
     except BadImageError as error:
         raise UserError(f"export: {entry['source']} can't be read any more: {error}. Run `dvc repro`") from error
     if content_sha256(content) != entry["sha256"]:

@@ -5,7 +5,6 @@ size of its batch, and here equal images must give equal bytes.
 """
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +25,7 @@ from headstart.core.paths import FEATURE_ROWS, FEATURES, FEATURES_INFO
 from headstart.core.progress import Progress
 from headstart.core.storage import storage_errors
 from headstart.data.dataset import PreparedDataset
-from headstart.data.loader import Normalize, evaluation_pixels, in_shared_memory, loader_arguments
+from headstart.data.loader import Normalize, blank_pixels, evaluation_pixels, in_shared_memory, loader_arguments
 from headstart.distributed.claims import claim_tasks
 from headstart.distributed.heartbeat import watch_heartbeats
 from headstart.distributed.memory import images_that_fit, live_bytes
@@ -100,7 +99,7 @@ def _outputs(
 ) -> Iterator[Tensor]:
     """Yield this rank's outputs, float32 (batch_size, width) on the CPU, for each batch of rows (batch_size,)."""
     normalize = Normalize(prepared.input).to(process_group.device)
-    arguments = loader_arguments(run, process_group, batch_size * math.prod(prepared.input["input_size"]))
+    arguments = loader_arguments(run, process_group, batch_size * blank_pixels(1, prepared.input).nbytes)
     loader = DataLoader(_Pixels(prepared), sampler=batches, collate_fn=in_shared_memory, **arguments)
     with watch_heartbeats(process_group.rank, process_group.world, run.timeout_minutes) as watchdog:
         for number, pixels in enumerate(loader, start=1):
@@ -132,7 +131,7 @@ def _fitting(
     """
     if process_group.device.type != "cpu":
         return batch_size
-    pixels = torch.zeros(1, *prepared.input["input_size"][1:], 3, dtype=torch.uint8)
+    pixels = blank_pixels(1, prepared.input)
     normalize = Normalize(prepared.input)
     per_image = SLACK * live_bytes(lambda: function(normalize(pixels)))
     images, free = images_that_fit(per_image, 0, process_group.local_world)

@@ -1,7 +1,7 @@
 """Augmentation of training images, each a pure function of its own random numbers, whatever batch or process it is in.
 
-Crops are cut and resized by torch's uint8 kernels, one image at a time: on one core of an AVX-512 CPU 120 µs for an
-image of 224 px, several times less than the step takes for it.
+Crops are cut and resized by torch's kernels, one image at a time: of uint8 on one core of an AVX-512 CPU 120 µs for an
+image of 224 px, several times less than the step takes for it. Bands are resized as floating-point numbers.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms import v2
+
+from headstart.images.bands import Bands, Pixels
 
 ATTEMPTS = 10
 DRAWS = 2 * ATTEMPTS + 6
@@ -33,25 +35,29 @@ class Augment:
     hflip: float  # probability of a flip from left to right
     vflip: float  # probability of a flip from top to bottom
     interpolation: str  # timm's name; all but bilinear are done as bicubic, for which torch has a uint8 kernel
-    transforms: v2.Transform | None = None  # of a uint8 image (3, *size), with torch's generator seeded for it
+    transforms: v2.Transform | None = None  # of an image (channels, *size), with torch's generator seeded for it
     quarter_turn: float = 0.0  # probability of a turn by 90 degrees, to the left or to the right, of a square result
+    bands: Bands | None = None  # of the images; None: they are 8-bit RGB
 
-    def __call__(self, images: Sequence[NDArray[np.uint8]], draws: NDArray[np.float64]) -> Tensor:
+    def __call__(self, images: Sequence[Pixels], draws: NDArray[np.float64]) -> Tensor:
         """Augment n images, uint8 (height, width, 3) of any sizes, into uint8 (n, *size, 3).
 
-        ``draws`` is float64 (n, DRAWS), uniform in [0, 1).
+        Images with ``bands``, (height, width, bands) at their own depth, become float32 (n, *size, bands) in the same
+        units, between each band's ``low`` and ``high``: the model sees nothing beyond, and what a mixture is made of,
+        or the bicubic filter makes at an edge, should be no other. ``draws`` is float64 (n, DRAWS), uniform in [0, 1).
         """
         boxes = crop_boxes(np.array([image.shape[:2] for image in images]), draws, self.scale, self.ratio)
         flips, seeds = draws[:, -4:-2] < (self.hflip, self.vflip), (draws[:, -2] * 2**53).astype(np.int64)
         turns, to_the_left = (draws[:, -1] < each for each in (self.quarter_turn, self.quarter_turn / 2))
         mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"
-        out = torch.empty(len(images), *self.size, 3, dtype=torch.uint8)
+        channels, dtype = (3, torch.uint8) if self.bands is None else (self.bands.layout.channels, torch.float32)
+        out = torch.empty(len(images), *self.size, channels, dtype=dtype)
         planes = out.permute(0, 3, 1, 2)
         with torch.random.fork_rng(devices=[]):
             for i, (top, left, height, width) in enumerate(boxes.tolist()):
                 # The batch's dimension comes first: without it torch takes its slower kernel for planar images.
-                crop = torch.tensor(images[i][None, top : top + height, left : left + width]).permute(0, 3, 1, 2)
-                image = interpolate(crop, self.size, mode=mode, antialias=True)[0]
+                crop = torch.tensor(images[i][None, top : top + height, left : left + width], dtype=dtype)
+                image = interpolate(crop.permute(0, 3, 1, 2), self.size, mode=mode, antialias=True)[0]
                 if flips[i].any():
                     image = image.flip([dimension for dimension, flip in zip((2, 1), flips[i], strict=True) if flip])
                 if turns[i]:
@@ -60,6 +66,8 @@ class Augment:
                     torch.default_generator.manual_seed(int(seeds[i]))
                     image = self.transforms(image)
                 planes[i] = image
+        if self.bands is not None:
+            out.clamp_(*(torch.tensor(each, dtype=dtype) for each in (self.bands.low, self.bands.high)))
         return out
 
 
@@ -115,21 +123,55 @@ def torchvision_transforms(
     return v2.Compose(steps) if steps else None
 
 
+class BandChanges(nn.Module):
+    """Random gain and offset of each band, and noise, of an image (bands, height, width) in its own units.
+
+    A band's values are taken as fractions of its range, from ``low`` to ``high``: x becomes (1 + g) x + o + σ ε, with
+    g and o uniform up to ``gain`` and ``offset`` either way, one each for a band, and normal ε, one for a value.
+    """
+
+    def __init__(self, bands: Bands, *, gain: float, offset: float, noise: float) -> None:
+        super().__init__()
+        low, high = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in (bands.low, bands.high))
+        self._low, self._range = low.float(), (high - low).float()
+        self._gain, self._offset, self._noise = gain, offset, noise
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Draw from torch's generator: first the gains, then the offsets, then the noise."""
+        gain, offset = 2 * torch.rand(2, *self._low.shape) - 1
+        image = torch.addcmul(image, image - self._low, self._gain * gain) + self._offset * offset * self._range
+        return image.addcmul_(torch.randn(image.shape), self._noise * self._range) if self._noise else image
+
+
+def band_transforms(bands: Bands, *, gain: float, offset: float, noise: float, erasing: float) -> v2.Transform | None:
+    """Compose what changes the values of bands, then random erasing; None where there is nothing.
+
+    What is erased has each band's mean; ``BandChanges`` has the others.
+    """
+    low, high, mean = (np.array(each) for each in (bands.low, bands.high, bands.mean))
+    steps: list[nn.Module] = []
+    if gain or offset or noise:
+        steps.append(BandChanges(bands, gain=gain, offset=offset, noise=noise))
+    if erasing:
+        steps.append(v2.RandomErasing(erasing, value=(low + mean * (high - low)).tolist()))
+    return v2.Compose(steps) if steps else None
+
+
 def mix(
     images: Tensor, partners: Tensor, draws: NDArray[np.float64], *, mixup: float, cutmix: float
 ) -> tuple[Tensor, Tensor]:
     """Mix each image with another, by mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019); by halves where both.
 
     Args:
-        images: uint8 (n, height, width, 3).
+        images: uint8 or float32 (n, height, width, channels).
         partners: likewise.
         draws: float64 (n, MIX_DRAWS), uniform in [0, 1).
         mixup: α of the Beta(α, α) that the image's fraction is drawn from; 0: no mixup.
         cutmix: likewise.
 
     Returns:
-        The mixtures, uint8 (n, height, width, 3), and how much of each is the image itself, float32 (n,): under cutmix
-        the fraction of its area that shows.
+        The mixtures, like the images and rounded where these are uint8, and how much of each is the image itself,
+        float32 (n,): under cutmix the fraction of its area that shows.
     """
     _, height, width, _ = images.shape
     which, quantile, *centre = draws.T
@@ -145,7 +187,9 @@ def mix(
 
     box = covered(centre[0], height)[:, :, None] & covered(centre[1], width)[:, None, :]
     shown = torch.from_numpy(np.where(cut[:, None, None], ~box, fraction[:, None, None]).astype(np.float32))
-    mixed = torch.lerp(partners.float(), images.float(), shown[..., None]).round_().to(torch.uint8)
+    mixed = torch.lerp(partners.float(), images.float(), shown[..., None])
+    if images.dtype == torch.uint8:
+        mixed = mixed.round_().to(torch.uint8)
     return mixed, shown.mean(dim=(1, 2))
 
 

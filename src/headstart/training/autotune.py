@@ -20,7 +20,7 @@ from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError, first_line
 from headstart.core.io import read_json, write_json
 from headstart.core.paths import cache_folder
-from headstart.data.loader import Normalize
+from headstart.data.loader import Normalize, blank_pixels
 from headstart.distributed.process_group import device_of
 from headstart.training.checkpoint import RunDir
 
@@ -157,8 +157,8 @@ def affordable_size(
     if device.type != "cpu":
         return size
     model, normalize = model.train(), Normalize(config)
-    small, (_, height, width) = min(size, 2), config["input_size"]
-    pixels = torch.full((small, height, width, 3), 128, dtype=torch.uint8)
+    small = min(size, 2)
+    pixels = blank_pixels(small, config).fill_(128)
     deadline = time.perf_counter() + TRIAL_S
     step_ends = deadline
 
@@ -191,8 +191,7 @@ def seconds_a_step(
         Seconds for each kind.
     """
     model, normalize = model.to(device).train(), Normalize(config).to(device)
-    _, height, width = config["input_size"]
-    pixels = torch.full((size, height, width, 3), 128, dtype=torch.uint8, device=device)
+    pixels = blank_pixels(size, config).fill_(128).to(device)
     rounds: list[list[float]] = []
     try:
         for _ in range(1 + ROUNDS):

@@ -15,7 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from headstart.core.errors import UserError
-from headstart.data.loader import Normalize
+from headstart.data.loader import Normalize, blank_pixels
 from headstart.distributed.memory import images_that_fit, live_bytes
 from headstart.distributed.process_group import ProcessGroup
 from headstart.training.module import FineTuner
@@ -95,7 +95,7 @@ def fitting_accumulation(
 def _fits(module: FineTuner, size: int) -> bool:
     """Return whether a step on this many images fits, beside what is kept of each parameter."""
     try:
-        pixels = torch.zeros(size, *module.image_size, 3, dtype=torch.uint8, device=module.device)
+        pixels = module.blank_pixels(size).to(module.device)
         copies = [torch.empty_like(each) for each in module.parameters() for _ in range(COPIES) if each.requires_grad]
         with module.trainer.precision_plugin.forward_context():
             logits = module(pixels)
@@ -125,7 +125,7 @@ def room_for_images(
     model.eval()
 
     def live(count: int) -> int:
-        pixels = torch.zeros(count, *config["input_size"][1:], 3, dtype=torch.uint8)
+        pixels = blank_pixels(count, config)
 
         def forward() -> Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

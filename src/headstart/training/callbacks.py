@@ -127,7 +127,7 @@ class SettledBuckets(Callback):
         assert isinstance(wrapped, DistributedDataParallel)
         assert isinstance(pl_module, FineTuner)
         pl_module.eval()
-        wrapped(torch.zeros(1, *pl_module.image_size, 3, dtype=torch.uint8, device=pl_module.device)).sum().backward()
+        wrapped(pl_module.blank_pixels(1).to(pl_module.device)).sum().backward()
         pl_module.zero_grad(set_to_none=True)
         pl_module.train()
 

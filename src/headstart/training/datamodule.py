@@ -5,7 +5,6 @@ Every process computes the same order and takes its part of each global batch; a
 same batches of the same pixels.
 """
 
-import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,9 +19,17 @@ from headstart.config.finetune import FinetuneConfig, ResolvedAugmentConfig
 from headstart.config.schema import RunConfig
 from headstart.core.errors import UserError
 from headstart.data.dataset import PreparedDataset, read_values
-from headstart.data.loader import evaluation_pixels, in_shared_memory, loader_arguments
+from headstart.data.loader import blank_pixels, evaluation_pixels, in_shared_memory, loader_arguments
 from headstart.distributed.process_group import ProcessGroup
-from headstart.training.augment import DRAWS, MIX_DRAWS, Augment, mix, torchvision_transforms, uniform
+from headstart.training.augment import (
+    DRAWS,
+    MIX_DRAWS,
+    Augment,
+    band_transforms,
+    mix,
+    torchvision_transforms,
+    uniform,
+)
 from headstart.training.order import EpochOrder, Indices, WeightedDraws
 
 MIXING_STREAM = 1
@@ -36,7 +43,7 @@ BLOCK_BYTES = 2**20
 class Batch(NamedTuple):
     """Images and their values; partners and fractions are None without mixing."""
 
-    pixels: Tensor  # uint8 (n, height, width, 3)
+    pixels: Tensor  # uint8 (n, height, width, 3), or float32 (n, height, width, bands)
     values: Tensor  # the target's: int64 (n,) or float32 (n, …)
     partners: Tensor | None = None  # likewise, the values of the images that are mixed in
     fractions: Tensor | None = None  # float32 (n,), how much of each mixture is the image itself
@@ -119,7 +126,7 @@ class TrainDataset(Dataset[Batch]):
     """Makes augmented batches, one for each ``BatchSpec``."""
 
     def __init__(self, prepared: PreparedDataset, finetune: FinetuneConfig) -> None:
-        """Open the training images; raises UserError where they are to be turned and are not square."""
+        """Open the training images; raises UserError where they can't be changed as they shall be."""
         self._prepared, self._seed, self._settings = prepared, finetune.seed, finetune.augment
         self.rows, self.values = prepared.rows("train"), read_values("train", prepared.folder)
         self._draws: WeightedDraws | None = None
@@ -127,11 +134,21 @@ class TrainDataset(Dataset[Batch]):
             weights = prepared.target.rarities(self.values)
             self._draws = WeightedDraws(np.sqrt(weights) if finetune.sampling == "sqrt" else weights, finetune.seed)
         _, height, width = prepared.input["input_size"]
-        self.image_bytes = math.prod(prepared.input["input_size"])
+        bands = prepared.bands
+        self.image_bytes = blank_pixels(1, prepared.input, bands).nbytes
         augment = ResolvedAugmentConfig.model_validate(self._settings.model_dump())
         if augment.quarter_turn and height != width:
             size = f"the backbone sees {height} x {width} pixels"
             raise UserError(f"finetune.augment.quarter_turn: {size}, and only a square can be turned: set it to 0")
+        if refusal := augment.refusal(banded=bands is not None):
+            raise UserError(refusal)
+        transforms = (
+            torchvision_transforms(augment.policy, augment.color_jitter, augment.erasing, prepared.input["mean"])
+            if bands is None
+            else band_transforms(
+                bands, gain=augment.gain, offset=augment.offset, noise=augment.noise, erasing=augment.erasing
+            )
+        )
         self._augment = Augment(
             (height, width),
             augment.scale,
@@ -139,8 +156,9 @@ class TrainDataset(Dataset[Batch]):
             augment.hflip,
             augment.vflip,
             prepared.input["interpolation"],
-            torchvision_transforms(augment.policy, augment.color_jitter, augment.erasing, prepared.input["mean"]),
+            transforms,
             augment.quarter_turn,
+            bands,
         )
 
     def __len__(self) -> int:

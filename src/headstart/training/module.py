@@ -8,7 +8,7 @@ batch of a step ``configure_gradient_clipping``, the optimiser and the schedule,
 """
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from headstart.data.loader import Normalize
+from headstart.data.loader import Normalize, blank_pixels
 from headstart.models.backbone import freeze_, get_head
 from headstart.targets.target import PLAIN, LossOptions, Summable
 from headstart.training.datamodule import Batch
@@ -49,7 +49,7 @@ class FineTuner(LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.plan, self.normalize = model, plan, Normalize(image_config)
-        _, *self.image_size = image_config["input_size"]
+        self.blank_pixels = partial(blank_pixels, config=image_config)
         self._phase = len(plan.phases) - 1
         # No buffers: an average of the weights averages buffers too, and rounds them.
         self._start = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -68,7 +68,7 @@ class FineTuner(LightningModule):
             self.val_measures = MeasuresOfAll(plan.target)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Compute the target's outputs, float (n, outputs), of uint8 pixels (n, height, width, 3)."""
+        """Compute the target's outputs, float (n, outputs), of a batch's pixels (n, height, width, bands)."""
         outputs: Tensor = self.model(self.normalize(pixels))
         return outputs
 
