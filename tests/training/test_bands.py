@@ -174,7 +174,11 @@ def test_an_edge_does_not_ring_beyond_what_the_model_sees() -> None:
 def test_a_mixture_of_bands_is_not_rounded_and_is_that_of_the_models_inputs(kind: dict[str, float]) -> None:
     bands = bands_of("float32", 5)
     made = augment(bands)([random_pixels(40, 40, 5, "float32", seed) for seed in range(8)], draws(8))
-    images, partners, normalize = made[:4], made[4:], Normalize({"mean": bands.mean, "std": bands.std}, bands)
+    images, partners, normalize = (
+        made[:4],
+        made[4:],
+        Normalize({"mean": bands.mean, "std": bands.std, "bands": bands.record()}),
+    )
     mixed, fractions = mix(images, partners, uniform(MIX_DRAWS, 0, np.arange(4)), **kind)
     assert mixed.dtype == torch.float32
     if kind["mixup"]:

@@ -135,7 +135,7 @@ class TrainDataset(Dataset[Batch]):
             self._draws = WeightedDraws(np.sqrt(weights) if finetune.sampling == "sqrt" else weights, finetune.seed)
         _, height, width = prepared.input["input_size"]
         bands = prepared.bands
-        self.image_bytes = blank_pixels(1, prepared.input, bands).nbytes
+        self.image_bytes = blank_pixels(1, prepared.input).nbytes
         augment = ResolvedAugmentConfig.model_validate(self._settings.model_dump())
         if augment.quarter_turn and height != width:
             size = f"the backbone sees {height} x {width} pixels"
