@@ -420,7 +420,8 @@ def resolve(params: Path) -> None:
     from headstart.training.phases import starting_model
 
     content, prepared = load_params(params), PreparedDataset.open()
-    _, plan = starting_model(content.backbone, content.finetune, **prepared.training_size())
+    in_chans = prepared.input["input_size"][0]
+    _, plan = starting_model(content.backbone, content.finetune, in_chans=in_chans, **prepared.training_size())
     of_prepare = read_json(report_of("prepare"))["chosen"] if content.backbone.image_size == "auto" else ()
     choices = [*(Choice(**choice) for choice in of_prepare), *plan.choices]
     for choice in choices:

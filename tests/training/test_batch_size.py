@@ -34,7 +34,7 @@ class SmallMemory(nn.Module):
     def __init__(self, most: int, batch_size: int) -> None:
         super().__init__()
         self.most, self.seen, self.plan = most, list[int](), SimpleNamespace(batch_size=batch_size)
-        self.device, self.image_size = torch.device("cpu"), (4, 4)
+        self.device, self.image_size, self.channels = torch.device("cpu"), (4, 4), 3
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.BatchNorm1d(3, momentum=0.5))
         self.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
 

@@ -10,11 +10,11 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "vflip": lambda images: images.flip(2),
     "quarter_turn": lambda images: images.rot90(1, (2, 3)),  # square images alone
 }
-"""By the key in ``finetune.augment``: the change of images (n, 3, height, width)."""
+"""By the key in ``finetune.augment``: the change of images (n, channels, height, width)."""
 MOST_IMAGES = 256
 """Validation images that are changed: each change costs as much time as features of so many more images."""
 
 
 def changed_features(features_of: Callable[[Tensor], Tensor], changes: Sequence[str], images: Tensor) -> Tensor:
-    """Compute features after each change, side by side: from (n, 3, height, width) to (n, changes · width)."""
+    """Compute features after each change, side by side: from (n, channels, height, width) to (n, changes · width)."""
     return torch.cat([features_of(CHANGES[name](images)) for name in changes], dim=1)

@@ -57,8 +57,8 @@ def run_inference(
     """Apply a function to images, batch by batch. The ranks share the work, and rank 0 yields all outputs.
 
     Args:
-        function: from float32 (batch_size, 3, height, width), normalized, channels_last, on the rank's device, to
-            (batch_size, width).
+        function: from float32 (batch_size, channels, height, width), normalized, channels_last, on the rank's device,
+            to (batch_size, width).
         prepared: the packed images.
         rows: which of them, in which order; the same on every rank.
         batch_size: images per call, fewer where a CPU's memory is too small; the last call is padded.
@@ -132,7 +132,8 @@ def _fitting(
     """
     if process_group.device.type != "cpu":
         return batch_size
-    pixels = torch.zeros(1, *prepared.input["input_size"][1:], 3, dtype=torch.uint8)
+    channels, *size = prepared.input["input_size"]
+    pixels = torch.zeros(1, *size, channels, dtype=torch.uint8)
     normalize = Normalize(prepared.input)
     per_image = SLACK * live_bytes(lambda: function(normalize(pixels)))
     images, free = images_that_fit(per_image, 0, process_group.local_world)

@@ -157,8 +157,8 @@ def affordable_size(
     if device.type != "cpu":
         return size
     model, normalize = model.train(), Normalize(config)
-    small, (_, height, width) = min(size, 2), config["input_size"]
-    pixels = torch.full((small, height, width, 3), 128, dtype=torch.uint8)
+    small, (channels, height, width) = min(size, 2), config["input_size"]
+    pixels = torch.full((small, height, width, channels), 128, dtype=torch.uint8)
     deadline = time.perf_counter() + TRIAL_S
     step_ends = deadline
 
@@ -191,8 +191,8 @@ def seconds_a_step(
         Seconds for each kind.
     """
     model, normalize = model.to(device).train(), Normalize(config).to(device)
-    _, height, width = config["input_size"]
-    pixels = torch.full((size, height, width, 3), 128, dtype=torch.uint8, device=device)
+    channels, height, width = config["input_size"]
+    pixels = torch.full((size, height, width, channels), 128, dtype=torch.uint8, device=device)
     rounds: list[list[float]] = []
     try:
         for _ in range(1 + ROUNDS):

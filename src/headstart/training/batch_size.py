@@ -95,7 +95,7 @@ def fitting_accumulation(
 def _fits(module: FineTuner, size: int) -> bool:
     """Return whether a step on this many images fits, beside what is kept of each parameter."""
     try:
-        pixels = torch.zeros(size, *module.image_size, 3, dtype=torch.uint8, device=module.device)
+        pixels = torch.zeros(size, *module.image_size, module.channels, dtype=torch.uint8, device=module.device)
         copies = [torch.empty_like(each) for each in module.parameters() for _ in range(COPIES) if each.requires_grad]
         with module.trainer.precision_plugin.forward_context():
             logits = module(pixels)
@@ -121,11 +121,11 @@ def room_for_images(
     """Estimate from one image how many a step can have on this machine's CPU; ``config`` is timm's, of the data."""
     if group.device.type != "cpu":
         return Room(UNLIMITED, 0, 0)
-    normalize = Normalize(config)
+    normalize, (channels, *size) = Normalize(config), config["input_size"]
     model.eval()
 
     def live(count: int) -> int:
-        pixels = torch.zeros(count, *config["input_size"][1:], 3, dtype=torch.uint8)
+        pixels = torch.zeros(count, *size, channels, dtype=torch.uint8)
 
         def forward() -> Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -127,7 +127,8 @@ class SettledBuckets(Callback):
         assert isinstance(wrapped, DistributedDataParallel)
         assert isinstance(pl_module, FineTuner)
         pl_module.eval()
-        wrapped(torch.zeros(1, *pl_module.image_size, 3, dtype=torch.uint8, device=pl_module.device)).sum().backward()
+        image = torch.zeros(1, *pl_module.image_size, pl_module.channels, dtype=torch.uint8, device=pl_module.device)
+        wrapped(image).sum().backward()
         pl_module.zero_grad(set_to_none=True)
         pl_module.train()
 

@@ -49,7 +49,8 @@ class FineTuner(LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.plan, self.normalize = model, plan, Normalize(image_config)
-        _, *self.image_size = image_config["input_size"]
+        channels, *self.image_size = image_config["input_size"]
+        self.channels = channels
         self._phase = len(plan.phases) - 1
         # No buffers: an average of the weights averages buffers too, and rounds them.
         self._start = {name: value.detach().clone() for name, value in model.named_parameters()}
