@@ -98,12 +98,15 @@ def with_free(images: float, per_image: float, weights: float, monkeypatch: pyte
     monkeypatch.setattr(memory, "free_memory", lambda processes: (weights + images * per_image) / processes)
 
 
-@pytest.mark.parametrize(("name", "bf16"), [("test_resnet", False), ("test_vit", False), ("test_vit", True)])
+@pytest.mark.parametrize(
+    ("name", "channels", "bf16"),
+    [("test_resnet", 3, False), ("test_resnet", 5, False), ("test_vit", 3, False), ("test_vit", 3, True)],
+)
 def test_on_a_cpu_the_images_that_fit_are_estimated_from_one(
-    name: str, *, bf16: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, channels: int, *, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = timm.create_model(name, num_classes=4)
-    config = {**INPUT, "input_size": [3, 160, 160]}
+    model = timm.create_model(name, num_classes=4, in_chans=channels)
+    config = {**INPUT, "input_size": [channels, 160, 160], "mean": [0.5] * channels, "std": [0.25] * channels}
     plan, before = plan_of(model, 64), {key: value.clone() for key, value in model.state_dict().items()}
     room = room_for_images(model, config, plan, ProcessGroup(), bf16=bf16)
     assert room.per_image > SLACK * 3 * 160 * 160 * (1 if bf16 else 5)

@@ -33,7 +33,7 @@ def channels_of(model: nn.Module) -> int:
 def expected_channels(params: Params) -> int:
     """Return how many bands images will have before any was read: where that is ``auto``, as few as params admit."""
     channels, rgb = params.prepare.channels, params.backbone.rgb or ()
-    return channels if isinstance(channels, int) else max(3, *rgb)
+    return channels if isinstance(channels, int) else max([3, *rgb])
 
 
 def check_rgb(rgb: Sequence[int], in_chans: int, own: int) -> None:
