@@ -124,7 +124,8 @@ def _measure(params: Params, sample: int) -> Candidate:
     heads = (Head(weight.astype(np.float32), bias.astype(np.float32), l2).logits(inputs) for l2, weight, bias in path)
     outputs = min(heads, key=lambda each: mean_loss(target, each, values))
 
-    model, device = channels_last(backbone_for(params.backbone, target.outputs)), device_of(params.run)
+    model = channels_last(backbone_for(params.backbone, target.outputs, prepared.input["input_size"][0]))
+    device = device_of(params.run)
     bf16 = (device.type == "cuda",)
     try:
         images = affordable_size(copy.deepcopy(model), prepared.input, device, IMAGES_A_STEP, bf16)

@@ -420,7 +420,8 @@ def resolve(params: Path) -> None:
     from headstart.training.phases import starting_model
 
     content, prepared = load_params(params), PreparedDataset.open()
-    _, plan = starting_model(content.backbone, content.finetune, **prepared.training_size())
+    in_chans = prepared.input["input_size"][0]
+    _, plan = starting_model(content.backbone, content.finetune, in_chans=in_chans, **prepared.training_size())
     of_prepare = (Choice(**choice) for choice in read_json(report_of("prepare"))["chosen"])
     auto = {"backbone.image_size": content.backbone.image_size, "prepare.channels": content.prepare.channels}
     choices = [*(choice for choice in of_prepare if auto[choice.key] == "auto"), *plan.choices]

@@ -227,15 +227,15 @@ def test_a_download_that_breaks_off_and_an_unknown_repository_say_what_to_do(nam
 
 
 def test_channels_last_changes_no_output() -> None:
-    for name in ("test_resnet", "repvgg_a0"):
-        model = timm.create_model(name, num_classes=3).eval()
-        images = torch.randn(2, 3, 32, 32)
+    for name, channels in (("test_resnet", 3), ("repvgg_a0", 3), ("repvgg_a0", 5)):
+        model = timm.create_model(name, num_classes=3, in_chans=channels).eval()
+        images = torch.randn(2, channels, 32, 32)
         expected = model(images)
         assert channels_last(model) is model
         assert all(
             weight.is_contiguous(memory_format=torch.channels_last)
             for key, weight in model.named_parameters()
-            if weight.dim() == 4 and weight.shape[1] > 3
+            if weight.dim() == 4 and weight.shape[1] > channels
         )
         torch.testing.assert_close(model(images.contiguous(memory_format=torch.channels_last)), expected)
 
@@ -244,8 +244,10 @@ def test_repvggs_stem_trains_on_a_cpu_without_avx512() -> None:
     """In a process of its own: torch reads the environment at import, and a crash would be a segmentation fault."""
     step = (
         "import timm, torch; from headstart.models.backbone import channels_last\n"
-        "model = channels_last(timm.create_model('repvgg_a0', num_classes=3).train())\n"
-        "model(torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)).sum().backward()"
+        "for channels in (3, 5):\n"
+        "    model = channels_last(timm.create_model('repvgg_a0', num_classes=3, in_chans=channels).train())\n"
+        "    images = torch.randn(4, channels, 64, 64).contiguous(memory_format=torch.channels_last)\n"
+        "    model(images).sum().backward()"
     )
     only_avx2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run([sys.executable, "-c", step], env={**os.environ, **only_avx2}, check=False)

@@ -76,6 +76,9 @@ def test_a_new_head_and_other_channels(weights: dict[str, Tensor]) -> None:
     model = build(num_classes=5, in_chans=1)
     assert get_head(model).out_features == 5
     torch.testing.assert_close(model.state_dict()["conv_stem.weight"], weights["conv_stem.weight"].sum(1, keepdim=True))
+    stem = build(in_chans=5, rgb=[5, 2, 1]).state_dict()["conv_stem.weight"]
+    assert torch.equal(stem[:, [4, 1, 0]], weights["conv_stem.weight"])
+    assert not stem[:, [2, 3]].any()
 
 
 @pytest.mark.usefixtures("package")

@@ -33,14 +33,24 @@ def heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Head]:
 
 
 def start(
-    changes: dict[str, Any], steps_per_epoch: int = 20, l2: dict[str, Any] | None = None
+    changes: dict[str, Any], steps_per_epoch: int = 20, l2: dict[str, Any] | None = None, **given: Any
 ) -> tuple[nn.Module, TrainingPlan]:
     wanted = params({**SMALL, **{f"finetune.{key}": value for key, value in changes.items()}})
     finetune = wanted.finetune
     if l2 is not None:  # which params refuse without pretrained weights
         finetune = finetune.model_copy(update={"l2": type(finetune.l2).model_validate(l2)})
     images = steps_per_epoch * finetune.batch_size
-    return starting_model(wanted.backbone, finetune, target=Classes([*"abcd"]), train_images=images, train_bytes=1)
+    given = {"target": Classes([*"abcd"]), "train_images": images, "train_bytes": 1, **given}
+    return starting_model(wanted.backbone, finetune, **given)
+
+
+def test_the_model_is_of_the_images_bands_and_a_group_can_be_its_stem() -> None:
+    rules = [{"name": name, "match": match, "biases_and_norms": "out"} for name, match in (("a", "stem"), ("b", ".*"))]
+    changes = {"groups": rules, "lr": {"a": 0.5, "b": 0.1}, "l2": {"kind": "none"}, "recipe": "full"}
+    model, plan = start(changes, in_chans=5)
+    (stem,) = next(group for group in plan.groups if group.name == "a").parameters.values()
+    assert stem.shape[1] == 5
+    assert next(model.parameters()) is stem
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,8 @@ class FinetuneConfig(ConfigSection):
     r"""Parameter groups. A parameter belongs to the first whose `match`, a regular expression, matches its whole name:
     head.weight and head.bias, or backbone. and timm's name. `biases_and_norms`: whether biases, normalisation weights
     and what timm leaves undecayed are in the group's penalty or out of it. A group of your own goes before '.*' and
-    needs its own `lr` and `l2`: {name: top, match: 'backbone\.layer4\..*', biases_and_norms: out}"""
+    needs its own `lr` and `l2`: {name: top, match: 'backbone\.layer4\..*', biases_and_norms: out}. `match: stem` is the
+    layer that reads the image, in any backbone"""
     lr: Mapping[str, Auto | NonNegative] = Field(default={"backbone": "auto", "head": "auto"})
     """Peak learning rate of each group: linear warm-up, then a cosine to zero. auto: for adam and adamw, whose steps
     are about as long as the rate, 0.3 % of the size of the backbone's weights (their root mean square, the median of

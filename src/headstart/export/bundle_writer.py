@@ -124,7 +124,7 @@ def write_formats(
     Args:
         folder: where the files are written; of a format that fails none stays.
         model: a timm model with a head of its own.
-        input_size: 3, height, width.
+        input_size: channels, height, width.
         formats: their names, ``onnx`` among them where one is made from it.
         metadata: for ``write_onnx``.
         range_batches: for ``write_int8``.

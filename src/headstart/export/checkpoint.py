@@ -29,7 +29,7 @@ def export_checkpoint(checkpoint: Path, out: Path, params_file: Path) -> None:
     use_cores(1)
     backbone = params.backbone.model_copy(update={"pretrained": False})
     target = prepared.target.with_loss(params.finetune.loss)
-    model = backbone_for(backbone, target.outputs).eval()
+    model = backbone_for(backbone, target.outputs, prepared.input["input_size"][0]).eval()
     load_weights(model, checkpoint)
     info = ModelCardInfo(checkpoint.name, {"checkpoint": digest, "data and splits": prepared.sha256})
     source = open_source(params.prepare, params.run)

@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from headstart.models.backbone import WithFeatures
 
 ModelFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From pixels, float32 (batch, 3, height, width), to logits (batch, classes) and features (batch, width)."""
+"""From pixels, float32 (batch, channels, height, width), to logits (batch, classes) and features (batch, width)."""
 
 
 def traced(model: nn.Module, input_size: tuple[int, int, int]) -> ExportedProgram:
@@ -88,7 +88,7 @@ def write_int8(path: Path, target: Path, batches: Iterable[NDArray[np.float32]])
 
     The first and the last layer stay in float32, as is usual: they have few of the weights and cost most of the
     accuracy (Imagenette with the bundled backbone: 99.2 % of the top classes stayed the same, 89.8 % with both in
-    8 bits). The range of every activation is measured on ``batches`` of pixels, float32 (n, 3, height, width).
+    8 bits). The range of every activation is measured on ``batches`` of pixels, float32 (n, channels, height, width).
     """
     with TemporaryDirectory() as folder:
         ready = Path(folder) / path.name

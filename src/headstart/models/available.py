@@ -64,7 +64,7 @@ def _in_hub_cache() -> Iterator[str]:
 
 @torch.inference_mode()
 def _measure(name: str) -> Backbone:
-    model = create_backbone(name, pretrained=False, image_size=None, args={}, num_classes=1).eval()
+    model = create_backbone(name, pretrained=False, image_size=None, args={}, num_classes=1, in_chans=None).eval()
     channels, height, width = input_config(model)["input_size"]
     images = torch.zeros(BATCH_SIZE, channels, height, width).to(memory_format=torch.channels_last)
     model = model.to(memory_format=torch.channels_last)

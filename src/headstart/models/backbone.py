@@ -48,10 +48,10 @@ def create_backbone(
     args: dict[str, Any],
     seed: int = 0,
     num_classes: int | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = 3,
     rgb: Sequence[int] | None = None,
 ) -> nn.Module:
-    """Create the timm model of ``params.yaml`` for images of ``in_chans`` bands.
+    """Create the timm model of ``params.yaml`` for images of ``in_chans`` bands; None: as many as its weights are for.
 
     With ``num_classes`` it gets a new head of zeros. Without pretrained weights they are initialized from ``seed``;
     torch's global generator keeps its state. Weights for other channels are spread over the bands, or those of red,
@@ -66,9 +66,11 @@ def create_backbone(
         )
     with torch.random.fork_rng(), _user_errors(name):
         model = _build(name, pretrained=pretrained, image_size=image_size, args=args, seed=seed)
+        own = channels_of(model)
+        in_chans = own if in_chans is None else in_chans
         if rgb is not None:
-            check_rgb(rgb, in_chans, channels_of(model))
-        if rgb is not None or in_chans != channels_of(model):
+            check_rgb(rgb, in_chans, own)
+        if rgb is not None or in_chans != own:
             has_weights = pretrained or "checkpoint_path" in args
             empty = {key: value for key, value in args.items() if key != "checkpoint_path"} | {"in_chans": in_chans}
             try:

@@ -39,14 +39,13 @@ STEPS = (32, 16, 14)
 """Sides of patches and strides: sizes that are multiples of one of them are proposed."""
 SURE = ("resnet50", "convnext_tiny", "vit_small_patch16_224")
 """Proposed where no model of a similar name can be used."""
-ADVICE = {
-    "in_chans": "remove it, since images have 3 channels, grey ones too",
-    "img_size": "write it as backbone.image_size",
-}
+ADVICE = {"img_size": "write it as backbone.image_size"}
 
 
-def check_backbone(backbone: BackboneConfig) -> str | None:
-    """Check that all stages can use a backbone; takes a second or two, and fetches no weights.
+def check_backbone(backbone: BackboneConfig, in_chans: int = 3) -> str | None:
+    """Check that all stages can use a backbone for images of ``in_chans`` bands.
+
+    It takes a second or two, and fetches no weights.
 
     Returns:
         What to know about its weights: that they are not on this machine yet.
@@ -54,10 +53,16 @@ def check_backbone(backbone: BackboneConfig) -> str | None:
     Raises:
         UserError: the message begins with the key that is wrong, and names values that work.
     """
+    rgb = backbone.rgb
+    if rgb is not None and not backbone.pretrained and "checkpoint_path" not in backbone.args:
+        raise UserError(f"backbone.rgb: {rgb}: random weights know no colours: set it to null, or backbone.pretrained")
+    plain = backbone.model_copy(update={"rgb": None})
     try:
-        config = dry_run(backbone)
+        config = dry_run(plain)
     except UserError as error:
-        raise _blamed(backbone, error) from error
+        raise _blamed(plain, error) from error
+    if rgb is not None or in_chans != 3:
+        dry_run(backbone, in_chans=in_chans)
     return _missing_weights(backbone, config) if backbone.pretrained else None
 
 
@@ -79,45 +84,49 @@ def choose_side(name: str, args: dict[str, Any], shorter_side: int) -> int | Non
     return side
 
 
-def dry_run(backbone: BackboneConfig, device: str = "meta") -> dict[str, Any]:
+def dry_run(backbone: BackboneConfig, device: str = "meta", *, in_chans: int = 3) -> dict[str, Any]:
     """Create a backbone as the stages do, without memory for its weights, and compute an image's features and logits.
 
     What can't run on torch's meta device runs on the CPU. Pretrained weights are read only from a folder; of others
-    their shapes are loaded, which shows whether timm can resize them. Returns timm's config of the pretrained weights.
+    their shapes are loaded, which shows whether they can be adapted to this size and these channels. Returns timm's
+    config of the pretrained weights.
     """
     is_local = timm_name(backbone.name).startswith(LOCAL_DIR)
     random = backbone.model_copy(update={"pretrained": backbone.pretrained and is_local})
     with torch.device(device), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # loading into the meta device does nothing
-        model = backbone_for(random, classes=2).eval()
+        model = backbone_for(random, classes=2, in_chans=in_chans).eval()
         if device == "meta" and any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            return dry_run(backbone, "cpu")  # on the meta device they run step by step, in 10 s
+            return dry_run(backbone, "cpu", in_chans=in_chans)  # on the meta device they run step by step, in 10 s
         config: Any = model.pretrained_cfg
-        head, (channels, *size) = get_head(model), input_config(model, backbone.fixed_size)["input_size"]
-        if {channels, backbone.args.get("in_chans", 3)} != {3}:
-            raise UserError(f"backbone.name: {backbone.name}: it does not read images of 3 channels")
+        head, size = get_head(model), input_config(model, backbone.fixed_size)["input_size"]
         calls: list[tuple[int, Tensor]] = []
         head.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0].numel(), output)))
         try:
-            features = features_of(model, torch.zeros(1, 3, *size))
+            features = features_of(model, torch.zeros(1, *size))
             calls.clear()
-            logits = model(torch.zeros(1, 3, *size))
+            logits = model(torch.zeros(1, *size))
             resized = backbone.fixed_size is not None and not hasattr(model, "set_input_size")
-            if backbone.pretrained and not is_local and resized and config.get("fixed_input_size"):
-                _load_shapes(backbone)
+            has_other_channels = in_chans != 3 or backbone.rgb is not None
+            if (
+                backbone.pretrained
+                and not is_local
+                and (has_other_channels or (resized and config.get("fixed_input_size")))
+            ):
+                _load_shapes(backbone, in_chans)
             # The last step of finetune and export, in which timm checks the size anew.
             with tempfile.TemporaryDirectory() as folder:
                 data_config = input_config(model, backbone.fixed_size)
                 save_config_for_hf(model, str(Path(folder) / MODEL_CONFIG), data_config=data_config)
         except (*TIMM_ERRORS, TypeError) as error:
             if device == "meta" and "meta" in str(error).lower():
-                return dry_run(backbone, "cpu")
+                return dry_run(backbone, "cpu", in_chans=in_chans)
             raise UserError(f"backbone.name: {backbone.name}: {reason_of(error)}") from error
     if features.shape != (1, head.in_features) or not calls:
         raise UserError(f"backbone.name: {backbone.name}: its classifier does not read one row of features an image")
     if [numel for numel, _ in calls] != [head.in_features]:
         if device == "meta":  # CLIP's ResNets classify every place and take one, which is the same: values tell
-            return dry_run(backbone, "cpu")
+            return dry_run(backbone, "cpu", in_chans=in_chans)
         is_linear = _is_linear(model, head, size)
     else:
         is_linear = calls[0][1] is logits or isinstance(head, PointwiseHead)
@@ -131,17 +140,18 @@ def _is_linear(model: nn.Module, head: nn.Linear | PointwiseHead, size: list[int
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         nn.init.normal_(head.weight)
-        image = torch.randn(1, 3, *size)
+        image = torch.randn(1, *size)
         logits, expected = model(image), head(features_of(model, image))
         return logits.shape == expected.shape and torch.allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
-def _load_shapes(backbone: BackboneConfig) -> None:
-    """Load the weights of the backbone at its own size into it at ``image_size``; raises as timm does."""
-    own = create_backbone(backbone.name, pretrained=False, image_size=None, args=backbone.args)
+def _load_shapes(backbone: BackboneConfig, in_chans: int) -> None:
+    """Load weights of the backbone's own size and channels into it at ``image_size``; raises as ``create_backbone``."""
+    own = create_backbone(backbone.name, pretrained=False, image_size=None, args=backbone.args, in_chans=None)
     overlay = {"state_dict": own.state_dict(), "source": "", "label_offset": 0}
     args = {**backbone.args, "pretrained_cfg_overlay": overlay}
-    create_backbone(backbone.name, pretrained=True, image_size=backbone.fixed_size, args=args)
+    size, rgb = backbone.fixed_size, backbone.rgb
+    create_backbone(backbone.name, pretrained=True, image_size=size, args=args, in_chans=in_chans, rgb=rgb)
 
 
 def _works(backbone: BackboneConfig, **changes: Any) -> dict[str, Any]:

@@ -4,10 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from timm.data.config import resolve_data_config
+from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from timm.models import adapt_input_conv, get_model_input_config
 from torch import Tensor, nn
 
+from headstart.config.schema import Params
 from headstart.core.errors import UserError
+
+STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
+"""Convolutions whose weights follow from all of them (NFNets, BiT's ResNets, ViT's hybrids)."""
 
 
 def stem_layers(model: nn.Module) -> list[str]:
@@ -23,6 +28,12 @@ def channels_of(model: nn.Module) -> int:
     """Return the number of channels of a model's images, or of its weights', where it is not yet adapted to them."""
     config: Any = model.pretrained_cfg
     return int((config.get("input_size") or (3,))[0])
+
+
+def expected_channels(params: Params) -> int:
+    """Return how many bands images will have before any was read: where that is ``auto``, as few as params admit."""
+    channels, rgb = params.prepare.channels, params.backbone.rgb or ()
+    return channels if isinstance(channels, int) else max([3, *rgb])
 
 
 def check_rgb(rgb: Sequence[int], in_chans: int, own: int) -> None:
@@ -48,7 +59,10 @@ def copy_weights(source: nn.Module, target: nn.Module, rgb: Sequence[int] | None
     """
     weights, expected = source.state_dict(), target.state_dict()
     own, channels = channels_of(source), channels_of(target)
-    for name in [f"{layer}.weight" for layer in stem_layers(source)]:
+    for layer in stem_layers(source):
+        name = f"{layer}.weight"
+        if rgb is not None and isinstance(source.get_submodule(layer), STANDARDIZED):
+            raise ValueError("it standardizes its weights, zeros too, so backbone.rgb must be null")
         weights[name] = _spread(weights[name], own, channels, rgb)
         if weights[name].shape != expected[name].shape:
             raise ValueError(f"{name} does not follow the number of channels")
@@ -61,7 +75,7 @@ def _spread(weight: Tensor, own: int, channels: int, rgb: Sequence[int] | None) 
     Where a stem moves n pixels into the channels first (TResNet), those of one pixel stand together (``SpaceToDepth``).
     """
     if weight.ndim != 4 or weight.shape[1] % own:
-        raise ValueError("its first layer is no convolution of the image")
+        raise ValueError("it is no convolution")
     by_pixel = weight.reshape(-1, own, *weight.shape[2:])
     if rgb is None:
         spread: Tensor = adapt_input_conv(channels, by_pixel, base_chans=own)

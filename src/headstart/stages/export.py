@@ -103,7 +103,7 @@ def _load_model(params: Params, prepared: PreparedDataset) -> tuple[nn.Module, T
     Raises UserError where its config is not data/prepared's.
     """
     if params.export.from_ == "probe":
-        model = backbone_for(params.backbone, prepared.target.outputs)
+        model = backbone_for(params.backbone, prepared.target.outputs, prepared.input["input_size"][0])
         set_head(model, read_head())
         return model.eval(), prepared.target
     model = load_timm(existing(paths.FINETUNE))

@@ -51,6 +51,8 @@ def run(params: Params) -> None:
         image_size=backbone.fixed_size,
         args=backbone.args,
         seed=backbone.seed,
+        in_chans=prepared.input["input_size"][0],
+        rgb=backbone.rgb,
     )
     own_head = pretrained_head(model) if backbone.pretrained else None
     model.reset_classifier(prepared.target.outputs)  # type: ignore[operator]

@@ -66,7 +66,9 @@ def train(params: Params, stop_after: int | None = None, observers: Sequence[Cal
     check_precision(params.finetune.precision, device_of(params.run))
     process_group = connect(params.run)
     prepared = PreparedDataset.open()
-    model, plan = starting_model(params.backbone, params.finetune, **prepared.training_size())
+    model, plan = starting_model(
+        params.backbone, params.finetune, in_chans=prepared.input["input_size"][0], **prepared.training_size()
+    )
     backbone = params.backbone.model_dump(exclude={"image_size"})  # the dataset has what it stands for
     content = {"backbone": backbone, "finetune": plan.finetune.model_dump()}
     files = [paths.DATASET, paths.HEADS, paths.HEADS_INFO]

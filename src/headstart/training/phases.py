@@ -133,9 +133,17 @@ class TrainingPlan:
 
 
 def starting_model(
-    backbone: BackboneConfig, finetune: FinetuneConfig, *, target: Target, train_images: int, train_bytes: int
+    backbone: BackboneConfig,
+    finetune: FinetuneConfig,
+    *,
+    target: Target,
+    train_images: int,
+    train_bytes: int,
+    in_chans: int = 3,
 ) -> tuple[nn.Module, TrainingPlan]:
-    """Build the model as it is before the first step, and the plan of its training; ``target`` is of the images.
+    """Build the model as it is before the first step, and the plan of its training.
+
+    ``target`` and ``in_chans``, the number of bands, are of the images.
 
     The probe's chosen head is taken; where its λ is smaller than fine-tuning's, the head on the path whose λ is nearest
     to fine-tuning's: one of a smaller λ would start far from its objective's minimum, where it is steep; on the digits
@@ -146,7 +154,7 @@ def starting_model(
     """
     check_target(finetune, target)
     target = target.with_loss(finetune.loss)
-    model = channels_last(backbone_for(backbone, target.outputs))
+    model = channels_last(backbone_for(backbone, target.outputs, in_chans))
     size = {"train_images": train_images, "train_bytes": train_bytes}
     plan = make_plan(model, finetune, target=target, **size, pretrained=backbone.pretrained)
     if finetune.recipe in {"lp_ft", "gradual"}:

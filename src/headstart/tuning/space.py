@@ -86,11 +86,18 @@ class Space:
     """
 
     def __init__(
-        self, params: Params, named: Sequence[str], *, target: Target, train_images: int, train_bytes: int
+        self,
+        params: Params,
+        named: Sequence[str],
+        *,
+        target: Target,
+        train_images: int,
+        train_bytes: int,
+        in_chans: int = 3,
     ) -> None:
         self._params = params
         self._size: dict[str, Any] = {"target": target, "train_images": train_images, "train_bytes": train_bytes}
-        self._model, self.plan = starting_model(params.backbone, params.finetune, **self._size)
+        self._model, self.plan = starting_model(params.backbone, params.finetune, in_chans=in_chans, **self._size)
         content, default = params.model_dump(), Params().model_dump()
         strength = {"l2": L2, "l2_sp": L2, "decoupled": DECAY}.get(params.finetune.l2.kind)
         groups = list(dict.fromkeys(rule.name for rule in params.finetune.groups))

@@ -95,7 +95,8 @@ class _Search:
 
     def __init__(self, params: Params, folder: SearchFolder, named: Sequence[str], seconds: float) -> None:
         self._params, self._folder, self._seconds = params, folder, seconds
-        self._space = Space(params, named, **PreparedDataset.open().training_size())
+        prepared = PreparedDataset.open()
+        self._space = Space(params, named, in_chans=prepared.input["input_size"][0], **prepared.training_size())
         self._monitor = self._space.plan.monitor
         logger.info("tune: searched are %s", ", ".join(self._space.keys) or "no keys: none is at its default")
 

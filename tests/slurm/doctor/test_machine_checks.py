@@ -12,6 +12,7 @@ import torch
 from headstart.core.paths import FEATURES
 from headstart.models.backbone import create_backbone
 from headstart.models.head import Head, write_heads
+from headstart.models.stem import expected_channels
 from headstart.slurm.doctor.batch_checks import Finding, Resources
 from headstart.slurm.doctor.machine_checks import (
     Sizes,
@@ -61,6 +62,13 @@ def test_a_checkpoints_size_is_that_of_the_weights_the_moments_the_average_and_t
     model = create_backbone("bundled", pretrained=False, image_size=None, args={})
     weights = sum(each.nbytes for each in model.parameters())
     assert sizes_of(params(changes)) == Sizes(weights, copies * weights, int(model.num_features))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("channels", "bands"), [("auto", 3), ("rgb", 3), (13, 13)])
+def test_the_backbone_is_of_the_bands_that_params_name(channels: str | int, bands: int) -> None:
+    model = create_backbone("bundled", pretrained=False, image_size=None, args={}, in_chans=bands)
+    assert sizes_of(params({"prepare.channels": channels})).weights == sum(each.nbytes for each in model.parameters())
+    assert expected_channels(params({"prepare.channels": "auto", "backbone.rgb": [4, 3, 2]})) == 4
 
 
 @pytest.mark.parametrize("changes", [{}, {"finetune.optimizer": "adam", "finetune.ema": 0.9}, ADAMW])

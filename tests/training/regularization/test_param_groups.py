@@ -96,6 +96,26 @@ def test_rules_see_the_classifier_as_head_whatever_timm_calls_it(model: nn.Modul
     assert all(role in {f"backbone.{name}", "head.weight", "head.bias"} for name, role in names.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("test_vit", ["patch_embed.proj"]), ("repvgg_a0", ["stem.conv_kxk.conv", "stem.conv_1x1.conv"])],
+)
+def test_a_rule_can_name_the_stem_whatever_timm_calls_it(name: str, layers: list[str]) -> None:
+    model = timm.create_model(name, num_classes=5, in_chans=4)
+    rules = [rule("stem", "first"), rule(r"head\..*", "head"), rule(".*", "backbone")]
+    lr = {**LR, "first": 0.5}
+    groups = {each.name: each for each in group_parameters(model, head_name(model), rules, lr=lr, l2=L2, decay={})}
+    expected = [key for key in dict(model.named_parameters()) if key.rpartition(".")[0] in layers]
+    assert list(groups["first"].parameters) == expected
+    assert groups["first"].lr == 0.5
+    assert len(expected) >= len(layers)
+    counts = sum(group.count for group in groups.values())
+    assert counts == sum(parameter.numel() for parameter in model.parameters())
+    for late in ([rules[2], rules[0]], [rule("stem.*", "first"), rules[2]]):  # nothing is left, and no name is that
+        with pytest.raises(UserError, match="of the group first matches no parameter that is left"):
+            group_parameters(model, head_name(model), late, lr=lr, l2=L2, decay={})
+
+
 def test_the_first_rule_that_matches_wins_and_matches_whole_names() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
 

@@ -12,6 +12,7 @@ from headstart.core.errors import UserError
 from headstart.core.storage import storage_message
 from headstart.export.bundle_writer import write_formats
 from headstart.models.backbone import backbone_for, input_config
+from headstart.models.stem import expected_channels
 from headstart.slurm.doctor.batch_checks import Finding
 
 
@@ -26,7 +27,7 @@ def check_formats(params: Params) -> Iterator[Finding]:
     if sys.stderr.isatty():
         print(f"doctor: exports an untrained {backbone.name} as {', '.join(formats)} ...", file=sys.stderr)
     try:
-        model = backbone_for(backbone, classes=2).eval()
+        model = backbone_for(backbone, 2, expected_channels(params)).eval()
     except UserError as error:
         yield Finding("error", "backbone-unavailable", str(error))
         return

@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
@@ -21,6 +22,7 @@ from headstart.data.shards import read_index
 from headstart.distributed.launch import SlurmTasks
 from headstart.distributed.process_group import device_of
 from headstart.models.backbone import create_backbone, input_config
+from headstart.models.stem import expected_channels
 from headstart.slurm.doctor.batch_checks import Finding, Resources, parse_seconds, parse_signal
 from headstart.training.autotune import check_precision, seconds_a_step
 from headstart.training.resolve import epochs_for
@@ -42,12 +44,16 @@ class Sizes(NamedTuple):
 
 def sizes_of(params: Params) -> Sizes:
     """Compute the sizes without allocating the weights; raises UserError where timm has no such backbone."""
-    backbone = params.backbone
     with torch.device("meta"):
-        model = create_backbone(backbone.name, pretrained=False, image_size=backbone.fixed_size, args=backbone.args)
+        model = _untrained(params)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     # As many in a checkpoint, with the weights and without the gradients.
     return Sizes(weights, weights * params.finetune.copies_of_weights, cast("int", model.num_features))
+
+
+def _untrained(params: Params) -> nn.Module:
+    size, args, in_chans = params.backbone.fixed_size, params.backbone.args, expected_channels(params)
+    return create_backbone(params.backbone.name, pretrained=False, image_size=size, args=args, in_chans=in_chans)
 
 
 def check_disk(params: Params, options: Mapping[str, str], sizes: Sizes) -> Iterator[Finding]:
@@ -108,11 +114,10 @@ def check_device(params: Params) -> Iterator[Finding]:
 
 def seconds_per_image(params: Params) -> float:
     """Measure forward and backward of the backbone on this process's device, in seconds per image."""
-    backbone, device = params.backbone, device_of(params.run)
-    model = create_backbone(backbone.name, pretrained=False, image_size=backbone.fixed_size, args=backbone.args)
+    model, device = _untrained(params), device_of(params.run)
     size = min(max(2, params.finetune.batch_size), MAX_BATCH[device.type])
     bf16 = params.finetune.precision == "bf16-mixed"
-    (step,) = seconds_a_step(model, input_config(model, backbone.fixed_size), device, size, (bf16,))
+    (step,) = seconds_a_step(model, input_config(model, params.backbone.fixed_size), device, size, (bf16,))
     return step / size
 
 

@@ -60,10 +60,11 @@ def examine(path: Path | None) -> Iterator[Finding]:
 def _examine_machine(script: BatchScript, params: Params, *, in_job: bool, by_hand: bool) -> Iterator[Finding]:
     """Run the checks that need torch; the device of a login node, where scripts are checked, does not matter."""
     from headstart.models.backbone_check import check_backbone  # noqa: PLC0415
+    from headstart.models.stem import expected_channels  # noqa: PLC0415
     from headstart.slurm.doctor import machine_checks  # noqa: PLC0415  (--help and a broken params.yaml do not need torch)
 
     try:
-        if remark := check_backbone(params.backbone):
+        if remark := check_backbone(params.backbone, expected_channels(params)):
             yield Finding("warning", "weights-not-here", remark)
         sizes = machine_checks.sizes_of(params)
     except UserError as error:

@@ -13,9 +13,12 @@ from torch import nn
 
 from headstart.config.finetune import GroupRule
 from headstart.core.errors import UserError
+from headstart.models.stem import stem_layers
 
 HEAD = "head."
 BACKBONE = "backbone."
+STEM = "stem"
+"""As the whole of a rule: the layers that read the image, whatever timm calls them."""
 NO_DECAY_SUFFIX = "_free"
 """Ends the name of a group that is outside its rule's penalty and decay."""
 
@@ -59,7 +62,7 @@ def group_parameters(
     decay: Mapping[str, float],
     layer_decay: float | None = None,
 ) -> list[Group]:
-    """Assign every parameter to the group of the first rule that matches its name.
+    """Assign every parameter to the group of the first rule that matches its name, or is ``STEM`` and it is the stem's.
 
     Biases, normalisation weights and what timm's model names in ``no_weight_decay`` are in a rule's penalty or decay
     only where its ``biases_and_norms`` is ``in``. Several rules may name one group; a group that ``l2`` or ``decay``
@@ -73,8 +76,10 @@ def group_parameters(
     layers = _layers(model, coarse=False) if layer_decay is not None else ()
     depths = {name: depth for depth, layer in enumerate(layers) for name in layer}
     aliases, groups, matched = rule_names(model, classifier), dict[tuple[str, float], Group](), set[GroupRule]()
+    stem = stem_layers(model)
     for name, parameter in model.named_parameters():
-        rule = next((rule for rule in rules if re.fullmatch(rule.match, aliases[name])), None)
+        is_stem = name.rpartition(".")[0] in stem
+        rule = next((rule for rule in rules if _matches(rule, aliases[name], is_stem=is_stem)), None)
         if rule is None:
             raise UserError(f"finetune.groups: no rule matches the parameter {aliases[name]}; end with match: '.*'")
         matched.add(rule)
@@ -90,6 +95,10 @@ def group_parameters(
                 f"the names are {', '.join(list(aliases.values())[:3])} ..."
             )
     return list(groups.values())
+
+
+def _matches(rule: GroupRule, alias: str, *, is_stem: bool) -> bool:
+    return is_stem if rule.match == STEM else re.fullmatch(rule.match, alias) is not None
 
 
 def backbone_stages(model: nn.Module, classifier: str) -> list[set[str]]:
