@@ -1,0 +1,110 @@
+"""Images that are no 8-bit RGB through every stage and predict: what RGB would lose tells the classes here."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+
+from headstart.core import paths
+from headstart.core.io import read_json
+from headstart.data.dataset import PreparedDataset
+from headstart.images.bands import Bands, Depth
+from headstart.predict import Predictor
+from headstart.stages import evaluate, export, features, finetune, prepare, probe
+from helpers.images import params
+
+IMAGES = 90
+SIDE = 40
+SETTINGS: dict[str, Any] = {
+    "prepare.source": "imagefolder",
+    "prepare.train_scale": 1.0,
+    "backbone.name": "test_resnet",
+    "backbone.pretrained": False,
+    "backbone.image_size": 32,
+    "probe.l2": [1e-2, 1e-4],
+    "probe.heads": ["knn"],
+    "finetune.epochs": 2,
+    "finetune.batch_size": 16,
+    "export.formats": ["onnx", "pt2"],
+    "export.pictures": 16,
+    "run.cache": "cache",
+}
+
+
+def band_4(told: int, generator: np.random.Generator) -> NDArray[Any]:
+    """Draw an image of four bands, of which the last alone tells the class: as RGB nothing would."""
+    pixels = generator.integers(0, 200, (SIDE, SIDE, 4), np.uint8)
+    pixels[..., 3] = pixels[..., 3] // 4 + 100 * told
+    return pixels
+
+
+def low_byte(told: int, generator: np.random.Generator) -> NDArray[Any]:
+    """Draw an image of 16 bits whose high byte is the same everywhere: 8 bits would be even."""
+    return generator.integers(40_000 + 60 * told, 40_060 + 60 * told, (SIDE, SIDE), np.uint16)
+
+
+def sign(told: int, generator: np.random.Generator) -> NDArray[Any]:
+    """Draw an image of which the sign alone tells the class."""
+    return generator.integers(50, 1000, (SIDE, SIDE), np.int16) * np.int16(2 * told - 1)
+
+
+def floats(told: int, generator: np.random.Generator) -> NDArray[Any]:
+    """Draw reflectances of six bands, small numbers of which a gap lies in one band."""
+    pixels = generator.uniform(0, 0.2, (SIDE, SIDE, 6)).astype(np.float32)
+    pixels[..., 5] += 0.3 * told
+    pixels[0, 0, 0] = np.nan
+    return pixels
+
+
+KINDS: dict[str, tuple[Any, Depth, int]] = {
+    "band 4": (band_4, "uint8", 4),
+    "low byte": (low_byte, "uint16", 1),
+    "sign": (sign, "int16", 1),
+    "floats": (floats, "float32", 6),
+}
+
+
+def write_images(kind: str) -> None:
+    draw, _, _ = KINDS[kind]
+    generator = np.random.default_rng(0)
+    for i in range(IMAGES):
+        told = i % 2
+        path = Path("data/raw", ("off", "on")[told], f"{i}.tif")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(path, draw(told, generator), photometric="minisblack", planarconfig="contig")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_rgb_would_lose_is_learned_and_answered(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(kind)
+    _, depth, channels = KINDS[kind]
+    settings = params(SETTINGS)
+    for stage in (prepare, features, probe, finetune, evaluate, export):
+        stage.run(settings)
+
+    prepared = PreparedDataset.open()
+    assert prepared.bands is not None
+    assert (prepared.bands.layout.dtype, prepared.bands.layout.channels) == (depth, channels)
+    assert prepared.input["input_size"] == [channels, 32, 32]
+    assert f"of {depth}" in read_json(paths.PREPARED / "dataset.json")["found"]
+    assert read_json(paths.report_of("evaluate"))["models"]["probe"]["accuracy"] > 0.95
+    gate = read_json(paths.report_of("export"))["preprocessing"]
+    assert gate["predict"] < 1e-5
+    assert gate["stored"] < 1e-5
+
+    predictor = Predictor(paths.EXPORT)
+    assert Bands.of(predictor.bundle.config.input["bands"]) == prepared.bands
+    answers = list(predictor.predict_many(sorted(Path("data/raw/on").glob("*.tif"))))
+    assert all(answer.error is None for answer in answers)
+    assert np.mean([answer.label == "on" for answer in answers]) > 0.9
+    pixels = tifffile.imread(answers[0].image)
+    (path, array) = predictor(answers[0].image), predictor.prepare(Path(answers[0].image))
+    assert path.probability == answers[0].probability
+    assert array.shape == (channels, 32, 32)
+    assert pixels.dtype == depth
