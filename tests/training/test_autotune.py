@@ -104,7 +104,8 @@ def test_the_measurement_is_of_real_steps_and_leaves_the_model_alone(model: nn.M
     assert large > 2 * small
 
 
-def test_images_of_other_channels_are_measured() -> None:
+def test_images_of_other_channels_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "TRIAL_S", 1e6)
     config = {**SIZE, "input_size": [5, 32, 32], "mean": [0.5] * 5, "std": [0.25] * 5}
     made, cpu = timm.create_model("test_resnet", num_classes=4, in_chans=5), torch.device("cpu")
     assert autotune.affordable_size(copy.deepcopy(made), config, cpu, 2, [False]) == 2
