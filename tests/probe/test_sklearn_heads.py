@@ -123,13 +123,13 @@ def test_neighbours_are_searched_once_and_chosen_as_by_a_search_for_each_number(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where responses are unknown, once for each output; some validation images are training images, at distance 0."""
-    if kind == "class":
-        target, unknown, train, validation = TARGET, False, TRAIN, VALIDATION
-    else:
-        target, unknown = OTHERS[kind], kind == "labels"
+    target, unknown, train, validation = OTHERS.get(kind, TARGET), kind == "labels", TRAIN, VALIDATION
+    if kind != "class":
         train, validation = (drawn_of(kind, count, i, 0.4 * unknown) for i, count in enumerate((300, 150)))
-    mixed = (np.concatenate([one[:20], two]) for one, two in zip(parts(train), parts(validation), strict=True))
-    validation = LabelledFeatures(*mixed)
+    validation = LabelledFeatures(
+        np.concatenate([train.features[:20], validation.features]),
+        np.concatenate([train.values[:20], validation.values]),
+    )
     searches = list[int]()
 
     def counted(self: KNeighborsMixin, features: NDArray[np.float32]) -> object:
@@ -138,7 +138,7 @@ def test_neighbours_are_searched_once_and_chosen_as_by_a_search_for_each_number(
 
     search = KNeighborsMixin.kneighbors
     monkeypatch.setattr(KNeighborsMixin, "kneighbors", counted)
-    losses, chosen = {}, fit_head("knn", train, validation, target, [])
+    losses, chosen = dict[int, float](), fit_head("knn", train, validation, target, [])
     assert searches == [100] * (target.outputs if unknown else 1)
     for k in NEIGHBOURS:
         monkeypatch.setattr(sklearn_heads, "NEIGHBOURS", (k,))
