@@ -136,13 +136,19 @@ def prepare_tables(count: int) -> None:
 
 
 def feature_keys(_: int) -> None:
-    """Compute the keys of all images from the manifest, and look for them in a cache that has half of them."""
-    prepared = PreparedDataset.open()
-    keys, cache = image_keys(prepared), FeatureCache(Path("cache"), {}, 1, "float32")
-    for first in range(0, len(keys) // 2, 1024):
-        cache.add(keys[first : first + 1024], np.zeros((len(keys[first : first + 1024]), 1)))
-    cache.refresh()
-    assert len(cache.missing(keys)) == len(keys) - min(len(keys), -(-(len(keys) // 2) // 1024) * 1024)
+    """Compute the keys of all images from the manifest, and fill a cache with a half of them, then with the other."""
+    keys, cache = image_keys(PreparedDataset.open()), FeatureCache(Path("cache"), {}, 1, "float32")
+
+    def fill(most: int) -> None:
+        missing = cache.missing(keys)[:most]
+        for first in range(0, len(missing), 1024):
+            places = missing[first : first + 1024]
+            cache.add(keys[places], np.zeros((len(places), 1)))
+        cache.refresh()
+
+    fill(len(keys) // 2)
+    fill(len(keys))
+    assert not len(cache.missing(keys))
 
 
 def epoch_batches(_: int) -> None:

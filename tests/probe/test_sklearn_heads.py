@@ -7,12 +7,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import logit
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.neighbors._base import KNeighborsMixin
 from sklearn.tree import DecisionTreeClassifier
 
 from headstart.probe import sklearn_heads
 from headstart.probe.logistic import linear_path, ridge_path
 from headstart.probe.sklearn_heads import (
     HEADS,
+    NEIGHBOURS,
     SIZE_LIMITS,
     FittedHead,
     LabelledFeatures,
@@ -114,6 +116,38 @@ def test_settings_are_chosen_by_validation(name: str, monkeypatch: pytest.Monkey
 
 def test_more_neighbours_than_images_are_not_asked_for() -> None:
     assert fitted("knn", drawn(4, 0), VALIDATION).settings["neighbours"] <= 4
+
+
+@pytest.mark.parametrize("kind", ["class", "labels", "number"])
+def test_neighbours_are_searched_once_and_chosen_as_by_a_search_for_each_number(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where responses are unknown, once for each output; some validation images are training images, at distance 0."""
+    target, unknown, train, validation = OTHERS.get(kind, TARGET), kind == "labels", TRAIN, VALIDATION
+    if kind != "class":
+        train, validation = (drawn_of(kind, count, i, 0.4 * unknown) for i, count in enumerate((300, 150)))
+    validation = LabelledFeatures(
+        np.concatenate([train.features[:20], validation.features]),
+        np.concatenate([train.values[:20], validation.values]),
+    )
+    searches = list[int]()
+
+    def counted(self: KNeighborsMixin, features: NDArray[np.float32]) -> object:
+        searches.append(self.n_neighbors)
+        return search(self, features)
+
+    search = KNeighborsMixin.kneighbors
+    monkeypatch.setattr(KNeighborsMixin, "kneighbors", counted)
+    losses, chosen = dict[int, float](), fit_head("knn", train, validation, target, [])
+    assert searches == [100] * (target.outputs if unknown else 1)
+    for k in NEIGHBOURS:
+        monkeypatch.setattr(sklearn_heads, "NEIGHBOURS", (k,))
+        head = fit_head("knn", train, validation, target, [])
+        losses[k] = mean_loss(target, head.predict(validation.features), validation.values)
+        assert head.val_loss == losses[k]
+    assert chosen.settings == {"neighbours": min(losses, key=losses.__getitem__)}
+    assert chosen.val_loss == min(losses.values())
+    assert mean_loss(target, chosen.predict(validation.features), validation.values) == chosen.val_loss
 
 
 def test_boostings_iterations_are_those_of_the_lowest_loss() -> None:

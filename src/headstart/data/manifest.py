@@ -122,7 +122,9 @@ def _batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[Any
     path = existing(folder / MANIFEST)
     try:
         with ParquetFile(path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(ROWS, columns=columns)
+            # One group of rows after the other: an iterator over all of them keeps the bytes of those that it has read.
+            for group in range(file.num_row_groups):
+                yield from file.iter_batches(ROWS, row_groups=[group], columns=columns)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and storage_message(error) is not None:
             raise

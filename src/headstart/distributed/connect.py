@@ -19,9 +19,11 @@ def connect(run: RunConfig, timeout: timedelta | None = None) -> ProcessGroup:
     """
     launched = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"} & os.environ.keys()
     alone = run.devices == 1 or (run.devices == "auto" and torch.cuda.device_count() < 2)
-    if alone and not launched:
-        use_cores(1)
-        return ProcessGroup(device=device_of(run))
-    from headstart.distributed.launch import launch  # noqa: PLC0415  (imports Lightning, for more than a second)
+    if launched or not alone:
+        from headstart.distributed.launch import launch, layout  # noqa: PLC0415  (Lightning: more than a second)
 
-    return launch(run, timeout)
+        processes = layout(run)
+        if processes.world > 1:
+            return launch(processes, run.timeout_minutes, timeout)
+    use_cores(1)
+    return ProcessGroup(device=device_of(run))

@@ -101,20 +101,16 @@ def layout(run: RunConfig) -> Layout:
     return Layout(accelerator, 1 if has_own_gpu else local_world, nodes, environment, local_world, world)
 
 
-def launch(run: RunConfig, timeout: timedelta | None = None) -> ProcessGroup:
+def launch(processes: Layout, timeout_minutes: float, timeout: timedelta | None = None) -> ProcessGroup:
     """Start the processes that no launcher has started, connect all, and divide this machine's cores among its own.
 
-    ``timeout`` as in ``connect``.
+    There are at least two. ``timeout`` as in ``connect``.
 
-    Raises UserError as ``layout`` does, and RuntimeError where not all connected within ``run.timeout_minutes``.
+    Raises RuntimeError where not all connected within ``timeout_minutes``, which are ``run``'s.
     """
-    processes = layout(run)
-    if processes.world == 1:
-        use_cores(1)
-        return ProcessGroup(device=device_of(run))
     # Lightning's default would be the device's backend alone, but the ranks also exchange CPU tensors.
     backend = "cpu:gloo,cuda:nccl" if processes.accelerator == "gpu" else "gloo"
-    timeout = timeout or timedelta(minutes=run.timeout_minutes + MINUTES_AFTER_WATCHDOG)
+    timeout = timeout or timedelta(minutes=timeout_minutes + MINUTES_AFTER_WATCHDOG)
     fabric = Fabric(
         accelerator=processes.accelerator,
         devices=processes.devices,
@@ -127,7 +123,7 @@ def launch(run: RunConfig, timeout: timedelta | None = None) -> ProcessGroup:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Ctrl-C ends each rank as SIGTERM does: a rank that only raised would wait for its partners.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with watch_heartbeats(rank_of_process(), processes.world, run.timeout_minutes):
+    with watch_heartbeats(rank_of_process(), processes.world, timeout_minutes):
         fabric.launch()
     use_cores(processes.local_world)
     group = dist.new_group(backend="gloo", timeout=timeout)

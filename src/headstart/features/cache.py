@@ -26,6 +26,7 @@ from headstart.data.manifest import manifest_column
 
 logger = logging.getLogger(__name__)
 
+KEY_BYTES = 16
 KEYS = 2**16
 """Keys that are looked for at once."""
 OPEN_FILES = 16
@@ -70,32 +71,41 @@ class FeatureCache:
 
     def refresh(self) -> None:
         """Read which images have rows. A file that is damaged has none: the same one will be written anew."""
-        self._files, keys = list[Path](), [np.empty((0, 2), np.uint64)]
         self._first = self._second = np.empty(0, np.uint64)  # frees those of before, for the memory of many images
+        self._order = np.empty(0, np.int64)
         self._rows_of.cache_clear()
-        for path in sorted(self.folder.glob("*.safetensors")):
+        paths = sorted(self.folder.glob("*.safetensors"))
+        # Room for as many keys as files of such sizes may have: to join arrays would take twice as much.
+        most = sum(path.stat().st_size for path in paths) // (KEY_BYTES + self._width * self._dtype.itemsize)
+        first, second = np.empty(most, np.uint64), np.empty(most, np.uint64)
+        self._files, starts = list[Path](), [0]
+        for path in paths:
             try:
                 with safe_open(path, "numpy") as file:
-                    keys.append(file.get_tensor("keys"))
+                    keys = file.get_tensor("keys")
             except SafetensorError:
                 logger.warning("%s is damaged: its features are computed again", path)
             else:
+                of_file = slice(starts[-1], starts[-1] + len(keys))
+                first[of_file], second[of_file] = keys.T
                 self._files.append(path)
-        self._starts = np.cumsum([len(each) for each in keys])
-        self._first, self._second = (np.concatenate([each[:, half] for each in keys]) for half in range(2))
-        del keys
+                starts.append(of_file.stop)
+        self._starts = np.array(starts)
+        self._first, self._second = first[: starts[-1]], second[: starts[-1]]
         self._order = np.argsort(self._first)
 
     def missing(self, keys: ImageKeys) -> NDArray[np.int64]:
         """Return the places of the keys without a row, in order, of equal keys the first."""
-        absent = [self._places(keys[first : first + KEYS]) < 0 for first in range(0, len(keys), KEYS)]
-        missing = np.flatnonzero(np.concatenate([np.empty(0, bool), *absent]))
+        is_missing = np.ones(len(keys), bool)
+        for first in range(0, len(keys), KEYS):
+            is_missing[first : first + KEYS] = self._places(keys[first : first + KEYS]) < 0
+        missing = np.flatnonzero(is_missing)
         order = missing[np.argsort(keys[missing, 0], kind="stable")]
-        new = np.ones(len(order), bool)
-        for half in range(2):
-            new[1:] &= keys[order[1:], half] == keys[order[:-1], half]
-        new[1:] = ~new[1:]
-        return np.sort(order[new])
+        for first in range(1, len(order), KEYS):
+            later = order[first : first + KEYS]
+            earlier = order[first - 1 : first - 1 + len(later)]
+            is_missing[later[(keys[later] == keys[earlier]).all(axis=1)]] = False
+        return np.flatnonzero(is_missing)
 
     def add(self, keys: ImageKeys, rows: NDArray[Any]) -> None:
         """Write a file with the rows (n, width) of n images; ``refresh`` finds it."""

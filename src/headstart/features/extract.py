@@ -151,9 +151,9 @@ def _fitting(
 def compute_missing_features(
     function: Callable[[Tensor], Tensor],
     prepared: PreparedDataset,
-    rows: NDArray[np.int64],
     keys: ImageKeys,
     cache: FeatureCache,
+    rows: NDArray[np.int64] | None = None,
     *,
     params: Params,
     process_group: ProcessGroup,
@@ -161,8 +161,8 @@ def compute_missing_features(
     """Compute the features that the cache lacks, equal images once, and add them to it some thousand at a time.
 
     The ranks share the work, and those that are faster do more of it. ``function`` is as in ``run_inference``; ``keys``
-    are those of the ``rows``. Returns the number of features computed, and how many a second, None if there were none.
-    Raises UserError if a feature is not finite.
+    are those of the ``rows``, None for all. Returns the number of features computed, and how many a second, None if
+    there were none. Raises UserError if a feature is not finite.
     """
     missing = process_group.broadcast_from_rank_zero(lambda: cache.missing(keys))
     if not len(missing):
@@ -177,7 +177,8 @@ def compute_missing_features(
         for task in claim_tasks(len(tasks), process_group):
             places = tasks[task]
             begun.append(places)
-            yield from np.pad(rows[places], (0, -len(places) % batch_size), mode="edge").reshape(-1, batch_size)
+            of_task = places if rows is None else rows[places]
+            yield from np.pad(of_task, (0, -len(places) % batch_size), mode="edge").reshape(-1, batch_size)
 
     def compute() -> None:
         options: Any = {"run": params.run, "process_group": process_group, "label": "features"}

@@ -30,6 +30,7 @@ on other rows each time (``python -m benchmarks.studies.boosting``, one thread o
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -98,8 +99,9 @@ RidgePath = Iterable[tuple[float, Matrix, Matrix]]
 """λ, W and b, as ``ridge_path`` yields them."""
 Staged = Callable[[NDArray[np.float32]], Iterator[NDArray[np.float32]]]
 """From features to the outputs after each iteration of boosting."""
-Candidates = Iterator[tuple[dict[str, float], Predict]]
-"""The settings that are tried, each with the predictions of a head that was fitted with them."""
+Candidates = Iterator[tuple[dict[str, float], Predict, NDArray[np.float32]]]
+"""The settings that are tried, each with what predicts as the head that was fitted with them, and its outputs on
+validation."""
 
 
 def reason_to_skip(name: str, target: Target) -> str | None:
@@ -137,10 +139,10 @@ def fit_head(
         case "boosting":
             candidates = _boosting_candidates(train, validation, target)
         case _:
-            candidates = _estimator_candidates(name, train, target)
+            candidates = _estimator_candidates(name, train, validation, target)
     heads = (
-        FittedHead(settings, predict, mean_loss(target, predict(validation.features), validation.values))
-        for settings, predict in candidates
+        FittedHead(settings, predict, mean_loss(target, outputs, validation.values))
+        for settings, predict, outputs in candidates
     )
     return min(heads, key=lambda head: head.val_loss)
 
@@ -151,12 +153,13 @@ def _ridge_candidates(validation: LabelledFeatures, target: Target, ridge: Ridge
         scores = validation.features @ weight.T + bias
         if target.link == "logistic":
             slope, offset = _discriminant(scores, responses)
-            yield {"l2": l2}, partial(_linear, weight * slope[:, None], bias * slope + offset)
+            predict = partial(_linear, weight * slope[:, None], bias * slope + offset)
+            yield {"l2": l2}, predict, predict(validation.features)
             continue
         variance = max(float(((scores - responses) ** 2).mean()), MIN_RESIDUAL_VARIANCE)
         temperature = variance * fit_temperature(scores / variance, validation.values)
         predict = partial(_linear_log_probabilities, weight / temperature, bias / temperature)
-        yield {"l2": l2, "temperature": temperature}, predict
+        yield {"l2": l2, "temperature": temperature}, predict, predict(validation.features)
 
 
 def _discriminant(
@@ -187,8 +190,10 @@ def _linear_log_probabilities(
     return np.asarray(log_softmax(features @ weight.T + bias, axis=1), np.float32)
 
 
-def _estimator_candidates(name: str, train: LabelledFeatures, target: Target) -> Candidates:
-    """Fit a scikit-learn estimator at each of its settings."""
+def _estimator_candidates(
+    name: str, train: LabelledFeatures, validation: LabelledFeatures, target: Target
+) -> Candidates:
+    """Fit a scikit-learn estimator at each of its settings; for neighbours validation is searched once."""
     # scikit-learn takes a second to import: no `--help` waits for it.
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor  # noqa: PLC0415
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor  # noqa: PLC0415
@@ -198,9 +203,29 @@ def _estimator_candidates(name: str, train: LabelledFeatures, target: Target) ->
     if not is_class:
         responses = target.responses(train.values, np.empty(0))
         images = int((~np.isnan(responses)).sum(axis=0).min())
-    knn = partial(
-        KNeighborsClassifier if is_class else KNeighborsRegressor, weights="distance", metric="cosine", n_jobs=-1
-    )
+
+    def fit(estimator: Any) -> list[Any]:
+        if is_class:
+            return [estimator.fit(train.features, train.values)]
+        return _fit_regressors(estimator, train.features, responses)
+
+    def predict_of(fitted: list[Any]) -> Predict:
+        if is_class:
+            return partial(_log_probabilities, fitted[0], images, target.outputs)
+        return partial(_regressed, fitted, _floor(responses), target)
+
+    if name == "knn":
+        kind = KNeighborsClassifier if is_class else KNeighborsRegressor
+        neighbours = [k for k in NEIGHBOURS if k <= images]
+        fitted = fit(kind(neighbours[-1], weights="distance", metric="cosine", n_jobs=-1))
+        found = [estimator.kneighbors(validation.features) for estimator in fitted]
+        for k in neighbours:
+            of_k = [copy(estimator).set_params(n_neighbors=k) for estimator in fitted]
+            searched = [copy(estimator) for estimator in of_k]
+            for estimator, (distances, places) in zip(searched, found, strict=True):
+                estimator.kneighbors = partial(_first_columns, distances, places, k)
+            yield {"neighbours": k}, predict_of(of_k), predict_of(searched)(validation.features)
+        return
     tree = partial(DecisionTreeClassifier if is_class else DecisionTreeRegressor, random_state=SEED)
     forest = partial(
         RandomForestClassifier if is_class else RandomForestRegressor,
@@ -209,18 +234,17 @@ def _estimator_candidates(name: str, train: LabelledFeatures, target: Target) ->
         n_jobs=-1,
         random_state=SEED,
     )
-    estimators: dict[str, Iterator[tuple[dict[str, float], Any]]] = {
-        "knn": (({"neighbours": k}, knn(k)) for k in NEIGHBOURS if k <= images),
-        "tree": (({"least_in_leaf": leaf}, tree(min_samples_leaf=leaf)) for leaf in TREE_LEAVES),
-        "forest": (({"least_in_leaf": leaf}, forest(min_samples_leaf=leaf)) for leaf in FOREST_LEAVES),
-    }
-    for settings, estimator in estimators[name]:
-        if is_class:
-            estimator.fit(train.features, train.values)
-            yield settings, partial(_log_probabilities, estimator, images, target.outputs)
-        else:
-            fitted = _fit_regressors(estimator, train.features, responses)
-            yield settings, partial(_regressed, fitted, _floor(responses), target)
+    leaves, grown = {"tree": (TREE_LEAVES, tree), "forest": (FOREST_LEAVES, forest)}[name]
+    for leaf in leaves:
+        predict = predict_of(fit(grown(min_samples_leaf=leaf)))
+        yield {"least_in_leaf": leaf}, predict, predict(validation.features)
+
+
+def _first_columns(
+    distances: NDArray[np.floating], places: NDArray[np.int64], count: int, _: NDArray[np.float32]
+) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    """Return the nearest of each image's neighbours, which are in order, (n, count) each."""
+    return distances[:, :count], places[:, :count]
 
 
 def _fit_regressors(estimator: Any, features: NDArray[np.float32], responses: NDArray[np.float64]) -> list[Any]:
@@ -260,7 +284,8 @@ def _boosting_candidates(train: LabelledFeatures, validation: LabelledFeatures, 
             by_iteration = _boost(train, target, depth)
         losses = [mean_loss(target, each, validation.values) for each in by_iteration(validation.features)]
         best = int(np.argmin(losses))
-        yield {"depth": depth, "iterations": best + 1}, partial(_at_iteration, by_iteration, best)
+        predict = partial(_at_iteration, by_iteration, best)
+        yield {"depth": depth, "iterations": best + 1}, predict, predict(validation.features)
 
 
 def _boost(train: LabelledFeatures, target: Target, depth: int) -> Staged:

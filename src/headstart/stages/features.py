@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from headstart.config.schema import Params
 from headstart.core import paths
@@ -25,6 +26,7 @@ from headstart.core.io import write_report
 from headstart.data.dataset import PreparedDataset, evenly
 from headstart.data_checks.tables import check_features
 from headstart.distributed.connect import connect
+from headstart.distributed.process_group import ProcessGroup
 from headstart.features.cache import FeatureCache, image_keys, write_changed_features
 from headstart.features.changes import CHANGES, MOST_IMAGES, changed_features
 from headstart.features.extract import compute_missing_features, write_features
@@ -59,24 +61,7 @@ def run(params: Params) -> None:
     model = channels_last(model.eval().requires_grad_(requires_grad=False).to(process_group.device))
     info = {"weights": weights_sha256(model), "input": prepared.input, "dtype": params.features.dtype}
     shape = len(prepared.ids), get_head(model).in_features
-
-    folder, dtype = paths.cache_folder(params.run.cache) / "features", params.features.dtype
-    if folder.exists() and any(folder.glob("*.sqlite")):
-        logger.info("%s: the files of an earlier version are not used any more: `rm %s/*.sqlite`", folder, folder)
-    key, keys = info | {"store": prepared.spec}, image_keys(prepared)
-    cache = FeatureCache(folder, key, shape[1], dtype)
-    compute = partial(compute_missing_features, params=params, process_group=process_group)
-    of_images = partial(features_of, model)
-    computed, rate = compute(of_images, prepared, np.arange(shape[0]), keys, cache)
-    write_features(lambda part: cache.rows(keys[part]), shape, dtype, info, process_group)
-    tried = evenly(prepared.rows("validation"), MOST_IMAGES) if backbone.pretrained else np.empty(0, np.int64)
-    if len(tried):
-        _, height, width = prepared.input["input_size"]
-        changes = [name for name in CHANGES if height == width or name != "quarter_turn"]
-        changed = FeatureCache(folder, key | {"changes": changes}, len(changes) * shape[1], dtype)
-        compute(partial(changed_features, of_images, changes), prepared, tried, keys[tried], changed)
-        if process_group.rank == 0:
-            write_changed_features(tried, changes, changed.rows(keys[tried]))
+    computed, rate = _compute(model, prepared, info, shape, params=params, process_group=process_group)
     if process_group.rank:
         return
     if own_head is not None:
@@ -88,6 +73,40 @@ def run(params: Params) -> None:
     found = check_features(paths.DUPLICATES, paths.FEATURE_LABEL_ERRORS, prepared, params.features.checks)
     report |= {"images_per_second": rate, **found}
     write_report("features", report | {"seconds": round(time.perf_counter() - began, 2)})
+
+
+def _compute(
+    model: nn.Module,
+    prepared: PreparedDataset,
+    info: dict[str, Any],
+    shape: tuple[int, int],
+    *,
+    params: Params,
+    process_group: ProcessGroup,
+) -> tuple[int, float | None]:
+    """Write data/features from the cache, and what that lacks into it; see ``compute_missing_features``.
+
+    The keys of many images and the cache's are not in memory any more when the data checks begin.
+    """
+    folder, dtype = paths.cache_folder(params.run.cache) / "features", params.features.dtype
+    if folder.exists() and any(folder.glob("*.sqlite")):
+        logger.info("%s: the files of an earlier version are not used any more: `rm %s/*.sqlite`", folder, folder)
+    key, keys = info | {"store": prepared.spec}, image_keys(prepared)
+    cache = FeatureCache(folder, key, shape[1], dtype)
+    compute = partial(compute_missing_features, params=params, process_group=process_group)
+    of_images = partial(features_of, model)
+    computed, rate = compute(of_images, prepared, keys, cache)
+    write_features(lambda part: cache.rows(keys[part]), shape, dtype, info, process_group)
+    is_pretrained = params.backbone.pretrained
+    tried = evenly(prepared.rows("validation"), MOST_IMAGES) if is_pretrained else np.empty(0, np.int64)
+    if len(tried):
+        _, height, width = prepared.input["input_size"]
+        changes = [name for name in CHANGES if height == width or name != "quarter_turn"]
+        changed = FeatureCache(folder, key | {"changes": changes}, len(changes) * shape[1], dtype)
+        compute(partial(changed_features, of_images, changes), prepared, keys[tried], changed, tried)
+        if process_group.rank == 0:
+            write_changed_features(tried, changes, changed.rows(keys[tried]))
+    return computed, rate
 
 
 if __name__ == "__main__":
