@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from headstart.core import paths
 from headstart.core.io import read_json
 from headstart.data.dataset import PreparedDataset
+from headstart.data.loader import Normalize, evaluation_pixels
+from headstart.data.manifest import sources_and_splits
 from headstart.images.bands import Bands, Depth
 from headstart.predict import Predictor
 from headstart.stages import evaluate, export, features, finetune, prepare, probe
@@ -94,7 +96,7 @@ def test_what_rgb_would_lose_is_learned_and_answered(
     assert prepared.input["input_size"] == [channels, 32, 32]
     assert f"of {depth}" in read_json(paths.PREPARED / "dataset.json")["found"]
     assert read_json(paths.report_of("evaluate"))["models"]["probe"]["accuracy"] > 0.95
-    gate = read_json(paths.report_of("export"))["preprocessing"]
+    gate = read_json(paths.report_of("export"))["preparation"]
     assert gate["predict"] < 1e-5
     assert gate["stored"] < 1e-5
 
@@ -103,8 +105,11 @@ def test_what_rgb_would_lose_is_learned_and_answered(
     answers = list(predictor.predict_many(sorted(Path("data/raw/on").glob("*.tif"))))
     assert all(answer.error is None for answer in answers)
     assert np.mean([answer.label == "on" for answer in answers]) > 0.9
-    pixels = tifffile.imread(answers[0].image)
-    (path, array) = predictor(answers[0].image), predictor.prepare(Path(answers[0].image))
-    assert path.probability == answers[0].probability
-    assert array.shape == (channels, 32, 32)
-    assert pixels.dtype == depth
+    assert predictor(answers[0].image).probability == answers[0].probability
+
+    # From the file's bytes on predict computes what training was measured on, to the last bit.
+    row = int(prepared.rows("test")[0])
+    stored = Normalize(prepared.input)(evaluation_pixels(prepared, np.array([row])))[0]
+    source = Path("data/raw", sources_and_splits([row])[row][0])
+    assert np.array_equal(predictor.prepare(source), stored.numpy())
+    assert prepared.image(row).size == (33, 33)  # before the crop

@@ -113,7 +113,8 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
     """Prepare the images on rank 0; yield what all ranks pack before it goes on."""
     began = time.perf_counter()
     _refuse_own_outputs(params.backbone.name)
-    if remark := check_backbone(BackboneConfig(**params.record()["backbone"])):
+    backbone = BackboneConfig(**params.record()["backbone"])
+    if remark := check_backbone(backbone.model_copy(update={"rgb": None})):
         logger.info("%s", remark)
     source = open_source(params.prepare, params.run, params.prepare.split_folders)
     if source.root is not None:
@@ -129,6 +130,10 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
         if catalog.class_counts():  # torchvision's labels come with the pixels
             _check_target(catalog, source.reader)
         spec, packer, choices = _plan(params, source, catalog, folder)
+        if packer.layout is not None:
+            check_backbone(backbone, packer.layout.channels)
+        elif backbone.rgb:
+            raise UserError("backbone.rgb: the images are 8-bit RGB, whose colours are known: set it to null")
         packing_began = time.perf_counter()
         yield packer
         rate = packer.lists.images / (time.perf_counter() - packing_began)
