@@ -127,6 +127,34 @@ def test_the_same_files_give_the_same_bytes_and_damaged_ones_an_error(
     paths.PREDICTIONS.write_text(table, encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("kind", "corrected", "told"),
+    [
+        (
+            "number",
+            {"corrected_mae": {"value": 5.25, "interval": [4.5, 6.125]}, "val_mae": 4.75},
+            "there its MAE [lux] is 4.75, and what is chosen in this way has about 5.25 on new images (4.5 to 6.13), ",
+        ),
+        (
+            "grade",
+            {"corrected_kappa": {"value": None, "interval": None}, "val_kappa": 0.5},
+            "there its quadratic kappa is 0.500.</p>",
+        ),
+    ],
+)
+def test_what_choosing_cost_is_told_in_the_target_s_own_measure(
+    pages: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str, corrected: dict[str, Any], told: str
+) -> None:
+    monkeypatch.chdir(pages[kind])
+    finetune = read_json(paths.RUN_INFO)["params"]["finetune"]
+    write_json(paths.TUNING_REPORT, {"tries": 7, "finetune": finetune, **corrected})
+    write_html_report(PreparedDataset.open())
+    assert told in text(Path())
+    paths.TUNING_REPORT.unlink()
+    write_html_report(PreparedDataset.open())
+    assert "headstart tune" not in text(Path())
+
+
 def _note(said: list[Any], problem: Any) -> None:
     said.append(problem)
 

@@ -199,10 +199,6 @@ class Grades(Named):
         """Return 1 for each grade that a value is above."""
         return cast(cast(values, like)[:, None] > constants([*range(self.outputs)], like), like)
 
-    def start_bias(self, values: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the logits of the fractions above each grade but the last."""
-        return np.asarray(self.log_priors(values), np.float64)
-
     def log_priors(self, values: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the logits of the fractions above each grade but the last; half an image is added."""
         above = (values[:, None] > np.arange(self.outputs)).sum(axis=0)

@@ -291,10 +291,6 @@ class Labels(Named):
         """Return the values."""
         return cast(values, like)
 
-    def start_bias(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the logit of each label's frequency."""
-        return np.asarray(self.log_priors(values), np.float64)
-
     def loss_weights(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return for each label how many images are without it, over those that have it; at most ``MOST_WEIGHT``."""
         present, is_known = known(values)

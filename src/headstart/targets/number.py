@@ -45,12 +45,8 @@ CLOSE = 0.1
 """In standard deviations: what two outputs say of a number is the same within this, 0.01 of the squared loss."""
 BINS = 10
 """Of equal width, of the numbers among which sampling is balanced, from the first to the last percentile."""
-
-
 STAND_INS = (-99, -999, -9999, 999, 9999, 99999)
 """What tables often have for unknown numbers."""
-QUARTERS = 4
-"""Parts of equally many images, by the first number, of which every split gets some."""
 QUARTERS, DECILES = 4, 10
 """Parts of equally many images: those of the first number, of which every split gets some, and those that are shown."""
 
@@ -271,13 +267,6 @@ class Numbers:
         """Return the numbers as the head computes them."""
         mean, scale = (constants([*each], like) for each in (self.mean, self.scale))
         return (cast(values, like) - mean) / scale
-
-    def start_bias(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the mean of each number inside, or its quantiles."""
-        numbers = (values.astype(np.float64) - np.array(self.mean)) / np.array(self.scale)
-        if self.quantiles:
-            return np.asarray(np.nanquantile(numbers, self.quantiles, axis=0).T.ravel())
-        return np.asarray(np.nanmean(numbers, axis=0))
 
     def loss_weights(self, values: NDArray[np.float32]) -> None:
         """Numbers have no classes."""
