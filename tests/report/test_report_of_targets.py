@@ -108,7 +108,8 @@ def test_what_is_confused_is_counted_from_the_table(pages: dict[str, Path], monk
         assert by_number == sorted(by_number)
     of_true = Counter(part["actual"] for part in parts)
     assert min(of_true).startswith("0: below ")
-    assert max(of_true.values()) <= len(rows) / 10 + 1
+    most_equal = max(Counter(row["label"] for row in rows).values())  # which are in one part
+    assert max(of_true.values()) <= len(rows) / 10 + most_equal
 
 
 def test_the_same_files_give_the_same_bytes_and_damaged_ones_an_error(
