@@ -17,10 +17,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
+from headstart.targets.classes import Classes
 from headstart.tuning.observer import SCORES, image_scores
 from headstart.tuning.optimism import corrected
 
 TRAIN, VALIDATION, CLASSES = 300, 100, 10
+DIGITS = Classes([str(i) for i in range(CLASSES)])
 LOSS, ERROR = SCORES.index("loss"), SCORES.index("error")
 
 
@@ -52,7 +54,7 @@ def scores_of_tries(split: int, tries: int, epochs: int) -> tuple[NDArray[np.flo
             network.partial_fit(train, train_labels, classes=np.arange(CLASSES))
             for each, (x, y) in zip(found, ((validation, validation_labels), (truth, truth_labels)), strict=True):
                 logits = np.log(np.maximum(network.predict_proba(x), 1e-30)).astype(np.float32)
-                each.append(image_scores(logits, y))
+                each.append(image_scores(DIGITS, logits, y))
     return validation_labels, *(np.stack(each) for each in found)
 
 

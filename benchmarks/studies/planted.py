@@ -114,7 +114,7 @@ def run_stages() -> None:
     prepared, labels = PreparedDataset.open(), read_values("test")
     rows = prepared.rows("test")
     logits = {split: read_head().logits(read_features(prepared.rows(split))) for split in ("validation", "test")}
-    temperature = fit_temperature(logits["validation"], read_values("validation"))
+    temperature = fit_temperature(prepared.target, logits["validation"], read_values("validation"))
     found = prepared.target.find_errors(labels, [softmax(logits["test"] / temperature, axis=1)])
     write_label_errors(Path("test_labels.csv"), prepared, rows, found)
 

@@ -2,10 +2,12 @@
 
     python -m benchmarks.studies.targets sets --seeds 0 1 2
     python -m benchmarks.studies.targets sets --table FOLDER labels.csv labels sea,sunset,trees --seeds 0 1 2
+    python -m benchmarks.studies.targets sets --table FOLDER labels.csv grade rbc --bins 4 --seeds 0 1 2
     python -m benchmarks.studies.targets tail --seeds 0 1 2
 
 `sets` makes mosaics of four handwritten digits (ten labels), digits that are turned (the angle in degrees) and digits
-as grades; with `--table` it takes a folder with a table instead: its file, target and columns. `tail` keeps of the
+as grades; with `--table` it takes a folder with a table instead: its file, target and columns; with `--bins` a column
+of numbers becomes that many grades, between its quantiles. `tail` keeps of the
 digits' training images a hundredth of the last class, geometric steps in between, and fine-tunes with each remedy.
 A seed draws everything in fine-tuning; the splits are the same. Each row has the mean over seeds, and of the first seed
 the 95 % interval on the test images.
@@ -103,6 +105,21 @@ def write_set(folder: Path, columns: Sequence[str], rows: Rows) -> None:
             writer.writerow([f"{i:05d}.png", *values])
 
 
+def bin_column(table: Path, column: str, bins: int) -> None:
+    """Replace the numbers of a column by grades from 0, of which each has about as many images as any other."""
+    with table.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns, lines = reader.fieldnames or [], list(reader)
+    numbers = np.array([float(line[column]) for line in lines])
+    edges = np.quantile(numbers, np.arange(1, bins) / bins)
+    grades = np.searchsorted(edges, numbers, side="right").tolist()
+    print(f"{column}: {np.bincount(grades).tolist()} images between {edges.tolist()}", flush=True)
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({**line, column: grade} for line, grade in zip(lines, grades, strict=True))
+
+
 def run(folder: Path, seeds: Sequence[int], changes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Run the stages in a folder, fine-tuning once a seed; return each run's reports/evaluate.json."""
     content = YAML(typ="safe").load(ROOT / "params.yaml")
@@ -133,7 +150,7 @@ def row_of(name: str, model: str, reports: Sequence[dict[str, Any]], measures: S
     return cells
 
 
-def measure_sets(work: Path, seeds: Sequence[int], table: Sequence[str] | None) -> None:
+def measure_sets(work: Path, seeds: Sequence[int], table: Sequence[str] | None, bins: int | None) -> None:
     """Print a table for each set."""
     kinds = {name: make() for name, make in SETS.items()} if table is None else {}
     for name, (kind, columns, rows) in kinds.items():
@@ -143,6 +160,8 @@ def measure_sets(work: Path, seeds: Sequence[int], table: Sequence[str] | None) 
         folder, file, kind, columns_text = table
         project = work / Path(folder).name
         shutil.copytree(folder, project / "data/raw")
+        if bins:
+            bin_column(project / "data/raw" / file, columns_text, bins)
         report(project, seeds, kind, f"csv:{file}", columns_text.split(","))
 
 
@@ -190,10 +209,11 @@ def main() -> None:
     parser.add_argument("part", choices=("sets", "tail"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--table", nargs=4, metavar=("FOLDER", "FILE", "TARGET", "COLUMNS"))
+    parser.add_argument("--bins", type=int, help="with --table: make as many grades of its one column of numbers")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         if args.part == "sets":
-            measure_sets(Path(work), args.seeds, args.table)
+            measure_sets(Path(work), args.seeds, args.table, args.bins)
         else:
             measure_tail(Path(work), args.seeds)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from headstart.core import blocks
-from headstart.core.blocks import row_blocks, stored_rows, write_rows
+from headstart.core.blocks import by_blocks, row_blocks, stored_rows, write_rows
 
 
 def test_blocks_are_all_rows_in_their_order_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +25,17 @@ def test_what_is_written_in_blocks_is_read_in_others(tmp_path: Path) -> None:
             np.testing.assert_array_equal(rows[part], matrix[part])
             assert type(rows[part]) is np.ndarray  # no map of the file stays
     np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), matrix)
+
+
+def test_a_function_of_rows_sees_one_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_VALUES", 1000)
+    generator = np.random.default_rng(0)
+    matrix, others, seen = generator.random((200, 3)), generator.random(200), list[int]()
+
+    def weighted(block: np.ndarray, of_block: np.ndarray) -> np.ndarray:
+        seen.append(len(block))
+        return np.asarray(block * of_block[:, None])
+
+    np.testing.assert_array_equal(by_blocks(weighted, matrix, others), matrix * others[:, None])
+    assert max(seen) < 20
+    assert by_blocks(weighted, matrix[:0], others[:0]).shape == (0, 3)

@@ -16,6 +16,9 @@ from headstart.data_checks.tables import check_features, check_images, class_imb
 from headstart.features.extract import write_features
 from headstart.images.decode import Note
 from headstart.targets import classes
+from headstart.targets.classes import Classes
+from headstart.targets.labels import Labels
+from headstart.targets.number import Numbers
 from helpers.images import write_prepared
 
 IMAGE_QUALITY, DUPLICATES, LABELS = Path("image_quality.csv"), Path("duplicates.csv"), Path("labels.csv")
@@ -51,7 +54,7 @@ def test_clean_data_give_tables_without_rows_and_no_line(
     assert found["labels_learned_from"] == 180
     assert all(0 < found["check_seconds"][name] < 60 for name in ("duplicates", "labels"))
     assert check_images(IMAGE_QUALITY, prepared.folder, 32)["odd_pictures"] == {"tiny": 0, "blank": 0}
-    assert class_imbalance({"a": {"train": 10}, "b": {"train": 5}}) == 2
+    assert class_imbalance(prepared.target, {"a": {"train": 10}, "b": {"train": 5}}) == 2
     assert [read_table(table) for table in (IMAGE_QUALITY, DUPLICATES, LABELS)] == [[], [], []]
     assert caplog.messages == []
 
@@ -128,8 +131,12 @@ def test_what_was_noted_when_images_were_decoded_is_listed_and_said(
 
 def test_uneven_classes_are_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "headstart")
-    assert class_imbalance({"common": {"train": 40}, "rare": {"train": 10}}) == 4
-    assert "40 training images of 'common', 10 of 'rare'" in caplog.text
+    names, both = ["common", "rare"], " and class_weights"
+    for target, advice in ((Classes(names), both), (Labels(names), both), (Numbers(["age"], [""], [0], [1]), "")):
+        caplog.clear()
+        assert class_imbalance(target, {"common": {"train": 40}, "rare": {"train": 10}}) == 4
+        counted = f"{target.nouns} are uneven: 40 training images of 'common', 10 of 'rare'; see finetune.sampling"
+        assert caplog.messages == [counted + advice]
 
 
 def test_no_more_than_the_worst_are_listed(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,16 +22,16 @@ def drawn(n: int, temperature: float, seed: int = 0) -> tuple[NDArray[np.float32
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
 def test_the_temperature_is_found(temperature: float) -> None:
-    assert fit_temperature(*drawn(20_000, temperature)) == pytest.approx(temperature, rel=0.03)
+    assert fit_temperature(FOUR, *drawn(20_000, temperature)) == pytest.approx(temperature, rel=0.03)
 
 
 def test_one_end_of_the_search_where_the_minimum_is_beyond() -> None:
     logits = np.array([[9.0, 0], [0, 9]], np.float32)
-    assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(TEMPERATURE_RANGE[1], rel=0.01)
+    assert fit_temperature(Classes([*"ab"]), logits, np.array([1, 0])) == pytest.approx(TEMPERATURE_RANGE[1], rel=0.01)
 
 
 def test_a_model_that_is_always_right_keeps_its_probabilities() -> None:
-    assert fit_temperature(3 * np.eye(3, dtype=np.float32), np.arange(3)) == 1
+    assert fit_temperature(Classes([*"abc"]), 3 * np.eye(3, dtype=np.float32), np.arange(3)) == 1
 
 
 def test_reliability_adds_up_and_its_error_is_torchmetrics() -> None:

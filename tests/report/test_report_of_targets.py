@@ -1,6 +1,7 @@
 """The page of labels, numbers and grades: made by the stage itself, opened in Debian's chromium where there is one."""
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -100,9 +101,15 @@ def test_what_is_confused_is_counted_from_the_table(pages: dict[str, Path], monk
     assert not any("?" in each for pair in pairs for each in pair.values())
     monkeypatch.chdir(pages["number"])
     rows = read_table(paths.PREDICTIONS)
-    assert read_table(paths.CONFUSION["finetune"]) == [
-        {"actual": row["label"], "predicted": row["finetune"]} for row in rows
-    ]
+    parts = read_table(paths.CONFUSION["finetune"])
+    for column, numbers in (("actual", "label"), ("predicted", "finetune")):
+        pairs_of = sorted((float(row[numbers]), part[column]) for row, part in zip(rows, parts, strict=True))
+        by_number = [part for _, part in pairs_of]
+        assert by_number == sorted(by_number)
+    of_true = Counter(part["actual"] for part in parts)
+    assert min(of_true).startswith("0: below ")
+    most_equal = max(Counter(row["label"] for row in rows).values())  # which are in one part
+    assert max(of_true.values()) <= len(rows) / 10 + most_equal
 
 
 def test_the_same_files_give_the_same_bytes_and_damaged_ones_an_error(
@@ -119,6 +126,34 @@ def test_the_same_files_give_the_same_bytes_and_damaged_ones_an_error(
     with pytest.raises(UserError, match=r"predictions\.csv is damaged.*image .*much"):
         write_html_report(PreparedDataset.open())
     paths.PREDICTIONS.write_text(table, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "corrected", "told"),
+    [
+        (
+            "number",
+            {"corrected_mae": {"value": 5.25, "interval": [4.5, 6.25]}, "val_mae": 4.75},
+            "there its MAE [lux] is 4.75, and what is chosen in this way has about 5.25 on new images (4.5 to 6.25), ",
+        ),
+        (
+            "grade",
+            {"corrected_kappa": {"value": None, "interval": None}, "val_kappa": 0.5},
+            "there its quadratic kappa is 0.500.</p>",
+        ),
+    ],
+)
+def test_what_choosing_cost_is_told_in_the_target_s_own_measure(
+    pages: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str, corrected: dict[str, Any], told: str
+) -> None:
+    monkeypatch.chdir(pages[kind])
+    finetune = read_json(paths.RUN_INFO)["params"]["finetune"]
+    write_json(paths.TUNING_REPORT, {"tries": 7, "finetune": finetune, **corrected})
+    write_html_report(PreparedDataset.open())
+    assert told in text(Path())
+    paths.TUNING_REPORT.unlink()
+    write_html_report(PreparedDataset.open())
+    assert "headstart tune" not in text(Path())
 
 
 def _note(said: list[Any], problem: Any) -> None:

@@ -11,12 +11,15 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
+from headstart.core import blocks
+from headstart.core.blocks import Matrix, Rows
 from headstart.targets.classes import Classes
 from headstart.targets.grade import Grades
 from headstart.targets.kinds import make_target
 from headstart.targets.labels import Labels
 from headstart.targets.number import QUANTILES, Numbers
 from headstart.targets.target import LossOptions, Target, mean_loss, validation_figures
+from helpers.constants import best_constant
 
 IMAGES = 60
 
@@ -123,7 +126,7 @@ def test_torch_has_the_gradients_of_every_loss(kind: str, at: str) -> None:
 
 def test_no_other_bias_has_a_lower_loss(case: tuple[Target, np.ndarray, np.ndarray]) -> None:
     target, values, _ = case
-    bias = target.start_bias(values)
+    bias = best_constant(target, values)
     lowest = target.losses(np.tile(bias, (IMAGES, 1)), values).sum()
     for _ in range(20):
         other = bias + _generator().normal(0, 0.3, bias.shape)
@@ -162,7 +165,6 @@ def test_the_quantile_loss_is_lowest_at_the_quantiles() -> None:
     values = _generator(0).exponential(10, (5000, 1)).astype(np.float32)
     target = Numbers(["x"], ["m"], [0.0], [1.0], QUANTILES)
     best = np.quantile(values, QUANTILES)
-    np.testing.assert_allclose(target.start_bias(values), best, rtol=1e-6)
     lowest = target.losses(np.tile(best, (5000, 1)), values).mean()
     for i in range(3):
         for factor in (0.8, 1.2):
@@ -195,6 +197,43 @@ def test_the_score_is_the_tallys_first_figure(case: tuple[Target, np.ndarray, np
     figures = validation_figures(target, outputs, values)
     assert figures == {"val_loss": mean_loss(target, outputs, values), f"val_{measure}": target.score(outputs, values)}
     assert figures["val_loss"] == pytest.approx(target.losses(outputs, values).mean())
+
+
+def test_outputs_on_disk_give_the_same_in_blocks(
+    case: tuple[Target, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, values, outputs = case
+    if target.kind == "number":
+        values[np.isnan(values).all(axis=1)] = 0  # no table may have such an image
+    matrix, units, seen = outputs.astype(np.float32), np.arange(IMAGES), list[int]()
+
+    def read(rows: slice) -> np.ndarray:
+        seen.append(len(matrix[rows]))
+        return matrix[rows]
+
+    def all_of(given: Matrix) -> list[Any]:
+        fitted, levels = target.fit(given, values), target.conformal(given, values)
+        figures = target.tally(given, values, units, fitted).figures(np.ones((1, IMAGES), np.float32))
+        return [
+            fitted, levels, figures, target.score(given, values), target.reliability(given, values, fitted),
+            target.scores(given, values, fitted), target.refined_losses(given, values, fitted),
+            mean_loss(target, given, values), *map(tuple, target.covered(given, values, levels)),
+        ]  # fmt: skip
+
+    expected = _rounded(all_of(matrix))
+    monkeypatch.setattr(blocks, "BLOCK_VALUES", 1000)
+    np.testing.assert_equal(_rounded(all_of(Rows(matrix.shape, read))), expected)
+    # Labels are ranked among all images.
+    assert max(seen) < IMAGES or target.kind == "labels"
+
+
+def _rounded(found: Any) -> Any:
+    """Return what was found with its numbers to nine digits: sums in blocks are rounded otherwise."""
+    if isinstance(found, dict):
+        return {key: _rounded(each) for key, each in found.items()}
+    if isinstance(found, list | tuple):
+        return [_rounded(each) for each in found]
+    return found if found is None or isinstance(found, str | bool) else np.round(np.asarray(found, np.float64), 9)
 
 
 def test_a_score_that_is_undefined_is_0() -> None:

@@ -173,7 +173,12 @@ def test_dvc_lists_the_tries(searched: list[Try]) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "monitor", "measure"),
-    [("number", "auto", "mae"), ("labels", "val_mean_ap", "mean_ap"), ("class", "val_balanced_accuracy", "accuracy")],
+    [
+        ("number", "auto", "mae"),
+        ("labels", "val_mean_ap", "mean_ap"),
+        ("grade", "val_kappa", "kappa"),
+        ("class", "val_balanced_accuracy", "accuracy"),
+    ],
 )
 def test_every_target_is_searched_by_what_is_monitored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, monitor: str, measure: str

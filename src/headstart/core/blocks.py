@@ -37,6 +37,15 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
+def by_blocks(function: Callable[..., NDArray[Any]], matrix: Matrix, *others: NDArray[Any]) -> NDArray[Any]:
+    """Return what a function has for each row, of which a block is in memory at a time.
+
+    It is called with blocks of the matrix (n, width) and of the same rows of the others (n, …), and returns a row each.
+    """
+    blocks = list(row_blocks(matrix.shape)) or [slice(0)]
+    return np.concatenate([function(matrix[rows], *(each[rows] for each in others)) for rows in blocks])
+
+
 def stored_rows(path: Path) -> Rows:
     """Return the matrix in a .npy file; it is mapped while rows are copied, and no longer."""
     shape = np.load(path, mmap_mode="r").shape

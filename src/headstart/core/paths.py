@@ -44,6 +44,7 @@ DUPLICATES = REPORTS / "features" / "duplicates.csv"
 FEATURE_LABEL_ERRORS = REPORTS / "features" / "suspicious_labels.csv"
 L2_PATH = REPORTS / "probe" / "l2_path.csv"
 HISTORY = REPORTS / "finetune" / "history.csv"
+CURVES = REPORTS / "finetune" / "curves.csv"
 LEDGER = REPORTS / "finetune" / "ledger.csv"
 PREDICTIONS = REPORTS / "evaluate" / "predictions.csv"
 CONFUSION = {name: REPORTS / "evaluate" / f"confusion_{name}.csv" for name in ("probe", "finetune")}

@@ -24,7 +24,7 @@ from headstart.data_checks.duplicates import NEIGHBOURS, find_duplicates
 from headstart.data_checks.label_errors import choose_sample, first_groups, out_of_fold_expectations
 from headstart.features.cache import read_features
 from headstart.images.decode import Note
-from headstart.targets.target import LabelError
+from headstart.targets.target import LabelError, Target
 
 MAX_ROWS = 1000
 TINY_FRACTION = 0.5
@@ -114,14 +114,14 @@ def find_image_problems(
     ]
 
 
-def class_imbalance(per_class: dict[str, dict[str, int]]) -> float:
+def class_imbalance(target: Target, per_class: dict[str, dict[str, int]]) -> float:
     """Return how many training images the largest class, label, grade or part has for each of the smallest."""
     train = [(counts["train"], name) for name, counts in per_class.items()]
     most, fewest = (extreme(train, key=lambda each: each[0]) for extreme in (max, min))
     ratio = most[0] / max(fewest[0], 1)
     if ratio > IMBALANCE_LOGGED:
-        text = "training is uneven: %d training images of %r, %d of %r; see finetune.class_weights"
-        logger.info(text, *most, *fewest)
+        text = "%s are uneven: %d training images of %r, %d of %r; see finetune.sampling%s"
+        logger.info(text, target.nouns, *most, *fewest, " and class_weights" if target.has_classes else "")
     return round(ratio, 2)
 
 

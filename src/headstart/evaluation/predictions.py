@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -234,4 +234,27 @@ def write_predictions(
     for name, path in paths.CONFUSION.items():
         rows = itertools.compress(table_rows(paths.PREDICTIONS), plotted)
         said = ((row["label"], [row[f"{name}{suffix}"] for suffix in target.suffixes]) for row in rows)
-        write_table(path, ("actual", "predicted"), (pair for each in said for pair in target.pairs(*each) if pair[0]))
+        write_table(path, ("actual", "predicted"), _confused(target, [target.pairs(*each) for each in said]))
+
+
+def _confused(target: Target, pairs: Sequence[Sequence[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
+    """Yield what is true and what was said of images, each image's ``pairs``, by names for the axes of a matrix.
+
+    DVC sorts an axis by the letters of its names: where their order means something, they begin with their place.
+    Of numbers a name is one of ten parts, with as many of the true numbers in each.
+    """
+    if target.discrete:
+        in_order = not target.ordered or sorted(target.names) == list(target.names)
+        digits = len(str(len(target.names) - 1))
+        shown = {name: name if in_order else f"{i:0{digits}} {name}" for i, name in enumerate(target.names)}
+        yield from ((shown.get(truth, truth), shown.get(said, said)) for of_image in pairs for truth, said in of_image)
+        return
+    for name, unit, of_number in zip(target.names, target.units, zip(*pairs, strict=True), strict=True):
+        numbers = np.array([[float(each) for each in pair] for pair in of_number if pair[0]]).reshape(-1, 2)
+        edges = np.unique(np.quantile(numbers[:, 0], np.arange(1, 10) / 10)) if len(numbers) else np.empty(0)
+        ends = [f"{edge:.4g}" for edge in edges]
+        bounds = [f"below {ends[0]}", *map(" to ".join, itertools.pairwise(ends)), f"from {ends[-1]}"] if ends else []
+        before = f"{name} " if len(target.names) > 1 else ""
+        shown_parts = [f"{before}{i}: {each} {unit}".strip() for i, each in enumerate(bounds)]
+        for truth, said in np.searchsorted(edges, numbers, side="right").tolist():
+            yield shown_parts[truth], shown_parts[said]

@@ -157,7 +157,7 @@ def _ridge_candidates(validation: LabelledFeatures, target: Target, ridge: Ridge
             yield {"l2": l2}, predict, predict(validation.features)
             continue
         variance = max(float(((scores - responses) ** 2).mean()), MIN_RESIDUAL_VARIANCE)
-        temperature = variance * fit_temperature(scores / variance, validation.values)
+        temperature = variance * fit_temperature(target, scores / variance, validation.values)
         predict = partial(_linear_log_probabilities, weight / temperature, bias / temperature)
         yield {"l2": l2, "temperature": temperature}, predict, predict(validation.features)
 

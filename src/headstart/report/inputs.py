@@ -94,7 +94,7 @@ def read_inputs(target: Target) -> dict[str, Any]:
         raise damaged_file_error(paths.L2_PATH, "it has no lines")
     return {
         "_".join(path.relative_to(paths.REPORTS).with_suffix("").parts): content for path, content in contents.items()
-    } | {"tune": _read_tuning(contents[paths.RUN_INFO]["params"]["finetune"])}
+    } | {"tune": _read_tuning(contents[paths.RUN_INFO]["params"]["finetune"], next(iter(target.measures)))}
 
 
 def read_predictions(target: Target) -> Iterator[PredictionRow]:
@@ -113,12 +113,17 @@ def damaged_file_error(path: Path, problem: str) -> UserError:
     )
 
 
-def _read_tuning(finetune: ReportRow) -> ReportRow | None:
-    """Read what choosing these params cost, None where `headstart tune` did not choose them."""
+def _read_tuning(finetune: ReportRow, measure: str) -> ReportRow | None:
+    """Read what choosing these params cost in a measure, None where `headstart tune` did not choose them.
+
+    ``measured`` is the measure on validation, ``corrected`` what is to be expected of it on new images.
+    """
     path = paths.TUNING_REPORT
-    keys = "tries", "val_accuracy", "corrected_accuracy", "finetune"
-    report = _read_keys(path, keys) if path.exists() else None
-    return report if report is not None and report["finetune"] == finetune else None
+    figures = {"measured": f"val_{measure}", "corrected": f"corrected_{measure}"}
+    report = _read_keys(path, ("tries", "finetune", *figures.values())) if path.exists() else None
+    if report is None or report["finetune"] != finetune:
+        return None
+    return report | {key: report[name] for key, name in figures.items()}
 
 
 def _read_keys(path: Path, keys: tuple[str, ...]) -> ReportRow:

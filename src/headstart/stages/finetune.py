@@ -3,8 +3,9 @@
 reads:   data/prepared (train and validation), models/probe (the head that it starts from, and which changes keep the
          label), the backbone's weights
 writes:  models/finetune (the model in timm's local-dir format; with finetune.ema the averaged weights, and raw/ beside
-         them), reports/finetune.json, reports/finetune/history.csv, reports/finetune/ledger.csv (what the
-         regulariser and the data did to each group's weights)
+         them), reports/finetune.json, reports/finetune/history.csv, reports/finetune/curves.csv (the
+         same figures as DVC draws them), reports/finetune/ledger.csv (what the regulariser and the data did to each
+         group's weights)
 params:  backbone, finetune
 
 Stopped by Ctrl-C, SIGUSR1 or SIGTERM and started again, it resumes at that very step, after a crash at the last
@@ -48,7 +49,10 @@ from headstart.training.trainer import best_epoch, fit, load_history
 
 PARAMS = ("backbone", "finetune")
 READS = (paths.PREPARED, paths.PROBE)
-WRITES = (paths.FINETUNE, paths.HISTORY, paths.LEDGER)
+WRITES = (paths.FINETUNE, paths.HISTORY, paths.LEDGER, paths.CURVES)
+
+LOSSES = {"train_loss": "training", "val_loss": "validation", "val_refined_loss": "validation, refined"}
+"""What is drawn in the chart of the loss, with the images that it is of."""
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +143,7 @@ def _train(
             write_json(partial / paths.TRACKED_RUN.name, {"id": tracker.id})
     epochs, ledger, curve = load_history(run_dir)
     log_history(with_ledger(epochs, ledger), curve)
-    _write_tables(history := [start, *epochs], ledger)
+    _write_tables(history := [start, *epochs], ledger, plan)
     shown = best["epoch"] or len(epochs)  # the start has no row
     last_rows = [row for row in ledger if row["epoch"] == shown]
     report: dict[str, Any] = _figures(history, best, plan)
@@ -234,11 +238,16 @@ def _warn_what_depends_on_processes(module: FineTuner, params: Params, process_g
         logger.warning("on %d processes the weights will differ from those of one: %s", process_group.world, given)
 
 
-def _write_tables(history: list[HistoryRow], ledger: list[LedgerRow]) -> None:
+def _write_tables(history: list[HistoryRow], ledger: list[LedgerRow], plan: TrainingPlan) -> None:
     columns = list(history[-1])
     write_table(paths.HISTORY, columns, [[row.get(name, "") for name in columns] for row in history])
     rows = [["" if row[name] is None else row[name] for name in COLUMNS] for row in ledger]
     write_table(paths.LEDGER, COLUMNS, rows)
+    curves = {name: (plan.target.words.loss, images) for name, images in LOSSES.items()}
+    curves |= {name: (each.title, "validation") for name, each in plan.figures.items() if name not in LOSSES}
+    drawn = ((row, name) for name in curves for row in history if row.get(name) is not None)
+    points = [(row["epoch"], *curves[name], row[name]) for row, name in drawn]
+    write_table(paths.CURVES, ("epoch", "chart", "images", "value"), points)
 
 
 def _figures(history: list[HistoryRow], best: HistoryRow, plan: TrainingPlan) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
     figures |= {"store": spec["store"], "train_side": spec["train_side"], "bytes": sum(written)}
     figures["seconds"] = round(time.perf_counter() - began, 1)
     _log_summary(target, counts, figures, bad)
-    counts["class_imbalance"] = class_imbalance(counts["per_class"])
+    counts["class_imbalance"] = class_imbalance(target, counts["per_class"])
     input_side = max(spec["input"]["input_size"][1:])
     noted = [(row, note) for row, _, note in notes]
     figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, input_side, noted)

@@ -217,10 +217,6 @@ class Classes(Named):
         """Return 1 in the column of each image's class."""
         return cast(cast(values, like)[:, None] == constants([*range(self.outputs)], like), like)
 
-    def start_bias(self, values: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the logarithm of each class's frequency."""
-        return np.asarray(self.log_priors(values), np.float64)
-
     def log_priors(self, values: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the logarithm of each class's frequency."""
         counts = np.bincount(values, minlength=len(self.names))
@@ -230,7 +226,7 @@ class Classes(Named):
         """Fit the temperature (Guo et al. 2017)."""
         from headstart.targets.likelihood import fit_temperature  # noqa: PLC0415  (SciPy, which predict does without)
 
-        return {"temperature": fit_temperature(outputs, values)}
+        return {"temperature": fit_temperature(self, outputs, values)}
 
     def score(self, outputs: Matrix, values: NDArray[np.int64]) -> float:
         """Return the accuracy."""

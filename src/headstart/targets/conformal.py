@@ -1,13 +1,15 @@
 """Thresholds of conformal prediction, which several targets share (Vovk et al. 2005)."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.core.blocks import Matrix, row_blocks
 from headstart.core.json_value import JsonValue
+from headstart.targets.target import Covered, Values
 
 LEVELS = (0.9, 0.95)
 
@@ -24,6 +26,20 @@ def entry(method: str, level: float, limits: float | Iterable[float]) -> dict[st
         return {"method": method, "level": level, "threshold": limits if math.isfinite(limits) else None}
     each = [limit if math.isfinite(limit) else None for limit in limits]
     return {"method": method, "level": level, "threshold": each}
+
+
+def covered_by_blocks(
+    covered: Callable[[NDArray[Any], Values, Mapping[str, Any]], Covered],
+    outputs: Matrix,
+    values: Values,
+    levels: Sequence[Mapping[str, Any]],
+) -> list[Covered]:
+    """Return what each conformal level gives of images, from what it gives of a block of them."""
+    found = []
+    for level in levels:
+        parts = [covered(outputs[rows], values[rows], level) for rows in row_blocks(outputs.shape)]
+        found.append(Covered(*map(np.concatenate, zip(*parts, strict=True))))
+    return found
 
 
 def checked_entry(

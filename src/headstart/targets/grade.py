@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.core.blocks import Matrix
+from headstart.core.blocks import Matrix, by_blocks, row_blocks
 from headstart.core.errors import UserError
 from headstart.core.json_value import JsonValue
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, constants, mean_logits, namespace, sigmoid, softplus
 from headstart.targets.cells import NUMBER, CellError
-from headstart.targets.conformal import LEVELS, checked_entry, entry, threshold
+from headstart.targets.conformal import LEVELS, checked_entry, covered_by_blocks, entry, threshold
 from headstart.targets.named import Named
 from headstart.targets.reliability import Reliability
 from headstart.targets.target import (
@@ -32,6 +32,7 @@ from headstart.targets.target import (
     Mistake,
     Strata,
     Words,
+    mean_loss,
     percentage,
     rounded,
 )
@@ -199,10 +200,6 @@ class Grades(Named):
         """Return 1 for each grade that a value is above."""
         return cast(cast(values, like)[:, None] > constants([*range(self.outputs)], like), like)
 
-    def start_bias(self, values: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the logits of the fractions above each grade but the last."""
-        return np.asarray(self.log_priors(values), np.float64)
-
     def log_priors(self, values: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the logits of the fractions above each grade but the last; half an image is added."""
         above = (values[:, None] > np.arange(self.outputs)).sum(axis=0)
@@ -210,11 +207,8 @@ class Grades(Named):
 
     def fit(self, outputs: Matrix, values: NDArray[np.int64]) -> dict[str, Any]:
         """Fit one temperature for all logits."""
-
-        def loss(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
-            return np.asarray(self.losses(scaled, values).mean(keepdims=True))
-
-        return {"temperature": float(best_temperatures(outputs[:], loss, 1)[0])}
+        best = best_temperatures(lambda temperature: np.array([mean_loss(self, outputs, values, temperature)]))
+        return {"temperature": float(best[0])}
 
     def probabilities(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
         """Return each grade's calibrated probability, float64 (n, grades)."""
@@ -231,7 +225,7 @@ class Grades(Named):
     def score(self, outputs: Matrix, values: NDArray[np.int64]) -> float:
         """Return the quadratic kappa, 0 where all images have one grade and are given it."""
         units = np.zeros(len(values), np.int64)
-        tally = GradeTally(self.predicted(outputs[:]), values, np.zeros(len(values)), units, len(self.names))
+        tally = GradeTally(by_blocks(self.predicted, outputs), values, np.zeros(len(values)), units, len(self.names))
         return float(np.nan_to_num(tally.figures(np.ones((1, 1), np.float32))["kappa"][0]))
 
     def right(self, outputs: NDArray[Any], values: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -275,7 +269,7 @@ class Grades(Named):
     ) -> "GradeTally":
         """Return what the figures are computed from."""
         losses = self.refined_losses(outputs, values, fitted)
-        return GradeTally(self.predicted(outputs[:]), values, losses, units, len(self.names))
+        return GradeTally(by_blocks(self.predicted, outputs), values, losses, units, len(self.names))
 
     def scores(
         self,
@@ -284,13 +278,17 @@ class Grades(Named):
         fitted: Mapping[str, Any],  # noqa: ARG002  (a temperature changes no grade)
     ) -> NDArray[np.bool_]:
         """Return whether the grade is the image's."""
-        return np.asarray(self.predicted(outputs[:]) == values)
+        return np.asarray(by_blocks(self.predicted, outputs) == values)
 
     def refined_losses(
         self, outputs: Matrix, values: NDArray[np.int64], fitted: Mapping[str, Any]
     ) -> NDArray[np.float64]:
         """Return the loss after the temperature."""
-        return np.asarray(self.losses(outputs[:].astype(np.float64) / fitted["temperature"], values))
+
+        def losses(block: NDArray[Any], of_block: NDArray[np.int64]) -> NDArray[np.float64]:
+            return np.asarray(self.losses(block.astype(np.float64) / fitted["temperature"], of_block))
+
+        return by_blocks(losses, outputs, values)
 
     def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of the mean of the probabilities of being above each grade but the last."""
@@ -318,7 +316,7 @@ class Grades(Named):
 
     def conformal(self, outputs: Matrix, values: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Fit the thresholds of contiguous sets of grades."""
-        own = self._scores(outputs[:])[np.arange(len(values)), values]
+        own = by_blocks(lambda block, grades: self._scores(block)[np.arange(len(grades)), grades], outputs, values)
         return [entry("OAPS", level, threshold(own, level)) for level in LEVELS]
 
     def region(self, outputs: NDArray[Any], level: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -328,17 +326,25 @@ class Grades(Named):
 
     def covered(self, outputs: Matrix, values: NDArray[np.int64], levels: Sequence[Mapping[str, Any]]) -> list[Covered]:
         """Return whether each level's sets hold the grade, and how many grades they have."""
-        sets = [self.region(outputs[:], level) for level in levels]
-        return [Covered(each[np.arange(len(values)), values], each.sum(axis=1)) for each in sets]
+
+        def covered(block: NDArray[Any], of_block: NDArray[np.int64], level: Mapping[str, Any]) -> Covered:
+            sets = self.region(block, level)
+            return Covered(sets[np.arange(len(of_block)), of_block], sets.sum(axis=1))
+
+        return covered_by_blocks(covered, outputs, values, levels)
 
     def reliability(self, outputs: Matrix, values: NDArray[np.int64], fitted: Mapping[str, Any]) -> dict[str, Any]:
         """Compare the predicted grade's probability with the accuracy, before and after the temperature."""
-        predicted, rows, found = self.predicted(outputs[:]), np.arange(len(values)), {}
+        found = {}
         for when, temperature in (("before", 1.0), ("after", fitted["temperature"])):
-            probabilities = self.probabilities(outputs[:], {"temperature": temperature})
-            losses = -np.log(np.maximum(probabilities[rows, values], 1e-12))
-            confidence = probabilities[rows, predicted]
-            found[when] = Reliability().add(confidence, predicted == values, losses).figures()
+            bins = Reliability()
+            for rows in row_blocks(outputs.shape):
+                block, grades = outputs[rows], values[rows]
+                probabilities = self.probabilities(block, {"temperature": temperature})
+                predicted, images = self.predicted(block), np.arange(len(grades))
+                losses = -np.log(np.maximum(probabilities[images, grades], 1e-12))
+                bins.add(probabilities[images, predicted], predicted == grades, losses)
+            found[when] = bins.figures()
         return found
 
     def shown(self, text: str) -> str:

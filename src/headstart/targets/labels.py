@@ -4,20 +4,20 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.core.blocks import Matrix
+from headstart.core.blocks import Matrix, by_blocks, row_blocks
 from headstart.core.errors import UserError
 from headstart.core.json_value import JsonValue
 from headstart.core.problems import some
 from headstart.core.text import normalize_label
 from headstart.targets.arrays import Array, cast, known, mean_logits, namespace, sigmoid, softplus
 from headstart.targets.cells import CellError, read_flag
-from headstart.targets.conformal import LEVELS, checked_entry, entry
+from headstart.targets.conformal import LEVELS, checked_entry, covered_by_blocks, entry
 from headstart.targets.named import Named
 from headstart.targets.ranking import Ranking
 from headstart.targets.reliability import Reliability
@@ -291,10 +291,6 @@ class Labels(Named):
         """Return the values."""
         return cast(values, like)
 
-    def start_bias(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the logit of each label's frequency."""
-        return np.asarray(self.log_priors(values), np.float64)
-
     def loss_weights(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return for each label how many images are without it, over those that have it; at most ``MOST_WEIGHT``."""
         present, is_known = known(values)
@@ -319,9 +315,8 @@ class Labels(Named):
 
     def fit(self, outputs: Matrix, values: NDArray[np.float32]) -> dict[str, Any]:
         """Fit each label's temperature, and the probability from which on it is given: that with the highest F1."""
-        outputs = outputs[:]
-        temperatures = best_temperatures(outputs, lambda scaled: self._each_loss(scaled, values), self.outputs)
-        probabilities = sigmoid(outputs.astype(np.float64) / temperatures)
+        temperatures = best_temperatures(lambda temperature: self._each_loss(outputs, values, temperature))
+        probabilities = by_blocks(lambda block: sigmoid(block.astype(np.float64) / temperatures), outputs)
         thresholds = [
             _best_f1_threshold(probabilities[of_label, i], values[of_label, i])
             for i, of_label in enumerate(~np.isnan(values).T)
@@ -329,11 +324,14 @@ class Labels(Named):
         return {"temperatures": temperatures.tolist(), "thresholds": thresholds}
 
     @staticmethod
-    def _each_loss(outputs: NDArray[np.float64], values: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return each label's mean loss, (labels,)."""
-        present, is_known = known(values.astype(np.float64))
-        losses = (softplus(outputs) - present * outputs) * is_known
-        return np.asarray(losses.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1))
+    def _each_loss(outputs: Matrix, values: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+        """Return each label's mean loss, (labels,), of outputs divided by a temperature."""
+        total, count = np.zeros((2, outputs.shape[1]))
+        for rows in row_blocks(outputs.shape):
+            scaled, (present, is_known) = outputs[rows].astype(np.float64) / temperature, known(values[rows])
+            total += ((softplus(scaled) - present * scaled) * is_known).sum(axis=0)
+            count += is_known.sum(axis=0)
+        return np.asarray(total / np.maximum(count, 1))
 
     def probabilities(self, outputs: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
         """Return each label's calibrated probability, float64 (n, labels)."""
@@ -342,11 +340,11 @@ class Labels(Named):
     def score(self, outputs: Matrix, values: NDArray[np.float32]) -> float:
         """Return the mean average precision of the labels that some images have and some have not, 0 without any."""
         precisions = []
-        for column, scores in zip(values.T, np.asarray(outputs[:], np.float64).T, strict=True):
+        for column, scores in zip(values.T, outputs[:].T, strict=True):
             of_label = ~np.isnan(column)
             present = column[of_label] > 0
             if present.any() and not present.all():
-                ranking = Ranking(scores[of_label], present, np.zeros(len(present), np.int64))
+                ranking = Ranking(scores[of_label].astype(np.float64), present, np.zeros(len(present), np.int64))
                 precisions.append(ranking.figures(np.ones((1, 1), np.float32))[0][0])
         return float(np.mean(precisions)) if precisions else 0.0
 
@@ -382,20 +380,28 @@ class Labels(Named):
         self, outputs: Matrix, values: NDArray[np.float32], units: NDArray[np.int64], fitted: Mapping[str, Any]
     ) -> "LabelTally":
         """Return what the figures are computed from."""
-        probabilities = self.probabilities(outputs[:], fitted)
+        probabilities = by_blocks(partial(self.probabilities, fitted=fitted), outputs)
         return LabelTally(probabilities, values, units, np.asarray(fitted["thresholds"]))
 
     def scores(self, outputs: Matrix, values: NDArray[np.float32], fitted: Mapping[str, Any]) -> NDArray[np.bool_]:
         """Return whether an image is given exactly its labels, of those that are known."""
-        given = self.probabilities(outputs[:], fitted) >= np.asarray(fitted["thresholds"])
-        return np.asarray(((given == (values == 1)) | np.isnan(values)).all(axis=1))
+
+        def exact(block: NDArray[Any], of_block: NDArray[np.float32]) -> NDArray[np.bool_]:
+            given = self.probabilities(block, fitted) >= np.asarray(fitted["thresholds"])
+            return np.asarray(((given == (of_block == 1)) | np.isnan(of_block)).all(axis=1))
+
+        return by_blocks(exact, outputs, values)
 
     def refined_losses(
         self, outputs: Matrix, values: NDArray[np.float32], fitted: Mapping[str, Any]
     ) -> NDArray[np.float64]:
         """Return the loss after the temperatures."""
-        scaled = outputs[:].astype(np.float64) / np.asarray(fitted["temperatures"])
-        return np.asarray(self.losses(scaled, values.astype(np.float64)))
+
+        def losses(block: NDArray[Any], of_block: NDArray[np.float32]) -> NDArray[np.float64]:
+            scaled = block.astype(np.float64) / np.asarray(fitted["temperatures"])
+            return np.asarray(self.losses(scaled, of_block.astype(np.float64)))
+
+        return by_blocks(losses, outputs, values)
 
     def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of the mean of the probabilities."""
@@ -408,16 +414,17 @@ class Labels(Named):
         with a label, has (n R + 1) / (n + 1) ≤ α. ``threshold`` is t; null where all labels must be in the set.
         """
         present = known(values)[0] > 0
-        having = present.any(axis=1)
-        probabilities, present = sigmoid(outputs[:][having].astype(np.float64)), present[having]
+        images = int(present.any(axis=1).sum())
+        blocks = (sigmoid(outputs[rows].astype(np.float64))[present[rows]] for rows in row_blocks(outputs.shape))
+        probabilities = np.concatenate([*blocks, np.empty(0)])
         weight = (present / np.maximum(present.sum(axis=1, keepdims=True), 1))[present]
-        order = np.argsort(probabilities[present], kind="stable")
+        order = np.argsort(probabilities, kind="stable")
         missed = np.cumsum(weight[order])  # n R of a t just above each
         levels = []
         for level in LEVELS:
-            bound = (1 - level) * (len(probabilities) + 1) - 1
+            bound = (1 - level) * (images + 1) - 1
             first = int(np.searchsorted(missed, bound + 1e-9, side="right"))
-            limit = float(probabilities[present][order][first]) if bound >= 0 and first < len(order) else np.inf
+            limit = float(probabilities[order][first]) if bound >= 0 and first < len(order) else np.inf
             levels.append(entry("CRC", level, limit))
         return levels
 
@@ -431,15 +438,16 @@ class Labels(Named):
         self, outputs: Matrix, values: NDArray[np.float32], levels: Sequence[Mapping[str, Any]]
     ) -> list[Covered]:
         """Return the share of each image's labels that are in its set, and how many labels that has."""
-        present = known(values)[0] > 0
-        sets = [self.region(outputs[:], level) for level in levels]
-        count = present.sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            return [Covered((present & each).sum(axis=1) / count, each.sum(axis=1)) for each in sets]
+
+        def covered(block: NDArray[Any], of_block: NDArray[np.float32], level: Mapping[str, Any]) -> Covered:
+            present, sets = known(of_block)[0] > 0, self.region(block, level)
+            with np.errstate(invalid="ignore"):
+                return Covered((present & sets).sum(axis=1) / present.sum(axis=1), sets.sum(axis=1))
+
+        return covered_by_blocks(covered, outputs, values, levels)
 
     def reliability(self, outputs: Matrix, values: NDArray[np.float32], fitted: Mapping[str, Any]) -> dict[str, Any]:
         """Compare probabilities with how often the labels are there, of all and ``per_class`` of each label."""
-        is_known, logits = ~np.isnan(values), outputs[:]
         plain = {"temperatures": [1.0] * self.outputs}
         found: dict[str, Any] = {}
         rows: list[dict[str, Any]] = [
@@ -449,18 +457,18 @@ class Labels(Named):
             )
         ]
         for when, used in (("before", plain), ("after", fitted)):
-            probabilities = self.probabilities(logits, used)
-            of_truth = np.where(values == 1, probabilities, 1 - probabilities)
-            losses = -np.log(np.maximum(of_truth, 1e-12))
-
-            def of(some: NDArray[np.bool_] | tuple[NDArray[np.bool_], int], arrays: Any) -> dict[str, Any]:
-                return Reliability().add(*(each[some] for each in arrays)).figures()
-
-            arrays = probabilities, values == 1, losses
-            found[when] = of(is_known, arrays)
-            for i, row in enumerate(rows):
-                of_label = of((is_known[:, i], i), arrays)
-                row |= {f"nll_{when}": of_label["nll"], f"ece_{when}": of_label["ece"]}
+            of_all, of_each = Reliability(), [Reliability() for _ in self.names]
+            for block in row_blocks(outputs.shape):
+                probabilities, is_there = self.probabilities(outputs[block], used), values[block] == 1
+                losses = -np.log(np.maximum(np.where(is_there, probabilities, 1 - probabilities), 1e-12))
+                arrays, is_known = (probabilities, is_there, losses), ~np.isnan(values[block])
+                of_all.add(*(each[is_known] for each in arrays))
+                for i, of_label in enumerate(of_each):
+                    of_label.add(*(each[is_known[:, i], i] for each in arrays))
+            found[when] = of_all.figures()
+            for row, of_label in zip(rows, of_each, strict=True):
+                figures = of_label.figures()
+                row |= {f"nll_{when}": figures["nll"], f"ece_{when}": figures["ece"]}
         return found | {"per_class": rows}
 
     @cached_property

@@ -1,4 +1,4 @@
-"""How good logits are: right or not, their negative log-likelihood, the temperature for it (Guo et al. 2017)."""
+"""How good logits of classes are: right or not, the temperature for their likelihood (Guo et al. 2017)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,6 +6,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp, softmax
 
 from headstart.core.blocks import Matrix, row_blocks
+from headstart.targets.target import Target, mean_loss
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 
@@ -26,29 +27,17 @@ def mean_log_probabilities(logits: NDArray[np.float32], others: NDArray[np.float
     return np.asarray(logsumexp(pair, axis=0) - np.float32(np.log(2)), np.float32)
 
 
-def negative_log_likelihood(logits: Matrix, labels: NDArray[np.int64], inverse_temperature: float = 1.0) -> float:
-    """Return the mean of −log p of the labelled class, in nats: the cross-entropy without a penalty.
-
-    ``logits``, float (n, classes), may be log-probabilities; ``labels`` are int64 (n,).
-    """
-    total = 0.0
-    for rows in row_blocks(logits.shape):
-        log_probabilities = log_softmax(np.asarray(logits[rows] * inverse_temperature, np.float64), axis=1)
-        total -= log_probabilities[np.arange(len(log_probabilities)), labels[rows]].sum()
-    return float(total / len(labels))
-
-
-def fit_temperature(logits: Matrix, labels: NDArray[np.int64]) -> float:
+def fit_temperature(target: Target, logits: Matrix, labels: NDArray[np.int64]) -> float:
     """Find the T for which softmax(logits / T) has the lowest negative log-likelihood, which is convex in 1 / T.
 
-    The images, at least one, are not those of the model's training. T is within ``TEMPERATURE_RANGE``, and above 1 for
-    an overconfident model. Where every image is classified correctly the likelihood has no maximum, since each smaller
-    T is better: then it is 1, which leaves the logits as they are.
+    The target is one of classes. The images, at least one, are not those of the model's training. T is within
+    ``TEMPERATURE_RANGE``, and above 1 for an overconfident model. Where every image is classified correctly the
+    likelihood has no maximum, since each smaller T is better: then it is 1, which leaves the logits as they are.
     """
     if correct_predictions(logits, labels).all():
         return 1.0
     low, high = TEMPERATURE_RANGE
     best = minimize_scalar(
-        lambda inverse: negative_log_likelihood(logits, labels, inverse), bounds=(1 / high, 1 / low), method="bounded"
+        lambda inverse: mean_loss(target, logits, labels, 1 / inverse), bounds=(1 / high, 1 / low), method="bounded"
     )
     return round(float(1 / best.x), 4)

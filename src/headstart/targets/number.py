@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.core.blocks import Matrix
+from headstart.core.blocks import Matrix, by_blocks
 from headstart.core.errors import UserError
 from headstart.core.json_value import JsonValue
 from headstart.targets.arrays import Array, cast, constants, known, namespace
 from headstart.targets.cells import LARGEST, CellError, read_number, split_unit
-from headstart.targets.conformal import LEVELS, checked_entry, entry, threshold
+from headstart.targets.conformal import LEVELS, checked_entry, covered_by_blocks, entry, threshold
 from headstart.targets.ranking import RankCorrelation
 from headstart.targets.target import (
     PLAIN,
@@ -45,12 +45,8 @@ CLOSE = 0.1
 """In standard deviations: what two outputs say of a number is the same within this, 0.01 of the squared loss."""
 BINS = 10
 """Of equal width, of the numbers among which sampling is balanced, from the first to the last percentile."""
-
-
 STAND_INS = (-99, -999, -9999, 999, 9999, 99999)
 """What tables often have for unknown numbers."""
-QUARTERS = 4
-"""Parts of equally many images, by the first number, of which every split gets some."""
 QUARTERS, DECILES = 4, 10
 """Parts of equally many images: those of the first number, of which every split gets some, and those that are shown."""
 
@@ -272,13 +268,6 @@ class Numbers:
         mean, scale = (constants([*each], like) for each in (self.mean, self.scale))
         return (cast(values, like) - mean) / scale
 
-    def start_bias(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the mean of each number inside, or its quantiles."""
-        numbers = (values.astype(np.float64) - np.array(self.mean)) / np.array(self.scale)
-        if self.quantiles:
-            return np.asarray(np.nanquantile(numbers, self.quantiles, axis=0).T.ravel())
-        return np.asarray(np.nanmean(numbers, axis=0))
-
     def loss_weights(self, values: NDArray[np.float32]) -> None:
         """Numbers have no classes."""
 
@@ -299,7 +288,7 @@ class Numbers:
 
     def points(self, outputs: Matrix) -> NDArray[np.float64]:
         """Return what the model says of each number, in its unit, float64 (n, numbers)."""
-        return self._in_units(outputs[:])[:, :, len(self.quantiles) // 2]
+        return by_blocks(lambda block: self._in_units(block)[:, :, len(self.quantiles) // 2], outputs)
 
     def _in_units(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
         """Return the outputs in the numbers' units, (n, numbers, quantiles or 1); quantiles never cross."""
@@ -308,7 +297,7 @@ class Numbers:
 
     def score(self, outputs: Matrix, values: NDArray[np.float32]) -> float:
         """Return the mean absolute error, of several numbers the mean in standard deviations."""
-        errors, is_known = known(np.abs(self.points(outputs[:]) - values))
+        errors, is_known = known(np.abs(self.points(outputs) - values))
         divisor = np.array(self.scale) if len(self.names) > 1 else np.ones(1)
         count = is_known.sum(axis=0)
         return float((errors.sum(axis=0) / divisor / np.maximum(count, 1))[count > 0].mean())
@@ -376,7 +365,11 @@ class Numbers:
         fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
     ) -> NDArray[np.float64]:
         """Return the loss."""
-        return np.asarray(self.losses(outputs[:].astype(np.float64), values.astype(np.float64)))
+
+        def losses(block: NDArray[Any], of_block: NDArray[np.float32]) -> NDArray[np.float64]:
+            return np.asarray(self.losses(block.astype(np.float64), of_block.astype(np.float64)))
+
+        return by_blocks(losses, outputs, values)
 
     def averaged(self, outputs: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the mean of the outputs."""
@@ -393,7 +386,7 @@ class Numbers:
 
     def conformal(self, outputs: Matrix, values: NDArray[np.float32]) -> list[dict[str, Any]]:
         """Fit by how much each number's interval is wider than what the model says; ``threshold`` has one for each."""
-        scores = self._scores(outputs[:], values)
+        scores = by_blocks(self._scores, outputs, values)
         of_number = [column[~np.isnan(column)] for column in scores.T]
         (method,) = self._methods
         return [entry(method, level, [threshold(each, level) for each in of_number]) for level in LEVELS]
@@ -412,12 +405,14 @@ class Numbers:
 
         Of several numbers the width is in standard deviations.
         """
-        scale, found = np.array(self.scale) if len(self.names) > 1 else 1, []
-        for level in levels:
-            low, high = np.moveaxis(self.region(outputs[:], level), 2, 0)
-            inside = np.where(np.isnan(values), np.nan, (values >= low) & (values <= high))
-            found.append(Covered(inside, (high - low) / scale))
-        return found
+        scale = np.array(self.scale) if len(self.names) > 1 else 1
+
+        def covered(block: NDArray[Any], of_block: NDArray[np.float32], level: Mapping[str, Any]) -> Covered:
+            low, high = np.moveaxis(self.region(block, level), 2, 0)
+            inside = np.where(np.isnan(of_block), np.nan, (of_block >= low) & (of_block <= high))
+            return Covered(inside, (high - low) / scale)
+
+        return covered_by_blocks(covered, outputs, values, levels)
 
     def reliability(
         self,

@@ -361,9 +361,6 @@ class Target(Protocol):
         1 or 0 for each class, label, or being above a grade; numbers as they are standardised.
         """
 
-    def start_bias(self, values: Values) -> NDArray[np.float64]:
-        """Return the bias of a head without weights that has the lowest loss on images, float64 (outputs,)."""
-
     # Imbalance.
 
     def loss_weights(self, values: Values) -> NDArray[np.float32] | None:
@@ -500,11 +497,10 @@ class Summable(Protocol):
         """Return the figures, float64 (1,) each."""
 
 
-def mean_loss(target: Target, outputs: Matrix, values: Values) -> float:
-    """Return the mean over images of the plain loss, of outputs float (n, outputs)."""
-    blocks = row_blocks(outputs.shape)
-    total = sum(target.losses(np.asarray(outputs[rows], np.float64), values[rows]).sum() for rows in blocks)
-    return float(total / len(values))
+def mean_loss(target: Target, outputs: Matrix, values: Values, temperature: float = 1.0) -> float:
+    """Return the mean over images of the plain loss, of outputs float (n, outputs) divided by the temperature."""
+    blocks = ((np.asarray(outputs[rows], np.float64) / temperature, values[rows]) for rows in row_blocks(outputs.shape))
+    return float(sum(target.losses(block, of_block).sum() for block, of_block in blocks) / len(values))
 
 
 def validation_figures(target: Target, outputs: Matrix, values: Values) -> dict[str, float]:

@@ -11,19 +11,17 @@ TEMPERATURES = np.geomspace(0.05, 20.0, 129)
 """Neighbours differ by a twentieth: the loss is flat at its minimum, and off by some 0.03 % at worst."""
 
 
-def best_temperatures(
-    outputs: NDArray[np.floating], loss: Callable[[NDArray[np.float64]], NDArray[np.float64]], parts: int
-) -> NDArray[np.float64]:
+def best_temperatures(loss: Callable[[float], NDArray[np.float64]]) -> NDArray[np.float64]:
     """Return for each part of a target the temperature with the lowest loss, float64 (parts,).
 
-    ``loss`` returns (parts,) for outputs / T. Where the lowest loss is at an end of ``TEMPERATURES``, as where every
-    image is right, no temperature is best: then it is 1, which leaves the outputs as they are.
+    ``loss`` returns (parts,) for outputs that are divided by a temperature. Where the lowest loss is at an end of
+    ``TEMPERATURES``, as where every image is right, no temperature is best: then it is 1, which leaves the outputs as
+    they are.
     """
-    doubles = outputs.astype(np.float64)
-    losses = np.stack([loss(doubles / temperature) for temperature in TEMPERATURES])
+    losses = np.stack([loss(temperature) for temperature in TEMPERATURES.tolist()])
     best = losses.argmin(axis=0)
     inside = (best > 0) & (best < len(TEMPERATURES) - 1)
-    return np.where(inside, np.round(TEMPERATURES[best], 4), np.ones(parts))
+    return np.where(inside, np.round(TEMPERATURES[best], 4), 1.0)
 
 
 def checked_temperature(value: JsonValue) -> float:

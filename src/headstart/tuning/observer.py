@@ -14,6 +14,7 @@ from torch import Tensor
 from headstart.core.io import atomic_write
 from headstart.models.backbone import BATCH_NORM
 from headstart.targets.likelihood import fit_temperature
+from headstart.targets.target import Target
 from headstart.training.module import FineTuner
 
 LOSS_KEYS = "loss", "label_smoothing", "class_weights", "logit_adjustment", "sampling"
@@ -80,14 +81,14 @@ class Observer(Callback):
         epoch = 0 if before_training else len(pl_module.history.rows) + 1
         scores = torch.cat(self._outputs).numpy()
         if pl_module.plan.is_additive:
-            scores = image_scores(scores, torch.cat(self._values).numpy())
+            scores = image_scores(pl_module.plan.target, scores, torch.cat(self._values).numpy())
         with atomic_write(self._folder / f"{epoch}.npy") as partial, partial.open("wb") as file:
             np.save(file, scores)
 
 
-def image_scores(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+def image_scores(target: Target, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return ``SCORES`` of logits (n, classes) and labels (n,): float32 (3, n)."""
     picked = np.arange(len(labels)), labels
-    temperature = fit_temperature(logits, labels) if np.isfinite(logits).all() else 1.0
+    temperature = fit_temperature(target, logits, labels) if np.isfinite(logits).all() else 1.0
     losses = (-log_softmax(logits / t, axis=1)[picked] for t in (1.0, temperature))
     return np.stack([*losses, logits.argmax(axis=1) != labels]).astype(np.float32)
