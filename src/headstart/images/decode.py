@@ -202,6 +202,8 @@ def open_image(content: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
             raise BadImageError(problem)
         if tags.get(339, (1,))[0] == 2 and tags.get(258, (1,))[0] == 8:
             raise BadImageError("signed 8-bit values, which Pillow reads as unsigned: add 128 and save it unsigned")
+        if tags.get(284) == 2 and max(tags.get(258, (1,))) > 8:
+            raise BadImageError("16-bit bands one after the other, which Pillow misreads: save its pixels interleaved")
     limits.check(*image.size)
     return image
 

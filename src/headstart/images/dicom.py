@@ -77,6 +77,8 @@ def open_dicom(content: bytes) -> Stack:
 
     def read(wanted: int) -> Values:
         dataset = _read(pydicom, content, PIXEL_TAGS + PIXEL_DATA, pixels=True)
+        if not any(dataset.get(name) for name in PIXEL_DATA[:3]):
+            raise BadImageError("damaged: no pixels")
         if syntax.is_encapsulated:
             _check_frames(pydicom, dataset, 1 if wanted == 1 else frames)
         stored = pydicom.pixels.pixel_array(dataset, index=0 if wanted == 1 else None)
