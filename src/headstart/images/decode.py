@@ -183,7 +183,7 @@ def _reason(content: bytes, error: Exception) -> str:
     if tiff and tiff.startswith("camera raw"):
         return tiff
     if tiff:
-        return f"{tiff}, {unreadable}: save grey or RGB in 8 bits"
+        return f"{tiff}, {unreadable}: prepare.channels: auto keeps its bands, or save grey or RGB in 8 bits"
     name = image_format(content[:HEAD_BYTES])
     return f"{name}, but {unreadable}: damaged, or a rare variant" if name else unreadable
 

@@ -214,6 +214,9 @@ def _padding(stored: NDArray[Any], dataset: "Dataset") -> NDArray[np.bool_] | No
     if not isinstance(first, int):
         return None
     last = dataset.get("PixelPaddingRangeLimit")
-    low, high = sorted((first, last if isinstance(last, int) else first))
+    # Some files write signed ones as unsigned.
+    beyond, bits = np.iinfo(stored.dtype).max, 8 * stored.dtype.itemsize
+    marks = [mark - (1 << bits if mark > beyond else 0) for mark in (first, last) if isinstance(mark, int)]
+    low, high = min(marks), max(marks)
     padding = (stored >= low) & (stored <= high)
     return padding if padding.any() else None
