@@ -1,7 +1,6 @@
 """Pixels at their own depth: the reference readers' values, upright, in a set's layout, or one line why not."""
 
 import io
-import itertools
 import json
 import struct
 import subprocess
@@ -26,6 +25,7 @@ from headstart.images.bands import PixelLayout, Planes
 from headstart.images.decode import BadImageError, ImageLimits, Note, decode
 from helpers.dicom_files import dicom_files, read_or_reason
 from helpers.hostile_arrays import CHANGED, HOSTILE, SEEDS, dicom, make_hostile_arrays, noise, npz, tiff
+from helpers.tiff_files import COMPRESSIONS, DTYPES, tiff_files
 
 Array = np.ndarray[Any, Any]
 LIMITED = Path(__file__).parents[1] / "helpers" / "limited_reading.py"
@@ -57,38 +57,21 @@ def _bands(info: ArrayInfo, planes: Planes | None) -> int:
     return info.channels * (info.planes if planes == "channels" else 1)
 
 
-DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
-COMPRESSIONS = (None, "zlib", "lzw", "zstd", "packbits", "lzma", "jpeg2000", "lerc")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_a_tiffs_values_are_tifffiles(dtype: str, compression: str | None) -> None:
-    """Whatever the bands' layout, tiles, byte order, predictor, and BigTIFF."""
-    read = 0
-    shapes: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
-        ((20, 30), {}),
-        ((20, 30, 3), {"photometric": "rgb"}),
-        ((3, 20, 30), {"photometric": "rgb", "planarconfig": "separate"}),
-        ((20, 30, 5), {"photometric": "minisblack", "planarconfig": "contig"}),
-        ((13, 20, 30), {"photometric": "minisblack", "planarconfig": "separate"}),
-    )
-    ways = ((None, False, "<"), (None, True, ">"), ((16, 16), False, ">"), ((16, 16), True, "<"))
-    for (shape, bands), (tile, big, order), predictor in itertools.product(shapes, ways, (None, True)):
-        how = bands | {"tile": tile, "bigtiff": big, "byteorder": order, "predictor": predictor}
-        try:
-            content = tiff(noise(*shape, dtype=dtype), compression=compression, **how)
-        except (ValueError, RuntimeError, TypeError, NotImplementedError, KeyError, imagecodecs.DelayedImportError):
-            continue  # tifffile has no such files
-        expected = tifffile.imread(io.BytesIO(content))
-        if expected.ndim == 2:
-            expected = expected[..., None]
-        elif "planarconfig" in bands and shape[0] < 20:
-            expected = np.moveaxis(expected, 0, -1)
+def test_a_tiffs_values_are_tifffiles(compression: str | None) -> None:
+    """Whatever the type, the bands' layout, tiles, byte order, predictor, and BigTIFF; or it is said why not."""
+    read = Counter[str]()
+    for dtype, content, expected in tiff_files(compression):
+        if dtype == "complex64" or compression in {"png", "jpegxl", "jpegxr"}:
+            with pytest.raises(BadImageError, match=r"^(pixels of type complex64|a TIFF compressed by [A-Z]*): save "):
+                read_array(content)
+            continue
         pixels = values(content)
-        assert np.array_equal(pixels, expected.astype(pixels.dtype)), how
-        read += 1
-    assert read or (compression in ("jpeg2000", "lerc") and "float" in dtype)
+        # Of what tifffile stores with loss, Pillow's decoder differs by a level where the image is plain.
+        tolerance = 1 if compression == "jpeg" else 0
+        assert np.abs(pixels.astype(np.float64) - expected.astype(pixels.dtype)).max() <= tolerance
+        read[dtype] += 1
+    assert read or compression in {"png", "jpegxl", "jpegxr"}
 
 
 STACK = noise(2, 3, 20, 30)
@@ -231,7 +214,7 @@ def test_pnm_keeps_its_values(most: int) -> None:
         assert np.array_equal(values(content), pixels)
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, "bool", ">u2", "<i8"])
+@pytest.mark.parametrize("dtype", [*DTYPES[:-1], "bool", ">u2", "<i8"])
 def test_numpys_files(dtype: str) -> None:
     for shape in ((20, 30), (20, 30, 5), (28, 28, 3), (20, 30, 1)):
         pixels = noise(*shape).astype(dtype)

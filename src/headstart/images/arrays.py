@@ -38,7 +38,7 @@ from headstart.images.tiff import count_pages, open_tiff, upright
 
 Content = bytes | Sequence[bytes]
 """A file's bytes, or those of several files with an image's bands."""
-ORIENTATION = 274
+ORIENTATION, WEBP = 274, 50001
 # Of 16 bits: a largest value with more than two digits but those up to 255.
 PNM = re.compile(rb"P[56](?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(?!(?:1?\d?\d|2[0-4]\d|25[0-5])\s)\d+\s")
 FLOAT_SHARE = 0.01
@@ -188,6 +188,8 @@ def is_plain(image: ImageFile.ImageFile) -> bool:
     """Return whether Pillow shows an opened image in full, with 8 bits; of a TIFF with a fourth band it reads it."""
     tags = getattr(image, "tag_v2", {})
     if image.mode not in PLAIN_MODES or is_deep(image) or tags.get(277, 1) > len(image.getbands()):
+        return False
+    if tags.get(259) == WEBP:  # Pillow opens it, and its libtiff has no decoder
         return False
     if tags and image.getbands()[-1] == "A":
         image.load()

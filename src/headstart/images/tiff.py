@@ -133,7 +133,8 @@ def _check_page(page: Any) -> None:
     """Raise BadImageError for pixels that mean something else than values of bands."""
     if page.photometric in (CFA, CIELAB) or (page.photometric == YCBCR and page.compression not in (JPEG, OLD_JPEG)):
         raise BadImageError(f"a TIFF of {page.photometric.name} pixels: save it as grey or RGB")
-    if page.compression not in BOUNDED | CODE_STREAMS.keys():
+    is_unpredicted = page.predictor == 1 or page.compression not in CODE_STREAMS  # which may give other bytes each time
+    if not is_unpredicted or page.compression not in BOUNDED | CODE_STREAMS.keys():
         name = getattr(page.compression, "name", page.compression)
         raise BadImageError(f"a TIFF compressed by {name}: save it with LZW, Deflate, Zstandard or uncompressed")
 
