@@ -234,10 +234,10 @@ def write_predictions(
     for name, path in paths.CONFUSION.items():
         rows = itertools.compress(table_rows(paths.PREDICTIONS), plotted)
         said = ((row["label"], [row[f"{name}{suffix}"] for suffix in target.suffixes]) for row in rows)
-        write_table(path, ("actual", "predicted"), _confused(target, [target.pairs(*each) for each in said]))
+        write_table(path, ("actual", "predicted"), _confused(target, (target.pairs(*each) for each in said)))
 
 
-def _confused(target: Target, pairs: Sequence[Sequence[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
+def _confused(target: Target, pairs: Iterable[Sequence[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
     """Yield what is true and what was said of images, each image's ``pairs``, by names for the axes of a matrix.
 
     DVC sorts an axis by the letters of its names: where their order means something, they begin with their place.

@@ -38,7 +38,11 @@ from headstart.images.tiff import count_pages, open_tiff, upright
 
 Content = bytes | Sequence[bytes]
 """A file's bytes, or those of several files with an image's bands."""
-ORIENTATION = 274
+ORIENTATION, WEBP = 274, 50001
+# Of 16 bits: a largest value with more than two digits but those up to 255.
+PNM = re.compile(rb"P[56](?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(?!(?:1?\d?\d|2[0-4]\d|25[0-5])\s)\d+\s")
+FLOAT_SHARE = 0.01
+"""So many of a set being floating-point are no strays: of CT, a scanner whose slope is no whole number."""
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PLAIN_BANDS = {"1": 1, "L": 1, "LA": 2, "La": 2, "RGB": 3, "RGBA": 4, "RGBa": 4}
 PLAIN_MODES = {*PLAIN_BANDS, "P", "PA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
@@ -90,15 +94,19 @@ def choose_layout(
     """Return the layout of a set of images, None for RGB: by ``prepare.channels`` and ``prepare.planes``.
 
     ``auto`` is RGB where more than half are plain, else what most of the others are; a number takes the depth that most
-    images with so many bands have, or most of all.
+    images with so many bands have, or most of all. Where some are floating-point, which holds the integers too, it is
+    that.
     """
     if wanted == "auto" and 2 * sum(info.plain for info in infos) > len(infos):
         return None
     counts = Counter((_bands_of(info, planes), info.dtype) for info in infos if not (info.plain and wanted == "auto"))
-    fitting = {key: count for key, count in counts.items() if wanted in ("auto", key[0])} or counts
+    fitting = Counter({key: count for key, count in counts.items() if wanted in ("auto", key[0])}) or counts
     if not fitting:
         return None if wanted == "auto" else PixelLayout(wanted, "uint8")
     channels, dtype = max(fitting, key=lambda key: (fitting[key], key[0], DEPTHS.index(key[1])))
+    same = sum(count for key, count in fitting.items() if key[0] == channels)
+    if dtype != "uint8" and fitting[channels, "float32"] >= FLOAT_SHARE * same:
+        dtype = "float32"
     is_stack = any(info.planes > 1 for info in infos)
     return PixelLayout(channels if wanted == "auto" else wanted, dtype, planes if is_stack else None)
 
@@ -171,7 +179,7 @@ def _open(content: bytes, limits: ImageLimits) -> Stack | ImageFile.ImageFile:
             return open_tiff(content)
     image = open_image(content, limits)
     bits = jpeg_2000(content).bits if image.format == "JPEG2000" else ()
-    if is_plain(image) and set(bits) <= {8}:
+    if is_plain(image) and set(bits) <= {8} and not (image.format == "PPM" and PNM.match(content)):
         return image
     return _open_deep(image, content, bits)
 
@@ -180,6 +188,8 @@ def is_plain(image: ImageFile.ImageFile) -> bool:
     """Return whether Pillow shows an opened image in full, with 8 bits; of a TIFF with a fourth band it reads it."""
     tags = getattr(image, "tag_v2", {})
     if image.mode not in PLAIN_MODES or is_deep(image) or tags.get(277, 1) > len(image.getbands()):
+        return False
+    if tags.get(259) == WEBP:  # Pillow opens it, and its libtiff has no decoder
         return False
     if tags and image.getbands()[-1] == "A":
         image.load()
@@ -199,9 +209,9 @@ def _open_deep(image: ImageFile.ImageFile, content: bytes, bits: tuple[int, ...]
                 lambda: np.asarray(image),
             )
         case ("PNG", _):
-            channels, depth = len(image.getbands()), "uint16"
+            channels, depth = {2: 3, 4: 2, 6: 4}[content[25]], "uint16"  # the header's colour type
             decode = partial(_imagecodecs("PNG of 16 bits").png_decode, content)
-        case ("PPM", _) if content[:2] in (b"P5", b"P6"):
+        case ("PPM", _) if PNM.match(content):
             channels, depth, decode = len(image.getbands()), "uint16", partial(_pnm, content)
         case ("JPEG2000", _) if max(map(abs, bits)) <= 16:
             channels = len(bits)
@@ -231,9 +241,8 @@ def _imagecodecs(name: str) -> ModuleType:
 
 def _pnm(content: bytes) -> NDArray[np.uint16]:
     """Return a PGM's or PPM's values, which Pillow would stretch to 16 bits."""
-    header = re.match(rb"P[56](?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)\s", content)
-    if not header:
-        raise BadImageError("damaged: its header")
+    header = PNM.match(content)
+    assert header
     return np.frombuffer(content, ">u2", offset=header.end()).astype(np.uint16)
 
 

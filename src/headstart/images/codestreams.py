@@ -1,6 +1,6 @@
-"""What JPEG, JPEG-LS and JPEG 2000 code streams say of themselves, so that no decoder allocates what nobody expects.
+"""What JPEG, JPEG-LS, JPEG 2000 and LERC code streams say of themselves, so that no decoder allocates more.
 
-Sources: ITU-T T.81 annex B, T.87 annex C and T.800 annex A.
+Sources: ITU-T T.81 annex B, T.87 annex C, T.800 annex A; Esri's `Lerc2.h <https://github.com/Esri/lerc>`_.
 """
 
 from typing import NamedTuple
@@ -42,3 +42,13 @@ def jpeg(content: bytes) -> CodeStream:
         else:
             at += 2 + length
     raise BadImageError("damaged: JPEG without a header")
+
+
+def lerc(content: bytes) -> CodeStream:
+    """Read the header of a LERC code stream, whose bits are not looked at; raises BadImageError if there is none."""
+    version = int.from_bytes(content[6:10], "little")
+    at = 14 if version >= 3 else 10  # after a checksum
+    if content[:6] != b"Lerc2 " or len(content) < at + 12:
+        raise BadImageError("LERC that is damaged, of version 1, or compressed again: save it with Deflate")
+    height, width, bands = (int.from_bytes(content[at + i : at + i + 4], "little") for i in (0, 4, 8))
+    return CodeStream(width, height, (0,) * min(bands if version >= 4 else 1, 2**16))

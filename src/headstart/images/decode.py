@@ -183,7 +183,7 @@ def _reason(content: bytes, error: Exception) -> str:
     if tiff and tiff.startswith("camera raw"):
         return tiff
     if tiff:
-        return f"{tiff}, {unreadable}: save grey or RGB in 8 bits"
+        return f"{tiff}, {unreadable}: prepare.channels: auto keeps its bands, or save grey or RGB in 8 bits"
     name = image_format(content[:HEAD_BYTES])
     return f"{name}, but {unreadable}: damaged, or a rare variant" if name else unreadable
 
@@ -202,6 +202,8 @@ def open_image(content: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
             raise BadImageError(problem)
         if tags.get(339, (1,))[0] == 2 and tags.get(258, (1,))[0] == 8:
             raise BadImageError("signed 8-bit values, which Pillow reads as unsigned: add 128 and save it unsigned")
+        if tags.get(284) == 2 and max(tags.get(258, (1,))) > 8:
+            raise BadImageError("16-bit bands one after the other, which Pillow misreads: save its pixels interleaved")
     limits.check(*image.size)
     return image
 

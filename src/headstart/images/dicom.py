@@ -77,6 +77,8 @@ def open_dicom(content: bytes) -> Stack:
 
     def read(wanted: int) -> Values:
         dataset = _read(pydicom, content, PIXEL_TAGS + PIXEL_DATA, pixels=True)
+        if not any(dataset.get(name) for name in PIXEL_DATA[:3]):
+            raise BadImageError("damaged: no pixels")
         if syntax.is_encapsulated:
             _check_frames(pydicom, dataset, 1 if wanted == 1 else frames)
         stored = pydicom.pixels.pixel_array(dataset, index=0 if wanted == 1 else None)
@@ -212,6 +214,9 @@ def _padding(stored: NDArray[Any], dataset: "Dataset") -> NDArray[np.bool_] | No
     if not isinstance(first, int):
         return None
     last = dataset.get("PixelPaddingRangeLimit")
-    low, high = sorted((first, last if isinstance(last, int) else first))
+    # Some files write signed ones as unsigned.
+    beyond, bits = np.iinfo(stored.dtype).max, 8 * stored.dtype.itemsize
+    marks = [mark - (1 << bits if mark > beyond else 0) for mark in (first, last) if isinstance(mark, int)]
+    low, high = min(marks), max(marks)
     padding = (stored >= low) & (stored <= high)
     return padding if padding.any() else None

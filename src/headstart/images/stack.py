@@ -46,6 +46,8 @@ class Stack:
 
     def check(self, limits: ImageLimits) -> None:
         """Raise BadImageError where pixels, bands, planes or bytes are too many."""
+        if min(self.width, self.height, self.channels, self.planes) < 1:
+            raise BadImageError("damaged: an image without a pixel")
         limits.check(self.width, self.height)
         if self.channels > MAX_BANDS:
             raise BadImageError(f"{self.channels:,} bands: {MAX_BANDS} are the most; save those that matter")

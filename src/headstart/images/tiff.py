@@ -2,6 +2,8 @@
 
 import io
 import logging
+import math
+import re
 import struct
 from types import ModuleType
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.images.codestreams import jpeg_2000
+from headstart.images.codestreams import jpeg, jpeg_2000, lerc
 from headstart.images.decode import BadImageError
 from headstart.images.kinds import tiff_preview
 from headstart.images.stack import Stack, Values, depth_of, loaded
@@ -19,9 +21,9 @@ SPATIAL, BANDS = "YX", "CS"
 KIND_OF_PAGE, ORIENTATION, NODATA, COLOURS = 254, 274, 42113, 320
 MIN_IS_WHITE, PALETTE, CFA, YCBCR, CIELAB = 0, 3, 32803, 6, 8
 NONE, JPEG, OLD_JPEG = 1, 7, 6
-# Decoders that expand to what the strip's size allows; of JPEG and JPEG 2000 the code stream's header is checked.
-BOUNDED = {NONE, 2, 3, 4, 5, JPEG, 8, 32946, 50013, 32773, 34925, 50000, 34926, 50001, 34887}
-JPEG_2000 = {33003, 33004, 33005, 34712}
+# Decoders that expand to what the strip's size allows; of others the code stream's own header is checked.
+BOUNDED = {NONE, 2, 3, 4, 5, 8, 32946, 50013, 32773, 34925, 50000, 34926, 50001}
+CODE_STREAMS = {JPEG: jpeg, **dict.fromkeys((33003, 33004, 33005, 34712), jpeg_2000), 34887: lerc}
 
 
 def _load() -> ModuleType:
@@ -115,7 +117,13 @@ def _series(file: Any) -> Any:
     """Return the first image that is no reduced copy of another one, all its planes; raises BadImageError."""
     if preview := tiff_preview({tag.code: tag.value for tag in file.pages[0].tags}):
         raise BadImageError(preview)
+    sizes = [[int(size[:9]) for size in re.findall(rf'Size{axis}="(\d+)"', file.ome_metadata or "")] for axis in "CTZ"]
+    if math.prod(max(size, default=1) for size in sizes) > MOST_PAGES:
+        raise BadImageError(f"OME metadata of more than {MOST_PAGES:,} planes: save those that matter")
     series = file.series[0]
+    said, found = (file.imagej_metadata or {}).get("images", 1), series.size // max(series.keyframe.size, 1)
+    if said not in {found, 1}:
+        raise BadImageError(f"damaged: ImageJ wrote {said} images, and {found} are there")
     if any(page is None for page in series.pages):
         raise BadImageError("an OME-TIFF with planes in other files: save it as one file")
     return series
@@ -125,7 +133,8 @@ def _check_page(page: Any) -> None:
     """Raise BadImageError for pixels that mean something else than values of bands."""
     if page.photometric in (CFA, CIELAB) or (page.photometric == YCBCR and page.compression not in (JPEG, OLD_JPEG)):
         raise BadImageError(f"a TIFF of {page.photometric.name} pixels: save it as grey or RGB")
-    if page.compression not in BOUNDED | JPEG_2000:
+    is_unpredicted = page.predictor == 1 or page.compression not in CODE_STREAMS  # which may give other bytes each time
+    if not is_unpredicted or page.compression not in BOUNDED | CODE_STREAMS.keys():
         name = getattr(page.compression, "name", page.compression)
         raise BadImageError(f"a TIFF compressed by {name}: save it with LZW, Deflate, Zstandard or uncompressed")
 
@@ -146,10 +155,12 @@ def _check_strips(series: Any, content: bytes) -> None:
         parts = [part for part in zip(page.dataoffsets, page.databytecounts, strict=False) if all(part)]
         if not page.dataoffsets or any(start + length > size for start, length in parts):
             raise BadImageError("damaged: cut, or pixels beyond the end of the file")
-        for start, length in parts if keyframe.compression in JPEG_2000 else []:
-            stream = jpeg_2000(content[start : start + length])
+        if not parts:
+            raise BadImageError("damaged: no pixels")
+        for start, length in parts if keyframe.compression in CODE_STREAMS else []:
+            stream = CODE_STREAMS[keyframe.compression](content[start : start + length])
             if stream.width > largest[0] or stream.height > largest[1] or len(stream.bits) > keyframe.samplesperpixel:
-                raise BadImageError("damaged: JPEG 2000 larger than the tile that it is in")
+                raise BadImageError("damaged: a tile or strip with an image larger than itself")
         if keyframe.compression == NONE and len(parts) == len(page.dataoffsets):  # GDAL leaves out empty ones
             stored = sum(length for _, length in parts)
             bits = int(keyframe.bitspersample) if isinstance(keyframe.bitspersample, int) else 8
