@@ -11,13 +11,19 @@ import pytest
 from headstart.config.schema import PrepareConfig, RunConfig
 from headstart.core.errors import UserError
 from headstart.data.band_files import join_names, split_names
-from headstart.data.image_info import content_sha256
+from headstart.data.image_info import LabelledImage, content_sha256
 from headstart.data.source_item import Source, SourceItem
 from headstart.data.sources import open_source
-from headstart.images.arrays import read_array
+from headstart.images.arrays import Content, read_array
 from headstart.images.decode import BadImageError
 
 BANDS = ["*_B02.npy", "*_B03.npy", "*_B11.npy"]
+
+
+def content_of(source: Source, name: str) -> Content:
+    content = source.read(name)
+    assert not isinstance(content, LabelledImage)
+    return content
 
 
 def write(root: Path, *names: str) -> Path:
@@ -97,7 +103,7 @@ def test_columns_of_a_table_name_the_files(tmp_path: Path) -> None:
         ("sea", "there is no such file: none.npy", ("west",)),
     ]
     assert next(iter(items)) == "x/a_B0{2,3}.npy"
-    assert [read_array(source.read(name)).pixels[0, 0].tolist() for name in list(items)[:2]] == [[2, 3], [2, 3]]
+    assert [read_array(content_of(source, name)).pixels[0, 0].tolist() for name in list(items)[:2]] == [[2, 3], [2, 3]]
 
 
 def test_a_table_without_a_bands_column_is_refused(tmp_path: Path) -> None:
@@ -131,4 +137,4 @@ def test_files_of_several_sizes_are_named(tmp_path: Path) -> None:
     np.save(root / "lake" / "a_B11.npy", np.zeros((3, 5), np.uint16))
     source = opened(root, ["*_B02.npy", "*_B11.npy"])
     with pytest.raises(BadImageError, match="differ in size: 5 x 6 pixels in the first file, 5 x 3 in that of band 2"):
-        read_array(source.read("lake/a"))
+        read_array(content_of(source, "lake/a"))

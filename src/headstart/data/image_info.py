@@ -11,7 +11,7 @@ from PIL import Image
 from headstart.data.shards import ShardEntry
 from headstart.images.arrays import ArrayImage, ArrayInfo, describe_array, fitted, read_array
 from headstart.images.bands import PixelLayout, Pixels
-from headstart.images.decode import DEFAULT_LIMITS, ImageLimits, Note, decode, header_size, to_rgb
+from headstart.images.decode import DEFAULT_LIMITS, BadImageError, ImageLimits, Note, decode, header_size, to_rgb
 from headstart.images.preprocess import INTERPOLATIONS, resize_bands
 
 # An image is reduced until its short side is this long, or up to twice as long, before it is hashed: a bit or two of
@@ -107,19 +107,24 @@ def content_sha256(content: SourceContent) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def to_image(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def to_image(content: SourceContent, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Return the RGB image of what a source returns; raises BadImageError."""
-    return decode(content, limits) if isinstance(content, bytes) else to_rgb(content.image)
+    if isinstance(content, LabelledImage):
+        return to_rgb(content.image)
+    if not isinstance(content, bytes):
+        describe_array(content, limits)  # which says what is wrong with a file
+        raise BadImageError("its bands lie in several files, and are no RGB: set prepare.channels to their number")
+    return decode(content, limits)
 
 
-def to_pixels(content: bytes | LabelledImage, layout: PixelLayout, limits: ImageLimits) -> ArrayImage:
+def to_pixels(content: SourceContent, layout: PixelLayout, limits: ImageLimits) -> ArrayImage:
     """Return the pixels, with a note, of what a source returns; raises BadImageError where they have another layout."""
     if isinstance(content, LabelledImage):
         return ArrayImage(fitted(np.atleast_3d(np.asarray(content.image)), layout))
     return read_array(content, layout, limits)
 
 
-def describe(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMITS) -> ArrayInfo:
+def describe(content: SourceContent, limits: ImageLimits = DEFAULT_LIMITS) -> ArrayInfo:
     """Return size and bands, a file's from its header where that has them; raises BadImageError."""
     if isinstance(content, LabelledImage):
         bands = len(content.image.getbands())
@@ -127,6 +132,8 @@ def describe(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMIT
     return describe_array(content, limits)
 
 
-def size_of(content: bytes | LabelledImage, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+def size_of(content: SourceContent, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Return width and height without the EXIF orientation, a file's from its header; raises BadImageError."""
-    return content.image.size if isinstance(content, LabelledImage) else header_size(content, limits)
+    if isinstance(content, LabelledImage):
+        return content.image.size
+    return header_size(content if isinstance(content, bytes) else content[0], limits)

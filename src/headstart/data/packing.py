@@ -22,6 +22,7 @@ from headstart.core.storage import storage_errors
 from headstart.data.image_info import (
     LabelledImage,
     PackedImage,
+    SourceContent,
     TrainingResize,
     content_sha256,
     describe,
@@ -134,7 +135,7 @@ class Packer:
 
     folder: Path
     lists: ShardLists
-    read: Callable[[str], bytes | LabelledImage]
+    read: Callable[[str], SourceContent]
     resizes: Resizes
     of_bands: BandResizes
     layout: PixelLayout | None
@@ -174,7 +175,7 @@ class Packer:
         decoded = reused is None
         return PackedImage(item.source, label, sha256, row.info, row.for_training, decoded, entry, note=row.note)
 
-    def _decode(self, content: bytes | LabelledImage, *, for_training: bool) -> PackedRow:
+    def _decode(self, content: SourceContent, *, for_training: bool) -> PackedRow:
         resized: Image.Image | Pixels
         if self.layout is None:
             image = to_image(content, self.limits)
@@ -208,7 +209,7 @@ def pack_shards(packer: Packer, process_group: ProcessGroup) -> None:
 
 
 def sizes_of(
-    sources: Iterable[str], read: Callable[[str], bytes | LabelledImage], limits: ImageLimits = DEFAULT_LIMITS
+    sources: Iterable[str], read: Callable[[str], SourceContent], limits: ImageLimits = DEFAULT_LIMITS
 ) -> list[tuple[int, int]]:
     """Return width and height of images, in pixels, without decoding them; bad ones are left out."""
     sizes = []
@@ -219,7 +220,7 @@ def sizes_of(
 
 
 def infos_of(
-    sources: Iterable[str], read: Callable[[str], bytes | LabelledImage], limits: ImageLimits = DEFAULT_LIMITS
+    sources: Iterable[str], read: Callable[[str], SourceContent], limits: ImageLimits = DEFAULT_LIMITS
 ) -> list[ArrayInfo]:
     """Return what images are, in pixels and bands, most without decoding them; bad ones are left out."""
     infos = []

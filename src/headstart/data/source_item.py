@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from headstart.data.dataset import Split
+from headstart.data.image_info import SourceContent
 from headstart.targets.target import Reader
 
 
@@ -49,5 +50,5 @@ class Source(Protocol):
     def images(self) -> Iterator[SourceItem]:
         """Yield the images in any order, without reading them; raises UserError."""
 
-    def read(self, source: str) -> Any:
-        """Read one image, which is a ``SourceContent``; raises BadImageError."""
+    def read(self, source: str) -> SourceContent:
+        """Read one image; raises BadImageError."""

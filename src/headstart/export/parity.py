@@ -14,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from headstart.config.schema import ExportConfig, RoundedConfig, RunConfig
 from headstart.core.errors import UserError
 from headstart.data.dataset import SPLITS, PreparedDataset, evenly, read_values
-from headstart.data.image_info import LabelledImage, content_sha256, to_image, to_pixels
+from headstart.data.image_info import SourceContent, content_sha256, to_image, to_pixels
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.manifest import manifest_rows, sources_and_splits
 from headstart.data.source_item import Source
@@ -212,7 +212,7 @@ def compare_preprocessing(source: Source, prepared: PreparedDataset, rows: NDArr
     return {"pictures": len(rows), "stored": None, **largest}
 
 
-Ways = Callable[[bytes | LabelledImage], tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]]
+Ways = Callable[[SourceContent], tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]]
 """From what a source returns to the model's input: as it must come out, and by each way that the project has."""
 
 
@@ -221,7 +221,7 @@ def _ways_of_rgb(prepared: PreparedDataset) -> Ways:
     normalize, predicts = Normalize(prepared.input), Preprocessing.of(prepared.input)
     resize, crop = evaluation_transform(prepared.input)
 
-    def ways(content: bytes | LabelledImage) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    def ways(content: SourceContent) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
         image = to_image(content, UNLIMITED)
         ours = normalize(crop(pil_to_tensor(resize(image))).permute(1, 2, 0)[None])[0].numpy()
         return timms(image).numpy(), {"ours": ours, "predict": predicts(image)}
@@ -234,7 +234,7 @@ def _ways_of_bands(prepared: PreparedDataset, bands: Bands) -> Ways:
     predicts, normalize = Preprocessing.of(prepared.input), Normalize(prepared.input)
     low, high, mean, std = (np.array(each) for each in (bands.low, bands.high, bands.mean, bands.std))
 
-    def ways(content: bytes | LabelledImage) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    def ways(content: SourceContent) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
         pixels, _ = to_pixels(content, bands.layout, UNLIMITED)
         cropped = predicts.crop(predicts.resized(pixels))
         scaled = (np.clip(cropped.astype(np.float64), low, high) - low) / (high - low)
@@ -245,10 +245,10 @@ def _ways_of_bands(prepared: PreparedDataset, bands: Bands) -> Ways:
     return ways
 
 
-def _unchanged_content(source: Source, entry: dict[str, str]) -> bytes | LabelledImage:
+def _unchanged_content(source: Source, entry: dict[str, str]) -> SourceContent:
     """Read an image from its source; raises UserError where it is another than the one that was prepared."""
     try:
-        content: bytes | LabelledImage = source.read(entry["source"])
+        content: SourceContent = source.read(entry["source"])
     except BadImageError as error:
         raise UserError(f"export: {entry['source']} can't be read any more: {error}. Run `dvc repro`") from error
     if content_sha256(content) != entry["sha256"]:

@@ -113,8 +113,7 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
     """Prepare the images on rank 0; yield what all ranks pack before it goes on."""
     began = time.perf_counter()
     _refuse_own_outputs(params.backbone.name)
-    backbone = BackboneConfig(**params.record()["backbone"])
-    if remark := check_backbone(backbone.model_copy(update={"rgb": None})):
+    if remark := check_backbone(_backbone(params).model_copy(update={"rgb": None})):
         logger.info("%s", remark)
     source = open_source(params.prepare, params.run, params.prepare.split_folders)
     if source.root is not None:
@@ -130,10 +129,6 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
         if catalog.class_counts():  # torchvision's labels come with the pixels
             _check_target(catalog, source.reader)
         spec, packer, choices = _plan(params, source, catalog, folder)
-        if packer.layout is not None:
-            check_backbone(backbone, packer.layout.channels)
-        elif backbone.rgb:
-            raise UserError("backbone.rgb: the images are 8-bit RGB, whose colours are known: set it to null")
         packing_began = time.perf_counter()
         yield packer
         rate = packer.lists.images / (time.perf_counter() - packing_began)
@@ -246,6 +241,11 @@ def _refuse_output_folders(folder: Path) -> None:
             )
 
 
+def _backbone(params: Params) -> BackboneConfig:
+    """Return the whole section, which is checked here, though prepare uses some of its keys alone."""
+    return BackboneConfig(**params.record()["backbone"])
+
+
 def _check_target(catalog: Catalog, reader: Reader) -> Target:
     """Return the target of the good images; raises UserError if there is none to learn."""
     if reader.is_name:
@@ -269,7 +269,10 @@ def _plan(
         sizes = [(info.width, info.height) for info in infos]
         layout = choose_layout(infos, prepare.channels, prepare.planes)
     config, choices = _input_config(params.backbone, sizes, 3 if layout is None else layout.channels)
+    if layout is None and params.backbone.rgb:
+        raise UserError("backbone.rgb: the images are 8-bit RGB, whose colours are known: set it to null")
     if layout is not None:
+        check_backbone(_backbone(params), layout.channels)
         if prepare.store == "jpeg":
             raise UserError(f"prepare.store: jpeg keeps 8-bit RGB alone, and the images have {layout}: write auto")
         if prepare.channels == "auto":
