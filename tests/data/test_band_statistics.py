@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from headstart.core.errors import UserError
-from headstart.data.band_statistics import Found, measure_bands
+from headstart.data.band_statistics import Found, check_keys, measure_bands
 from headstart.data.shards import INDEX_DTYPE, SHARD_HEADER, Shards, pack_image, shard_header, shard_path
 from headstart.images.bands import DEPTHS, Bands, Depth, PixelLayout, Pixels
 
@@ -66,7 +66,7 @@ def test_a_given_range_is_taken_for_all_bands_or_for_each() -> None:
     of_each = measure_bands(found(images("int16")), PixelLayout(4, "int16"), pairs, rgb=None, own=OWN)
     assert of_each.high == (1000.0, 2000.0, 3000.0, 4000.0)
     with pytest.raises(UserError, match=r"prepare\.range: 3 pairs, but the images have 4 bands of int16"):
-        measure_bands(found(images("int16")), PixelLayout(4, "int16"), pairs[:3], rgb=None, own=OWN)
+        check_keys(PixelLayout(4, "int16"), pairs[:3], None)
 
 
 def test_colours_keep_the_backbones_mean_and_one_range() -> None:
@@ -80,7 +80,7 @@ def test_colours_keep_the_backbones_mean_and_one_range() -> None:
     eight_bits = measure_bands(found(bright), PixelLayout(4, "uint8"), [], rgb=[1, 2, 3], own=OWN)
     assert (eight_bits.low, eight_bits.high) == ((0, 0, 0, 200), (255, 255, 255, 201))
     with pytest.raises(UserError, match=r"backbone\.rgb: 5: the images have 4 bands"):
-        measure_bands(found(bright), PixelLayout(4, "uint8"), [], rgb=[5, 2, 3], own=OWN)
+        check_keys(PixelLayout(4, "uint8"), [], [5, 2, 3])
 
 
 def test_a_constant_band_and_a_rare_value_have_a_range() -> None:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 from headstart.core import paths
+from headstart.core.errors import UserError
 from headstart.core.io import read_json
 from headstart.data.dataset import PreparedDataset
 from headstart.data.loader import Normalize, evaluation_pixels
@@ -113,3 +115,36 @@ def test_what_rgb_would_lose_is_learned_and_answered(
     source = Path("data/raw", sources_and_splits([row])[row][0])
     assert np.array_equal(predictor.prepare(source), stored.numpy())
     assert prepared.image(row).size == (33, 33)  # before the crop
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("band 4", {"finetune.augment.policy": "randaugment"}, r"finetune\.augment\.policy"),
+    ("band 4", {"backbone.rgb": [5, 2, 1]}, r"backbone\.rgb"),
+    ("band 4", {"backbone.rgb": [3, 2, 1]}, r"backbone\.rgb.*random weights"),
+    ("low byte", {"prepare.store": "jpeg"}, r"prepare\.store: jpeg keeps 8-bit RGB alone"),
+    ("low byte", {"prepare.range": [[0, 1], [0, 2]]}, r"prepare\.range: 2 pairs"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "message"), REFUSED)
+def test_what_the_images_do_not_have_is_refused_by_prepare(
+    kind: str, changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(kind)
+    with pytest.raises(UserError, match=message):
+        prepare.run(params(SETTINGS | changes))
+    assert not [*Path("data").rglob("packed-*.json")]  # before the long work
+
+
+def test_what_rgb_knows_itself_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i in range(40):
+        path = Path("data/raw", "ab"[i % 2], f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (i, 2 * i, 3 * i)).save(path)
+    bundled: dict[str, Any] = {"backbone.name": "bundled", "backbone.pretrained": True}
+    with pytest.raises(UserError, match=r"backbone\.rgb: the images are 8-bit RGB"):
+        prepare.run(params(SETTINGS | bundled | {"backbone.rgb": [3, 2, 1]}))
+    with pytest.raises(UserError, match=r"finetune\.augment\.noise"):
+        prepare.run(params(SETTINGS | {"finetune.augment.noise": 0.1}))

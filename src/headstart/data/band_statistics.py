@@ -46,10 +46,19 @@ class Found(NamedTuple):
     def describe(self, layout: PixelLayout) -> str:
         """Return a line for people: depth, values and, of whole numbers that use fewer, the bits."""
         least, largest = self.least.min(), self.largest.max()
-        line = f"{layout}, values {least:,} to {largest:,}"
+        shown = ",.6g" if self.sample.dtype.kind == "f" else ","
+        line = f"{layout}, values {least:{shown}} to {largest:{shown}}"
         if self.sample.dtype.kind == "u":
             line += f", {int(largest).bit_length()} bits used"
         return line
+
+
+def check_keys(layout: PixelLayout, ranges: Sequence[Sequence[float]], rgb: Sequence[int] | None) -> None:
+    """Raise UserError where params.yaml has neither one range nor as many as bands, or names a band that is not."""
+    if len(ranges) not in (0, 1, layout.channels):
+        raise UserError(f"prepare.range: {len(ranges)} pairs, but the images have {layout}: write one, or one for each")
+    if rgb and max(rgb) > layout.channels:
+        raise UserError(f"backbone.rgb: {max(rgb)}: the images have {layout}, counted from 1")
 
 
 def measure_bands(
@@ -69,14 +78,7 @@ def measure_bands(
         rgb: the bands that are red, green and blue, counted from 1. They keep the backbone's own mean and deviation,
             8-bit ones all 256 levels, deeper ones one range for the three.
         own: the backbone's mean and standard deviation of each band, of pixels in [0, 1].
-
-    Raises:
-        UserError: there are neither one pair nor as many as bands, or no such band.
     """
-    if len(ranges) not in (0, 1, layout.channels):
-        raise UserError(f"prepare.range: {len(ranges)} pairs, but the images have {layout}: write one, or one for each")
-    if rgb and max(rgb) > layout.channels:
-        raise UserError(f"backbone.rgb: {max(rgb)}: the images have {layout}, counted from 1")
     if ranges:
         low, high = np.broadcast_to(np.array(ranges, np.float64), (layout.channels, 2)).T
     else:

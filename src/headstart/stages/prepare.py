@@ -7,7 +7,7 @@ reads:  prepare.path (digits and torchvision: the package, or the cache folder),
         so that only new images are decoded
 writes: data/prepared: the packed images and their index, manifest.csv, dataset.json
         reports/prepare.json, reports/prepare/odd_pictures.csv (tiny and blank ones, and ones whose values are odd)
-params: prepare, backbone.name, backbone.image_size, backbone.args, backbone.rgb (the other keys are checked, not used)
+params: prepare, backbone.name, backbone.image_size, backbone.args, backbone.rgb (other keys are checked, not used)
 """
 
 import logging
@@ -25,12 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.config.choice import Choice
+from headstart.config.finetune import FinetuneConfig
 from headstart.config.schema import BackboneConfig, Params
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import write_json, write_report
 from headstart.core.problems import SHOWN, count_kinds, list_problems
-from headstart.data.band_statistics import Found, measure_bands
+from headstart.data.band_statistics import Found, check_keys, measure_bands
 from headstart.data.dataset import SPLITS, VALUES
 from headstart.data.image_info import PackedImage, TrainingResize
 from headstart.data.index import Catalog
@@ -269,14 +270,17 @@ def _plan(
         sizes = [(info.width, info.height) for info in infos]
         layout = choose_layout(infos, prepare.channels, prepare.planes)
     config, choices = _input_config(params.backbone, sizes, 3 if layout is None else layout.channels)
+    if refusal := FinetuneConfig(**params.record()["finetune"]).augment.refusal(banded=layout is not None):
+        raise UserError(refusal)
     if layout is None and params.backbone.rgb:
         raise UserError("backbone.rgb: the images are 8-bit RGB, whose colours are known: set it to null")
     if layout is not None:
+        check_keys(layout, prepare.range_pairs, params.backbone.rgb)
         check_backbone(_backbone(params), layout.channels)
         if prepare.store == "jpeg":
             raise UserError(f"prepare.store: jpeg keeps 8-bit RGB alone, and the images have {layout}: write auto")
         if prepare.channels == "auto":
-            choices.append(Choice("prepare.channels", layout.channels, f"most images have {layout}"))
+            choices.append(Choice("prepare.channels", layout.channels, f"the images are kept as {layout}"))
             logger.info("%s", choices[-1])
     spec = store_spec(config, prepare.train_scale, "raw", layout)
     training = TrainingResize(spec["train_side"], config["interpolation"])
