@@ -175,7 +175,7 @@ def test_what_is_no_option_of_a_target_is_refused_in_one_line() -> None:
         done = headstart("predict", "export", "data/raw", option, value)
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
         available = r"it has 0\.9 by (CRC|split|CQR|OAPS), "
-        assert re.match(rf"error: export has no conformal sets of {value}: {available}", done.stderr)
+        assert re.match(rf"error: export has no conformal sets or intervals of {value}: {available}", done.stderr)
     done = headstart("predict", "export", "data/raw", "--top", "2")
     if "top" in read_target(paths.FINETUNE).answer_fields:
         assert done.exit_code == 0

@@ -74,12 +74,21 @@ def test_a_folder_of_images_becomes_its_source(tmp_path: Path, monkeypatch: pyte
     answer = headstart("init", "mine", "--images", "my photos")
     assert (answer.exit_code, Path("mine").exists()) == (1, False)
     assert answer.stderr.startswith("error: --images: my photos is not a folder")
-    Path("my photos").mkdir()
+    Path("my photos/cat").mkdir(parents=True)
     answer = headstart("init", "mine", "--images", "my photos")
     assert (answer.exit_code, "prepare.source" in answer.stdout) == (0, False)
     params = load_params(Path("mine/params.yaml"))
     assert (params.prepare.source, params.prepare.path) == ("imagefolder", str(tmp_path / "my photos"))
     assert params.backbone.name == "bundled"
+
+
+def test_images_without_class_folders_need_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my photos").mkdir()
+    Path("my photos/labels.csv").write_text("path,label\n")
+    answer = headstart("init", "mine", "--images", "my photos")
+    assert answer.exit_code == 0
+    assert "my photos has no class folders: name your table in params.yaml, prepare.source: csv:FILE" in answer.stdout
 
 
 def test_it_is_this_repositorys_pipeline(tmp_path: Path) -> None:

@@ -259,6 +259,6 @@ def test_what_is_wrong_is_said_before_it_listens(folder: Path, tmp_path: Path) -
         port = str(taken.getsockname()[1])
         assert f"can't listen on 127.0.0.1, port {port}" in refusal(str(folder), "--port", port)
     assert "--host" in refusal(str(folder), "--host", "192.0.2.1")
-    assert "has no conformal sets" in refusal(str(folder), "--port", "0", "--conformal", "0.5")
+    assert "has no conformal sets or intervals" in refusal(str(folder), "--port", "0", "--conformal", "0.5")
     for option, least in (("--max-bytes", 1), ("--max-clients", 2), ("--threads", 1), ("--top", 1)):
         assert f"x>={least}" in refusal(str(folder), option, str(least - 1), code=2)

@@ -272,7 +272,12 @@ def push(bundle: Path, repository: str, *, private: bool, revision: str | None) 
 @click.option(
     "--backbone", metavar="NAME", help="What params.yaml has as backbone.name; `headstart backbones` lists some."
 )
-@click.option("--images", metavar="FOLDER", type=PATH, help="Your images, one folder a class, for prepare.path.")
+@click.option(
+    "--images",
+    metavar="FOLDER",
+    type=PATH,
+    help="Your images, for prepare.path: one folder a class, or with a table that prepare.source: csv:FILE names.",
+)
 def init(folder: Path, backbone: str | None, images: Path | None) -> None:
     """Create a project of your own, ready for git and DVC.
 

@@ -42,7 +42,8 @@ def lay_out(folder: Path, backbone: str | None = None, images: Path | None = Non
     values = {} if backbone is None else {"  name: bundled\n": f"  name: {json.dumps(backbone)}\n"}
     if images is not None:
         if not images.is_dir():
-            raise UserError(f"--images: {images} is not a folder: give the one with a folder of images for each class")
+            advice = "give the one with a folder of images for each class, or with your images and their table"
+            raise UserError(f"--images: {images} is not a folder: {advice}")
         where = json.dumps(str(images.absolute()), ensure_ascii=False)
         values |= {"  source: digits\n": "  source: imagefolder\n", "  path: data/raw\n": f"  path: {where}\n"}
     git = shutil.which("git")
@@ -91,4 +92,9 @@ def next_steps(folder: Path, images: Path | None = None) -> str:
     ]
     if images is None:
         lines.append("\nFor your own images: prepare.source and prepare.path in params.yaml.")
+    elif not any(path.is_dir() for path in images.iterdir()):
+        lines.append(
+            f"\nBut first, since {images} has no class folders: name your table in params.yaml, "
+            "prepare.source: csv:FILE, and what is learned from it, prepare.target."
+        )
     return "\n".join(lines)

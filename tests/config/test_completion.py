@@ -260,6 +260,11 @@ def test_a_wrong_overlay_is_refused_and_the_file_stays(path: Path, text: str, sa
     assert {path.name for path in Path().iterdir()} == {"overlay.yaml", "params.yaml"}
 
 
+def test_an_overlay_that_is_missing_is_named_alone(path: Path) -> None:
+    with pytest.raises(UserError, match=r"^recipes/mine\.yaml does not exist: give a file with some of the keys of"):
+        complete_params(path, Path("recipes/mine.yaml"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

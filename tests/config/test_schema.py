@@ -87,6 +87,11 @@ def test_a_wrong_value_is_named_with_what_stood_there_and_what_is_allowed(
         assert part in problems[0]
 
 
+def test_a_value_where_a_list_is_wanted_is_shown_as_one(content: Any) -> None:
+    content["prepare"]["target_columns"] = "tags"
+    assert '  prepare.target_columns: a list is wanted: ["tags"]' in refusal(content)
+
+
 def test_the_item_of_a_list_is_named(content: Any) -> None:
     content["probe"]["l2"] = [1.0, 0.1, 0.0]
     assert "  probe.l2.2: " in refusal(content)

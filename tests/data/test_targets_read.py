@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from headstart.core import paths
 from headstart.core.errors import UserError
+from headstart.core.io import read_json
 from headstart.core.paths import PREPARED
 from headstart.data.dataset import SPLITS, PreparedDataset, read_values
 from headstart.stages import prepare
@@ -62,10 +64,16 @@ def numbers() -> list[list[Any]]:
     return [[i % 10 + 0.5] for i in range(IMAGES)]
 
 
-def test_numbers_with_units_and_unknown_ones() -> None:
+def test_numbers_with_units_and_unknown_ones(caplog: pytest.LogCaptureFixture) -> None:
     rows = [[i, -i / 2 if i % 5 else ""] for i in range(IMAGES)]
     write_table(["weight [kg]", "depth"], rows, delimiter=";")
-    prepared = run("number", ["weight", "depth"])
+    with caplog.at_level("INFO"):
+        prepared = run("number", ["weight", "depth"])
+    empty = sum(row[1] == "" for row in rows)
+    assert f"empty cells, which are unknown: depth {empty:,}" in caplog.messages
+    report = read_json(paths.report_of("prepare"))
+    assert report["unknown"] == {"depth": empty}
+    assert all(part.startswith("weight ") for part in report["per_class"])  # the number with the fewest empty cells
     assert prepared.target.names == ["weight", "depth"]
     assert prepared.target.units == ["kg", ""]
     for i, (weight, depth) in enumerate(all_values(prepared)):
@@ -86,6 +94,7 @@ def test_labels_of_columns_and_of_a_list_are_the_same() -> None:
     assert listed == [[float(name in row) for name in "abc"] for row in rows]
     write_table(["a", "b", "c"], [[int(name in row) for name in "abc"] for row in rows])
     assert all_values(run("labels", ["a", "b", "c"])) == listed
+    assert read_json(paths.report_of("prepare"))["unknown"] == {}
 
 
 def test_empty_cells_of_labels_are_unknown_and_every_split_has_each_label() -> None:

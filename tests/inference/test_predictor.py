@@ -178,7 +178,7 @@ def test_the_sets_that_are_asked_for(folder: Path) -> None:
     assert by_aps.prediction_set == [
         label for (label, _), before in zip(whole.top, likelier, strict=True) if before <= 0.6
     ]
-    with pytest.raises(UserError, match=r"no conformal sets of 0\.8: it has 0\.9 by LAC, 0\.95 by LAC, 0\.9 by APS"):
+    with pytest.raises(UserError, match=r"sets or intervals of 0\.8: it has 0\.9 by LAC, 0\.95 by LAC, 0\.9 by APS"):
         Predictor(folder, conformal=0.8)
 
 

@@ -47,6 +47,8 @@ def complete_params(path: Path, overlay: Path | Mapping[str, Any] | None = None)
         UserError: a file is missing, is not YAML, or has a key or a value that is not allowed; or the file has anchors
             or stands in braces as a whole.
     """
+    if isinstance(overlay, Path) and not overlay.exists():
+        raise UserError(f"{overlay} does not exist: give a file with some of the keys of {path}")
     given = read_sections(path)
     parse_params(given, str(path), partial=True)
     wanted, _ = with_defaults(given)

@@ -1,6 +1,7 @@
 """Reads ``params.yaml`` as DVC parses it (YAML 1.2, so that ``1e-4`` is a number) and explains what is wrong in it."""
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -109,6 +110,8 @@ def _explanation(key: str, section: ConfigSection, problems: Sequence[Mapping[st
         return key, f"unknown key; {hint}"
     if kind == "missing":
         return key, "missing; add it"
+    if kind == "list_type" and len(problems) == 1 and isinstance(value, str | int | float):
+        return key, f"a list is wanted: {json.dumps([value], ensure_ascii=False)}"
     first, *others = (problem["msg"].removeprefix("Value error, ") for problem in problems)
     message = "; or ".join([first, *(f"{other[:1].lower()}{other[1:]}" for other in others)])
     shown = "" if isinstance(value, dict) else f" (got {value!r})"

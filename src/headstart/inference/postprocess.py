@@ -115,4 +115,4 @@ def _choose_level(bundle: Bundle, level: float | None, method: str | None) -> Ma
         return None
     available = ", ".join(f"{each['level']:g} by {each['method']}" for each in levels) or "none"
     wanted = " by ".join(str(each) for each in (level, method) if each is not None)
-    raise UserError(f"{bundle.folder} has no conformal sets of {wanted}: it has {available}")
+    raise UserError(f"{bundle.folder} has no conformal sets or intervals of {wanted}: it has {available}")

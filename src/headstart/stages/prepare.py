@@ -338,12 +338,23 @@ def _decide_splits(
     splits = complete_splits(given, strata, join_groups(group_ids, contents), **fractions)
     target = target.trained(values[splits == TRAIN])
     counts = count_splits(splits, strata) | {"classes": len(target.names), "target": target.kind}
+    counts |= {"unknown": _count_unknown(target, values)}
     return target, values, splits, counts | {"duplicates": count_duplicates(contents, splits)}
+
+
+def _count_unknown(target: Target, values: Values) -> dict[str, int]:
+    """Return of how many images each number or label is unknown, without those that are known of all."""
+    columns = values.T if values.ndim == 2 else ()  # one at a time: a mask of all values would be large
+    counts = {name: int(np.isnan(column).sum()) for name, column in zip(target.names, columns, strict=False)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _log_summary(target: Target, counts: dict[str, Any], figures: dict[str, Any], bad: list[dict[str, str]]) -> None:
     of_splits = ", ".join(f"{name} {counts['splits'][name]:,} ({counts['shares'][name]:.1%})" for name in SPLITS)
     logger.info("%s images of %d %s: %s", f"{counts['pictures']:,}", len(target.names), target.nouns, of_splits)
+    if counts["unknown"]:
+        of_each = ", ".join(f"{name} {count:,}" for name, count in counts["unknown"].items())
+        logger.info("empty cells, which are unknown: %s", of_each)
     logger.info("{decoded} decoded, {reused} reused, {images_per_second} images/s; {bytes:,} bytes".format(**figures))
     if counts["duplicates"]["across_splits"]:
         logger.info("%s images are in more than one of the given splits", counts["duplicates"]["across_splits"])

@@ -193,7 +193,10 @@ class Numbers:
 
     def strata(self, values: NDArray[np.float32]) -> Strata:
         """Return the quarters of the first number that is known of most images."""
-        return _parts(values[:, _best_known(values)], QUARTERS)._replace(noun="quarter of the numbers")
+        i = _best_known(values)
+        name = f"{self.names[i]} " if len(self.names) > 1 else ""
+        quarters = _parts(values[:, i], QUARTERS)
+        return quarters._replace(names=[f"{name}{each}" for each in quarters.names], noun="quarter of the numbers")
 
     def breakdown(self, values: NDArray[np.float32]) -> list[Strata]:
         """Return the tenths of each number."""

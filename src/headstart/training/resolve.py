@@ -95,6 +95,8 @@ def resolve(
     why = why if has_statistics else "this backbone has none"
     batch_norm = chosen("batch_norm", finetune.batch_norm, "frozen" if pretrained else "train", why)
     why = "it tells how well images are told apart, however sure the model is"
+    if target.calibrated_loss == "loss":
+        why = f"{target.nouns} have no probabilities that could be put right later"
     monitor = chosen("early_stopping.monitor", finetune.early_stopping.monitor, f"val_{target.calibrated_loss}", why)
     patience = max(5, math.ceil(epochs / 2))
     patience = chosen("early_stopping.patience", finetune.early_stopping.patience, patience, f"of {epochs} epochs")
