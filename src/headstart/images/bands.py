@@ -78,6 +78,17 @@ class Bands:
         low, high = (np.array(each, np.float32)[shown] for each in (self.low, self.high))
         return _drawn(pixels[..., shown], low, high)
 
+    def stretch(self) -> str:
+        """Return for people what ``show`` draws, such as "bands 3, 2, 1 from 0 to 3,000"; bands count from 1."""
+        ends = dict.fromkeys(f"{said(self.low[band])} to {said(self.high[band])}" for band in self.shown)
+        names = ", ".join(str(band + 1) for band in self.shown)
+        return f"{'band' if len(self.shown) == 1 else 'bands'} {names} from {', '.join(ends)}"
+
+
+def said(value: float) -> str:
+    """Return a band's value for people: 10,213, -160 or 0.0312."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
 
 def preview(pixels: Pixels) -> Image.Image:
     """Return an image's first band, or its first three, from their least to their largest value, as RGB."""

@@ -28,7 +28,7 @@ from headstart.config.choice import Choice
 from headstart.config.schema import BackboneConfig, Params
 from headstart.core import paths
 from headstart.core.errors import UserError
-from headstart.core.io import write_json, write_report
+from headstart.core.io import read_json, write_json, write_report
 from headstart.core.problems import SHOWN, count_kinds, list_problems
 from headstart.data.band_statistics import Found, measure_bands
 from headstart.data.dataset import SPLITS, VALUES
@@ -75,7 +75,8 @@ from headstart.distributed.connect import connect
 from headstart.distributed.heartbeat import watch_heartbeats
 from headstart.distributed.process_group import ProcessGroup
 from headstart.images.arrays import choose_layout
-from headstart.images.decode import ImageLimits
+from headstart.images.bands import said
+from headstart.images.decode import ImageLimits, Note
 from headstart.images.preprocess import Preprocessing
 from headstart.models.backbone import LOCAL_DIR, input_config_by_name
 from headstart.models.backbone_check import check_backbone, choose_side
@@ -130,10 +131,7 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
         if catalog.class_counts():  # torchvision's labels come with the pixels
             _check_target(catalog, source.reader)
         spec, packer, choices = _plan(params, source, catalog, folder)
-        if packer.layout is not None:
-            check_backbone(backbone, packer.layout.channels)
-        elif backbone.rgb:
-            raise UserError("backbone.rgb: the images are 8-bit RGB, whose colours are known: set it to null")
+        _check_channels(backbone, packer)
         packing_began = time.perf_counter()
         yield packer
         rate = packer.lists.images / (time.perf_counter() - packing_began)
@@ -166,12 +164,26 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
     figures |= {"store": spec["store"], "train_side": spec["train_side"], "bytes": sum(written)}
     figures["seconds"] = round(time.perf_counter() - began, 1)
     _log_summary(target, counts, figures, bad)
-    counts["class_imbalance"] = class_imbalance(counts["per_class"])
-    input_side = max(spec["input"]["input_size"][1:])
-    noted = [(row, note) for row, _, note in notes]
-    figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, input_side, noted)
-    chosen = [choice._asdict() for choice in choices]
-    write_report("prepare", counts | figures | {"bad": bad, "chosen": chosen})
+    _report(counts | figures | {"bad": bad}, choices, notes, max(spec["input"]["input_size"][1:]))
+
+
+def _check_channels(backbone: BackboneConfig, packer: Packer) -> None:
+    """Raise UserError where the backbone can't have the images' channels."""
+    if packer.layout is not None:
+        check_backbone(backbone, packer.layout.channels)
+    elif backbone.rgb:
+        raise UserError("backbone.rgb: the images are 8-bit RGB, whose colours are known: set it to null")
+
+
+def _report(
+    figures: dict[str, Any], choices: list[Choice], notes: list[tuple[int, str, Note]], input_side: int
+) -> None:
+    """Check the images, and write ``reports/prepare.json``; of images with bands with what their values are."""
+    figures |= {"class_imbalance": class_imbalance(figures["per_class"])}
+    figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, input_side, [(row, note) for row, _, note in notes])
+    dataset = read_json(paths.PREPARED / "dataset.json")
+    figures |= {key: dataset[key] for key in ("found", "bands") if key in dataset}
+    write_report("prepare", figures | {"chosen": [choice._asdict() for choice in choices]})
 
 
 def _write_dataset(
@@ -213,7 +225,7 @@ def _bands(
     found = Found.of(shards, rows)
     bands = measure_bands(found, packer.layout, ranges, rgb=params.backbone.rgb, own=own)
     line, pairs = found.describe(packer.layout), dict.fromkeys(zip(bands.low, bands.high, strict=True))
-    ends = ", ".join(f"{low:g} to {high:g}" for low, high in pairs)
+    ends = ", ".join(f"{said(low)} to {said(high)}" for low, high in pairs)
     logger.info("%s; as 0 to 1 for the model: %s (prepare.range: %s)", line, ends, params.prepare.range)
     return {"found": line, "bands": bands.record()}
 
