@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pydicom
 import pytest
@@ -174,14 +173,15 @@ def test_of_a_model_of_rgb_arrays_are_images_and_lists_are_not(tmp_path: Path) -
     Image.fromarray(pixels).save(tmp_path / "image.png")
     assert predictor(pixels).top == predictor(tmp_path / "image.png").top
     assert predictor(pixels[..., 0]).top == predictor(np.repeat(pixels[..., :1], 3, axis=2)).top
-    for image, said in {
+    refused_images: dict[str, Any] = {
         "an array of uint16 of shape (36, 44, 3)": pixels.astype(np.uint16),
         "an array of uint8 of shape (36, 44, 4)": np.zeros((36, 44, 4), np.uint8),
-        "1 files with bands": [tmp_path / "image.png"],
-    }.items():
+        "several files for one image": [tmp_path / "image.png"],
+    }
+    for said, image in refused_images.items():
         with pytest.raises(BadImageError) as refused:
-            predictor(said)  # type: ignore[arg-type]
-        assert str(refused.value).startswith(image)
+            predictor(image)
+        assert str(refused.value).startswith(said)
 
 
 def test_the_command_reads_folders_of_all_kinds_and_says_what_differs(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_torch_computes_the_same(folder: Path, predictor: Predictor) -> None:
 LIMITS = Limits(body_bytes=100_000, images=8, seconds=60, threads=1)
 
 
-def post(app: FastAPI, content: bytes, kind: str) -> httpx.Response:
+def post(app: FastAPI, content: bytes, kind: str) -> Any:
     return TestClient(app).post("/predict", content=content, headers={"Content-Type": kind})
 
 

@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,8 @@ BATCH_BYTES = 64 * 2**20
 
 FileInput = str | os.PathLike[str] | bytes
 """A file: its path, or its content."""
-ImageInput = FileInput | list[FileInput] | Image.Image | NDArray[Any] | ImageFile
+InMemory = Image.Image | NDArray[Any]
+ImageInput = FileInput | Sequence[FileInput] | InMemory | ImageFile
 """An image: a file, a list of the files with its bands, Pillow's image, pixels (height, width, bands), or an entry of
 ``find_images``."""
 
@@ -133,7 +134,7 @@ class Predictor:
         if isinstance(image, ImageFile):
             if image.problem:
                 raise BadImageError(image.problem)
-            image = list(image.bands) or image.path
+            image = image.bands or image.path
         bands = self.preprocessing.bands
         try:
             if bands is None:
@@ -142,9 +143,9 @@ class Predictor:
         except MemoryError:
             raise BadImageError("there is not enough memory to decode it") from None
 
-    def _rgb(self, image: FileInput | list[FileInput] | Image.Image | NDArray[Any]) -> Image.Image:
-        if isinstance(image, list):
-            raise BadImageError(f"{len(image)} files with bands: this model sees 8-bit RGB images of one file")
+    def _rgb(self, image: FileInput | Sequence[FileInput] | InMemory) -> Image.Image:
+        if isinstance(image, str | os.PathLike | bytes):
+            return decode(_read(image), self._limits)
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
                 what = f"an array of {image.dtype} of shape {image.shape}"
@@ -152,7 +153,7 @@ class Predictor:
             image = Image.fromarray(image)
         if isinstance(image, Image.Image):
             return to_upright_rgb(image)
-        return decode(image if isinstance(image, bytes) else read_file(Path(image)), self._limits)
+        raise BadImageError("several files for one image: this model sees 8-bit RGB of one file")
 
     def predict(self, inputs: NDArray[np.float32]) -> list[Prediction]:
         """Run the model on prepared images, float32 (n, bands, height, width).
@@ -193,11 +194,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _content(image: FileInput | list[FileInput] | Image.Image | NDArray[Any]) -> bytes | list[bytes]:
+def _read(file: FileInput) -> bytes:
+    return file if isinstance(file, bytes) else read_file(Path(file))
+
+
+def _content(image: FileInput | Sequence[FileInput] | InMemory) -> bytes | list[bytes]:
     """Return a file's content, or those of several files; what is in memory as a file would have it."""
     file = io.BytesIO()
-    if isinstance(image, list):
-        return [each if isinstance(each, bytes) else read_file(Path(each)) for each in image]
     if isinstance(image, Image.Image):
         try:
             ImageOps.exif_transpose(image).save(file, "TIFF", compression="raw")
@@ -208,15 +211,19 @@ def _content(image: FileInput | list[FileInput] | Image.Image | NDArray[Any]) ->
             np.save(file, image, allow_pickle=False)
         except ValueError:
             raise BadImageError("an array of Python objects: give numbers") from None
+    elif isinstance(image, str | os.PathLike | bytes):
+        return _read(image)
     else:
-        return image if isinstance(image, bytes) else read_file(Path(image))
+        return [_read(each) for each in image]
     return file.getvalue()
 
 
 def _name(image: ImageInput) -> str:
     """Return what a file is called; of several the first."""
-    if isinstance(image, list):
-        return _name(image[0]) if image else ""
+    if isinstance(image, ImageFile):
+        image = image.path
     if isinstance(image, bytes | Image.Image | np.ndarray):
         return ""
-    return utf8_name(os.fspath(image.path if isinstance(image, ImageFile) else image))
+    if isinstance(image, str | os.PathLike):
+        return utf8_name(os.fspath(image))
+    return _name(image[0]) if image else ""

@@ -75,7 +75,6 @@ from headstart.distributed.connect import connect
 from headstart.distributed.heartbeat import watch_heartbeats
 from headstart.distributed.process_group import ProcessGroup
 from headstart.images.arrays import choose_layout
-from headstart.images.bands import said
 from headstart.images.decode import ImageLimits, Note
 from headstart.images.preprocess import Preprocessing
 from headstart.models.backbone import LOCAL_DIR, input_config_by_name
@@ -224,9 +223,8 @@ def _bands(
     ranges, own = params.prepare.range_pairs, (spec["input"]["mean"], spec["input"]["std"])
     found = Found.of(shards, rows)
     bands = measure_bands(found, packer.layout, ranges, rgb=params.backbone.rgb, own=own)
-    line, pairs = found.describe(packer.layout), dict.fromkeys(zip(bands.low, bands.high, strict=True))
-    ends = ", ".join(f"{said(low)} to {said(high)}" for low, high in pairs)
-    logger.info("%s; as 0 to 1 for the model: %s (prepare.range: %s)", line, ends, params.prepare.range)
+    line = found.describe(packer.layout)
+    logger.info("%s; as 0 to 1 for the model: %s (prepare.range: %s)", line, bands.ranges(), params.prepare.range)
     return {"found": line, "bands": bands.record()}
 
 
