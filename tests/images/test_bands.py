@@ -52,9 +52,8 @@ def test_a_narrow_range_far_from_zero_keeps_its_digits() -> None:
 def test_what_is_shown_is_said_with_bands_counted_from_1() -> None:
     one = Bands(PixelLayout(4, "int16"), (-160.0,) * 4, (240.0,) * 4, (0.5,) * 4, (0.2,) * 4, (3,))
     assert one.stretch() == "band 4 from -160 to 240"
-    assert (
-        replace(one, shown=(2, 1, 0), low=(0.0,) * 4, high=(3000.0,) * 4).stretch() == "bands 3, 2, 1 from 0 to 3,000"
-    )
+    colours = replace(one, shown=(2, 1, 0), low=(0.0,) * 4, high=(3000.0,) * 4)
+    assert colours.stretch() == "bands 3, 2, 1 from 0 to 3,000"
     several = replace(one, shown=(0, 1, 2), low=(0.03125, 0.0, 0.0, 1.0), high=(10213.4, 0.5, 1.0, 2.0))
     assert several.stretch() == "bands 1, 2, 3 from 0.0312 to 10,213, 0 to 0.5, 0 to 1"
     assert several.ranges() == "0.0312 to 10,213, 0 to 0.5, 0 to 1, 1 to 2"
