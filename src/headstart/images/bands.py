@@ -1,6 +1,6 @@
 """Images that are no 8-bit RGB: how many bands of which depth they have, and what a band's values mean."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -77,6 +77,21 @@ class Bands:
         shown = list(self.shown)
         low, high = (np.array(each, np.float32)[shown] for each in (self.low, self.high))
         return _drawn(pixels[..., shown], low, high)
+
+    def stretch(self) -> str:
+        """Return for people what ``show`` draws, such as "bands 3, 2, 1 from 0 to 3,000"; bands count from 1."""
+        names = ", ".join(str(band + 1) for band in self.shown)
+        return f"{'band' if len(self.shown) == 1 else 'bands'} {names} from {self.ranges(self.shown)}"
+
+    def ranges(self, bands: Sequence[int] | None = None) -> str:
+        """Return for people what becomes 0 and 1 of these bands, by their indices: "0 to 3,000", once where equal."""
+        of = range(self.layout.channels) if bands is None else bands
+        return ", ".join(dict.fromkeys(f"{said(self.low[band])} to {said(self.high[band])}" for band in of))
+
+
+def said(value: float) -> str:
+    """Return a band's value for people: 10,213, -160 or 0.0312."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
 
 
 def preview(pixels: Pixels) -> Image.Image:
