@@ -29,7 +29,7 @@ from headstart.config.finetune import FinetuneConfig
 from headstart.config.schema import BackboneConfig, Params
 from headstart.core import paths
 from headstart.core.errors import UserError
-from headstart.core.io import write_json
+from headstart.core.io import read_json, write_json, write_report
 from headstart.core.problems import SHOWN, count_kinds, list_problems
 from headstart.data.band_statistics import Found, check_keys, measure_bands
 from headstart.data.dataset import SPLITS, VALUES
@@ -71,11 +71,12 @@ from headstart.data.splits import (
     refuse_untrained_classes,
 )
 from headstart.data.transforms import evaluation_transform
+from headstart.data_checks.tables import check_images, class_imbalance
 from headstart.distributed.connect import connect
 from headstart.distributed.heartbeat import watch_heartbeats
 from headstart.distributed.process_group import ProcessGroup
 from headstart.images.arrays import choose_layout
-from headstart.images.decode import ImageLimits
+from headstart.images.decode import ImageLimits, Note
 from headstart.images.preprocess import Preprocessing
 from headstart.models.backbone import LOCAL_DIR, input_config_by_name
 from headstart.models.backbone_check import check_backbone, choose_side
