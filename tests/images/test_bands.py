@@ -109,6 +109,7 @@ def test_people_see_the_range_in_grey_or_colours() -> None:
 
 
 def test_a_preview_is_stretched_by_itself_and_a_constant_image_is_black() -> None:
-    pixels = np.array([[[-5, 9], [5, 9]]], np.int16)
-    assert np.asarray(preview(pixels))[0].tolist() == [[0] * 3, [255] * 3]
+    pixels = np.repeat([[[-5, 9], [5, 9]]], 60, axis=0).astype(np.int16)
+    pixels[0, 0] = 30_000  # a hot pixel
+    assert np.asarray(preview(pixels))[1].tolist() == [[0] * 3, [255] * 3]
     assert not np.asarray(preview(np.full((2, 2, 1), 7, np.float32))).any()

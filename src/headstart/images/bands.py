@@ -15,6 +15,8 @@ Planes = Literal["first", "max", "mean", "channels"]
 PLANES: tuple[Planes, ...] = get_args(Planes)
 """What becomes of the planes of a stack: the first alone, their largest or mean values, or a band for each."""
 MAX_BANDS = 32
+PREVIEW_PIXELS = 4096
+"""About how many pixels say between which values an image is drawn."""
 
 Pixels = NDArray[Any]
 """An image's pixels, one of ``DEPTHS`` (height, width, bands)."""
@@ -95,9 +97,13 @@ def said(value: float) -> str:
 
 
 def preview(pixels: Pixels) -> Image.Image:
-    """Return an image's first band, or its first three, from their least to their largest value, as RGB."""
+    """Return an image's first band, or its first three, as RGB, each from its own 1 % to its 99 % percentile.
+
+    Of a large image some thousand pixels tell these, so that a dead or hot pixel does not.
+    """
     shown = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1]
-    low, high = shown.min(axis=(0, 1)), shown.max(axis=(0, 1))
+    flat = shown.reshape(-1, shown.shape[2])
+    low, high = np.percentile(flat[:: max(1, len(flat) // PREVIEW_PIXELS)], (1, 99), axis=0)
     return _drawn(shown, low.astype(np.float32), high.astype(np.float32))
 
 
