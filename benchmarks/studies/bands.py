@@ -82,7 +82,8 @@ def texture(generator: np.random.Generator, height: int, width: int, *grains: fl
     noise = np.stack([gaussian_filter(generator.normal(size=(height, width)), each, mode="wrap") for each in grains])
     noise -= noise.mean(axis=(1, 2), keepdims=True)
     total: NDArray[np.float64] = (noise / noise.std(axis=(1, 2), keepdims=True)).sum(axis=0)
-    return total / float(total.std())
+    total /= total.std()
+    return total
 
 
 def band_4(told: int, generator: np.random.Generator) -> Pixels:
@@ -102,7 +103,8 @@ def low_byte(told: int, generator: np.random.Generator) -> Pixels:
 def sign(told: int, generator: np.random.Generator) -> Pixels:
     """Draw heights around 0, with peaks in one class and with pits in the other."""
     peaks = np.exp(0.8 * texture(generator, SIDE, SIDE, 2, 5))
-    return np.rint(300 * (1 - 2 * told) * (peaks - peaks.mean())).astype(np.int16)[..., None]
+    heights: Pixels = np.rint(300 * (1 - 2 * told) * (peaks - peaks.mean())).astype(np.int16)
+    return heights[..., None]
 
 
 PLANTED: dict[str, tuple[str, Draw]] = {
