@@ -12,7 +12,7 @@ from benchmarks.contestants import plain
 from benchmarks.task import HFLIP, RATIO, SCALE, Task
 
 
-class Images(Dataset[tuple[Tensor, int]]):
+class Images(Dataset[tuple[Tensor, Tensor]]):
     """The TIFFs of a folder a class, float32 (bands, height, width), with the class's number."""
 
     def __init__(self, folder: Path, transform: v2.Transform | None = None) -> None:
@@ -25,10 +25,10 @@ class Images(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         pixels = torch.from_numpy(tifffile.imread(self._files[index])).float()
         image = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-        return image if self._transform is None else self._transform(image), self._labels[index]
+        return image if self._transform is None else self._transform(image), torch.tensor(self._labels[index])
 
 
 def batches(task: Task) -> DataLoader[tuple[Tensor, Tensor]]:

@@ -79,9 +79,11 @@ PLAIN: dict[str, dict[str, Any]] = {
 
 def texture(generator: np.random.Generator, height: int, width: int, *grains: float) -> NDArray[np.float64]:
     """Return smooth noise (height, width) of mean 0 and deviation 1: a sum of equal shares of these grains in px."""
-    noise = (gaussian_filter(generator.normal(size=(height, width)), grain, mode="wrap") for grain in grains)
-    field_ = sum((each - each.mean()) / each.std() for each in noise)
-    return np.asarray(field_ / np.std(field_))
+    noise = np.stack([gaussian_filter(generator.normal(size=(height, width)), each, mode="wrap") for each in grains])
+    noise -= noise.mean(axis=(1, 2), keepdims=True)
+    total: NDArray[np.float64] = (noise / noise.std(axis=(1, 2), keepdims=True)).sum(axis=0)
+    total /= total.std()
+    return total
 
 
 def band_4(told: int, generator: np.random.Generator) -> Pixels:
@@ -101,7 +103,8 @@ def low_byte(told: int, generator: np.random.Generator) -> Pixels:
 def sign(told: int, generator: np.random.Generator) -> Pixels:
     """Draw heights around 0, with peaks in one class and with pits in the other."""
     peaks = np.exp(0.8 * texture(generator, SIDE, SIDE, 2, 5))
-    return np.rint(300 * (1 - 2 * told) * (peaks - peaks.mean())).astype(np.int16)[..., None]
+    heights: Pixels = np.rint(300 * (1 - 2 * told) * (peaks - peaks.mean())).astype(np.int16)
+    return heights[..., None]
 
 
 PLANTED: dict[str, tuple[str, Draw]] = {
@@ -151,10 +154,10 @@ def measure_planted(work: Path, seeds: Sequence[int]) -> None:
                     path = project / "data/raw" / CLASSES[i % 2] / f"{i}.tif"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     # As drones write it: three colours, and a band of which nothing is said.
-                    extra = {"extrasamples": ("unspecified",)} if photometric == "rgb" else {}
+                    extra: dict[str, Any] = {"extrasamples": ("unspecified",)} if photometric == "rgb" else {}
                     pixels = draw(i % 2, generator).squeeze()
                     tifffile.imwrite(path, pixels, photometric=photometric, planarconfig="contig", **extra)
-                settings = {"source": "imagefolder", "path": "data/raw", "channels": channels}
+                settings: dict[str, Any] = {"source": "imagefolder", "path": "data/raw", "channels": channels}
                 settings["split"] = {"validation": 0.15, "test": 0.3}
                 results.append(run_stages(project, {"prepare": settings}, seed))
             lines.append([name, "it is" if channels == "auto" else "8-bit RGB", *cells_of(results)])
@@ -186,7 +189,7 @@ def copy(source: Path, target: Path) -> str:
 
 
 def eurosat_rgb(source: Path, target: Path) -> str:
-    """Write B4, B3, B2 with 8 bits, reflectances up to 0.275 as EuroSAT's own JPEGs have them."""
+    """Write B4, B3, B2 with 8 bits, reflectances up to 0.275."""
     colours = tifffile.imread(source)[..., [3, 2, 1]] / 2750
     Image.fromarray(np.rint(255 * np.clip(colours, 0, 1)).astype(np.uint8)).save(target.with_suffix(".png"))
     return target.with_suffix(".png").name
@@ -299,7 +302,7 @@ def write_tiff(path: Path, pixels: Pixels) -> None:
     if pixels.ndim == 4:
         tifffile.imwrite(path, pixels.squeeze(-1), photometric="minisblack")
     else:
-        contiguous = {"planarconfig": "contig"} if pixels.shape[2] > 1 else {}
+        contiguous: dict[str, Any] = {"planarconfig": "contig"} if pixels.shape[2] > 1 else {}
         tifffile.imwrite(path, pixels.squeeze(), photometric="minisblack", **contiguous)
 
 
@@ -320,7 +323,9 @@ def write_dicom(path: Path, pixels: Pixels, syntax: str = ExplicitVRLittleEndian
     if syntax == RLELossless:
         about.compress(RLELossless)
     elif syntax == JPEG2000Lossless:
-        about.PixelData = encapsulate([imagecodecs.jpeg2k_encode(values, level=0, codecformat="j2k", reversible=True)])
+        about.PixelData = encapsulate(
+            [bytes(imagecodecs.jpeg2k_encode(values, level=0, codecformat="j2k", reversible=True))]
+        )
         about["PixelData"].is_undefined_length = True
         about.file_meta.TransferSyntaxUID = JPEG2000Lossless
     about.save_as(path, enforce_file_format=True)
@@ -435,7 +440,7 @@ class Case(NamedTuple):
     bands: int
     side: int
     size: int
-    count: int
+    images: int
 
 
 CASES = {"13 x 64 x 64": Case(13, 64, 64, 2048), "1 x 512 x 512": Case(1, 512, 224, 512)}
@@ -451,7 +456,7 @@ def measure_rates(work: Path, rounds: int, peers: str, only: Sequence[str]) -> N
         write_case(images, case)
         middle = [5000.0] * case.bands
         task = Task(
-            *(str(images), str(images.parent / "work"), case.count, "resnet18", case.size, "bilinear", middle),
+            *(str(images), str(images.parent / "work"), case.images, "resnet18", case.size, "bilinear", middle),
             std=[1600.0] * case.bands,
             crop_pct=0.95,
             train_side=case.side,
@@ -480,7 +485,7 @@ def write_case(folder: Path, case: Case) -> None:
     generator = np.random.default_rng(0)
     base = np.stack([texture(generator, 2 * case.side, 2 * case.side, 2, 8) for _ in range(case.bands)], axis=-1)
     levels = np.clip(5000 + 1600 * base, 0, 10_000).astype(np.uint16)
-    for split, count in (("train", case.count), ("val", 64), ("test", 64)):
+    for split, count in (("train", case.images), ("val", 64), ("test", 64)):
         for i in range(count):
             path = folder / split / CLASSES[i % 2] / f"{i:05d}.tif"
             path.parent.mkdir(parents=True, exist_ok=True)
