@@ -34,9 +34,10 @@ from headstart.export.formats import onnx_model
 from headstart.inference.predictor import Predictor
 from headstart.inference.server import Limits, application
 from headstart.inference.writers import output_names, output_record, text_writer
+from headstart.models.backbone import WithFeatures
 from headstart.models.timm_checkpoint import load_timm, read_target
 from headstart.stages import export
-from headstart.targets.number import QUANTILES
+from headstart.targets.number import CLOSE, QUANTILES
 from headstart.targets.target import Answer
 from helpers.command import headstart
 from helpers.images import INPUT, params, write_finetune, write_prepared
@@ -314,6 +315,48 @@ def test_a_format_that_rounds_is_held_to_the_targets_own_answers(
     else:
         said = rf"beyond export\.fp16: {target.agreement_title} on \d+\.\d+% of 40 images"
         with pytest.raises(UserError, match=said):
+            run(changes)
+
+
+@pytest.mark.parametrize("rounding", [0.8, 1.2])
+def test_numbers_that_are_rounded_are_held_to_the_models_own_error(
+    rounding: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fraction of ``CLOSE`` of the model's RMSE is added to half of the numbers and taken from the others."""
+    monkeypatch.chdir(tmp_path)
+    write_project("number")
+    prepared, target = PreparedDataset.open(), read_target(paths.FINETUNE)
+    model = load_timm(paths.FINETUNE)
+    with torch.inference_mode():
+        outputs = model(Normalize(INPUT)(evaluation_pixels(prepared, prepared.rows("validation")))).numpy()
+    rmse = np.sqrt(target.losses(outputs.astype(np.float64), read_values("validation")).mean())
+
+    def rounded(path: Path) -> Any:
+        function = WithFeatures(model).eval()
+
+        @torch.inference_mode()
+        def run(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, features = function(pixels)
+            sign = torch.where(pixels.mean(dim=(1, 2, 3)) > 0, 1.0, -1.0)[:, None]
+            return logits + sign * rounding * CLOSE * float(rmse), features
+
+        return run if "int8" in path.name else function
+
+    monkeypatch.setattr(bundle_writer, "onnx_model", rounded)
+    monkeypatch.setattr(bundle_writer, "traced", lambda _model, _size: None)
+    monkeypatch.setattr(bundle_writer, "write_onnx", lambda _program, path, _about: path.touch())
+    monkeypatch.setattr(bundle_writer, "write_int8", lambda _onnx, path, _batches: path.touch())
+    changes = {"export.formats": ["onnx", "onnx_int8"], "export.int8": {"agreement": 0.95, "nll": 0.5}}
+    if rounding < 1:
+        run(changes)
+        figures = read_json(paths.report_of("export"))["formats"]["onnx_int8"]
+        assert (figures["top1_agreement"], figures["nll_difference"] < 0.5) == (1, True)
+        assert figures["max_difference"] == pytest.approx(rounding * CLOSE * rmse, rel=1e-3)
+        # The answers are near enough, and yet the error may not grow as much as this.
+        with pytest.raises(UserError, match=r"beyond export\.int8: .* on 100\.00% of 40 images, the loss differs by"):
+            run({**changes, "export.int8": {"agreement": 0.95, "nll": 0.01}})
+    else:
+        with pytest.raises(UserError, match=r"numbers within 50% of the model's RMSE on 0\.00% of 40 images"):
             run(changes)
 
 

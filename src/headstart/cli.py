@@ -167,7 +167,8 @@ def predict(images: tuple[str, ...], out: Path | None, top: int | None, **option
 
     EXPORT is the folder that `headstart export` wrote. IMAGES are files, folders (searched to their depth for images,
     by their content), patterns like 'new/*.jpg', or - for paths on stdin, one a line. An image that can't be read is a
-    row with its error. Without --out, a line for each goes to a terminal, and CSV elsewhere.
+    row with its error. Without --out, a line for each goes to a terminal, and CSV elsewhere. Where the model sees
+    images in several files (prepare.band_files), the files of an image are joined.
 
     In Python: from headstart.predict import Predictor; Predictor("export")("cat.jpg").label
     """

@@ -15,7 +15,7 @@ from pathlib import Path
 from headstart.core.errors import UserError
 from headstart.core.progress import Progress
 from headstart.images.decode import BadImageError
-from headstart.images.files import ImageFile, counted, find_images
+from headstart.images.files import ImageFile, counted, find_images, join_bands
 from headstart.inference.postprocess import DEFAULT_TOP, Prediction
 from headstart.inference.predictor import Predictor
 from headstart.inference.writers import Write, check_out, csv_rows, text_writer, writing
@@ -41,12 +41,13 @@ def predict_images(predictor: Predictor, images: Sequence[str], out: Path | None
     if "-" in images and not from_stdin:
         raise UserError("- stands alone: paths come from stdin or from the command line")
     passed_over: Counter[str] = Counter()
-    files = _paths_on_stdin() if from_stdin else find_images(images, passed_over)
+    patterns = predictor.bundle.config.band_files
+    files = _joined(_paths_on_stdin() if from_stdin else find_images(images, passed_over), patterns)
     bad = 0
     # Lines on a terminal are themselves the progress.
     with Progress("predict", None, shown=out is not None or not sys.stdout.isatty()) as progress:
         if progress.shown and not from_stdin:
-            threading.Thread(target=_count, args=(images, progress), daemon=True).start()
+            threading.Thread(target=_count, args=(images, patterns, progress), daemon=True).start()
         with _writer(predictor, out, top) as write:
             for prediction in predictor.predict_many(files):
                 write(prediction)
@@ -63,9 +64,14 @@ def predict_images(predictor: Predictor, images: Sequence[str], out: Path | None
         print(f"passed over: {counted(passed_over)}", file=sys.stderr)
 
 
-def _count(images: Sequence[str], progress: Progress) -> None:
+def _count(images: Sequence[str], patterns: Sequence[str], progress: Progress) -> None:
     """Count the images while the first are predicted, so that none waits for it."""
-    progress.total = sum(1 for _ in find_images(images))
+    progress.total = sum(1 for _ in _joined(find_images(images), patterns))
+
+
+def _joined(files: Iterator[ImageFile], patterns: Sequence[str]) -> Iterator[ImageFile]:
+    """Yield the images that files are; only where an image is several files, all have to be listed first."""
+    return iter(join_bands(files, patterns)) if patterns else files
 
 
 def _paths_on_stdin() -> Iterator[ImageFile]:

@@ -116,17 +116,20 @@ def test_what_was_noted_when_images_were_decoded_is_listed_and_said(
     prepared: PreparedDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     notes = [(row, Note("few_bits", "12 of 16")) for row in (2, 4)] + [(6, Note("unused_bands", "1 of 4"))]
+    notes.append((7, Note("no_data", "3.125% of its values")))
     found = check_images(IMAGE_QUALITY, prepared.folder, 32, notes)
-    assert found["odd_pictures"] == {"tiny": 0, "blank": 0, "few_bits": 2, "unused_bands": 1}
+    assert found["odd_pictures"] == {"tiny": 0, "blank": 0, "few_bits": 2, "unused_bands": 1, "no_data": 1}
     table = read_table(IMAGE_QUALITY)
     assert [(row["row"], row["problem"], row["value"]) for row in table] == [
         ("2", "few_bits", "12 of 16"),
         ("4", "few_bits", "12 of 16"),
         ("6", "unused_bands", "1 of 4"),
+        ("7", "no_data", "3.125% of its values"),
     ]
     first = table[0]["source"]
     assert f"2 images hold few of their bits, such as {first} 12 of 16: they become nearly black" in caplog.text
     assert f"1 images have bands that are not used, such as {table[2]['source']} 1 of 4" in caplog.text
+    assert f"no data or no number, such as {table[3]['source']} 3.125% of its values: each counts as" in caplog.text
 
 
 def test_uneven_classes_are_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from headstart.core.io import read_json, write_json
 from headstart.export.formats import traced, write_onnx
 from headstart.inference import bundle
 from headstart.models.backbone import create_backbone, features_of, get_head, input_config
+from helpers.bands import bands_of
 
 Change = Callable[[Path], object]
 CLASSES = ["cat", "dog", "owl", "yak"]
@@ -44,16 +45,25 @@ CALIBRATION: dict[str, Any] = {
 }
 
 
-def copy_bundle(folder: Path) -> Path:
-    """Return a copy of the bundle, which a test may change."""
-    shutil.copytree(_written_once(), folder)
+BANDS = bands_of("uint16", 4)
+"""Of the images of a bundle with bands."""
+
+
+def copy_bundle(folder: Path, *, bands: bool = False) -> Path:
+    """Return a copy of the bundle, or of one of images with ``BANDS``, which a test may change."""
+    shutil.copytree(_written_once(bands=bands), folder)
     return folder
 
 
 @functools.cache
-def _written_once() -> Path:
+def _written_once(*, bands: bool) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="bundle"))
-    write_bundle(folder, small_model(), CLASSES, INPUT)
+    if bands:
+        channels = BANDS.layout.channels
+        of_bands = {"input_size": [channels, 32, 32], "mean": list(BANDS.mean), "std": list(BANDS.std)}
+        write_bundle(folder, small_model(channels), CLASSES, INPUT | of_bands | {"bands": BANDS.record()})
+    else:
+        write_bundle(folder, small_model(), CLASSES, INPUT)
     return folder
 
 
@@ -73,22 +83,22 @@ def with_content(name: str, content: Callable[[Path], bytes]) -> Change:
 
 
 @functools.cache
-def small_model() -> nn.Module:
+def small_model(channels: int = 3) -> nn.Module:
     """A timm model of 0.4 million random weights, for which images of noise are of different classes, none certain."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        model: nn.Module = timm.create_model("test_resnet", num_classes=len(CLASSES))
+        model: nn.Module = timm.create_model("test_resnet", num_classes=len(CLASSES), in_chans=channels)
         for _ in range(20):  # for BatchNorm's statistics
-            model(torch.randn(16, 3, 32, 32))
-        head, features = get_head(model), features_of(model.eval(), coloured_noise(64))
+            model(torch.randn(16, channels, 32, 32))
+        head, features = get_head(model), features_of(model.eval(), coloured_noise(64, channels))
         nn.init.normal_(head.weight, std=2 / float(features.std(0).norm()))
         head.bias.copy_(-(features @ head.weight.T).mean(0))
     return model
 
 
-def coloured_noise(count: int) -> torch.Tensor:
-    """Normalised images, float32 (count, 3, 32, 32)."""
-    return torch.randn(count, 3, 1, 1) + 0.5 * torch.randn(count, 3, 32, 32)
+def coloured_noise(count: int, channels: int = 3) -> torch.Tensor:
+    """Normalised images, float32 (count, channels, 32, 32)."""
+    return torch.randn(count, channels, 1, 1) + 0.5 * torch.randn(count, channels, 32, 32)
 
 
 def write_bundle(folder: Path, model: nn.Module, classes: list[str], data_config: dict[str, Any]) -> None:

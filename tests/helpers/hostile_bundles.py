@@ -16,7 +16,8 @@ import numpy as np
 from headstart.core import paths
 from headstart.core.io import read_json, write_json
 from headstart.inference import bundle
-from helpers.bundles import Change, copy_bundle, with_content, with_fitting_manifest
+from helpers.bands import bands_of
+from helpers.bundles import BANDS, Change, copy_bundle, with_content, with_fitting_manifest
 from helpers.hostile_graphs import GRAPHS
 
 
@@ -32,7 +33,7 @@ class Runs:
 
 def make_hostile(folder: Path, name: str) -> Path:
     """Write the bundle of this name; if anything in it is ever executed, ``executed`` appears beside it."""
-    HOSTILE[name](copy_bundle(folder))
+    HOSTILE[name](copy_bundle(folder, bands=name in OF_BANDS))
     return folder
 
 
@@ -244,6 +245,73 @@ TARGETS: dict[str, Change] = {
     "a limit of a googol": _limits([1, 1, 1, 1e100]),
     "split limits of quantiles": _limits([1, 1, 1, 1], method="CQR"),
 }
+
+
+def _with_range(low: float, high: float) -> Change:
+    """Set both ends of the first band's range."""
+
+    def change(folder: Path) -> None:
+        content = read_json(folder / paths.MODEL_CONFIG)
+        bands = content["headstart"]["input"]["bands"]
+        bands["low"][0], bands["high"][0] = low, high
+        write_json(folder / paths.MODEL_CONFIG, content)
+
+    return with_fitting_manifest(change)
+
+
+def _three_bands(folder: Path) -> None:
+    """Let ``config.json`` agree with itself on three bands; ``model.onnx`` has four."""
+    content = read_json(folder / paths.MODEL_CONFIG)
+    about = content["headstart"]["input"]
+    about["bands"] = bands_of("uint16", 3).record()
+    about |= {"input_size": [3, 32, 32], "mean": about["mean"][:3], "std": about["std"][:3]}
+    write_json(folder / paths.MODEL_CONFIG, content)
+    bundle.write_manifest(folder)
+
+
+def _bands(*path: str | int, value: Any) -> Change:
+    return _config("headstart", "input", "bands", *path, value=value)
+
+
+OF_BANDS: dict[str, Change] = {
+    "bands that are a list": _config("headstart", "input", "bands", value=[1]),
+    "bands without a layout": _config("headstart", "input", "bands", value={"low": [0] * 4}),
+    "bands of a depth of no name": _bands("layout", "dtype", value="complex128"),
+    "bands of a depth that is a list": _bands("layout", "dtype", value=["uint16"]),
+    "33 bands": _bands("layout", "channels", value=33),
+    "bands of no number": _bands("layout", "channels", value=0),
+    "bands of true": _bands("layout", "channels", value=True),
+    "bands of other channels": _bands("layout", "channels", value=3),
+    "planes of no name": _bands("layout", "planes", value="all"),
+    "lows too few": _bands("low", value=[0, 0, 0]),
+    "lows too many": _bands("low", value=[0] * 10**5),
+    "a low that is a text": _bands("low", 1, value="0"),
+    "a low of a googol": _bands("low", 1, value=-1e100),
+    "a high that is its low": _bands("high", 2, value=BANDS.low[2]),
+    "a high that is below": _bands("high", 3, value=-5),
+    "a high that is NaN": _bands("high", 0, value=float("nan")),
+    "a high that is hardly above": _with_range(0, 1e-300),
+    "a high that is its low, and large": _with_range(1e20, 1e20),
+    "a mean of a band beyond 1": _bands("mean", 0, value=1.5),
+    "means of bands that are missing": _bands("mean", value=None),
+    "a deviation of a band of zero": _bands("std", 3, value=0),
+    "a deviation of a band that is negative": _bands("std", 3, value=-0.2),
+    "shown out of range": _bands("shown", value=[4]),
+    "shown that is negative": _bands("shown", value=[-1]),
+    "two shown": _bands("shown", value=[0, 1]),
+    "none shown": _bands("shown", value=[]),
+    "all shown": _bands("shown", value=[0, 1, 2, 3]),
+    "an input of other channels than bands": _config("headstart", "input", "input_size", value=[3, 32, 32]),
+    "bands without their input": _config("headstart", "input", "bands", value=None),
+    "bands that the model has not": _three_bands,
+    "files of bands that are one text": _config("headstart", "band_files", value="*_a.tif"),
+    "files of bands of one pattern": _config("headstart", "band_files", value=["*_a.tif"]),
+    "files of bands without a star": _config("headstart", "band_files", value=["*_a.tif", "b.tif"]),
+    "files of bands with a star above": _config("headstart", "band_files", value=["*_a.tif", "*/b.tif"]),
+    "files of bands from the root": _config("headstart", "band_files", value=["*_a.tif", "/etc/*"]),
+    "files of bands that are numbers": _config("headstart", "band_files", value=["*_a.tif", 2]),
+}
+"""Of bundles of images with bands."""
 REFERENCES: dict[str, Change] = {
     "reference is a pickle": with_content(bundle.REFERENCE, _pickled),
     "reference of pickled objects": with_fitting_manifest(_object_array),
@@ -265,7 +333,7 @@ REFERENCES: dict[str, Change] = {
     "reference is a zip": with_content(bundle.REFERENCE, lambda _: b"PK\x03\x04" + bytes(100)),
 }
 OTHERS: dict[str, Change] = {"model is a pickle": with_content(bundle.ONNX, _pickled)}
-HOSTILE = OTHERS | MANIFESTS | CONFIGS | TARGETS | REFERENCES | GRAPHS
+HOSTILE = OTHERS | MANIFESTS | CONFIGS | TARGETS | OF_BANDS | REFERENCES | GRAPHS
 
 
 def _flip(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Bands: from pixels of any depth to the model's input and to what people see."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,16 @@ def test_a_narrow_range_far_from_zero_keeps_its_digits() -> None:
     about = bands("uint16", low=(60_000.0, 0.0), high=(60_010.0, 1.0))
     pixels = np.arange(60_000, 60_011, dtype=np.uint16).reshape(1, -1, 1).repeat(2, axis=2)
     np.testing.assert_allclose(about.normalize(pixels)[0, :, 0], (np.arange(11) / 10 - 0.25) / 0.5, atol=1e-6)
+
+
+def test_what_is_shown_is_said_with_bands_counted_from_1() -> None:
+    one = Bands(PixelLayout(4, "int16"), (-160.0,) * 4, (240.0,) * 4, (0.5,) * 4, (0.2,) * 4, (3,))
+    assert one.stretch() == "band 4 from -160 to 240"
+    colours = replace(one, shown=(2, 1, 0), low=(0.0,) * 4, high=(3000.0,) * 4)
+    assert colours.stretch() == "bands 3, 2, 1 from 0 to 3,000"
+    several = replace(one, shown=(0, 1, 2), low=(0.03125, 0.0, 0.0, 1.0), high=(10213.4, 0.5, 1.0, 2.0))
+    assert several.stretch() == "bands 1, 2, 3 from 0.0312 to 10,213, 0 to 0.5, 0 to 1"
+    assert several.ranges() == "0.0312 to 10,213, 0 to 0.5, 0 to 1, 1 to 2"
 
 
 def test_the_record_survives_json() -> None:
@@ -98,6 +109,7 @@ def test_people_see_the_range_in_grey_or_colours() -> None:
 
 
 def test_a_preview_is_stretched_by_itself_and_a_constant_image_is_black() -> None:
-    pixels = np.array([[[-5, 9], [5, 9]]], np.int16)
-    assert np.asarray(preview(pixels))[0].tolist() == [[0] * 3, [255] * 3]
+    pixels = np.repeat([[[-5, 9], [5, 9]]], 60, axis=0).astype(np.int16)
+    pixels[0, 0] = 30_000  # a hot pixel
+    assert np.asarray(preview(pixels))[1].tolist() == [[0] * 3, [255] * 3]
     assert not np.asarray(preview(np.full((2, 2, 1), 7, np.float32))).any()

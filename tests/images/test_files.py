@@ -33,7 +33,7 @@ def test_problems_are_yielded_with_their_reasons(tmp_path: Path, monkeypatch: py
     (tmp_path / "in" / "up").symlink_to(".")
     (tmp_path / os.fsdecode(b"in/\xff.png")).write_bytes(b"")
     (tmp_path / os.fsdecode(b"in/\xfe")).mkdir()
-    assert dict(find_images(["in"])) == {
+    assert {each.path: each.problem for each in find_images(["in"])} == {
         Path("in/a.png"): None,
         Path("in/up"): "a link to a folder that it lies in",
         Path(r"in/\xff.png"): "its name is not UTF-8: rename it",

@@ -23,7 +23,8 @@ LIMITS = Limits(body_bytes=10_000, images=2, seconds=0.1, threads=1)
 class Slow:
     """A predictor that works until ``end`` is set."""
 
-    bundle = SimpleNamespace(config=SimpleNamespace(architecture="slow", target=Classes(["cat"])))
+    bundle = SimpleNamespace(config=SimpleNamespace(architecture="slow", target=Classes(["cat"]), band_files=()))
+    preprocessing = SimpleNamespace(bands=None)
 
     def __init__(self) -> None:
         self.end = Event()

@@ -1,5 +1,6 @@
 """Images that are no 8-bit RGB through every stage and predict: what RGB would lose tells the classes here."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,22 @@ def test_what_rgb_would_lose_is_learned_and_answered(
     source = Path("data/raw", sources_and_splits([row])[row][0])
     assert np.array_equal(predictor.prepare(source), stored.numpy())
     assert prepared.image(row).size == (33, 33)  # before the crop
+
+    # The report, the model card and prepare's figures say what the images are, and the card's code computes the same.
+    found, stretch = read_json(paths.report_of("prepare"))["found"], prepared.bands.stretch()
+    assert read_json(paths.report_of("prepare"))["bands"] == prepared.bands.record()
+    page = Path("reports/index.html").read_text(encoding="utf-8")
+    assert f"<p>{found}; shown: {stretch}.</p>" in page
+    card = (paths.EXPORT / "README.md").read_text(encoding="utf-8")
+    assert f"images of {channels} {'band' if channels == 1 else 'bands'} of {depth}" in card
+    assert "ImageOps" not in card
+    np.save("image.npy", evaluation_pixels(prepared, np.array([row]))[0].numpy())
+    said: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        exec(code, said)  # noqa: S102  (the card's own examples)
+    assert np.abs(said["pixels"].numpy() - stored.numpy()).max() < 1e-4
+    (expected,) = predictor.predict(stored.numpy()[None])
+    assert said["model"].pretrained_cfg["label_names"][said["logits"][0].argmax()] == expected.label
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [

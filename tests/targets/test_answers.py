@@ -60,15 +60,42 @@ def test_uncalibrated_labels_are_those_of_calibrated_ones() -> None:
 def test_outputs_agree_with_themselves_and_not_with_others(target: Any) -> None:
     outputs = np.random.default_rng(0).normal(size=(50, target.outputs)).astype(np.float32)
     fitted = target.uncalibrated(None)
-    np.testing.assert_array_equal(target.agreement(outputs, outputs, fitted), np.ones(50))
-    others = target.agreement(outputs, -outputs, fitted)
+    values = 1.1 * target.points(outputs) if target.kind == "number" else np.zeros(50, np.int64)
+    np.testing.assert_array_equal(target.agreement(outputs, outputs, values, fitted), np.ones(50))
+    others = target.agreement(outputs, -outputs, values, fitted)
     assert others.shape == (50,)
     assert others.mean() < 0.5
 
 
-def test_labels_and_numbers_agree_by_the_fraction_that_does() -> None:
-    labels, numbers = TARGETS[1], TARGETS[3]
-    outputs = np.zeros((1, 3)) + 0.05
-    assert labels.agreement(outputs, outputs * [1, -1, 1], labels.uncalibrated(None)).tolist() == [pytest.approx(2 / 3)]
-    moved = outputs + np.array([0, 0.9, 1.1]) * CLOSE
-    assert numbers.agreement(outputs, moved, {}).tolist() == [pytest.approx(2 / 3)]
+def test_labels_agree_by_the_fraction_that_does() -> None:
+    labels, outputs = TARGETS[1], np.zeros((1, 3)) + 0.05
+    fitted, values = labels.uncalibrated(None), np.ones((1, 3), np.float32)
+    assert labels.agreement(outputs, outputs * [1, -1, 1], values, fitted).tolist() == [pytest.approx(2 / 3)]
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0])
+def test_numbers_agree_within_a_fraction_of_the_models_own_error(size: float) -> None:
+    """The better a model knows a number, the smaller a difference counts; what is known of no image tells nothing."""
+    numbers, outputs = TARGETS[3], np.zeros((200, 3))
+    errors = np.random.default_rng(0).normal(size=(200, 3)) * size
+    values = ((outputs - errors) * numbers.scale + numbers.mean).astype(np.float32)
+    rmse = np.sqrt((errors**2).mean(axis=0))
+    moved = outputs + np.array([0, 0.99, 1.01]) * CLOSE * rmse
+    np.testing.assert_allclose(numbers.agreement(outputs, moved, values, {}), 2 / 3)
+    values[100:, 1] = np.nan  # the others still tell the error, a little another one
+    np.testing.assert_allclose(numbers.agreement(outputs, outputs + 0.5 * CLOSE * rmse, values, {}), 1)
+    values[:, 2] = np.nan
+    np.testing.assert_allclose(numbers.agreement(outputs, moved * [1, 0, 1], values, {}), 1)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.kind)
+def test_the_loss_as_a_likelihood(target: Any) -> None:
+    """Of numbers 5 % more of the error are as many nats, however large it is; of others the loss is in nats already."""
+    if target.kind != "number":
+        assert target.nll(0.3) == 0.3
+        return
+    power = 1 if target.quantiles else 2
+    for error in (0.01, 0.5):
+        assert target.nll((1.05 * error) ** power) - target.nll(error**power) == pytest.approx(np.log(1.05))
+    assert np.isfinite(target.nll(0.0))
+    assert np.isnan(target.nll(np.nan))

@@ -266,9 +266,10 @@ class RoundedConfig(ConfigSection):
     """How far the outputs of a format that rounds the weights may be from the trained model's."""
 
     agreement: UpToOne
-    """Lowest fraction of images with the same top class or grade, or of labels or numbers that are the same."""
+    """Lowest fraction of images with the same top class or grade, of labels that are the same, or of numbers that
+    differ by at most half of the model's own root mean squared error."""
     nll: Positive
-    """Largest change of the validation loss."""
+    """Largest change of the validation loss, in nats; of numbers the relative change of their error: 0.05 is 5 %."""
 
 
 class ExportConfig(ConfigSection):

@@ -99,8 +99,8 @@ def measure_bands(
 
 
 def _percentiles(found: Found) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the least and largest values, float64 (bands,), without the outermost; of a constant band a range of 1."""
+    """Return the least and largest values, float64 (bands,), without the outermost; of a constant band some range."""
     low, high = np.percentile(found.sample.astype(np.float64), PERCENTILES, axis=0)
     rare = low == high  # beside one value
     low[rare], high[rare] = found.least[rare], found.largest[rare]
-    return low, np.where(low == high, low + 1, high)
+    return low, np.where(low == high, low + np.maximum(1, np.abs(low) * LEAST_STD), high)

@@ -62,13 +62,14 @@ class Normalize(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalize whole rows of pixels at once: on a CPU five times as fast as three channels at a time."""
+        rows, width = pixels.flatten(2), pixels.shape[2]
         if self._bands:
-            low, high, scale, shift = self._bands
-            within = pixels.to(scale.dtype).clamp(low, high)
-            return within.sub_(low).mul_(scale).add_(shift).permute(0, 3, 1, 2)
-        factor, summand = (each.repeat(pixels.shape[2]) for each in (1 / (255 * self.std), -self.mean / self.std))
-        rows = pixels.flatten(2).to(factor.dtype).mul_(factor).add_(summand)
-        return rows.view(pixels.shape).permute(0, 3, 1, 2)
+            low, high, factor, summand = (each.repeat(width) for each in self._bands)
+            rows = rows.to(factor.dtype).clamp(low, high).sub_(low)
+        else:
+            factor, summand = (each.repeat(width) for each in (1 / (255 * self.std), -self.mean / self.std))
+            rows = rows.to(factor.dtype)
+        return rows.mul_(factor).add_(summand).view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def blank_pixels(count: int, config: dict[str, Any]) -> Tensor:

@@ -52,7 +52,7 @@ SIDE_RATIO_LOGGED = 4
 NOTED_PROBLEMS = {
     "few_bits": "hold few of their bits, such as %s %s: they become nearly black; scale them to the full range",
     "unused_bands": "have bands that are not used, such as %s %s: save those that the model is to see as grey or RGB",
-    "no_data": "have values that are none, such as %s with %s: they become the band's least valid value",
+    "no_data": "have values that are no data or no number, such as %s %s: each counts as its band's least valid value",
     "odd_transparency": "may have another band for transparency, such as %s with %s: if so, save RGB alone",
 }
 """The problems of ``Note``, with what the log says of an example, its value and the table."""

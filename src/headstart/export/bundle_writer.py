@@ -20,6 +20,7 @@ from headstart.core.errors import UserError, first_line
 from headstart.core.io import atomic_write, read_json, write_json
 from headstart.core.paths import MODEL_CONFIG
 from headstart.core.storage import storage_errors, storage_message
+from headstart.data.band_files import BandFiles
 from headstart.data.dataset import SPLITS, PreparedDataset, evenly
 from headstart.data.loader import Normalize, evaluation_pixels
 from headstart.data.source_item import Source
@@ -97,6 +98,8 @@ def write_bundle(
             check=check,
         )
         entries: dict[str, Any] = {"format": FORMAT, "input": prepared.input, "features": get_head(model).in_features}
+        if isinstance(source, BandFiles):
+            entries["band_files"] = source.patterns
         if calibration is not None:
             np.save(partial / bundle.REFERENCE, calibration[1])
         config |= {"headstart": entries | calibrated | about}

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from headstart.config.schema import ExportConfig
+from headstart.images.bands import Bands
 from headstart.targets.target import Target
 
 PIPELINE = "image-classification"
@@ -68,8 +69,12 @@ def model_card(
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    about = config["headstart"]["input"].get("bands")
+    bands = Bands.of(about) if about else None
     return environment.select_template([f"{target.kind}.md.jinja", "model_card.md.jinja"]).render(
         config=config,
+        bands=bands,
+        ranges=bands.ranges() if bands else None,
         target=target,
         fitted=fitted,
         names='model.pretrained_cfg["label_names"]',

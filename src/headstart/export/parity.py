@@ -41,7 +41,7 @@ class _Difference:
     logits: NDArray[np.float32]  # the largest of each image's logits, (n,)
     features: NDArray[np.float32]  # of each image, its norm as a fraction of the trained model's norm, (n,)
     agreement: NDArray[np.float64]  # ``Target.agreement``, such as whether the top class is the same, (n,)
-    nll: float  # of the mean losses
+    nll: float  # of ``Target.nll`` of the mean losses
 
     def violations(self, bound: float | RoundedConfig) -> NDArray[np.bool_]:
         """Return the images that violate a bound, bool (n,); NaN violates every bound.
@@ -99,7 +99,7 @@ class ParityChecker:
 
         Returns:
             The largest over all images and batch sizes: ``max_difference`` and ``noise_difference`` of the logits,
-            ``features_difference`` as a fraction of their norm, ``nll_difference``, of the target's loss; the smallest
+            ``features_difference`` as a fraction of their norm, ``nll_difference``, of ``Target.nll``; the smallest
             ``top1_agreement``, the mean of ``Target.agreement``.
 
         Raises:
@@ -125,7 +125,7 @@ class ParityChecker:
                     f"export: {name}, batch {batch_size}: the outputs are beyond export.{key}: "
                     f"{self._target.agreement_title} on {difference.agreement.mean():.2%} of {len(self.rows)} images, "
                     "the loss differs by "
-                    f"{difference.nll:.3g}. Of {len(wrong)} images that differ the first is {source}: its "
+                    f"{difference.nll:.3g} nats. Of {len(wrong)} images that differ the first is {source}: its "
                     f"logits by {difference.logits[first]:.3g}, its features by {difference.features[first]:.2%}"
                 )
         return {
@@ -142,8 +142,8 @@ class ParityChecker:
         return _Difference(
             np.abs(logits - trained_logits).max(axis=1),
             np.asarray(np.linalg.norm(features - trained_features, axis=1) / norms, np.float32),
-            self._target.agreement(trained_logits, logits, self._fitted),
-            abs(nll - trained_nll),
+            self._target.agreement(trained_logits, logits, self._values, self._fitted),
+            abs(self._target.nll(nll) - self._target.nll(trained_nll)),
         )
 
     def _outputs(self, function: ModelFunction, batch_size: int, name: str) -> _Outputs:

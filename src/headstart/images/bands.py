@@ -1,6 +1,6 @@
 """Images that are no 8-bit RGB: how many bands of which depth they have, and what a band's values mean."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,8 @@ Planes = Literal["first", "max", "mean", "channels"]
 PLANES: tuple[Planes, ...] = get_args(Planes)
 """What becomes of the planes of a stack: the first alone, their largest or mean values, or a band for each."""
 MAX_BANDS = 32
+PREVIEW_PIXELS = 4096
+"""About how many pixels say between which values an image is drawn."""
 
 Pixels = NDArray[Any]
 """An image's pixels, one of ``DEPTHS`` (height, width, bands)."""
@@ -78,11 +80,30 @@ class Bands:
         low, high = (np.array(each, np.float32)[shown] for each in (self.low, self.high))
         return _drawn(pixels[..., shown], low, high)
 
+    def stretch(self) -> str:
+        """Return for people what ``show`` draws, such as "bands 3, 2, 1 from 0 to 3,000"; bands count from 1."""
+        names = ", ".join(str(band + 1) for band in self.shown)
+        return f"{'band' if len(self.shown) == 1 else 'bands'} {names} from {self.ranges(self.shown)}"
+
+    def ranges(self, bands: Sequence[int] | None = None) -> str:
+        """Return for people what becomes 0 and 1 of these bands, by their indices: "0 to 3,000", once where equal."""
+        of = range(self.layout.channels) if bands is None else bands
+        return ", ".join(dict.fromkeys(f"{said(self.low[band])} to {said(self.high[band])}" for band in of))
+
+
+def said(value: float) -> str:
+    """Return a band's value for people: 10,213, -160 or 0.0312."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
 
 def preview(pixels: Pixels) -> Image.Image:
-    """Return an image's first band, or its first three, from their least to their largest value, as RGB."""
+    """Return an image's first band, or its first three, as RGB, each from its own 1 % to its 99 % percentile.
+
+    Of a large image some thousand pixels tell these, so that a dead or hot pixel does not.
+    """
     shown = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1]
-    low, high = shown.min(axis=(0, 1)), shown.max(axis=(0, 1))
+    flat = shown.reshape(-1, shown.shape[2])
+    low, high = np.percentile(flat[:: max(1, len(flat) // PREVIEW_PIXELS)], (1, 99), axis=0)
     return _drawn(shown, low.astype(np.float32), high.astype(np.float32))
 
 

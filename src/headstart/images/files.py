@@ -7,11 +7,12 @@ import os
 import posixpath
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from headstart.core.errors import UserError
+from headstart.images.band_files import BandPatterns
 from headstart.images.decode import BadImageError
 from headstart.images.kinds import HEAD_BYTES, image_format, recognise
 
@@ -35,10 +36,14 @@ SPECIAL_FILES = {
 
 
 class ImageFile(NamedTuple):
-    """The path of an image file, and the problem that its name or place already shows, or None."""
+    """The path of an image file, and the problem that its name or place already shows, or None.
+
+    Where the bands are in several files, ``bands`` are their paths, and ``path`` is what these have in common.
+    """
 
     path: Path
     problem: str | None
+    bands: tuple[Path, ...] = ()
 
 
 def read_file(path: Path) -> bytes:
@@ -75,6 +80,18 @@ def find_images(arguments: Sequence[str], passed_over: Counter[str] | None = Non
             raise UserError(f"{argument}: no image is there{f', but {counted(others)}' if others else ''}")
     kinds = Counter[str]() if passed_over is None else passed_over
     return itertools.chain.from_iterable(_images_of(argument, kinds) for argument in arguments)
+
+
+def join_bands(files: Iterable[ImageFile], patterns: Sequence[str]) -> list[ImageFile]:
+    """Make images of files with a band each, named by ``patterns``; other files are images by themselves."""
+    listed = list(files)
+    images = []
+    for name, numbers, lacking in BandPatterns(patterns).group(each.path.as_posix() for each in listed):
+        parts = [listed[number] for number in numbers]
+        problem = next((each.problem for each in parts if each.problem), lacking)
+        is_alone = len(parts) == 1 and problem is None
+        images.append(parts[0] if is_alone else ImageFile(Path(name), problem, tuple(each.path for each in parts)))
+    return images
 
 
 def counted(kinds: Counter[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from headstart.core.json_value import JsonValue, parse_json
+from headstart.images.band_files import is_pattern
 from headstart.images.bands import DEPTHS, MAX_BANDS, PLANES, Bands, Depth, PixelLayout, Planes
 from headstart.images.preprocess import CROP_MODES, INTERPOLATIONS
 from headstart.targets.classes import Classes
@@ -17,6 +18,8 @@ from headstart.targets.target import Target
 FORMAT = 1
 MAX_CLASSES = 1_000_000
 MAX_FEATURES = 1_000_000
+MAX_VALUE, LEAST_RANGE = 1e38, 1e-30
+"""Of a band's values, and from its low end to its high one: what float32 computes with."""
 MAX_SIDE = 4096
 """In pixels, of the input and of what images are resized to before the crop."""
 
@@ -36,6 +39,8 @@ class BundleConfig:
     ood_thresholds: dict[float, float] | None
     """The largest distance to the training images, by the fraction of validation images within it; None where the
     bundle has no features of training images."""
+    band_files: tuple[str, ...] = ()
+    """Patterns of the files with an image's bands, one for each band's file; none where an image is one file."""
 
     @property
     def classes(self) -> list[str]:
@@ -55,6 +60,7 @@ def parse_config(content: bytes, file: str) -> BundleConfig:
     ours = root["headstart"]
     check_format(ours["format"])
     target, ood = _target(root["label_names"], ours.get("target")), ours.get("out_of_distribution")
+    band_files = ours.get("band_files")
     if root["num_classes"].integer(1, MAX_CLASSES) != target.outputs:
         root["num_classes"].refuse(f"must be {target.outputs}, by the number of label_names and the target")
     model_args, descriptions = root.get("model_args"), root.get("label_descriptions")
@@ -68,6 +74,7 @@ def parse_config(content: bytes, file: str) -> BundleConfig:
         fitted=target.checked_fit(ours),
         conformal=[target.checked_level(each) for each in ours["conformal"].list(0, 100)],
         ood_thresholds=_ood_thresholds(ood["thresholds"]) if ood else None,
+        band_files=_band_files(band_files) if band_files else (),
     )
 
 
@@ -87,18 +94,27 @@ def _bands(value: JsonValue) -> Bands:
     channels, planes = layout["channels"].integer(1, MAX_BANDS), layout.get("planes")
     depth = cast("Depth", layout["dtype"].one_of(*DEPTHS))
     wanted = cast("Planes", planes.one_of(*PLANES)) if planes else None
-    numbers = {
-        name: tuple(each.number(-1e38, 1e38) for each in value[name].list(channels, channels))
-        for name in ("low", "high", "mean", "std")
-    }
-    for low, high in zip(value["low"].list(channels, channels), value["high"].list(channels, channels), strict=True):
-        high.number(low.value + 1e-30, 1e38)
-    for each in value["std"].list(channels, channels):
-        each.number(1e-6, 1e6)
+
+    def numbers(key: str, least: float, most: float) -> tuple[float, ...]:
+        return tuple(each.number(least, most) for each in value[key].list(channels, channels))
+
+    low, high = numbers("low", -MAX_VALUE, MAX_VALUE), numbers("high", -MAX_VALUE, MAX_VALUE)
+    for least, each in zip(low, value["high"].list(channels, channels), strict=True):
+        if not each.value - least >= LEAST_RANGE:
+            each.refuse(f"must be above low, {least:g}")
     shown = tuple(each.integer(0, channels - 1) for each in value["shown"].list(1, 3))
     if len(shown) == 2:
         value["shown"].refuse("must name one band, or three")
-    return Bands(PixelLayout(channels, depth, wanted), **numbers, shown=shown)
+    mean, std = numbers("mean", 0, 1), numbers("std", 1e-6, 1e6)
+    return Bands(PixelLayout(channels, depth, wanted), low, high, mean, std, shown)
+
+
+def _band_files(value: JsonValue) -> tuple[str, ...]:
+    patterns = value.list(2, MAX_BANDS)
+    for each in patterns:
+        if not is_pattern(each.text(1000)):
+            each.refuse("must be the end of a path with one * in its last part")
+    return tuple(each.value for each in patterns)
 
 
 def _input(value: JsonValue) -> dict[str, Any]:

@@ -1,20 +1,22 @@
 """Images to predictions, by a bundle alone: one image, or many on all cores."""
 
+import io
 import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-from headstart.core.errors import UserError
-from headstart.images.arrays import fitted, read_array
+from headstart.core.errors import UserError, first_line
+from headstart.images.arrays import read_array
 from headstart.images.decode import MAX_ASPECT_RATIO, BadImageError, ImageLimits, decode, to_upright_rgb
 from headstart.images.files import ImageFile, read_file, utf8_name
 from headstart.images.preprocess import Preprocessing
@@ -27,8 +29,12 @@ BATCH_SIZE = 16
 BATCH_BYTES = 64 * 2**20
 """Of a batch as the model's input: with large inputs a batch has fewer images."""
 
-ImageInput = str | os.PathLike[str] | bytes | Image.Image | ImageFile
-"""An image: the path of a file, a file's content, Pillow's image of it, or an entry of ``find_images``."""
+FileInput = str | os.PathLike[str] | bytes
+"""A file: its path, or its content."""
+InMemory = Image.Image | NDArray[Any]
+ImageInput = FileInput | Sequence[FileInput] | InMemory | ImageFile
+"""An image: a file, a list of the files with its bands, Pillow's image, pixels (height, width, bands), or an entry of
+``find_images``."""
 
 
 class Predictor:
@@ -125,22 +131,29 @@ class Predictor:
 
     def prepare(self, image: ImageInput) -> NDArray[np.float32]:
         """Read an image and return it as the model's input, float32 (bands, height, width); raises BadImageError."""
-        bands = self.preprocessing.bands
         if isinstance(image, ImageFile):
             if image.problem:
                 raise BadImageError(image.problem)
-            image = image.path
+            image = image.bands or image.path
+        bands = self.preprocessing.bands
         try:
-            if isinstance(image, Image.Image):
-                if bands is not None:
-                    return self.preprocessing(fitted(np.atleast_3d(np.asarray(image)), bands.layout))
-                return self.preprocessing(to_upright_rgb(image))
-            content = image if isinstance(image, bytes) else read_file(Path(image))
-            if bands is not None:
-                return self.preprocessing(read_array(content, bands.layout, self._limits).pixels)
-            return self.preprocessing(decode(content, self._limits))
+            if bands is None:
+                return self.preprocessing(self._rgb(image))
+            return self.preprocessing(read_array(_content(image), bands.layout, self._limits).pixels)
         except MemoryError:
             raise BadImageError("there is not enough memory to decode it") from None
+
+    def _rgb(self, image: FileInput | Sequence[FileInput] | InMemory) -> Image.Image:
+        if isinstance(image, str | os.PathLike | bytes):
+            return decode(_read(image), self._limits)
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+                what = f"an array of {image.dtype} of shape {image.shape}"
+                raise BadImageError(f"{what}: this model sees uint8 of (height, width, 3), or grey (height, width)")
+            image = Image.fromarray(image)
+        if isinstance(image, Image.Image):
+            return to_upright_rgb(image)
+        raise BadImageError("several files for one image: this model sees 8-bit RGB of one file")
 
     def predict(self, inputs: NDArray[np.float32]) -> list[Prediction]:
         """Run the model on prepared images, float32 (n, bands, height, width).
@@ -181,7 +194,36 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _read(file: FileInput) -> bytes:
+    return file if isinstance(file, bytes) else read_file(Path(file))
+
+
+def _content(image: FileInput | Sequence[FileInput] | InMemory) -> bytes | list[bytes]:
+    """Return a file's content, or those of several files; what is in memory as a file would have it."""
+    file = io.BytesIO()
+    if isinstance(image, Image.Image):
+        try:
+            ImageOps.exif_transpose(image).save(file, "TIFF", compression="raw")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BadImageError(f"Pillow's image can't be read: {first_line(error)}") from None
+    elif isinstance(image, np.ndarray):
+        try:
+            np.save(file, image, allow_pickle=False)
+        except ValueError:
+            raise BadImageError("an array of Python objects: give numbers") from None
+    elif isinstance(image, str | os.PathLike | bytes):
+        return _read(image)
+    else:
+        return [_read(each) for each in image]
+    return file.getvalue()
+
+
 def _name(image: ImageInput) -> str:
-    if isinstance(image, bytes | Image.Image):
+    """Return what a file is called; of several the first."""
+    if isinstance(image, ImageFile):
+        image = image.path
+    if isinstance(image, bytes | Image.Image | np.ndarray):
         return ""
-    return utf8_name(os.fspath(image.path if isinstance(image, ImageFile) else image))
+    if isinstance(image, str | os.PathLike):
+        return utf8_name(os.fspath(image))
+    return _name(image[0]) if image else ""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
@@ -18,10 +19,11 @@ from starlette.types import Message
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from headstart.core.errors import UserError
+from headstart.images.band_files import BandPatterns, FileGroup
 from headstart.images.decode import BadImageError
 from headstart.images.kinds import HEAD_BYTES, image_format
 from headstart.inference.postprocess import Prediction
-from headstart.inference.predictor import Predictor
+from headstart.inference.predictor import FileInput, Predictor
 from headstart.inference.writers import output_names, output_record
 from headstart.targets.target import Target
 
@@ -34,7 +36,9 @@ HOW = (
 _NAMED = ", only fields of text, which are ignored"
 MAX_FIELDS = 100
 """Fields of text in a form, all of them ignored."""
-BODY = {"content": {"image/*": IMAGE, "application/octet-stream": IMAGE, "multipart/form-data": FORM}}
+KINDS = ("image/*", "application/octet-stream")
+KINDS_OF_BANDS = (*KINDS, "application/dicom")
+"""Of a body that is one image: of 8-bit RGB, and with bands."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,20 @@ def application(predictor: Predictor, limits: Limits) -> FastAPI:
     app = FastAPI(title="headstart", docs_url=None, redoc_url=None)  # these pages load scripts from elsewhere
     pool = CapacityLimiter(limits.threads)
     config, target = predictor.bundle.config, predictor.bundle.config.target
+    kinds = KINDS if predictor.preprocessing.bands is None else KINDS_OF_BANDS
+    body = {"content": dict.fromkeys(kinds, IMAGE) | {"multipart/form-data": FORM}}
+    patterns = BandPatterns(config.band_files)
 
-    @app.post("/predict", openapi_extra={"requestBody": BODY}, response_model=list[_answer_model(target)])  # type: ignore[misc]
+    @app.post("/predict", openapi_extra={"requestBody": body}, response_model=list[_answer_model(target)])  # type: ignore[misc]
     async def predict(request: Request, response: Response) -> list[dict[str, Any]]:
         """Return a prediction for each image, in their order; 422 where none of them can be read."""
-        images = await _uploaded(request, limits)
+        files = await _uploaded(request, limits, kinds)
+        images = patterns.group(name for name, _ in files)
         try:
             with fail_after(limits.seconds):
                 predictions = [
-                    await anyio.to_thread.run_sync(_predict_upload, predictor, *image, limiter=pool) for image in images
+                    await anyio.to_thread.run_sync(_predict_upload, predictor, image, files, limiter=pool)
+                    for image in images
                 ]
         except TimeoutError:
             raise HTTPException(503, f"no answer within {limits.seconds:g} s: too busy", {"Retry-After": "1"}) from None
@@ -87,14 +96,17 @@ def _answer_model(target: Target) -> Any:
     return create_model("Prediction", **fields)
 
 
-def _predict_upload(predictor: Predictor, name: str, content: bytes) -> Prediction:
+def _predict_upload(predictor: Predictor, image: FileGroup, files: list[tuple[str, bytes]]) -> Prediction:
+    contents: list[FileInput] = [files[number][1] for number in image.files]
     try:
-        return replace(predictor(content), image=name)
+        if image.problem:
+            raise BadImageError(image.problem)
+        return replace(predictor(contents[0] if len(contents) == 1 else contents), image=image.name)
     except BadImageError as error:
-        return Prediction(name, error=str(error))
+        return Prediction(image.name, error=str(error))
 
 
-async def _uploaded(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
+async def _uploaded(request: Request, limits: Limits, kinds: Sequence[str]) -> list[tuple[str, bytes]]:
     """Return each image's name (empty where it has none) and content: the body is one image, or a form with files.
 
     A form's fields of text are ignored, and so are its file fields that were left empty. A file that came without a
@@ -117,7 +129,7 @@ async def _uploaded(request: Request, limits: Limits) -> list[tuple[str, bytes]]
                     if len(files) > limits.images:
                         raise HTTPException(400, f"Too many files. Maximum number of files is {limits.images}.")
                     return files
-            if kind.startswith("image/") or kind == "application/octet-stream":
+            if kind.startswith("image/") or kind in kinds:
                 return [("", await _with_body_limit(request, limits.body_bytes).body())]
     except TimeoutError:
         raise HTTPException(408, f"the body did not come within {limits.seconds:g} s") from None

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from headstart.config.schema import Params
 from headstart.core.errors import UserError
+from headstart.core.io import read_json
+from headstart.core.paths import DATASET
 
 STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 """Convolutions whose weights follow from all of them (NFNets, BiT's ResNets, ViT's hybrids)."""
@@ -31,8 +33,10 @@ def channels_of(model: nn.Module) -> int:
 
 
 def expected_channels(params: Params) -> int:
-    """Return how many bands images will have before any was read: where that is ``auto``, as few as params admit."""
+    """Return how many bands images will have: where that is ``auto`` and none was prepared, as few as params admit."""
     channels, rgb = params.prepare.channels, params.backbone.rgb or ()
+    if channels == "auto" and DATASET.exists():
+        return int(read_json(DATASET)["input"]["input_size"][0])
     return channels if isinstance(channels, int) else max([3, *rgb])
 
 

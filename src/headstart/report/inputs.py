@@ -33,6 +33,8 @@ JSON_KEYS = {
     paths.RUN_INFO: ("params", "headstart", "versions", "python", "machine", "gpu", "git", "data_sha256",
                             "weights_sha256"),
 }  # fmt: skip
+OPTIONAL_KEYS = {paths.report_of("prepare"): ("found",)}
+"""What only some data have, None elsewhere: what images with bands hold."""
 Columns = dict[str, Callable[[str], Any]]
 LABEL_ERROR_COLUMNS: Columns = {"row": int, "source": str, "split": str, "label": str, "suggested": str}
 OPTIONAL_COLUMNS: Columns = {
@@ -129,7 +131,7 @@ def _read_tuning(finetune: ReportRow, measure: str) -> ReportRow | None:
 def _read_keys(path: Path, keys: tuple[str, ...]) -> ReportRow:
     try:
         content = read_json(path)
-        return {key: content[key] for key in keys}
+        return {key: content[key] for key in keys} | {key: content.get(key) for key in OPTIONAL_KEYS.get(path, ())}
     except KeyError as error:
         raise damaged_file_error(path, f"it has no {error}") from error
     except (ValueError, TypeError) as error:

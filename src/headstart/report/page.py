@@ -68,6 +68,7 @@ def write_html_report(prepared: PreparedDataset) -> Path:
         target=target,
         splits=SPLITS,
         thumbnail=Thumbnails(prepared),
+        stretch=prepared.bands.stretch() if prepared.bands else None,
     )
     with atomic_write(HTML_REPORT) as temporary:
         temporary.write_text(html, encoding="utf-8")

@@ -118,7 +118,8 @@ def _train(
     tracker = None
     if params.run.tracking != "disabled" and process_group.rank == 0:
         hashes = {"data_sha256": prepared.sha256, "weights_sha256": weights_sha256(model)}
-        config = {**params.record(), "groups": groups, **hashes, **provenance()}
+        of_bands = {"bands": prepared.bands.record()} if prepared.bands else {}
+        config = {**params.record(), "groups": groups, **hashes, **of_bands, **provenance()}
         tracker = Tracker(params.run, run_dir.tracking, config)
     log_history = tracker.log if tracker else lambda _history, _curve: None
     start = fit(

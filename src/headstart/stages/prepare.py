@@ -29,7 +29,7 @@ from headstart.config.finetune import FinetuneConfig
 from headstart.config.schema import BackboneConfig, Params
 from headstart.core import paths
 from headstart.core.errors import UserError
-from headstart.core.io import write_json, write_report
+from headstart.core.io import read_json, write_json, write_report
 from headstart.core.problems import SHOWN, count_kinds, list_problems
 from headstart.data.band_statistics import Found, check_keys, measure_bands
 from headstart.data.dataset import SPLITS, VALUES
@@ -76,7 +76,7 @@ from headstart.distributed.connect import connect
 from headstart.distributed.heartbeat import watch_heartbeats
 from headstart.distributed.process_group import ProcessGroup
 from headstart.images.arrays import choose_layout
-from headstart.images.decode import ImageLimits
+from headstart.images.decode import ImageLimits, Note
 from headstart.images.preprocess import Preprocessing
 from headstart.models.backbone import LOCAL_DIR, input_config_by_name
 from headstart.models.backbone_check import check_backbone, choose_side
@@ -162,12 +162,18 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
     figures |= {"store": spec["store"], "train_side": spec["train_side"], "bytes": sum(written)}
     figures["seconds"] = round(time.perf_counter() - began, 1)
     _log_summary(target, counts, figures, bad)
-    counts["class_imbalance"] = class_imbalance(target, counts["per_class"])
-    input_side = max(spec["input"]["input_size"][1:])
-    noted = [(row, note) for row, _, note in notes]
-    figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, input_side, noted)
-    chosen = [choice._asdict() for choice in choices]
-    write_report("prepare", counts | figures | {"bad": bad, "chosen": chosen})
+    _report(target, counts | figures | {"bad": bad}, choices, notes, max(spec["input"]["input_size"][1:]))
+
+
+def _report(
+    target: Target, figures: dict[str, Any], choices: list[Choice], notes: list[tuple[int, str, Note]], side: int
+) -> None:
+    """Check the images, and write ``reports/prepare.json``; of images with bands with what their values are."""
+    figures |= {"class_imbalance": class_imbalance(target, figures["per_class"])}
+    figures |= check_images(paths.ODD_IMAGES, paths.PREPARED, side, [(row, note) for row, _, note in notes])
+    dataset = read_json(paths.PREPARED / "dataset.json")
+    figures |= {key: dataset[key] for key in ("found", "bands") if key in dataset}
+    write_report("prepare", figures | {"chosen": [choice._asdict() for choice in choices]})
 
 
 def _write_dataset(
@@ -208,9 +214,8 @@ def _bands(
     ranges, own = params.prepare.range_pairs, (spec["input"]["mean"], spec["input"]["std"])
     found = Found.of(shards, rows)
     bands = measure_bands(found, packer.layout, ranges, rgb=params.backbone.rgb, own=own)
-    line, pairs = found.describe(packer.layout), dict.fromkeys(zip(bands.low, bands.high, strict=True))
-    ends = ", ".join(f"{low:g} to {high:g}" for low, high in pairs)
-    logger.info("%s; as 0 to 1 for the model: %s (prepare.range: %s)", line, ends, params.prepare.range)
+    line = found.describe(packer.layout)
+    logger.info("%s; as 0 to 1 for the model: %s (prepare.range: %s)", line, bands.ranges(), params.prepare.range)
     return {"found": line, "bands": bands.record()}
 
 

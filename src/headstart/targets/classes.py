@@ -421,10 +421,15 @@ class Classes(Named):
         self,
         outputs: NDArray[Any],
         others: NDArray[Any],
-        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+        values: NDArray[np.int64],  # noqa: ARG002  (others have use for it)
+        fitted: Mapping[str, Any],  # noqa: ARG002
     ) -> NDArray[np.float64]:
         """Return 1 where the likeliest class is the same."""
         return np.asarray(outputs.argmax(axis=1) == others.argmax(axis=1), np.float64)
+
+    def nll(self, loss: float) -> float:
+        """Return the loss."""
+        return loss
 
 
 class ClassTally:

@@ -414,10 +414,15 @@ class Grades(Named):
         self,
         outputs: NDArray[Any],
         others: NDArray[Any],
-        fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
+        values: NDArray[np.int64],  # noqa: ARG002  (others have use for it)
+        fitted: Mapping[str, Any],  # noqa: ARG002
     ) -> NDArray[np.float64]:
         """Return 1 where the grade is the same."""
         return np.asarray(self.predicted(outputs) == self.predicted(others), np.float64)
+
+    def nll(self, loss: float) -> float:
+        """Return the loss."""
+        return loss
 
 
 class GradeTally:

@@ -571,11 +571,21 @@ class Labels(Named):
         """Return an answer by the ``answer_fields``."""
         return {"labels": answer.value, "top": answer.parts, "prediction_set": answer.region}
 
-    def agreement(self, outputs: NDArray[Any], others: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
+    def agreement(
+        self,
+        outputs: NDArray[Any],
+        others: NDArray[Any],
+        values: NDArray[np.float32],  # noqa: ARG002  (others have use for it)
+        fitted: Mapping[str, Any],
+    ) -> NDArray[np.float64]:
         """Return the fraction of labels that are given by both, or by none."""
         thresholds = np.asarray(fitted["thresholds"])
         given, by_others = (self.probabilities(each, fitted) >= thresholds for each in (outputs, others))
         return np.asarray((given == by_others).mean(axis=1))
+
+    def nll(self, loss: float) -> float:
+        """Return the loss."""
+        return loss
 
 
 def _best_f1_threshold(probabilities: NDArray[np.float64], present: NDArray[np.float32]) -> float:

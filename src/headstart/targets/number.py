@@ -41,8 +41,9 @@ QUANTILES = (0.05, 0.5, 0.95)
 DEVIATION = 4.0
 """Spreads of the residuals from which on a number counts as an error: of 2,000 invented ones with normal noise, 46 of
 them swapped, 45 were listed and no other where R² was 0.99, 19 of 39 and no other at 0.91, 1 of 43 at 0.51."""
-CLOSE = 0.1
-"""In standard deviations: what two outputs say of a number is the same within this, 0.01 of the squared loss."""
+CLOSE = 0.5
+"""As a fraction of the model's own root mean squared error: what other outputs say of a number is the same within this.
+Where 95 % of normal differences are, they add 3 % to that error."""
 BINS = 10
 """Of equal width, of the numbers among which sampling is balanced, from the first to the last percentile."""
 STAND_INS = (-99, -999, -9999, 999, 9999, 99999)
@@ -97,7 +98,7 @@ class Numbers:
     kind: ClassVar[str] = "number"
     nouns: ClassVar[str] = "numbers"
     answer_fields: ClassVar[tuple[str, ...]] = ("numbers",)
-    agreement_title: ClassVar[str] = f"numbers within {CLOSE:g} sd"
+    agreement_title: ClassVar[str] = f"numbers within {CLOSE:.0%} of the model's RMSE"
     hub_tags: ClassVar[tuple[str, ...]] = ("image-regression",)
     losses_known: ClassVar[tuple[LossKind, ...]] = ("auto", "huber", "quantile")
     tied: ClassVar[bool] = False
@@ -528,11 +529,26 @@ class Numbers:
         self,
         outputs: NDArray[Any],
         others: NDArray[Any],
+        values: NDArray[np.float32],
         fitted: Mapping[str, Any],  # noqa: ARG002  (others have use for it)
     ) -> NDArray[np.float64]:
-        """Return the fraction of numbers that differ by ``CLOSE`` at most."""
-        differences = np.abs(self.points(outputs) - self.points(others)) / np.array(self.scale)
-        return np.asarray((differences <= CLOSE).mean(axis=1))
+        """Return the fraction of numbers that differ by at most ``CLOSE`` of the RMSE of ``outputs``.
+
+        A number of which no image's is known is left out.
+        """
+        points = self.points(outputs)
+        errors, is_known = known(points - values)
+        count = is_known.sum(axis=0)
+        rmse = np.sqrt((errors**2).sum(axis=0) / np.maximum(count, 1))
+        return np.asarray((np.abs(points - self.points(others)) <= CLOSE * rmse)[:, count > 0].mean(axis=1))
+
+    def nll(self, loss: float) -> float:
+        """Return the logarithm of the error: of the RMSE, or of quantiles of the pinball loss.
+
+        It is the negative log-likelihood of a normal distribution whose variance is the squared error, or of an
+        asymmetric Laplace one whose scale is the pinball loss. So its change is the error's relative one.
+        """
+        return float(np.log(max(loss, np.finfo(np.float64).tiny))) / (1 if self.quantiles else 2)
 
 
 def _best_known(values: NDArray[np.float32]) -> int:

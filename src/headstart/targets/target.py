@@ -482,8 +482,16 @@ class Target(Protocol):
     def prediction(self, answer: "Answer") -> dict[str, Any]:
         """Return an answer by the ``answer_fields``."""
 
-    def agreement(self, outputs: NDArray[Any], others: NDArray[Any], fitted: Mapping[str, Any]) -> NDArray[np.float64]:
-        """Return how much of the answer for each image is the same in other outputs, 0 to 1, float64 (n,)."""
+    def agreement(
+        self, outputs: NDArray[Any], others: NDArray[Any], values: Values, fitted: Mapping[str, Any]
+    ) -> NDArray[np.float64]:
+        """Return how much of the answer for each image is the same in other outputs, 0 to 1, float64 (n,).
+
+        ``values`` are what is true: what is the same may depend on how well the outputs know it.
+        """
+
+    def nll(self, loss: float) -> float:
+        """Return a mean loss as a negative log-likelihood in nats, less a constant."""
 
 
 @runtime_checkable

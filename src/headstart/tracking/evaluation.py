@@ -65,9 +65,11 @@ def _mistakes_table(prepared: PreparedDataset, rows: NDArray[np.int64]) -> Any:
             if mistake := target.mistake(each["label"], said):
                 yield row, each["source"], mistake
 
+    caption = prepared.bands.stretch() if prepared.bands else None
     table = wandb.Table(columns=["picture", "source", "label", "predicted", "badness", "note"])
     for row, source, mistake in heapq.nlargest(MAX_MISTAKES, wrong(), key=lambda each: each[2].badness):
         image = prepared.image(row)
         image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-        table.add_data(wandb.Image(image), source, mistake.label, mistake.predicted, mistake.badness, mistake.note)
+        said = (source, mistake.label, mistake.predicted, mistake.badness, mistake.note)
+        table.add_data(wandb.Image(image, caption=caption), *said)
     return table

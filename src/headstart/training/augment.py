@@ -67,7 +67,9 @@ class Augment:
                     image = self.transforms(image)
                 planes[i] = image
         if self.bands is not None:
-            out.clamp_(*(torch.tensor(each, dtype=dtype) for each in (self.bands.low, self.bands.high)))
+            # Whole rows at once, which is several times as fast as the bands of one pixel at a time.
+            ends = (self.bands.low, self.bands.high)
+            out.flatten(2).clamp_(*(torch.tensor(each, dtype=dtype).repeat(self.size[1]) for each in ends))
         return out
 
 

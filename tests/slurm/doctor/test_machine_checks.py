@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from headstart.core.paths import FEATURES
+from headstart.data.dataset import PreparedDataset
 from headstart.models.backbone import create_backbone
 from headstart.models.head import Head, write_heads
 from headstart.models.stem import expected_channels
@@ -25,6 +26,7 @@ from headstart.slurm.doctor.machine_checks import (
 )
 from headstart.stages import finetune
 from headstart.training.module import FineTuner
+from helpers.bands import give_bands
 from helpers.images import params, write_prepared
 
 SMALL = Sizes(weights=10**6, checkpoint=2 * 10**6, width=8)
@@ -69,6 +71,18 @@ def test_the_backbone_is_of_the_bands_that_params_name(channels: str | int, band
     model = create_backbone("bundled", pretrained=False, image_size=None, args={}, in_chans=bands)
     assert sizes_of(params({"prepare.channels": channels})).weights == sum(each.nbytes for each in model.parameters())
     assert expected_channels(params({"prepare.channels": "auto", "backbone.rgb": [4, 3, 2]})) == 4
+
+
+def test_the_bands_that_were_found_decide_where_params_leave_them_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_prepared()
+    give_bands(PreparedDataset.open(), "uint16", 5)
+    of_params = {
+        channels: expected_channels(params({"prepare.channels": channels})) for channels in ("auto", "rgb", 13)
+    }
+    assert of_params == {"auto": 5, "rgb": 3, 13: 13}
 
 
 @pytest.mark.parametrize("changes", [{}, {"finetune.optimizer": "adam", "finetune.ema": 0.9}, ADAMW])
