@@ -202,7 +202,13 @@ def test_many_bad_numbers_are_counted_by_what_they_are() -> None:
 
 
 REFUSED: dict[str, tuple[str, list[str], list[list[Any]], dict[str, Any], str]] = {
-    "no such column": ("number", ["age"], [[i] for i in range(IMAGES)], {"columns": ["weight"]}, "no column weight"),
+    "no such column": (
+        "number",
+        ["age"],
+        [[i] for i in range(IMAGES)],
+        {"columns": ["weight"]},
+        r"no column weight \(the columns are path, age\): name yours in prepare\.target_columns$",
+    ),
     "twice": ("number", ["age", "age"], [[i, i] for i in range(IMAGES)], {}, "two columns have one name, age"),
     "constant": ("number", ["age"], [[5]] * IMAGES, {}, "age is 5 in all training images"),
     "one unknown everywhere": (

@@ -379,9 +379,11 @@ class CsvTable(FileSource):
         self.reader = make_reader([column for column in columns if column])
         if missing:
             names = some(name if name.isprintable() else repr(name) for name in header) or "none"
+            is_target = set(missing) <= {*target_columns}
+            advice = "name yours in prepare.target_columns" if is_target else "the first line must name the columns"
+            example = "" if is_target else f", as in {','.join(['path', *target_columns])}"
             raise UserError(
-                f"{self.path}: no column {' and no column '.join(missing)} (the columns are {names}): the first line "
-                f"must name the columns, as in {','.join(['path', *target_columns])}"
+                f"{self.path}: no column {' and no column '.join(missing)} (the columns are {names}): {advice}{example}"
             )
         taken = {*self._path_columns, "split", "group", *self.reader.columns, ""}
         self.metadata_columns = [column for column in self.header if column not in taken]
