@@ -12,10 +12,11 @@ from headstart.cli import cli
 from headstart.config.completion import complete_params, overlay_of
 from headstart.config.finetune import FinetuneConfig
 from headstart.config.loader import load_params
-from headstart.core.io import read_json
+from headstart.core.io import read_json, write_report
 from headstart.core.paths import report_of
 from headstart.stages import finetune as stage
 from headstart.targets.classes import Classes
+from headstart.targets.kinds import make_target
 from headstart.training.resolve import epochs_for, resolve
 from helpers.images import ROOT, params, write_prepared, write_probe
 
@@ -153,6 +154,8 @@ def test_the_command_writes_what_the_stage_chose_and_nothing_trains_anew(
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(text, encoding="utf-8")
     complete_params(Path("params.yaml"), settings.model_dump())
+    of_prepare = {"key": "prepare.channels", "value": "rgb", "reason": "8-bit colours"}
+    write_report("prepare", {"chosen": [of_prepare]})
     stage.run(load_params(Path("params.yaml")))
     chosen = read_json(report_of("finetune"))["chosen"]
     assert {row["key"] for row in chosen} >= {"finetune.lr.head", "finetune.ema"}
@@ -163,10 +166,25 @@ def test_the_command_writes_what_the_stage_chose_and_nothing_trains_anew(
     assert written.finetune.lr == {
         row["key"].rpartition(".")[2]: row["value"] for row in chosen if ".lr." in row["key"]
     }
+    assert written.prepare.channels == "rgb"
     assert "auto" not in repr(written.finetune).replace("precision='auto'", "").replace(" loss='auto'", "")
     monkeypatch.setattr("headstart.training.module.FineTuner.training_step", None)  # any step would fail
     stage.run(written)
     assert CliRunner().invoke(cli, ["resolve"]).output.splitlines() == ["params.yaml: nothing to change"]
+
+
+def test_numbers_are_watched_by_their_loss_for_want_of_probabilities() -> None:
+    _, choices = resolve(
+        section(),
+        timm.create_model("test_resnet"),
+        target=make_target("number", ["weight"], {"units": ["kg"], "mean": [0.0], "scale": [1.0]}),
+        train_images=100,
+        train_bytes=1,
+        pretrained=True,
+        evidence=EVIDENCE,
+    )
+    monitor = next(choice for choice in choices if choice.key == "finetune.early_stopping.monitor")
+    assert str(monitor).endswith("val_loss; numbers have no probabilities that could be put right later")
 
 
 def test_an_overlay_nests_the_keys() -> None:
