@@ -222,7 +222,7 @@ def test_the_command_joins_the_files_of_an_image_by_the_patterns_it_was_trained_
     assert answer.exit_code == 0, answer.stderr
     a, b, whole = rows(answer.stdout)
     assert [each["picture"] for each in (a, b, whole)] == [str(images / name) for name in ("a", "b", "whole.tif")]
-    assert (a["error"], b["error"], whole["error"]) == ("", "lacks b_B04.npy", "")
+    assert (a["error"], b["error"], whole["error"]) == ("", "lacks bands: b_B04.npy", "")
     assert (a["label"], a["probability"][:6]) == (whole["label"], whole["probability"][:6])
     given = headstart("predict", str(export), *(str(images / f"a_B0{band}.npy") for band in (8, 2, 4, 3)))
     assert rows(given.stdout) == [a]
@@ -267,5 +267,5 @@ def test_the_service_joins_the_files_of_a_form(tmp_path: Path) -> None:
     client = TestClient(application(predictor, LIMITS))
     answers = client.post("/predict", files=[*files[::-1], ("file", ("b_B02.npy", npy(pixels[..., 0])))]).json()
     assert [(each["picture"], each["label"]) for each in answers] == [("a", predictor(pixels).label), ("b", None)]
-    assert answers[1]["error"] == "lacks b_B03.npy, b_B04.npy, b_B08.npy"
+    assert answers[1]["error"] == "lacks bands: b_B03.npy, b_B04.npy, b_B08.npy"
     assert len(client.post("/predict", files=files[:1]).json()) == 1

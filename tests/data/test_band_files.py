@@ -10,7 +10,7 @@ import pytest
 
 from headstart.config.schema import PrepareConfig, RunConfig
 from headstart.core.errors import UserError
-from headstart.data.band_files import join_names, split_names
+from headstart.data.band_files import join_names, shared_endings, split_names
 from headstart.data.image_info import LabelledImage, content_sha256
 from headstart.data.source_item import Source, SourceItem
 from headstart.data.sources import open_source
@@ -67,7 +67,7 @@ def test_files_of_one_image_are_found_and_read_by_its_name(tmp_path: Path, caplo
 
 def test_an_image_that_lacks_a_band_is_bad_and_says_which(tmp_path: Path) -> None:
     source = opened(write(tmp_path / "raw", "lake/a_B02.npy", "lake/a_B11.npy"), BANDS)
-    assert listed(source)["lake/a"].problem == "lacks a_B03.npy"
+    assert listed(source)["lake/a"].problem == "lacks bands: a_B03.npy"
     with pytest.raises(BadImageError, match=r"^a_B03\.npy: there is no such file$"):
         source.read("lake/a")
 
@@ -138,3 +138,16 @@ def test_files_of_several_sizes_are_named(tmp_path: Path) -> None:
     source = opened(root, ["*_B02.npy", "*_B11.npy"])
     with pytest.raises(BadImageError, match="differ in size: 5 x 6 pixels in the first file, 5 x 3 in that of band 2"):
         read_array(content_of(source, "lake/a"))
+
+
+def test_endings_that_files_share_are_found_and_numbers_are_none() -> None:
+    scenes = [
+        f"{folder}/scene{i}_{band}.tif" for folder in ("lake", "sea") for i in range(9) for band in ("B02", "B03")
+    ]
+    assert shared_endings(scenes) == ["_B02.tif", "_B03.tif"]
+    assert shared_endings(scenes[1:]) == ["_B02.tif", "_B03.tif"]  # one is missing
+    assert shared_endings([f"{name}/{name}_{i}.jpg" for name in ("cat", "dog", "bird") for i in range(20)]) == []
+    assert shared_endings([f"cat/IMG_{i:04}.jpg" for i in range(900)]) == []
+    assert shared_endings([f"cat/{i:x}.jpg" for i in range(900)]) == []
+    assert shared_endings([f"cat/{i}_{i % 7}.jpg" for i in range(900)]) == []
+    assert shared_endings([]) == []

@@ -23,10 +23,10 @@ def test_images_come_in_the_order_of_their_first_files_with_the_bands_in_that_of
     paths = ["x/a_B03.tif", "x/b_B02.tif", "x/a_B02.tif", "lone.tif", "y/a_B02.tif", "y/a_B03.tif", "x/a_B02.tif"]
     assert BandPatterns(["*_B02.tif", "*_B03.tif"]).group(paths) == [
         FileGroup("x/a", [2, 0]),
-        FileGroup("x/b", [1], "lacks b_B03.tif"),
+        FileGroup("x/b", [1], "lacks bands: b_B03.tif"),
         FileGroup("lone.tif", [3]),
         FileGroup("y/a", [4, 5]),
-        FileGroup("x/a", [6], "lacks a_B03.tif"),  # the same band once more: another image
+        FileGroup("x/a", [6], "lacks bands: a_B03.tif"),  # the same band once more: another image
     ]
     assert BandPatterns([]).group(["a", "a"]) == [FileGroup("a", [0]), FileGroup("a", [1])]
 

@@ -165,3 +165,21 @@ def test_what_rgb_knows_itself_is_refused_too(tmp_path: Path, monkeypatch: pytes
         prepare.run(params(SETTINGS | bundled | {"backbone.rgb": [3, 2, 1]}))
     with pytest.raises(UserError, match=r"finetune\.augment\.noise"):
         prepare.run(params(SETTINGS | {"finetune.augment.noise": 0.1}))
+
+
+def test_files_that_may_be_bands_of_one_image_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for i in range(40):
+        for band in ("B02", "B03"):
+            path = Path("data/raw", "ab"[i % 2], f"scene{i}_{band}.tif")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(path, low_byte(i % 2, generator))
+    prepare.run(params(SETTINGS))
+    assert "end in _B02.tif, _B03.tif. Bands of one image belong into prepare.band_files" in caplog.text
+    caplog.clear()
+    prepare.run(params(SETTINGS | {"prepare.band_files": ["*_B02.tif", "*_B03.tif"]}))
+    assert "names end in" not in caplog.text
+    assert PreparedDataset.open().input["input_size"][0] == 2

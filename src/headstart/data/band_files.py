@@ -3,7 +3,7 @@
 import logging
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from headstart.core.errors import UserError
@@ -11,6 +11,7 @@ from headstart.core.problems import some
 from headstart.data.image_info import SourceContent
 from headstart.data.source_item import Source, SourceItem
 from headstart.images.band_files import BandPatterns, is_pattern
+from headstart.images.bands import MAX_BANDS
 from headstart.images.decode import BadImageError
 
 BRACED = re.compile("[%{},]")
@@ -64,6 +65,22 @@ class BandFiles(Source):
     def read(self, source: str) -> tuple[bytes, ...]:
         """Return the contents of an image's files, in the order of the patterns; raises BadImageError."""
         return read_each(self._expressions.paths(source), self._files.read)
+
+
+ENDING = re.compile(r"(?P<start>.+)(?P<end>[-_][^-_/]+)", re.DOTALL)
+
+
+def shared_endings(sources: Iterable[str]) -> list[str]:
+    """Return the endings that files which begin alike have, such as _B02.tif and _B03.tif; none if they have no such.
+
+    There are at most as many as bands, the same of nearly each beginning, and four beginnings a folder at least: the
+    numbers of cat_1.jpg, cat_2.jpg are none.
+    """
+    matches = [match for match in map(ENDING.fullmatch, sources) if match]
+    starts, endings = {match["start"] for match in matches}, sorted({match["end"] for match in matches})
+    folders = {posixpath.dirname(start) for start in starts}
+    alike = len(matches) >= 0.95 * len(starts) * len(endings)
+    return endings if 2 <= len(endings) <= MAX_BANDS and len(starts) >= 4 * len(folders) and alike else []
 
 
 def read_each(paths: Sequence[str], read: Callable[[str], SourceContent]) -> tuple[bytes, ...]:

@@ -111,6 +111,11 @@ class Catalog:
         rows = self._database.execute("SELECT source FROM good ORDER BY id LIMIT ?", (size,))
         return [source for (source,) in rows]
 
+    def first(self, size: int) -> list[str]:
+        """Return the names of the first good images, in the order of names."""
+        rows = self._database.execute("SELECT source FROM good ORDER BY source LIMIT ?", (size,))
+        return [source for (source,) in rows]
+
     def record(self, images: Iterable[PackedImage]) -> Counter[str]:
         """Record why images are bad, or their contents and places; count the ``decoded`` and the ``reused`` ones."""
         counts: Counter[str] = Counter()

@@ -52,7 +52,7 @@ class BandPatterns:
         """Return what an image of which these bands are there lacks, None for nothing."""
         there = set(bands)
         absent = [posixpath.basename(path) for band, path in enumerate(self.paths(name)) if band not in there]
-        return f"lacks {some(absent)}" if absent else None
+        return f"lacks bands: {some(absent)}" if absent else None
 
     def group(self, paths: Iterable[str]) -> list[FileGroup]:
         """Make images of files, in the order of their first ones; what matches no pattern is an image by itself.

@@ -30,7 +30,8 @@ from headstart.config.schema import BackboneConfig, Params
 from headstart.core import paths
 from headstart.core.errors import UserError
 from headstart.core.io import read_json, write_json, write_report
-from headstart.core.problems import SHOWN, count_kinds, list_problems
+from headstart.core.problems import SHOWN, count_kinds, list_problems, some
+from headstart.data.band_files import shared_endings
 from headstart.data.band_statistics import Found, check_keys, measure_bands
 from headstart.data.dataset import SPLITS, VALUES
 from headstart.data.image_info import PackedImage, TrainingResize
@@ -88,6 +89,7 @@ READS: tuple[str | Path, ...] = ("${prepare.path}",)
 WRITES: tuple[str | Path, ...] = (paths.PREPARED, paths.ODD_IMAGES)
 
 SAMPLE = 64  # images whose sizes are read first, to estimate the size of the store
+NAMES = 4096  # of images that are looked at for endings such as _B02 and _B03
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +131,8 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
             _bad_images(catalog, params.prepare.on_bad_image)
         if catalog.class_counts():  # torchvision's labels come with the pixels
             _check_target(catalog, source.reader)
+        if source.root is not None and params.prepare.band_files is None:
+            _tell_shared_endings(shared_endings(catalog.first(NAMES)))
         spec, packer, choices = _plan(params, source, catalog, folder)
         packing_began = time.perf_counter()
         yield packer
@@ -163,6 +167,16 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
     figures["seconds"] = round(time.perf_counter() - began, 1)
     _log_summary(target, counts, figures, bad)
     _report(target, counts | figures | {"bad": bad}, choices, notes, max(spec["input"]["input_size"][1:]))
+
+
+def _tell_shared_endings(endings: list[str]) -> None:
+    """Warn of files that may belong together, though each is an image: they would come into several splits."""
+    if endings:
+        logger.warning(
+            "all files come in groups whose names end in %s. Bands of one image belong into prepare.band_files; views "
+            "of one thing into one split, by a table with a column `group`: docs/sources.md",
+            some(endings, 5),
+        )
 
 
 def _report(
