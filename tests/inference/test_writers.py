@@ -50,7 +50,9 @@ def test_json_lines_and_parquet(tmp_path: Path) -> None:
 
 
 def test_the_services_description_of_an_answer() -> None:
-    predictor: Any = SimpleNamespace(bundle=SimpleNamespace(config=SimpleNamespace(architecture="a", target=CLASSES)))
+    config = SimpleNamespace(architecture="a", target=CLASSES, band_files=())
+    of_rgb = SimpleNamespace(bands=None)
+    predictor: Any = SimpleNamespace(bundle=SimpleNamespace(config=config), preprocessing=of_rgb)
     app = application(predictor, Limits(body_bytes=1, images=1, seconds=1, threads=1))
     assert list(app.openapi()["components"]["schemas"]["Prediction"]["properties"]) == NAMES
 

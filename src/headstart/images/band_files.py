@@ -28,7 +28,7 @@ class BandPatterns:
     """The patterns of the bands' files, in the order of the bands; each is as ``is_pattern`` says."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        """Take the patterns; they are tried from the longest to the shortest.
+        """Read the patterns; they are tried from the longest to the shortest.
 
         Of ``*.tif`` and ``*_nir.tif`` the latter decides what a_nir.tif is.
         """

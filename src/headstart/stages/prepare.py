@@ -131,8 +131,6 @@ def _prepare(params: Params, sample: int | None) -> Generator[Packer, None, None
             _bad_images(catalog, params.prepare.on_bad_image)
         if catalog.class_counts():  # torchvision's labels come with the pixels
             _check_target(catalog, source.reader)
-        if source.root is not None and params.prepare.band_files is None:
-            _tell_shared_endings(shared_endings(catalog.first(NAMES)))
         spec, packer, choices = _plan(params, source, catalog, folder)
         packing_began = time.perf_counter()
         yield packer
@@ -281,6 +279,8 @@ def _plan(
     """Return the store's spec, the packer of all images, and what ``auto`` stood for."""
     prepare, given = params.prepare, catalog.given_counts()
     limits = ImageLimits(prepare.max_pixels, prepare.max_aspect_ratio)
+    if source.root is not None and prepare.band_files is None:
+        _tell_shared_endings(shared_endings(catalog.first(NAMES)))
     sample = catalog.sample(SAMPLE)
     if prepare.channels == "rgb":
         layout, sizes = None, sizes_of(sample, source.read, limits)
