@@ -2,13 +2,16 @@
 
 import gzip
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pytest
 import wandb
 
 Json = dict[str, Any]
@@ -183,6 +186,18 @@ class WandbServer:
 
 def _named(name: str) -> Json:
     return {"id": name, "name": name}
+
+
+def without_wandb(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have neither a key nor any setting of wandb's.
+
+    The service of an earlier test in this process ends first: its address, which is one of the variables, would come
+    back at the end of the test, when the service is gone.
+    """
+    wandb.teardown()
+    monkeypatch.setenv("HOME", str(home))
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
 
 
 @contextmanager

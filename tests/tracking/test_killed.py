@@ -18,7 +18,7 @@ from headstart.core.paths import FINETUNE, HISTORY
 from headstart.models.head import Head, write_heads
 from helpers.images import params, write_prepared
 from helpers.programs import Program
-from helpers.wandb_server import WandbServer, wandb_server
+from helpers.wandb_server import WandbServer, wandb_server, without_wandb
 
 EPOCHS, STEPS = 6, 8
 CHANGES: dict[str, Any] = {
@@ -43,8 +43,7 @@ def server() -> Iterator[WandbServer]:
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
-        monkeypatch.delenv(name)
+    without_wandb(tmp_path, monkeypatch)
     write_prepared({"train": 4 * STEPS, "validation": 8, "test": 4})
     write_heads([Head(np.zeros((4, 96), np.float32), np.zeros(4, np.float32), 1e-3)], 0)
     return tmp_path

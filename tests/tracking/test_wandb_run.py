@@ -19,7 +19,7 @@ from headstart.core.io import read_json, write_json
 from headstart.tracking import wandb_run
 from headstart.tracking.wandb_run import TrackedRow, Tracker, interleave_rows
 from helpers.images import params
-from helpers.wandb_server import WandbServer, wandb_server
+from helpers.wandb_server import WandbServer, wandb_server, without_wandb
 
 RECORD = Path("record.json")
 
@@ -164,9 +164,7 @@ def test_a_server_that_goes_away_ends_nothing(
 
 def test_a_missing_key_is_an_error_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
-        monkeypatch.delenv(name)
+    without_wandb(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"run.tracking: .*`wandb login` first, or use offline or disabled"):
         track(1, "online")
     wandb.teardown()

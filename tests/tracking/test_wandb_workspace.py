@@ -1,6 +1,5 @@
 """`headstart dashboard` sends a workspace whose panels show what the stages track; without a key it writes it."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +14,13 @@ from headstart.training.history import curve_rows
 from headstart.training.regularization.ledger import COLUMNS
 from headstart.training.regularization.param_groups import Group
 from helpers.command import headstart
-from helpers.wandb_server import ENTITY, wandb_server
+from helpers.wandb_server import ENTITY, wandb_server, without_wandb
 
 
 @pytest.fixture(autouse=True)
 def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
-        monkeypatch.delenv(name)
+    without_wandb(tmp_path, monkeypatch)
     yield
     wandb.teardown()
 
