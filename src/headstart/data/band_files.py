@@ -15,6 +15,7 @@ from headstart.images.bands import MAX_BANDS
 from headstart.images.decode import BadImageError
 
 BRACED = re.compile("[%{},]")
+ENDING = re.compile(r"(?P<start>.+)(?P<end>[-_][^-_/]+)", re.DOTALL)
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +66,6 @@ class BandFiles(Source):
     def read(self, source: str) -> tuple[bytes, ...]:
         """Return the contents of an image's files, in the order of the patterns; raises BadImageError."""
         return read_each(self._expressions.paths(source), self._files.read)
-
-
-ENDING = re.compile(r"(?P<start>.+)(?P<end>[-_][^-_/]+)", re.DOTALL)
 
 
 def shared_endings(sources: Iterable[str]) -> list[str]:

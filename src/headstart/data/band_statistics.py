@@ -1,6 +1,5 @@
 """What the values of images with bands are: measured over training images as they are stored."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +18,6 @@ PIXELS = 2**20
 PERCENTILES = (0.1, 99.9)
 """Of a band's values: below the first are dead pixels and borders, above the last glare."""
 LEAST_STD = 1e-6
-
-logger = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
